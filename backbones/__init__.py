@@ -1,0 +1,1 @@
+"""The ConvNeXt encoder, its weights and its parameter groups."""

@@ -1,0 +1,314 @@
+"""ConvNeXt V1 and V2: one encoder for pretraining, classification and detection.
+
+ConvNeXt V2 is "ConvNeXt V2: Co-designing and Scaling ConvNets with Masked Autoencoders"
+(arXiv 2301.00808): the V1 block (arXiv 2201.03545) with Global Response Normalization (GRN)
+after the GELU in place of layer scale. This is an independent implementation under Apache-2.0;
+parameter names are those of the authors' repository, so their checkpoints load unrenamed.
+The authors' *weights* are CC BY-NC 4.0 (V2) and MIT (V1).
+
+Deliberate deviations from the authors' code:
+  * activations are channels-last in memory throughout; a block's Linear layers, LayerNorm and
+    GRN see a contiguous ``[B, H, W, C]`` view, which costs no copy.
+  * ``Block.mix_channels`` accepts any ``[B, ..., C]``, so that the packed encoder of
+    ``fcmae.packed`` runs these very modules on the visible sites alone.
+  * one class for V1 and V2; sizes are rows of a table.
+
+Shape suffixes: B batch, C channels, H/W height and width of a stage, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+STAGES = ("stage1", "stage2", "stage3", "stage4")
+STRIDES = {"stage1": 4, "stage2": 8, "stage3": 16, "stage4": 32}
+NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Size:
+    """One row of the size table: channels and blocks of the four stages; V1 or V2 blocks."""
+
+    dims: tuple[int, int, int, int]
+    depths: tuple[int, int, int, int]
+    version: Literal[1, 2]
+
+
+SIZES = {
+    "convnextv2_atto": Size((40, 80, 160, 320), (2, 2, 6, 2), 2),
+    "convnextv2_femto": Size((48, 96, 192, 384), (2, 2, 6, 2), 2),
+    "convnextv2_pico": Size((64, 128, 256, 512), (2, 2, 6, 2), 2),
+    "convnextv2_nano": Size((80, 160, 320, 640), (2, 2, 8, 2), 2),
+    "convnextv2_tiny": Size((96, 192, 384, 768), (3, 3, 9, 3), 2),
+    "convnextv2_base": Size((128, 256, 512, 1024), (3, 3, 27, 3), 2),
+    "convnextv2_large": Size((192, 384, 768, 1536), (3, 3, 27, 3), 2),
+    "convnextv2_huge": Size((352, 704, 1408, 2816), (3, 3, 27, 3), 2),
+    "convnext_tiny": Size((96, 192, 384, 768), (3, 3, 9, 3), 1),
+    "convnext_small": Size((96, 192, 384, 768), (3, 3, 27, 3), 1),
+    "convnext_base": Size((128, 256, 512, 1024), (3, 3, 27, 3), 1),
+    "convnext_large": Size((192, 384, 768, 1536), (3, 3, 27, 3), 1),
+    "convnext_xlarge": Size((256, 512, 1024, 2048), (3, 3, 27, 3), 1),
+}
+
+
+@dataclass(frozen=True)
+class GRNOptions:
+    """The choices of the paper's GRN ablation (Table 2); the defaults are its final form.
+
+    Args:
+        aggregate: the statistic over an image's sites, per channel: "l2", "l1" or "avg".
+        normalize: how it is set against the other channels: "mean" (x / mean), "sum" (x / sum)
+            or "standardize" ((x - mean) / std).
+        residual: add the block's input to the calibrated output.
+    """
+
+    aggregate: Literal["l2", "l1", "avg"] = "l2"
+    normalize: Literal["mean", "sum", "standardize"] = "mean"
+    residual: bool = True
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("aggregate", ("l2", "l1", "avg")),
+            ("normalize", ("mean", "sum", "standardize")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"GRNOptions.{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}"
+                )
+
+
+class GRN(nn.Module):
+    """Global Response Normalization (paper, section 3.3, Algorithm 1), channels last.
+
+    The response of each channel is aggregated over the sites of *one image*; the statistics are
+    accumulated in float32 at least, since a sum of squares overflows float16.
+
+    References:
+        arXiv 2301.00808, Eq. 1-3.
+    """
+
+    def __init__(self, channels: int, options: GRNOptions | None = None) -> None:
+        super().__init__()
+        self.options = options or GRNOptions()
+        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, channels))
+        self.beta = nn.Parameter(torch.zeros(1, 1, 1, channels))
+
+    def aggregate(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
+        """G(X), Eq. 1: ``[B, ..., C]`` -> ``[B, C]`` over the sites where ``visible`` is 1."""
+        x_bsc = x.flatten(1, -2)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        sites: Tensor | int = x_bsc.shape[1]
+        if visible is not None:
+            v_bs1 = visible.flatten(1).unsqueeze(-1).to(x.dtype)
+            x_bsc, sites = x_bsc * v_bs1, v_bs1.sum(1, dtype=dtype)
+        if self.options.aggregate == "l2":
+            return torch.linalg.vector_norm(x_bsc, ord=2, dim=1, dtype=dtype)
+        if self.options.aggregate == "l1":
+            return torch.linalg.vector_norm(x_bsc, ord=1, dim=1, dtype=dtype)
+        return x_bsc.sum(1, dtype=dtype) / sites
+
+    def normalize(self, g_bc: Tensor) -> Tensor:
+        """N(G(X)), Eq. 2: each channel's response relative to the others', ``[B, C]``."""
+        if self.options.normalize == "mean":
+            return g_bc / (g_bc.mean(-1, keepdim=True) + NORM_EPS)
+        if self.options.normalize == "sum":
+            return g_bc / (g_bc.sum(-1, keepdim=True) + NORM_EPS)
+        mean, std = g_bc.mean(-1, keepdim=True), g_bc.std(-1, keepdim=True)
+        return (g_bc - mean) / (std + NORM_EPS)
+
+    def calibrate(self, x: Tensor, n_bc: Tensor) -> Tensor:
+        """Eq. 3: gamma * X * N(G(X)) + beta, plus X: ``[B, ..., C]``."""
+        n = n_bc.view(x.shape[0], *[1] * (x.ndim - 2), -1)
+        scale = self.gamma.flatten() * n.to(x.dtype)
+        if self.options.residual:
+            scale = scale + 1
+        return torch.addcmul(self.beta.flatten().to(x.dtype), x, scale.to(x.dtype))
+
+    def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
+        """``[B, ..., C]`` -> the same; ``visible [B, ...]`` (1 = counted) limits the statistic."""
+        return self.calibrate(x, self.normalize(self.aggregate(x, visible)))
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """LayerNorm over the channels of an NCHW tensor, computed on its channels-last view."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=NORM_EPS)
+
+    def forward(self, x_nchw: Tensor) -> Tensor:
+        return super().forward(x_nchw.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Block(nn.Module):
+    """Depthwise 7x7, then LayerNorm, 1x1 to 4C, GELU, GRN (V2), 1x1 to C, layer scale (V1)."""
+
+    gamma: nn.Parameter | None
+
+    def __init__(
+        self,
+        channels: int,
+        version: int = 2,
+        drop_path: float = 0.0,
+        grn: GRNOptions | None = None,
+        layer_scale: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(channels, channels, kernel_size=7, padding=3, groups=channels)
+        self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.pwconv1 = nn.Linear(channels, 4 * channels)
+        self.act = nn.GELU()
+        self.grn = GRN(4 * channels, grn) if version == 2 else nn.Identity()
+        self.pwconv2 = nn.Linear(4 * channels, channels)
+        if version == 1:
+            self.gamma = nn.Parameter(layer_scale * torch.ones(channels))
+        else:
+            self.register_parameter("gamma", None)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def mix_channels(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
+        """All of the residual branch behind the depthwise convolution: ``[B, ..., C]`` -> the same.
+
+        ``visible [B, ...]``, where given, limits GRN's statistic to the sites where it is 1.
+        """
+        x = self.act(self.pwconv1(self.norm(x)))
+        if isinstance(self.grn, GRN):
+            x = self.grn(x, visible)
+        x = self.pwconv2(x)
+        if self.gamma is not None:
+            x = self.gamma * x
+        return self.drop_path(x)
+
+    def forward(self, x_nchw: Tensor) -> Tensor:
+        y_nhwc = self.dwconv(x_nchw).permute(0, 2, 3, 1)
+        return x_nchw + self.mix_channels(y_nhwc).permute(0, 3, 1, 2)
+
+
+def init_weights(module: nn.Module) -> None:
+    """The authors' initialisation: truncated normal of std 0.02, biases 0; for ``Module.apply``."""
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+class ConvNeXt(nn.Module):
+    """A four-stage ConvNeXt; see :func:`build_convnext` for the usual way to make one.
+
+    Args:
+        size: a row of ``SIZES``.
+        in_chans: channels of the input images.
+        num_classes: build a classification head (``norm``, ``head``); 0 for an encoder without.
+        drop_path_rate: stochastic depth of the last block; linear from 0 at the first.
+        out_norms: stages whose output gets a LayerNorm (detection needs one on each).
+        checkpoint_stages: stages that recompute their blocks in backward, to save memory.
+        grn: GRN's form (V2 only).
+
+    Attributes:
+        out_channels, out_strides: by stage name, what ``forward_features`` gives.
+
+    Raises:
+        ValueError: for a stage name that does not exist or a drop path rate outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        size: Size,
+        in_chans: int = 3,
+        num_classes: int = 0,
+        drop_path_rate: float = 0.0,
+        out_norms: Sequence[str] = (),
+        checkpoint_stages: Sequence[str] = (),
+        grn: GRNOptions | None = None,
+    ) -> None:
+        super().__init__()
+        for option, names in (("out_norms", out_norms), ("checkpoint_stages", checkpoint_stages)):
+            if unknown := [name for name in names if name not in STAGES]:
+                raise ValueError(f"{option} names {unknown}; the stages are {', '.join(STAGES)}")
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate is {drop_path_rate}; it must be in [0, 1)")
+        if in_chans < 1:
+            raise ValueError(f"in_chans is {in_chans}; an image has at least 1 channel")
+        self.size = size
+        self.in_chans = in_chans
+        self.num_classes = num_classes
+        self.checkpoint_stages = frozenset(checkpoint_stages)
+        self.out_channels = dict(zip(STAGES, size.dims, strict=True))
+        self.out_strides = dict(STRIDES)
+
+        dims, depths = size.dims, size.depths
+        stem = nn.Sequential(
+            nn.Conv2d(in_chans, dims[0], kernel_size=4, stride=4), LayerNorm2d(dims[0])
+        )
+        self.downsample_layers = nn.ModuleList([stem])
+        for c_in, c_out in zip(dims[:-1], dims[1:], strict=True):
+            self.downsample_layers.append(
+                nn.Sequential(LayerNorm2d(c_in), nn.Conv2d(c_in, c_out, kernel_size=2, stride=2))
+            )
+        rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
+        self.stages = nn.ModuleList(
+            nn.Sequential(*[Block(c, size.version, next(rates), grn) for _ in range(depth)])
+            for c, depth in zip(dims, depths, strict=True)
+        )
+        self.out_norms = nn.ModuleDict(
+            {stage: LayerNorm2d(self.out_channels[stage]) for stage in out_norms}
+        )
+        if num_classes:
+            self.norm = nn.LayerNorm(dims[-1], eps=NORM_EPS)
+            self.head = nn.Linear(dims[-1], num_classes)
+        self.apply(init_weights)
+
+    def forward_features(self, x_nchw: Tensor) -> dict[str, Tensor]:
+        """Images ``[B, in_chans, H, W]`` -> stage name -> ``[B, C, H/stride, W/stride]``.
+
+        Height and width that are no multiple of 32 lose the incomplete border at each stage, as
+        in every ConvNeXt; detection pads to a multiple of 32 beforehand.
+        """
+        x = x_nchw.contiguous(memory_format=torch.channels_last)
+        features = {}
+        for name, downsample, blocks in zip(
+            STAGES, self.downsample_layers, self.stages, strict=True
+        ):
+            x = downsample(x)
+            for block in blocks:
+                if name in self.checkpoint_stages and torch.is_grad_enabled():
+                    x = checkpoint(block, x, use_reentrant=False)
+                else:
+                    x = block(x)
+            features[name] = self.out_norms[name](x) if name in self.out_norms else x
+        return features
+
+    def forward(self, x_nchw: Tensor) -> Tensor:
+        """Images ``[B, in_chans, H, W]`` -> logits ``[B, num_classes]``.
+
+        Raises:
+            ValueError: if the model was built without ``num_classes``.
+        """
+        if not self.num_classes:
+            raise ValueError(
+                "this encoder has no head: build it with num_classes, or call forward_features"
+            )
+        x_bc = self.forward_features(x_nchw)["stage4"].mean((-2, -1))
+        return self.head(self.norm(x_bc))
+
+
+def build_convnext(name: str, **options) -> ConvNeXt:
+    """Build a ConvNeXt by the name of its size.
+
+    Args:
+        name: a key of ``SIZES``, such as ``"convnextv2_atto"`` or ``"convnext_tiny"``.
+        **options: those of :class:`ConvNeXt`.
+
+    Raises:
+        ValueError: if the name is not in the table; the message lists it.
+    """
+    if name not in SIZES:
+        raise ValueError(f"unknown encoder {name!r}; the sizes are {', '.join(SIZES)}")
+    return ConvNeXt(SIZES[name], **options)

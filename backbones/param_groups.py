@@ -1,0 +1,119 @@
+"""Optimizer parameter groups: layer-wise learning-rate decay and the no-decay rule.
+
+The one implementation for pretraining, classification and both detection engines.
+
+The rule: norms, biases, GRN's gamma and beta and V1's layer scale are not decayed. Layer ids follow
+the authors' fine-tuning code (facebookresearch/ConvNeXt-V2, ``optim_factory.py``), generalised
+from base's depths to any: a learning rate is multiplied by ``layer_decay ** (last - id)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from torch import nn
+
+LayerDecayType = Literal["single", "group"]
+
+
+def is_undecayed(name: str, ndim: int) -> bool:
+    """Whether weight decay spares this parameter: norms, biases, GRN, layer scale."""
+    return ndim <= 1 or name.endswith((".bias", ".gamma", ".beta"))
+
+
+def last_layer_id(depths: Sequence[int], kind: LayerDecayType) -> int:
+    """The id of everything behind the encoder's stages, which keeps the full learning rate.
+
+    "group" puts three blocks of the third stage in a group: 13 for base (ids 0 to 12 inside the
+    encoder), "single" gives each block its own id: 37 for base.
+    """
+    return 4 + math.ceil(depths[2] / 3) if kind == "group" else sum(depths) + 1
+
+
+def layer_id(name: str, depths: Sequence[int], kind: LayerDecayType = "group") -> int:
+    """The layer id of an encoder parameter, by its name in :class:`backbones.convnext.ConvNeXt`.
+
+    Args:
+        name: such as ``"stages.2.4.dwconv.weight"``, relative to the encoder.
+        depths: blocks of the four stages.
+        kind: "group" or "single".
+
+    Returns:
+        0 or 1 for the stem up to ``last_layer_id(depths, kind)`` for output norms and head.
+    """
+    part, *rest = name.split(".")
+    if part not in ("downsample_layers", "stages"):
+        return last_layer_id(depths, kind)
+    stage = int(rest[0])
+    block = int(rest[1]) if part == "stages" else 0
+    if kind == "single":
+        return sum(depths[:stage]) + block + 1
+    if part == "downsample_layers" and stage == 0:
+        return 0
+    if stage == 3:
+        return last_layer_id(depths, kind) - 1
+    return stage + 1 + (block // 3 if stage == 2 else 0)
+
+
+def parameter_groups(
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    depths: Sequence[int] = (),
+    layer_decay: float = 1.0,
+    layer_decay_type: LayerDecayType = "group",
+    encoder_prefix: str = "",
+) -> list[dict[str, Any]]:
+    """Groups for a torch optimizer, one for each (layer id, decayed or not) that occurs.
+
+    Args:
+        model: its parameters with ``requires_grad`` are grouped, each exactly once.
+        lr: the learning rate of the last layer id (heads, decoder).
+        weight_decay: of the decayed parameters; the others get 0.
+        depths: the encoder's, needed when ``layer_decay`` is not 1.
+        layer_decay: factor a layer id; 1 gives every parameter ``lr``.
+        layer_decay_type: how ids are given, see :func:`layer_id`.
+        encoder_prefix: what precedes the encoder's names in the model, such as
+            ``"backbone.bottom_up."``; parameters without it have the last layer id.
+
+    Returns:
+        Dictionaries of ``params``, ``param_names``, ``lr`` and ``weight_decay``, by layer id.
+
+    Raises:
+        ValueError: if layer decay is asked for and no parameter has the prefix, or the values are
+            out of range.
+    """
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer decay is {layer_decay}; it must be in (0, 1]")
+    if layer_decay_type not in ("single", "group"):
+        raise ValueError(f"layer decay type is {layer_decay_type!r}; allowed: single, group")
+    if layer_decay != 1:
+        if len(depths) != 4:
+            raise ValueError(f"layer decay needs the encoder's four depths, got {tuple(depths)}")
+        if not any(
+            name.startswith(encoder_prefix + "stages.") for name, _ in model.named_parameters()
+        ):
+            raise ValueError(f"layer decay: no parameter is named {encoder_prefix}stages.*")
+    last = last_layer_id(depths, layer_decay_type) if layer_decay != 1 else 0
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        undecayed = is_undecayed(name, parameter.ndim)
+        layer = last
+        if layer_decay != 1 and name.startswith(encoder_prefix):
+            layer = layer_id(name.removeprefix(encoder_prefix), depths, layer_decay_type)
+        group = groups.setdefault(
+            (layer, undecayed),
+            {
+                "params": [],
+                "param_names": [],
+                "lr": lr * layer_decay ** (last - layer),
+                "weight_decay": 0.0 if undecayed else weight_decay,
+            },
+        )
+        group["params"].append(parameter)
+        group["param_names"].append(name)
+    return [groups[key] for key in sorted(groups)]

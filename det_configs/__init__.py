@@ -1,0 +1,1 @@
+"""Detection configurations, shipped as package data."""

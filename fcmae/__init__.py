@@ -1,0 +1,1 @@
+"""Image-level self-supervised training: the fully convolutional masked autoencoder."""

@@ -1,0 +1,1 @@
+"""The one training loop, with its resumable data order and its logs."""

@@ -20,10 +20,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -248,7 +248,7 @@ class ConvNeXt(nn.Module):
             nn.Conv2d(in_chans, dims[0], kernel_size=4, stride=4), LayerNorm2d(dims[0])
         )
         self.downsample_layers = nn.ModuleList([stem])
-        for c_in, c_out in zip(dims[:-1], dims[1:], strict=True):
+        for c_in, c_out in pairwise(dims):
             self.downsample_layers.append(
                 nn.Sequential(LayerNorm2d(c_in), nn.Conv2d(c_in, c_out, kernel_size=2, stride=2))
             )
@@ -276,12 +276,10 @@ class ConvNeXt(nn.Module):
         for name, downsample, blocks in zip(
             STAGES, self.downsample_layers, self.stages, strict=True
         ):
+            recompute = name in self.checkpoint_stages and torch.is_grad_enabled()
             x = downsample(x)
-            for block in blocks:
-                if name in self.checkpoint_stages and torch.is_grad_enabled():
-                    x = checkpoint(block, x, use_reentrant=False)
-                else:
-                    x = block(x)
+            for block in blocks.children():
+                x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
             features[name] = self.out_norms[name](x) if name in self.out_norms else x
         return features
 

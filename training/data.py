@@ -1,0 +1,125 @@
+"""Data order and randomness as pure functions of (seed, epoch, index).
+
+A sample's augmentation depends on nothing else: not on the number of workers, not on the process
+that computes it, not on whether the run was resumed. So a resumed run needs no stored generator
+states: it asks for the samples that come next.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+
+class Samples(Protocol):
+    """A map-style data set; may have ``describe(index) -> str``, which names a sample's file."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Any: ...
+
+
+class SampleKey(NamedTuple):
+    epoch: int
+    sample: int
+
+
+def seed_generators(*entropy: int) -> None:
+    """Seed the global generators of ``random``, ``numpy`` and ``torch`` from these numbers."""
+    words = np.random.SeedSequence(entropy).generate_state(3, np.uint32)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1]))  # noqa: NPY002 - libraries draw from the global generator
+    torch.manual_seed(int(words[2]))
+
+
+@dataclass
+class SeededSamples(Dataset):
+    """``samples`` with every draw of a sample seeded by (seed, epoch, index)."""
+
+    samples: Samples
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: SampleKey) -> tuple[SampleKey, Any]:
+        seed_generators(self.seed, 0, *key)
+        return key, self.samples[key.sample]
+
+
+@dataclass
+class BatchOrder:
+    """An endless stream of this process's batches, from any position on.
+
+    Each epoch is a permutation that depends on (seed, epoch); batches run across the border of
+    epochs, so that no sample is dropped and any batch size works with any number of samples.
+
+    Args:
+        length: samples of the data set.
+        global_batch: samples of one batch over all processes; a multiple of ``world_size``.
+        first_batch: batches that were consumed before (a resumed run's).
+    """
+
+    length: int
+    global_batch: int
+    seed: int
+    first_batch: int = 0
+    rank: int = 0
+    world_size: int = 1
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        position = self.first_batch * self.global_batch
+        epoch, order = -1, np.empty(0, dtype=np.int64)
+        while True:
+            keys = []
+            for place in range(position, position + self.global_batch):
+                if place // self.length != epoch:
+                    epoch = place // self.length
+                    generator = np.random.default_rng([self.seed, 1, epoch])
+                    order = generator.permutation(self.length)
+                keys.append(SampleKey(epoch, int(order[place % self.length])))
+            position += self.global_batch
+            yield keys[self.rank :: self.world_size]
+
+
+@dataclass
+class _CollateWithKeys:
+    collate: Callable[[list[Any]], Any]
+
+    def __call__(self, items: list[tuple[SampleKey, Any]]) -> tuple[list[SampleKey], Any]:
+        keys, samples = zip(*items, strict=True)
+        return list(keys), self.collate(list(samples))
+
+
+def build_loader(
+    samples: Samples,
+    order: BatchOrder,
+    collate: Callable[[list[Any]], Any],
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """An endless loader of ``(keys, collated batch)`` in the given order."""
+    return DataLoader(
+        SeededSamples(samples, order.seed),
+        batch_sampler=order,  # type: ignore[arg-type]
+        collate_fn=_CollateWithKeys(collate),
+        num_workers=workers,
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0,
+    )
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """The batch with every tensor in it (lists, tuples, dictionaries) on the device."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch

@@ -1,0 +1,257 @@
+"""Every key of a detection config: its default, and the values that it may take.
+
+A key that detectron2 has keeps detectron2's name, type and meaning (the source is its
+``config/defaults.py``), so that the same file merges into ``get_cfg()``. Keys of this project:
+``ENGINE``, ``MODEL.CONVNEXT.*``, ``INPUT.LSJ.*``, ``SOLVER.OPTIMIZER``, ``SOLVER.LAYER_DECAY*``,
+``SOLVER.AMP.PRECISION``. The defaults are a Mask R-CNN with a feature pyramid, as in detectron2's
+``Base-RCNN-FPN.yaml``; where that departs from ``get_cfg()``, ``det_configs/_base_`` says it again.
+
+Three values mean more here than in detectron2: ``MODEL.DEVICE: auto`` takes a GPU where there is
+one, ``ROI_HEADS.NUM_CLASSES: 0`` counts the categories of the annotations, and
+``CLIP_GRADIENTS.CLIP_TYPE: full_model`` clips the norm of all gradients together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from backbones.convnext import SIZES, STAGES
+
+LEVELS = ("p2", "p3", "p4", "p5", "p6")
+CHANNELS = {"RGB": 3, "BGR": 3, "L": 1}
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key: its default, its allowed values in words, and the test of a value.
+
+    ``is_valid`` only sees values of the default's type.
+    """
+
+    default: Any
+    allowed: str
+    is_valid: Callable[[Any], bool]
+
+
+def text(default: str = "") -> Key:
+    return Key(default, "a string", lambda value: True)
+
+
+def flag(default: bool) -> Key:
+    return Key(default, "True or False", lambda value: True)
+
+
+def one_of(*values: Any) -> Key:
+    """The first value is the default."""
+    allowed = " or ".join(repr(value) for value in values)
+    if len(values) == 1:
+        allowed += " (nothing else yet)"
+    return Key(values[0], allowed, values.__contains__)
+
+
+def number(default: float, low: float, high: float = float("inf"), above: bool = False) -> Key:
+    """From ``low`` (excluded if ``above``) to ``high``; an integer if the default is one."""
+    kind = "an integer" if isinstance(default, int) else "a number"
+    allowed = f"{kind} {'above' if above else 'of at least'} {low:g}"
+    if high < float("inf"):
+        allowed += f" and at most {high:g}"
+    return Key(
+        default, allowed, lambda value: low <= value <= high and not (above and value == low)
+    )
+
+
+def numbers(default: Sequence[float], low: float, count: int | None = None, what: str = "") -> Key:
+    """A list of numbers of at least ``low``: integers if the defaults are integers."""
+    types = (int,) if all(isinstance(item, int) for item in default) else (int, float)
+    kind = "integers" if types == (int,) else "numbers"
+    return Key(
+        default,
+        what or f"a list of {count or 'one or more'} {kind} of at least {low:g}",
+        lambda value: (
+            len(value) == (count or max(len(value), 1))
+            and all(type(item) in types and item >= low for item in value)
+        ),
+    )
+
+
+def names_of(default: Sequence[str], allowed: Sequence[str], empty: bool = False) -> Key:
+    """A list of different names out of ``allowed``, in that order."""
+    return Key(
+        default,
+        f"a list of {'none or more' if empty else 'one or more'} of {', '.join(allowed)}, in order",
+        lambda value: (
+            (empty or len(value) > 0) and list(value) == [name for name in allowed if name in value]
+        ),
+    )
+
+
+def nested(default: list[list[float]]) -> Key:
+    return Key(
+        default,
+        "a list of lists of positive numbers, one for all levels or one a level",
+        lambda value: (
+            len(value) > 0
+            and all(
+                isinstance(row, (list, tuple))
+                and len(row) > 0
+                and all(type(item) in (int, float) and item > 0 for item in row)
+                for row in value
+            )
+        ),
+    )
+
+
+def dataset_names() -> Key:
+    return Key(
+        (),
+        "a list of at most one data set, 'json:ANNOTATIONS:IMAGE_FOLDER' or a registered name",
+        lambda value: len(value) <= 1 and all(isinstance(name, str) and name for name in value),
+    )
+
+
+def norm() -> Key:
+    return one_of("", "LN", "GN", "BN", "SyncBN")
+
+
+# fmt: off
+SCHEMA: dict[str, Key] = {
+    "VERSION": one_of(2),
+    "ENGINE": one_of("torchvision", "detectron2"),
+    "SEED": number(0, -1),                                      # -1: a different one in each run
+    "OUTPUT_DIR": text("./output"),
+
+    "DATASETS.TRAIN": dataset_names(),
+    "DATASETS.TEST": dataset_names(),
+    "DATALOADER.NUM_WORKERS": number(4, 0),
+    "DATALOADER.FILTER_EMPTY_ANNOTATIONS": flag(True),          # in training only
+    "DATALOADER.ASPECT_RATIO_GROUPING": flag(False),
+    "DATALOADER.SAMPLER_TRAIN": one_of("TrainingSampler"),
+
+    "INPUT.FORMAT": one_of(*CHANNELS),
+    "INPUT.MASK_FORMAT": one_of("bitmask", "polygon"),
+    "INPUT.MIN_SIZE_TRAIN": numbers((800,), 1),                 # pixels of the shorter side
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": one_of("choice", "range"),
+    "INPUT.MAX_SIZE_TRAIN": number(1333, 1),
+    "INPUT.MIN_SIZE_TEST": number(800, 0),                      # 0: images keep their size
+    "INPUT.MAX_SIZE_TEST": number(1333, 1),
+    "INPUT.RANDOM_FLIP": one_of("horizontal", "vertical", "none"),
+    "INPUT.LSJ.ENABLED": flag(False),                           # replaces MIN_SIZE_TRAIN
+    "INPUT.LSJ.MIN_SCALE": number(0.1, 0, above=True),
+    "INPUT.LSJ.MAX_SCALE": number(2.0, 0, above=True),
+    "INPUT.LSJ.SIZE": number(1024, 32),                         # pixels of the square crop
+
+    "MODEL.META_ARCHITECTURE": one_of("GeneralizedRCNN"),
+    "MODEL.DEVICE": Key("auto", "'auto', 'cpu', 'cuda' or 'cuda:N'",
+                        lambda value: value in ("auto", "cpu", "cuda")
+                        or (value.startswith("cuda:") and value[5:].isdecimal())),
+    "MODEL.WEIGHTS": text(),                                    # a whole detector
+    "MODEL.MASK_ON": flag(True),
+    "MODEL.PIXEL_MEAN": numbers([123.675, 116.28, 103.53], 0),  # of 0 to 255, in FORMAT's order
+    "MODEL.PIXEL_STD": numbers([58.395, 57.12, 57.375], 1e-3),
+    "MODEL.BACKBONE.NAME": one_of("build_convnext_fpn_backbone"),
+    "MODEL.BACKBONE.FREEZE_AT": number(0, 0, 5),                # 1: the stem, 2: and stage1, ...
+    "MODEL.CONVNEXT.SIZE": one_of("convnextv2_atto", *(s for s in SIZES if s != "convnextv2_atto")),
+    "MODEL.CONVNEXT.WEIGHTS": text(),                           # an encoder: a path or timm:NAME
+    "MODEL.CONVNEXT.IN_CHANS": number(3, 1),
+    "MODEL.CONVNEXT.DROP_PATH_RATE": number(0.0, 0, 0.99),
+    "MODEL.CONVNEXT.OUT_FEATURES": names_of(list(STAGES), STAGES),
+    "MODEL.CONVNEXT.OUT_NORMS": flag(True),                     # a LayerNorm on each OUT_FEATURE
+    "MODEL.CONVNEXT.CHECKPOINT_STAGES": names_of([], STAGES, empty=True),
+    "MODEL.FPN.IN_FEATURES": names_of(list(STAGES), STAGES),
+    "MODEL.FPN.OUT_CHANNELS": number(256, 1),
+    "MODEL.FPN.NORM": norm(),
+    "MODEL.FPN.FUSE_TYPE": one_of("sum", "avg"),
+    "MODEL.ANCHOR_GENERATOR.NAME": one_of("DefaultAnchorGenerator"),
+    "MODEL.ANCHOR_GENERATOR.SIZES": nested([[32], [64], [128], [256], [512]]),
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": nested([[0.5, 1.0, 2.0]]),
+    "MODEL.ANCHOR_GENERATOR.OFFSET": number(0.0, 0, 0.99),
+    "MODEL.PROPOSAL_GENERATOR.NAME": one_of("RPN"),
+    "MODEL.RPN.HEAD_NAME": one_of("StandardRPNHead"),
+    "MODEL.RPN.IN_FEATURES": names_of(list(LEVELS), LEVELS),
+    "MODEL.RPN.BOUNDARY_THRESH": number(-1, -1),
+    "MODEL.RPN.IOU_THRESHOLDS": numbers([0.3, 0.7], 0.0, count=2),
+    "MODEL.RPN.IOU_LABELS": one_of([0, -1, 1]),
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": number(256, 1),
+    "MODEL.RPN.POSITIVE_FRACTION": number(0.5, 0, 1),
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": number(2000, 1),            # a level
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": number(1000, 1),
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": number(1000, 1),           # an image
+    "MODEL.RPN.POST_NMS_TOPK_TEST": number(1000, 1),
+    "MODEL.RPN.NMS_THRESH": number(0.7, 0, 1),
+    "MODEL.RPN.CONV_DIMS": numbers([-1], -1),                   # -1: as many as the input has
+    "MODEL.ROI_HEADS.NAME": one_of("StandardROIHeads"),
+    "MODEL.ROI_HEADS.NUM_CLASSES": number(0, 0),                # 0: as the annotations say
+    "MODEL.ROI_HEADS.IN_FEATURES": names_of(list(LEVELS[:4]), LEVELS[:4]),
+    "MODEL.ROI_HEADS.IOU_THRESHOLDS": numbers([0.5], 0.0, count=1),
+    "MODEL.ROI_HEADS.IOU_LABELS": one_of([0, 1]),
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": number(512, 1),
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION": number(0.25, 0, 1),
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": number(0.05, 0, 1),
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST": number(0.5, 0, 1),
+    "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT": flag(True),
+    "MODEL.ROI_BOX_HEAD.NAME": one_of("FastRCNNConvFCHead"),
+    "MODEL.ROI_BOX_HEAD.NUM_CONV": number(0, 0),
+    "MODEL.ROI_BOX_HEAD.CONV_DIM": number(256, 1),
+    "MODEL.ROI_BOX_HEAD.NUM_FC": number(2, 0),
+    "MODEL.ROI_BOX_HEAD.FC_DIM": number(1024, 1),
+    "MODEL.ROI_BOX_HEAD.NORM": norm(),
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": number(7, 1),
+    "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": number(0, 0),
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": one_of("ROIAlignV2", "ROIAlign"),
+    "MODEL.ROI_MASK_HEAD.NAME": one_of("MaskRCNNConvUpsampleHead"),
+    "MODEL.ROI_MASK_HEAD.NUM_CONV": number(4, 0),
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": number(256, 1),
+    "MODEL.ROI_MASK_HEAD.NORM": norm(),
+    "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": number(14, 1),
+    "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO": number(0, 0),
+    "MODEL.ROI_MASK_HEAD.POOLER_TYPE": one_of("ROIAlignV2", "ROIAlign"),
+    "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": flag(False),
+
+    "SOLVER.IMS_PER_BATCH": number(16, 1),                      # over all processes
+    "SOLVER.MAX_ITER": number(40000, 1),
+    "SOLVER.BASE_LR": number(1e-4, 0, above=True),
+    "SOLVER.LR_SCHEDULER_NAME": one_of("WarmupMultiStepLR", "WarmupCosineLR"),
+    "SOLVER.STEPS": Key((30000,), "a list of increasing positive integers",
+                        lambda value: all(type(item) is int and item > 0 for item in value)
+                        and list(value) == sorted(set(value))),
+    "SOLVER.GAMMA": number(0.1, 0, 1, above=True),
+    "SOLVER.WARMUP_ITERS": number(1000, 0),
+    "SOLVER.WARMUP_FACTOR": number(0.001, 0, 1),
+    "SOLVER.WARMUP_METHOD": one_of("linear", "constant"),
+    "SOLVER.OPTIMIZER": one_of("AdamW"),
+    "SOLVER.WEIGHT_DECAY": number(0.05, 0),
+    "SOLVER.LAYER_DECAY": number(1.0, 0, 1, above=True),
+    "SOLVER.LAYER_DECAY_TYPE": one_of("group", "single"),
+    "SOLVER.CLIP_GRADIENTS.ENABLED": flag(False),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("full_model", "norm", "value"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": number(1.0, 0, above=True),
+    "SOLVER.CLIP_GRADIENTS.NORM_TYPE": number(2.0, 0, above=True),
+    "SOLVER.AMP.ENABLED": flag(False),
+    "SOLVER.AMP.PRECISION": one_of("bf16", "fp16"),
+    "SOLVER.CHECKPOINT_PERIOD": number(5000, 1),
+
+    "TEST.DETECTIONS_PER_IMAGE": number(100, 1),
+    "TEST.EVAL_PERIOD": number(0, 0),                           # 0: after the training only
+}
+# fmt: on
+
+# All that the torchvision engine can do, where detectron2 can do more.
+TORCHVISION_ONLY: dict[str, tuple[Any, ...]] = {
+    "INPUT.MASK_FORMAT": ("bitmask",),
+    "DATALOADER.ASPECT_RATIO_GROUPING": (False,),
+    "MODEL.FPN.FUSE_TYPE": ("sum",),
+    "MODEL.FPN.NORM": ("", "LN", "GN"),
+    "MODEL.RPN.BOUNDARY_THRESH": (-1,),
+    "MODEL.RPN.CONV_DIMS": ([-1],),
+    "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT": (True,),
+    "MODEL.ROI_BOX_HEAD.NUM_CONV": (0,),
+    "MODEL.ROI_BOX_HEAD.NUM_FC": (2,),
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIAlignV2",),
+    "MODEL.ROI_MASK_HEAD.NORM": ("", "LN", "GN"),
+    "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2",),
+    "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": (False,),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("full_model",),
+    "SOLVER.CLIP_GRADIENTS.NORM_TYPE": (2.0,),
+}

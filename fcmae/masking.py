@@ -1,0 +1,103 @@
+"""Random patch masks of FCMAE (paper, section 3.1) and the layouts that follow from them.
+
+One polarity everywhere: ``mask`` is bool ``[B, H/32, W/32]``, True = removed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+PATCH = 32
+
+
+def grid_size(height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of 32x32 patches in an image of this size (pixels).
+
+    Raises:
+        ValueError: if either is not a positive multiple of 32.
+    """
+    for name, value in (("height", height), ("width", width)):
+        if value < PATCH or value % PATCH:
+            below = max(PATCH, value // PATCH * PATCH)
+            nearest = f"{below}" if value < PATCH else f"{below} or {below + PATCH}"
+            raise ValueError(
+                f"image {name} is {value} pixels; FCMAE masks {PATCH}x{PATCH} patches, so it must "
+                f"be a multiple of {PATCH}: use {nearest}"
+            )
+    return height // PATCH, width // PATCH
+
+
+def visible_count(patches: int, mask_ratio: float) -> int:
+    """How many of an image's patches stay visible: ``int(L * (1 - ratio))``, at least 1.
+
+    The small constant keeps floating point from losing a patch: 10 * (1 - 0.9) is 0.9999999.
+
+    Raises:
+        ValueError: if the ratio is not in [0, 1).
+    """
+    if not 0 <= mask_ratio < 1:
+        raise ValueError(f"mask ratio is {mask_ratio}; it must be in [0, 1)")
+    return max(1, int(patches * (1 - mask_ratio) + 1e-6))
+
+
+def random_mask(
+    batch: int,
+    grid: tuple[int, int],
+    mask_ratio: float,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """A random mask, each image with the same number of visible patches.
+
+    Args:
+        batch: number of images B.
+        grid: rows and columns of patches, see :func:`grid_size`.
+        mask_ratio: share of patches to remove, in [0, 1).
+        generator: source of randomness (on ``device``); torch's global one by default.
+        device: where the mask is made.
+
+    Returns:
+        bool ``[B, rows, columns]``, True = removed.
+    """
+    rows, columns = grid
+    noise = torch.rand(batch, rows * columns, generator=generator, device=device)
+    visible = noise.argsort(dim=1)[:, : visible_count(rows * columns, mask_ratio)]
+    mask = torch.ones(batch, rows * columns, dtype=torch.bool, device=device)
+    return mask.scatter_(1, visible, False).view(batch, rows, columns)
+
+
+def visible_patches(mask: Tensor) -> Tensor:
+    """Indices of the visible patches in the flat batch of patches, ``[B * V]``, ascending.
+
+    Patch ``(b, row, column)`` has index ``(b * rows + row) * columns + column``.
+
+    Raises:
+        ValueError: if the images differ in their number of visible patches, or have none.
+    """
+    counts = (~mask).flatten(1).sum(1)
+    if mask.shape[0] == 0 or counts.min() != counts.max() or counts[0] == 0:
+        raise ValueError(
+            "every image of a batch needs the same number of visible patches, at least 1; this "
+            f"mask has {counts.tolist()}"
+        )
+    return (~mask).flatten().nonzero().squeeze(1)
+
+
+def upsample_mask(mask: Tensor, factor: int) -> Tensor:
+    """Repeat entries along both axes: ``[B, h, w]`` -> ``[B, h*factor, w*factor]``."""
+    return mask.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
+
+
+def check_mask(mask: Tensor, images: Tensor) -> None:
+    """Check that a mask fits a batch of images.
+
+    Raises:
+        ValueError: if the mask is not bool ``[B, H/32, W/32]`` for images ``[B, C, H, W]``.
+    """
+    expected = (images.shape[0], *grid_size(*images.shape[-2:]))
+    if mask.dtype != torch.bool or tuple(mask.shape) != expected:
+        raise ValueError(
+            f"the mask is {mask.dtype} {list(mask.shape)}; for images {list(images.shape)} it must "
+            f"be torch.bool {list(expected)}, True = removed"
+        )

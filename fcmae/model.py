@@ -1,0 +1,164 @@
+"""The fully convolutional masked autoencoder, FCMAE (arXiv 2301.00808, section 3.1).
+
+An independent implementation under Apache-2.0, with the authors' parameter names (``encoder``,
+``proj``, ``mask_token``, ``decoder``, ``pred``).
+
+Deliberate deviations from the authors' code (facebookresearch/ConvNeXt-V2):
+  * the encoder is a dense ConvNeXt run by ``fcmae.packed``, so there is no second, sparse copy of
+    it whose weights need converting; GRN's statistic is per image (see that module's header).
+  * weights start with std 0.02 throughout. The authors' outer initialisation draws the
+    encoder's again with std 1, which is one cause of the NaNs that users report.
+  * any image size in multiples of 32 and any number of channels.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from backbones.convnext import Block, ConvNeXt, init_weights
+from fcmae.masking import PATCH, grid_size, random_mask
+from fcmae.packed import ENCODERS
+
+PIXEL_EPS = 1e-6
+
+
+class FCMAEOutput(NamedTuple):
+    """What a forward pass gives.
+
+    Attributes:
+        loss: scalar; mean squared error over the pixels of removed patches.
+        prediction: ``[B, 32*32*C, H/32, W/32]``; of normalised pixels if the model normalises.
+        mask: bool ``[B, H/32, W/32]``, True = removed.
+    """
+
+    loss: Tensor
+    prediction: Tensor
+    mask: Tensor
+
+
+def patchify(images: Tensor) -> Tensor:
+    """``[B, C, H, W]`` -> ``[B, 32*32*C, H/32, W/32]``, values by (row, column, channel)."""
+    b, c, height, width = images.shape
+    rows, columns = grid_size(height, width)
+    x = images.reshape(b, c, rows, PATCH, columns, PATCH).permute(0, 3, 5, 1, 2, 4)
+    return x.reshape(b, PATCH * PATCH * c, rows, columns)
+
+
+def unpatchify(patches: Tensor) -> Tensor:
+    """The inverse of :func:`patchify`."""
+    b, values, rows, columns = patches.shape
+    c = values // PATCH**2
+    x = patches.reshape(b, PATCH, PATCH, c, rows, columns).permute(0, 3, 4, 1, 5, 2)
+    return x.reshape(b, c, rows * PATCH, columns * PATCH)
+
+
+class FCMAE(nn.Module):
+    """Encoder on visible patches, light decoder, loss on removed ones.
+
+    Args:
+        encoder: the ConvNeXt to pretrain; only its stages are used and trained.
+        decoder_dim: channels of the decoder (paper, Table 1: 512).
+        decoder_depth: its ConvNeXt V2 blocks (paper: 1).
+        mask_ratio: share of patches removed (paper: 0.6).
+        norm_pix_loss: predict pixels normalised per patch (paper: yes).
+        encoder_mode: "packed", or "masked-dense" for the reference computation.
+
+    Raises:
+        ValueError: for an encoder mode that does not exist or a mask ratio outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        encoder: ConvNeXt,
+        decoder_dim: int = 512,
+        decoder_depth: int = 1,
+        mask_ratio: float = 0.6,
+        norm_pix_loss: bool = True,
+        encoder_mode: str = "packed",
+    ) -> None:
+        super().__init__()
+        if encoder_mode not in ENCODERS:
+            raise ValueError(f"encoder mode is {encoder_mode!r}; allowed: {', '.join(ENCODERS)}")
+        if not 0 <= mask_ratio < 1:
+            raise ValueError(f"mask ratio is {mask_ratio}; it must be in [0, 1)")
+        self.mask_ratio = mask_ratio
+        self.norm_pix_loss = norm_pix_loss
+        self.encoder_mode = encoder_mode
+        self.encoder = encoder
+        self.proj = nn.Conv2d(encoder.out_channels["stage4"], decoder_dim, kernel_size=1)
+        self.mask_token = nn.Parameter(torch.zeros(1, decoder_dim, 1, 1))
+        self.decoder = nn.Sequential(*[Block(decoder_dim) for _ in range(decoder_depth)])
+        self.pred = nn.Conv2d(decoder_dim, PATCH**2 * encoder.in_chans, kernel_size=1)
+        for module in (self.proj, self.decoder, self.pred):
+            module.apply(init_weights)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(
+        self,
+        images: Tensor,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> FCMAEOutput:
+        """Mask, encode, decode and compare.
+
+        Args:
+            images: ``[B, C, H, W]``, normalised; H and W multiples of 32.
+            mask: bool ``[B, H/32, W/32]``, True = removed; drawn at random when None.
+            generator: source of that randomness.
+
+        Raises:
+            ValueError: for sizes that are no multiple of 32 or a mask that does not fit.
+        """
+        # 1. remove 60% of the patches, the same number of each image
+        if mask is None:
+            grid = grid_size(*images.shape[-2:])
+            mask = random_mask(len(images), grid, self.mask_ratio, generator, images.device)
+        # 2. encode what is left
+        latent = ENCODERS[self.encoder_mode](self.encoder)(images, mask)
+        # 3. decode: project, put the mask token at removed sites, mix, predict pixels
+        prediction = self.forward_decoder(latent, mask)
+        # 4. mean squared error on removed patches
+        return FCMAEOutput(self.reconstruction_loss(images, prediction, mask), prediction, mask)
+
+    def forward_decoder(self, latent: Tensor, mask: Tensor) -> Tensor:
+        """Encoder output ``[B, C4, h, w]`` -> predicted patches ``[B, 32*32*C, h, w]``."""
+        x = self.proj(latent)
+        x = torch.where(mask.unsqueeze(1), self.mask_token.to(x.dtype), x)
+        return self.pred(self.decoder(x))
+
+    def targets(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What is predicted: patches, and the mean and standard deviation that normalised them.
+
+        Returns:
+            ``[B, 32*32*C, h, w]`` and twice ``[B, 1, h, w]`` (0 and 1 where nothing is
+            normalised), float32 at least.
+        """
+        patches = patchify(images).to(torch.promote_types(images.dtype, torch.float32))
+        if not self.norm_pix_loss:
+            zero = patches.new_zeros(patches.shape[0], 1, *patches.shape[2:])
+            return patches, zero, zero + 1
+        mean = patches.mean(1, keepdim=True)
+        std = (patches.var(1, keepdim=True) + PIXEL_EPS).sqrt()
+        return (patches - mean) / std, mean, std
+
+    def reconstruction_loss(self, images: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
+        """Mean squared error over removed patches (0 when none is removed)."""
+        target, _, _ = self.targets(images)
+        error = (prediction.to(target.dtype) - target).square().mean(1)
+        return (error * mask).sum() / mask.sum().clamp(min=1)
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor, mask: Tensor, prediction: Tensor) -> Tensor:
+        """Images with removed patches replaced by their prediction, ``[B, C, H, W]``.
+
+        Where pixels are normalised per patch, the *original* patch's mean and standard deviation
+        bring the prediction back to pixels, as in MAE's and FCMAE's published pictures: contrast
+        and average colour of a removed patch are therefore given, only its content is predicted.
+        """
+        target, mean, std = self.targets(images)
+        removed = mask.unsqueeze(1)
+        patches = torch.where(removed, prediction.to(target.dtype), target) * std + mean
+        return unpatchify(patches)

@@ -1,0 +1,75 @@
+"""Reconstruction panels: image | masked | reconstruction, one row an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+
+from fcmae.masking import PATCH, upsample_mask
+from fcmae.model import FCMAE
+
+GAP, HEADER, REMOVED_GREY = 6, 22, 0.5
+TITLES = ("image", "masked", "reconstruction")
+
+
+def to_pixels(
+    images: Tensor,
+    mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+    std: Sequence[float] = IMAGENET_DEFAULT_STD,
+) -> Tensor:
+    """Undo the normalisation: ``[B, 3, H, W]`` -> float in [0, 1]."""
+    shape = (1, -1, 1, 1)
+    mean_t, std_t = images.new_tensor(mean).view(shape), images.new_tensor(std).view(shape)
+    return (images * std_t + mean_t).clamp(0, 1)
+
+
+@torch.no_grad()
+def reconstruction_panel(model: FCMAE, images: Tensor, mask: Tensor) -> Image.Image:
+    """Draw a panel of the model's reconstructions.
+
+    Args:
+        model: in any mode; it is put into evaluation mode and back.
+        images: normalised ``[B, 3, H, W]``, on the model's device.
+        mask: bool ``[B, H/32, W/32]``, True = removed.
+
+    Returns:
+        An RGB picture of B rows: image | masked | reconstruction.
+    """
+    was_training = model.training
+    model.eval()
+    prediction = model(images, mask).prediction
+    model.train(was_training)
+    pixels = to_pixels(images.float())
+    removed = upsample_mask(mask, PATCH).unsqueeze(1)
+    columns = (
+        pixels,
+        torch.where(removed, torch.full_like(pixels, REMOVED_GREY), pixels),
+        to_pixels(model.reconstruct(images.float(), mask, prediction)),
+    )
+    return _grid([(c * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy() for c in columns])
+
+
+def _grid(columns: list[np.ndarray]) -> Image.Image:
+    rows, height, width, _ = columns[0].shape
+    size = (len(columns) * (width + GAP) - GAP, HEADER + rows * (height + GAP) - GAP)
+    panel = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(panel)
+    font = ImageFont.load_default(size=13)
+    for x, (title, column) in enumerate(zip(TITLES, columns, strict=True)):
+        draw.text((x * (width + GAP) + 2, 3), title, fill="black", font=font)
+        for y, picture in enumerate(column):
+            place = (x * (width + GAP), HEADER + y * (height + GAP))
+            panel.paste(Image.fromarray(picture), place)
+    return panel
+
+
+def save_panel(panel: Image.Image, path: Path) -> None:
+    """Write a panel as PNG, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    panel.save(path)

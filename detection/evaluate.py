@@ -1,0 +1,181 @@
+"""COCO box and mask metrics from two files, ground truth and results; no engine is involved.
+
+The matching is pycocotools' (``COCOeval``, BSD licence); the numbers are those that detectron2's
+``COCOEvaluator`` prints: the size class of a detection comes from its box in the box metrics and
+from its mask in the mask metrics.
+
+Deliberate deviations:
+  * an annotation id of 0 means "no match" to pycocotools, and of two annotations with one id it
+    keeps the last: annotations are renumbered in memory; a warning says so where it mattered.
+  * results without any detection score 0 (pycocotools fails on them, detectron2 gives nan).
+  * "no ground truth of this kind", pycocotools' -1 and detectron2's nan, is ``None``: valid JSON.
+  * detections of an unknown image or category are an error: pycocotools asserts the first and
+    silently drops the second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from detection.evaluate_input import (
+    choose_tasks,
+    prepare_annotations,
+    prepare_results,
+    read_ground_truth,
+    read_results,
+)
+
+AREAS = ("all", "small", "medium", "large")  # pycocotools' order: bounds at 32^2 and 96^2 pixels
+MAX_DETECTIONS = (1, 10, 100)  # per image and class
+
+# name -> array of COCOeval.eval, IoU threshold (None: the mean of 0.50:0.95), size, detections
+METRICS: dict[str, tuple[str, float | None, str, int]] = {
+    "AP": ("precision", None, "all", 100),
+    "AP50": ("precision", 0.50, "all", 100),
+    "AP75": ("precision", 0.75, "all", 100),
+    "APs": ("precision", None, "small", 100),
+    "APm": ("precision", None, "medium", 100),
+    "APl": ("precision", None, "large", 100),
+    "AR1": ("recall", None, "all", 1),
+    "AR10": ("recall", None, "all", 10),
+    "AR100": ("recall", None, "all", 100),
+    "ARs": ("recall", None, "small", 100),
+    "ARm": ("recall", None, "medium", 100),
+    "ARl": ("recall", None, "large", 100),
+}
+
+
+def coco_metrics(
+    ground_truth_json: str | Path,
+    results_json: str | Path,
+    tasks: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """COCO's 12 box and 12 mask metrics, and each class's AP, in percent.
+
+    Args:
+        ground_truth_json: COCO annotations; ``area`` and ``iscrowd`` may be missing (the area is
+            then the mask's, or the box's where there is no mask; iscrowd is 0).
+        results_json: COCO results: a list of ``{image_id, category_id, score, bbox and/or
+            segmentation}`` with the annotations' category ids; boxes are ``[x, y, w, h]``, pixels.
+        tasks: "bbox", "segm" or both. Default: what the results hold; for an empty list of results
+            what the ground truth holds.
+
+    Returns:
+        ``{"bbox": {"AP": 41.2, "AP50": ..., ...}, "segm": {...}, "per_class": {...},
+        "counts": {...}}``; ``per_class`` has for every class ``{"category_id", "instances",
+        "crowds", "images", "bbox": {"AP", "AP50"}, "segm": {"AP", "AP50"}}``.
+        A metric is ``None`` where there is no ground truth to measure (no object of that size or
+        class). Crowds are not counted as instances. ``counts["images_over_limit"]``: images with
+        more objects of one class than the 100 detections that COCO looks at.
+
+    Raises:
+        FileNotFoundError: if a file does not exist.
+        ValueError: if a file is not in its format, or the two do not belong together.
+    """
+    truth = read_ground_truth(ground_truth_json)
+    results = read_results(results_json, truth, ground_truth_json)
+    tasks = choose_tasks(tasks, truth, ground_truth_json, results, results_json)
+
+    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
+    truth["annotations"] = prepare_annotations(truth["annotations"], sizes, ground_truth_json)
+    metrics: dict[str, Any] = {}
+    per_class = _class_counts(truth)
+    for task in tasks:
+        arrays = _evaluate(truth, prepare_results(results, sizes, task, results_json), task)
+        metrics[task] = {name: _metric(arrays, name) for name in METRICS}
+        for index, row in enumerate(per_class.values()):
+            row[task] = {name: _metric(arrays, name, index) for name in ("AP", "AP50")}
+    return metrics | {"per_class": per_class, "counts": _counts(truth, results)}
+
+
+def write_metrics_summary(metrics: dict[str, Any], path: str | Path) -> None:
+    """Write what :func:`coco_metrics` gave as JSON; the folder is made where it is missing."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _index(truth: dict[str, Any], annotations: list[dict[str, Any]]) -> COCO:
+    coco = COCO()
+    coco.dataset = truth | {"annotations": annotations}
+    coco.createIndex()
+    return coco
+
+
+def _evaluate(
+    truth: dict[str, Any], detections: list[dict[str, Any]], task: str
+) -> dict[str, np.ndarray]:
+    """pycocotools' precision ``[T, R, K, A, M]`` and recall ``[T, K, A, M]``, -1 = no ground truth.
+
+    T IoU thresholds, R recall thresholds, K classes by ascending id, A = AREAS, M = MAX_DETECTIONS.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+        evaluation = COCOeval(
+            _index(truth, truth["annotations"]), _index(truth, detections), iouType=task
+        )
+        evaluation.params.maxDets = list(MAX_DETECTIONS)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return {name: evaluation.eval[name] for name in ("precision", "recall")}
+
+
+def _metric(
+    arrays: dict[str, np.ndarray], name: str, class_index: int | None = None
+) -> float | None:
+    """One row of METRICS in percent, over all classes or for one; None without ground truth."""
+    array_name, iou, area, detections = METRICS[name]
+    values = arrays[array_name][..., AREAS.index(area), MAX_DETECTIONS.index(detections)]
+    if iou is not None:
+        values = values[round((iou - 0.5) / 0.05)][None]
+    if class_index is not None:
+        values = values[..., class_index]
+    measured = values[values > -1]
+    return float(measured.mean() * 100) if measured.size else None
+
+
+def _class_counts(truth: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Class name -> its ground truth, by ascending id; a name used twice gets its id added."""
+    by_category = defaultdict(list)
+    for annotation in truth["annotations"]:
+        by_category[annotation["category_id"]].append(annotation)
+    names = Counter(category["name"] for category in truth["categories"])
+    counts = {}
+    for category in sorted(truth["categories"], key=lambda category: category["id"]):
+        of_class = by_category[category["id"]]
+        crowds = sum(annotation["iscrowd"] for annotation in of_class)
+        unique = names[category["name"]] == 1
+        counts[category["name"] if unique else f"{category['name']} ({category['id']})"] = {
+            "category_id": category["id"],
+            "instances": len(of_class) - crowds,
+            "crowds": crowds,
+            "images": len({annotation["image_id"] for annotation in of_class}),
+        }
+    return counts
+
+
+def _counts(truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, int]:
+    crowds = sum(annotation["iscrowd"] for annotation in truth["annotations"])
+    annotated = {annotation["image_id"] for annotation in truth["annotations"]}
+    objects = Counter(
+        (annotation["image_id"], annotation["category_id"])
+        for annotation in truth["annotations"]
+        if not annotation["iscrowd"]
+    )
+    return {
+        "images": len(truth["images"]),
+        "images_without_objects": len(truth["images"]) - len(annotated),
+        "images_over_limit": len({i for (i, _), n in objects.items() if n > MAX_DETECTIONS[-1]}),
+        "instances": len(truth["annotations"]) - crowds,
+        "crowds": crowds,
+        "detections": len(results),
+    }

@@ -1,0 +1,157 @@
+"""Whole-detector weights of the two engines: one renamed into the other, exactly, both ways.
+
+The detectors are the same function of their weights, so only names differ, and the rows of the
+predictors: detectron2 puts the background last in the classifier and gives it no box and no mask;
+torchvision puts it first and gives it 4 box rows and 1 mask row, which are 0 here and never read.
+
+| detectron2                                 | torchvision                                    |
+| ------------------------------------------ | ---------------------------------------------- |
+| backbone.bottom_up.*                       | backbone.body.*                                |
+| backbone.fpn_lateral{2..5}, fpn_output     | backbone.fpn.inner_blocks.{0..3}, layer_blocks |
+| proposal_generator.rpn_head.*              | rpn.head.*                                     |
+| roi_heads.box_head.conv{i}, fc{i}          | roi_heads.box_head.{i-1}, fc{i+5}              |
+| roi_heads.mask_head.mask_fcn{i}, ...       | roi_heads.mask_head.{i-1}, mask_predictor.*    |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+StateDict = dict[str, Tensor]
+
+# detectron2 name, torchvision name, and how much larger detectron2's index {n} is ("levels": the
+# pyramid ends at level 5, so its lowest level is 6 - the number of levels).
+# {p} is weight or bias; a convolution is a module of its own on one side, a part on the other.
+RULES: tuple[tuple[str, str, int | str], ...] = (
+    ("backbone.bottom_up.{rest}", "backbone.body.{rest}", 0),
+    ("backbone.fpn_lateral{n}.{p}", "backbone.fpn.inner_blocks.{n}.0.{p}", "levels"),
+    ("backbone.fpn_lateral{n}.norm.{p}", "backbone.fpn.inner_blocks.{n}.1.{p}", "levels"),
+    ("backbone.fpn_output{n}.{p}", "backbone.fpn.layer_blocks.{n}.0.{p}", "levels"),
+    ("backbone.fpn_output{n}.norm.{p}", "backbone.fpn.layer_blocks.{n}.1.{p}", "levels"),
+    ("proposal_generator.rpn_head.conv.{p}", "rpn.head.conv.0.0.{p}", 0),
+    ("proposal_generator.rpn_head.conv.conv{n}.{p}", "rpn.head.conv.{n}.0.{p}", 0),
+    ("proposal_generator.rpn_head.objectness_logits.{p}", "rpn.head.cls_logits.{p}", 0),
+    ("proposal_generator.rpn_head.anchor_deltas.{p}", "rpn.head.bbox_pred.{p}", 0),
+    ("roi_heads.box_head.conv{n}.{p}", "roi_heads.box_head.{n}.0.{p}", 1),
+    ("roi_heads.box_head.conv{n}.norm.{p}", "roi_heads.box_head.{n}.1.{p}", 1),
+    ("roi_heads.box_head.fc{n}.{p}", "roi_heads.box_head.fc{n}.{p}", -5),
+    ("roi_heads.box_predictor.cls_score.{p}", "roi_heads.box_predictor.cls_score.{p}", 0),
+    ("roi_heads.box_predictor.bbox_pred.{p}", "roi_heads.box_predictor.bbox_pred.{p}", 0),
+    ("roi_heads.mask_head.mask_fcn{n}.{p}", "roi_heads.mask_head.{n}.0.{p}", 1),
+    ("roi_heads.mask_head.mask_fcn{n}.norm.{p}", "roi_heads.mask_head.{n}.1.{p}", 1),
+    ("roi_heads.mask_head.deconv.{p}", "roi_heads.mask_predictor.conv5_mask.{p}", 0),
+    ("roi_heads.mask_head.predictor.{p}", "roi_heads.mask_predictor.mask_fcn_logits.{p}", 0),
+)
+SINGLE_RPN_CONV, MANY_RPN_CONVS = RULES[5], RULES[6]
+CLASSIFIER = "roi_heads.box_predictor.cls_score."
+BACKGROUND_ROWS = {  # torchvision names
+    "roi_heads.box_predictor.bbox_pred.": 4,
+    "roi_heads.mask_predictor.mask_fcn_logits.": 1,
+}
+FIELDS = {"{n}": r"(?P<n>\d+)", "{p}": "(?P<p>weight|bias)", "{rest}": "(?P<rest>.+)"}
+
+
+def is_detectron2(names: Iterable[str]) -> bool:
+    """Whether these are the names of a detectron2 detector's weights."""
+    return any(name.startswith(("backbone.bottom_up.", "proposal_generator.")) for name in names)
+
+
+def detectron2_to_torchvision(state_dict: StateDict) -> StateDict:
+    """A detectron2 detector's weights under torchvision's names; tensors may share memory.
+
+    Raises:
+        ValueError: naming every key that is none of a ConvNeXt Mask R-CNN's.
+    """
+    renamed = _rename(state_dict, source=0, target=1)
+    for name, value in renamed.items():
+        if name.startswith(CLASSIFIER):
+            renamed[name] = value.roll(1, 0)
+        elif rows := _background_rows(name):
+            renamed[name] = torch.cat((value.new_zeros(rows, *value.shape[1:]), value))
+    return renamed
+
+
+def torchvision_to_detectron2(state_dict: StateDict) -> StateDict:
+    """The inverse of :func:`detectron2_to_torchvision`.
+
+    Raises:
+        ValueError: naming every key that is none of a ConvNeXt Mask R-CNN's, or whose rows of the
+            background are not 0 and would be lost.
+    """
+    values, learnt = {}, []
+    for name, value in state_dict.items():
+        rows = _background_rows(name)
+        if name.startswith(CLASSIFIER):
+            value = value.roll(-1, 0)
+        elif rows and value[:rows].any():
+            learnt.append(name)
+        values[name] = value[rows:]
+    if learnt:
+        raise ValueError(
+            f"the background's rows are not 0 in {', '.join(learnt)}; detectron2 has no place for "
+            "them. These weights were not trained by this project's torchvision engine"
+        )
+    return _rename(values, source=1, target=0)
+
+
+def _background_rows(torchvision_name: str) -> int:
+    """How many leading rows of a torchvision tensor belong to the background alone."""
+    return next((n for key, n in BACKGROUND_ROWS.items() if torchvision_name.startswith(key)), 0)
+
+
+def _rename(state_dict: StateDict, source: int, target: int) -> StateDict:
+    """Apply ``RULES`` from column ``source`` to column ``target`` (0 detectron2, 1 torchvision)."""
+    rules = [_compile(rule, source, target) for rule in _rules_for(state_dict)]
+    renamed, unknown = {}, []
+    for name, value in state_dict.items():
+        new_name = next((new for rule in rules if (new := rule(name))), None)
+        if new_name is None:
+            unknown.append(name)
+        else:
+            renamed[new_name] = value
+    if unknown:
+        raise ValueError(
+            f"{len(unknown)} of {len(state_dict)} tensors are not a "
+            f"{('detectron2', 'torchvision')[source]} ConvNeXt Mask R-CNN's: {', '.join(unknown)}"
+        )
+    return renamed
+
+
+def _rules_for(state_dict: StateDict) -> list[tuple[str, str, int]]:
+    """``RULES`` with what depends on the detector filled in: its levels and RPN convolutions."""
+    levels = sum(
+        re.fullmatch(r"backbone\.(fpn_lateral\d|fpn\.inner_blocks\.\d\.0)\.weight", name)
+        is not None
+        for name in state_dict
+    )
+    many = "rpn.head.conv.1.0.weight" in state_dict
+    absent = SINGLE_RPN_CONV if many else MANY_RPN_CONVS
+    if "proposal_generator.rpn_head.conv.conv0.weight" in state_dict:
+        absent = SINGLE_RPN_CONV
+    return [
+        (detectron2, torchvision, 6 - levels if isinstance(shift, str) else shift)
+        for detectron2, torchvision, shift in RULES
+        if detectron2 != absent[0]
+    ]
+
+
+def _compile(rule: tuple[str, str, int], source: int, target: int) -> Callable[[str], str | None]:
+    """A function from a name to its new name, or to None where the rule does not apply."""
+    pattern = re.escape(rule[source])
+    for field, expression in FIELDS.items():
+        pattern = pattern.replace(re.escape(field), expression)
+    shift = rule[2] * (target - source)
+
+    def apply(name: str) -> str | None:
+        if not (match := re.fullmatch(pattern, name)):
+            return None
+        fields = match.groupdict()
+        if "n" in fields:
+            fields["n"] = str(int(fields["n"]) - shift)
+        return rule[target].format(**fields)  # type: ignore[str-bytes-safe]
+
+    return apply

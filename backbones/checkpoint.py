@@ -1,0 +1,282 @@
+"""Read and write encoder weights: one strict loader for every format.
+
+Formats are recognised by the tensors' names (``backbones.key_adapters``); files are read by
+``backbones.weight_files``, which runs no code of theirs. Own files are safetensors; their metadata
+hold ``layout``, ``format_version``, ``size``, ``in_chans``, ``grn``, ``fingerprint``, the versions
+of torch and timm, and what the writer adds (``config``, ``dataset_fingerprint``, ``git_commit``,
+``licence``).
+
+The weights' licences are not this code's: Meta's ConvNeXt V2 weights, and timm's copies of them,
+are CC BY-NC 4.0. What is known of the licence is logged at every load.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor
+
+from backbones.convnext import GRN, ConvNeXt
+from backbones.key_adapters import (
+    ENCODER,
+    OUT_NORMS,
+    StateDict,
+    from_ours,
+    guess_size,
+    size_name,
+    to_ours,
+)
+from backbones.weight_files import read_metadata, read_state_dict, save_safetensors
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = "1"
+LAYOUT = "backbones.convnext"
+LICENCE_NAMES = {"cc-by-nc-4.0": "CC BY-NC 4.0 (no commercial use)", "apache-2.0": "Apache-2.0"}
+# The authors' downloads carry no licence inside; their file names are known.
+OFFICIAL_FILES = (
+    (r"convnextv2_\w+_(fcmae|ema)\.pt", "CC BY-NC 4.0 (no commercial use), Meta's by its name"),
+    (r"convnext_\w+_(1k|22k)_\w+\.pth", "MIT, Meta's by its name"),
+)
+
+
+@dataclass(frozen=True)
+class LoadResult:
+    """What :func:`load_encoder` did; ``str()`` is the line to log.
+
+    Args:
+        source: path or ``timm:NAME``.
+        format: a name in ``key_adapters.FORMATS``.
+        loaded, total: encoder tensors (stem, downsampling, stages) loaded, and in the model.
+        missing: the model's names that got no weights; empty unless partial loading was allowed.
+        unexpected: encoder tensors of the source (our names) that the model lacks.
+        ignored: the source's tensors that are no encoder's (head, decoder, detector).
+        new: output norms of the model that the source does not have: they stay as initialised.
+        fingerprint: of the source's encoder, see :func:`fingerprint`.
+        licence: of the weights; None where the source does not tell.
+    """
+
+    source: str
+    format: str
+    loaded: int
+    total: int
+    missing: list[str]
+    unexpected: list[str]
+    ignored: list[str]
+    new: list[str]
+    fingerprint: str
+    licence: str | None
+
+    def __str__(self) -> str:
+        return (
+            f"{self.loaded}/{self.total} encoder tensors loaded from {self.source} "
+            f"({self.format} format)"
+        )
+
+
+def load_encoder(source: str | Path, model: ConvNeXt, *, allow_partial: bool = False) -> LoadResult:
+    """Load encoder weights of any known format into ``model``, completely or not at all.
+
+    Output norms are loaded where the source has them and stay new otherwise; a head never is.
+
+    Args:
+        source: a file, or ``timm:NAME`` such as ``"timm:convnextv2_base.fcmae"``.
+        model: changed in place; untouched if an error is raised.
+        allow_partial: accept missing, unexpected and misshapen tensors; all are logged.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the source is unreadable, unsafe, no ConvNeXt, of another size, or misses
+            a tensor; every one that does not fit is named.
+    """
+    state_dict, metadata = read_source(source, model.in_chans)
+    try:
+        recognised = to_ours(state_dict)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+    format_name = "ours" if metadata.get("layout") == LAYOUT else recognised.format
+    _check_grn(source, metadata, model)
+    wanted = {n: t for n, t in model.state_dict().items() if n.startswith(ENCODER + OUT_NORMS)}
+    found = {n: t for n, t in recognised.tensors.items() if n.startswith(ENCODER + OUT_NORMS)}
+    expected = [name for name in wanted if name.startswith(ENCODER)]
+    misshapen = [n for n in wanted if n in found and found[n].shape != wanted[n].shape]
+    missing = [name for name in expected if name not in found]
+    unexpected = [n for n in found if n.startswith(ENCODER) and n not in wanted]
+    problems = _problems(wanted, found, misshapen, missing, unexpected)
+    fitting = {n: t for n, t in found.items() if n in wanted and n not in misshapen}
+    loaded = sum(name.startswith(ENCODER) for name in fitting)
+    if problems:
+        text = "\n  ".join(
+            [f"{source} ({format_name} format) {_headline(model, found)}", *problems]
+        )
+        if not allow_partial or not loaded:
+            raise ValueError(text)
+        logger.warning("loaded in part, as allowed: %s", text)
+    model.load_state_dict(fitting, strict=False)
+    result = LoadResult(
+        source=str(source),
+        format=format_name,
+        loaded=loaded,
+        total=len(expected),
+        missing=missing + misshapen,
+        unexpected=unexpected,
+        ignored=[n for n in recognised.tensors if n not in wanted and n not in unexpected]
+        + recognised.others,
+        new=[name for name in wanted if name not in found and name not in missing],
+        fingerprint=fingerprint(found),
+        licence=metadata.get("licence"),
+    )
+    _log(result)
+    return result
+
+
+def _headline(model: ConvNeXt, found: StateDict) -> str:
+    """What does not fit, in a sentence with its remedy."""
+    theirs, ours = guess_size(found), model.size
+    if theirs != ours:
+        return (
+            f"is {size_name(theirs)}; the model is {size_name(ours)}: build the model of the "
+            "checkpoint's size, or give another checkpoint"
+        )
+    chans = found["downsample_layers.0.0.weight"].shape[1:2]
+    if chans != (model.in_chans,):
+        return (
+            f"takes images of {chans[0] if chans else '?'} channels; the model's in_chans is "
+            f"{model.in_chans}: set in_chans to the checkpoint's, or give another checkpoint"
+        )
+    return f"is {size_name(theirs)} as the model is, but not all of it fits"
+
+
+def _problems(
+    wanted: StateDict,
+    found: StateDict,
+    misshapen: list[str],
+    missing: list[str],
+    unexpected: list[str],
+) -> list[str]:
+    lines = [
+        f"{name} is {tuple(found[name].shape)}; the model's is {tuple(wanted[name].shape)}"
+        for name in misshapen
+    ]
+    if len(lines) > 8:
+        lines = [*lines[:8], f"and {len(lines) - 8} more tensors of another shape"]
+    broken = [n for n, t in found.items() if t.is_floating_point() and not t.isfinite().all()]
+    for kind, names in (
+        ("missing", missing),
+        ("unexpected", unexpected),
+        ("with NaN or infinite values", broken),
+    ):
+        if names:
+            lines.append(f"{len(names)} {kind}: {', '.join(names)}")
+    return lines
+
+
+def _check_grn(source: str | Path, metadata: Mapping[str, str], model: ConvNeXt) -> None:
+    theirs, ours = metadata.get("grn"), _grn_form(model)
+    if theirs and ours and theirs != ours:
+        raise ValueError(f"{source} was trained with {theirs}; the model has {ours}")
+
+
+def _grn_form(model: ConvNeXt) -> str | None:
+    grn = next((module for module in model.modules() if isinstance(module, GRN)), None)
+    return str(grn.options) if grn else None
+
+
+def _log(result: LoadResult) -> None:
+    logger.info("%s", result)
+    for what, names in (("ignored", result.ignored), ("new, not in the file", result.new)):
+        if names:
+            logger.info("%d tensors %s: %s", len(names), what, ", ".join(names))
+    logger.info(
+        "licence of these weights: %s",
+        result.licence or "unknown (the source does not tell; ask where they came from)",
+    )
+
+
+def fingerprint(state_dict: Mapping[str, Tensor]) -> str:
+    """The sha256 (hex) of an encoder: names, types, shapes and bytes, sorted by name.
+
+    Args:
+        state_dict: in our names; only the encoder's tensors count, so that an encoder has one
+            fingerprint with or without head and output norms.
+
+    Raises:
+        ValueError: if no tensor is an encoder's.
+    """
+    names = sorted(name for name in state_dict if name.startswith(ENCODER))
+    if not names:
+        raise ValueError("no encoder tensors (downsample_layers.*, stages.*) to fingerprint")
+    digest = hashlib.sha256()
+    for name in names:
+        tensor = state_dict[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_source(source: str | Path, in_chans: int = 3) -> tuple[StateDict, dict[str, str]]:
+    """The tensors of a file or of ``timm:NAME``, and its metadata (``licence`` where known).
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`load_encoder`.
+    """
+    if str(source).startswith("timm:"):
+        return _read_timm(str(source).removeprefix("timm:"), in_chans)
+    path = Path(source)
+    metadata = read_metadata(path)
+    for pattern, licence in OFFICIAL_FILES:
+        if "licence" not in metadata and re.fullmatch(pattern, path.name):
+            metadata["licence"] = licence
+    return read_state_dict(path), metadata
+
+
+def _read_timm(name: str, in_chans: int) -> tuple[StateDict, dict[str, str]]:
+    if not name.startswith("convnext") or not timm.is_model(name.partition(".")[0]):
+        raise ValueError(
+            f"timm:{name}: timm has no ConvNeXt of this name; it has "
+            f"{', '.join(timm.list_models('convnext*'))}, with a tag such as .fcmae behind it"
+        )
+    if in_chans != 3:
+        logger.warning("timm:%s: timm adapts the stem's 3 channels to %d", name, in_chans)
+    try:
+        model = timm.create_model(name, pretrained=True, in_chans=in_chans)
+    except Exception as error:  # of the hub, the network or timm: many types, one meaning
+        raise ValueError(
+            f"timm:{name}: timm could not load these weights ({type(error).__name__}: {error}); "
+            "without network, fetch the file elsewhere and give its path"
+        ) from error
+    licence = (getattr(model, "pretrained_cfg", None) or {}).get("license")
+    return model.state_dict(), {"licence": LICENCE_NAMES.get(licence, licence)} if licence else {}
+
+
+def save_encoder(model: ConvNeXt, path: str | Path, metadata: Mapping[str, str]) -> None:
+    """Write ``model``'s encoder and output norms as our safetensors, atomically.
+
+    Args:
+        metadata: what this module does not know: ``config``, ``dataset_fingerprint``,
+            ``git_commit``, ``licence``.
+    """
+    tensors = {n: t for n, t in model.state_dict().items() if n.startswith(ENCODER + OUT_NORMS)}
+    grn = _grn_form(model)
+    save_ours(tensors, path, {**metadata, **({"grn": grn} if grn else {})})
+
+
+def save_ours(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str]) -> None:
+    """Write tensors of our names (a head among them or not) in our own format, atomically."""
+    own = {
+        "layout": LAYOUT,
+        "format_version": FORMAT_VERSION,
+        "size": size_name(guess_size(tensors)),
+        "in_chans": str(tensors["downsample_layers.0.0.weight"].shape[1]),
+        "fingerprint": fingerprint(tensors),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+    }
+    save_safetensors(from_ours(tensors, "ours")[0], path, {**metadata, **own})

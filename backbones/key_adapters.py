@@ -1,0 +1,308 @@
+"""The names and layouts of ConvNeXt weights in other people's formats: pure functions, both ways.
+
+"Ours" are the names of :class:`backbones.convnext.ConvNeXt`, which are the authors' of the dense
+ConvNeXt and ConvNeXt V2 repositories. Every other format is one row of ``FORMATS``; its table of
+names is read from left to right to write the format and from right to left to read it, so the two
+directions cannot disagree. What differs besides names:
+
+  * timm has GRN's gamma and beta as ``[4C]`` (ours ``[1, 1, 1, 4C]``) and, in its sizes of two
+    blocks in the first stage (atto to nano), the Linear layers as 1x1 convolutions.
+  * the authors' sparse pretraining model has MinkowskiEngine's kernels, ``[k*k, C_in, C_out]`` or
+    ``[k*k, C]`` (depthwise), whose sites run down the columns of the kernel first, and biases
+    ``[1, C]``.
+
+References:
+    the weights' layouts: facebookresearch/ConvNeXt-V2, timm.models.convnext and transformers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from math import isqrt
+
+from torch import Tensor
+
+from backbones.convnext import SIZES, Size
+
+StateDict = dict[str, Tensor]
+
+ENCODER = ("downsample_layers.", "stages.")
+OUT_NORMS = ("out_norms.",)
+HEAD = ("norm.", "head.")
+
+# (our name, the format's name); {x} is a number; the first row that begins a name renames it.
+TIMM_NAMES = (
+    ("downsample_layers.0.{i}.", "stem.{i}."),
+    ("downsample_layers.{s}.{i}.", "stages.{s}.downsample.{i}."),
+    ("stages.{s}.{b}.dwconv.", "stages.{s}.blocks.{b}.conv_dw."),
+    ("stages.{s}.{b}.pwconv{p}.", "stages.{s}.blocks.{b}.mlp.fc{p}."),
+    ("stages.{s}.{b}.grn.gamma", "stages.{s}.blocks.{b}.mlp.grn.weight"),
+    ("stages.{s}.{b}.grn.beta", "stages.{s}.blocks.{b}.mlp.grn.bias"),
+    ("stages.{s}.{b}.", "stages.{s}.blocks.{b}."),
+    ("norm.", "head.norm."),
+    ("head.", "head.fc."),
+)
+TIMM_FEATURES_NAMES = tuple(
+    (ours, theirs.replace("stem.", "stem_").replace("stages.", "stages_"))
+    for ours, theirs in TIMM_NAMES
+)
+HUGGINGFACE_NAMES = (
+    ("downsample_layers.0.0.", "embeddings.patch_embeddings."),
+    ("downsample_layers.0.1.", "embeddings.layernorm."),
+    ("downsample_layers.{s}.{i}.", "encoder.stages.{s}.downsampling_layer.{i}."),
+    ("stages.{s}.{b}.norm.", "encoder.stages.{s}.layers.{b}.layernorm."),
+    ("stages.{s}.{b}.gamma", "encoder.stages.{s}.layers.{b}.layer_scale_parameter"),
+    ("stages.{s}.{b}.grn.gamma", "encoder.stages.{s}.layers.{b}.grn.weight"),
+    ("stages.{s}.{b}.grn.beta", "encoder.stages.{s}.layers.{b}.grn.bias"),
+    ("stages.{s}.{b}.", "encoder.stages.{s}.layers.{b}."),
+    ("stages.{s}.", "encoder.stages.{s}."),
+    ("out_norms.", "hidden_states_norms."),
+    ("norm.", "layernorm."),
+    ("head.", "classifier."),
+)
+SPARSE_NAMES = (
+    ("downsample_layers.0.", "downsample_layers.0."),
+    ("downsample_layers.{s}.0.", "downsample_layers.{s}.0.ln."),
+    ("downsample_layers.{s}.1.weight", "downsample_layers.{s}.1.kernel"),
+    ("stages.{s}.{b}.dwconv.weight", "stages.{s}.{b}.dwconv.kernel"),
+    ("stages.{s}.{b}.norm.", "stages.{s}.{b}.norm.ln."),
+    ("stages.{s}.{b}.pwconv{p}.", "stages.{s}.{b}.pwconv{p}.linear."),
+)
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format.
+
+    Args:
+        stem: the weight by which the format is recognised, the stem's convolution.
+        prefix: what precedes every name of the encoder.
+        names: the table of names; empty where they are ours.
+        parts: which of our tensors the format has a place for, by how their names begin.
+    """
+
+    stem: str
+    prefix: str = ""
+    names: tuple[tuple[str, str], ...] = ()
+    parts: tuple[str, ...] = ENCODER + HEAD
+
+
+_OUR_STEM = "downsample_layers.0.0.weight"
+FORMATS = {
+    "ours": Format(_OUR_STEM, parts=ENCODER + OUT_NORMS + HEAD),
+    "official": Format(_OUR_STEM),
+    "official-sparse": Format(_OUR_STEM, "encoder.", SPARSE_NAMES, ENCODER),
+    "fcmae": Format(_OUR_STEM, "encoder.", parts=ENCODER),
+    "detectron2": Format(_OUR_STEM, "backbone.bottom_up.", parts=ENCODER + OUT_NORMS),
+    "torchvision": Format(_OUR_STEM, "backbone.body.", parts=ENCODER + OUT_NORMS),
+    "timm": Format("stem.0.weight", names=TIMM_NAMES),
+    "timm-features": Format("stem_0.weight", names=TIMM_FEATURES_NAMES, parts=ENCODER),
+    "huggingface": Format(
+        "embeddings.patch_embeddings.weight",
+        names=HUGGINGFACE_NAMES,
+        parts=ENCODER + OUT_NORMS + HEAD,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A state dict read as one of ``FORMATS``.
+
+    Args:
+        format: its name in ``FORMATS``; "official" where the names are ours.
+        tensors: the encoder, its output norms and its head, in our names and layouts.
+        others: the file's names of everything else (decoder, detection heads, ...).
+    """
+
+    format: str
+    tensors: StateDict
+    others: list[str]
+
+
+def recognise(names: Iterable[str]) -> tuple[str, str]:
+    """Tell the format and the encoder's prefix from the names of a state dict's tensors.
+
+    Raises:
+        ValueError: if no format's encoder is there, or more than one encoder.
+    """
+    names = list(names)
+    found = {
+        (name.removesuffix(stem), stem)
+        for stem in {row.stem for row in FORMATS.values()}
+        for name in names
+        if name == stem or name.endswith("." + stem)
+    }
+    if not found:
+        raise ValueError(
+            "no ConvNeXt encoder in it: no stem convolution under any known name; it holds "
+            f"{len(names)} tensors: {', '.join(sorted(names)[:5])}{', ...' * (len(names) > 5)}"
+        )
+    if len(found) > 1:
+        places = ", ".join(sorted(repr(prefix) for prefix, _ in found))
+        raise ValueError(f"more than one encoder in it, under the prefixes {places}: keep one")
+    ((prefix, stem),) = found
+    if stem != _OUR_STEM:
+        return next(name for name, row in FORMATS.items() if row.stem == stem), prefix
+    if any(name.startswith(prefix) and name.endswith(".kernel") for name in names):
+        return "official-sparse", prefix
+    for name in ("fcmae", "detectron2", "torchvision"):
+        if ("." + prefix).endswith("." + FORMATS[name].prefix):
+            return name, prefix
+    return "official", prefix
+
+
+def to_ours(state_dict: Mapping[str, Tensor]) -> Recognised:
+    """Read a state dict of any format into our names and layouts; see :class:`Recognised`.
+
+    Raises:
+        ValueError: as :func:`recognise`, or if two tensors get one name.
+    """
+    format_name, prefix = recognise(state_dict)
+    tensors: StateDict = {}
+    others = []
+    for name, tensor in state_dict.items():
+        # Hugging Face's classifier lies outside of the prefix "convnextv2."
+        outside = format_name == "huggingface" and name.startswith("classifier.")
+        inner = name if outside else name.removeprefix(prefix)
+        ours = _rename(inner, tuple((b, a) for a, b in FORMATS[format_name].names))
+        if not (outside or name.startswith(prefix)) or not ours.startswith(FORMATS["ours"].parts):
+            others.append(name)
+            continue
+        if ours in tensors:
+            raise ValueError(f"two of its tensors are our {ours}; one of them is {name}")
+        tensors[ours] = _to_our_layout(ours, tensor)
+    return Recognised(format_name, tensors, others)
+
+
+def from_ours(tensors: Mapping[str, Tensor], target: str) -> tuple[StateDict, list[str]]:
+    """Write tensors of our names in another format.
+
+    Hugging Face has three models: with a head it is ``...ForImageClassification``, else with
+    output norms ``...Backbone``, else ``...Model``.
+
+    Args:
+        tensors: encoder, output norms, head: what there is.
+        target: a name in ``FORMATS``.
+
+    Returns:
+        The state dict, and our names of the tensors that the format has no place for.
+
+    Raises:
+        ValueError: if the encoder is none that the target can hold (sparse V1).
+    """
+    row = FORMATS[target]
+    prefix, parts = row.prefix, row.parts
+    is_v2 = any(".grn." in name for name in tensors)
+    if target == "official-sparse" and not is_v2:
+        raise ValueError("this is a ConvNeXt V1; the sparse format exists for V2 alone")
+    if target == "huggingface" and "head.weight" in tensors:
+        prefix, parts = ("convnextv2." if is_v2 else "convnext."), ENCODER + HEAD
+    elif target == "huggingface" and any(name.startswith(OUT_NORMS) for name in tensors):
+        parts = ENCODER + OUT_NORMS
+    size = guess_size(tensors)
+    convolutional = size is not None and size.depths[0] == 2
+    written, dropped = {}, []
+    for name, tensor in tensors.items():
+        if not name.startswith(parts):
+            dropped.append(name)
+            continue
+        theirs = _rename(name, row.names)
+        if not (target == "huggingface" and theirs.startswith("classifier.")):
+            theirs = prefix + theirs
+        if target.startswith("timm"):
+            tensor = _to_timm_layout(name, tensor, convolutional)
+        elif target == "official-sparse":
+            tensor = _to_sparse_layout(name, tensor)
+        written[theirs] = tensor
+    return written, dropped
+
+
+def guess_size(tensors: Mapping[str, Tensor]) -> Size | None:
+    """The size of an encoder from its tensors (our names); None if it misses whole stages."""
+    blocks = [re.match(r"stages\.(\d+)\.(\d+)\.", name) for name in tensors]
+    numbers = {(int(match[1]), int(match[2])) for match in blocks if match}
+    depths = tuple(len({b for s, b in numbers if s == stage}) for stage in range(4))
+    norms = [tensors.get(f"stages.{stage}.0.norm.weight") for stage in range(4)]
+    dims = tuple(norm.shape[0] for norm in norms if norm is not None and norm.ndim == 1)
+    if len(dims) != 4:
+        return None
+    return Size(dims, depths, 2 if any(".grn." in name for name in tensors) else 1)  # type: ignore[arg-type]
+
+
+def size_name(size: Size | None) -> str:
+    """``"convnextv2_atto"``, or a description of an encoder that is not in the table."""
+    for name, row in SIZES.items():
+        if row == size:
+            return name
+    if size is None:
+        return "an incomplete encoder"
+    return f"a ConvNeXt V{size.version} of channels {size.dims} and depths {size.depths}"
+
+
+@cache
+def _pattern(template: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\\{(\w)\\\}", r"(?P<\1>\\d+)", re.escape(template)))
+
+
+def _rename(name: str, names: tuple[tuple[str, str], ...]) -> str:
+    """Rename the beginning of ``name`` by the first row that matches it; keep the rest."""
+    for source, target in names:
+        if match := _pattern(source).match(name):
+            return target.format(**match.groupdict()) + name[match.end() :]
+    return name
+
+
+def _is_pointwise(name: str) -> bool:
+    return name.endswith((".pwconv1.weight", ".pwconv2.weight"))
+
+
+def _to_our_layout(name: str, tensor: Tensor) -> Tensor:
+    if ".grn." in name:
+        return tensor.reshape(1, 1, 1, -1)
+    if name.endswith(".bias"):
+        return tensor.reshape(-1)
+    if _is_pointwise(name) and tensor.shape[2:] == (1, 1):
+        return tensor.flatten(1)
+    if name.endswith(".dwconv.weight") and tensor.ndim == 2:
+        return _from_kernel(tensor.unsqueeze(1))
+    if re.fullmatch(r"downsample_layers\.[123]\.1\.weight", name) and tensor.ndim == 3:
+        return _from_kernel(tensor)
+    return tensor
+
+
+def _to_timm_layout(name: str, tensor: Tensor, convolutional: bool) -> Tensor:
+    if ".grn." in name:
+        return tensor.flatten()
+    if _is_pointwise(name) and convolutional:
+        return tensor[:, :, None, None]
+    return tensor
+
+
+def _to_sparse_layout(name: str, tensor: Tensor) -> Tensor:
+    if ".grn." in name:
+        return tensor.reshape(1, -1)
+    if name.endswith(".dwconv.bias") or re.fullmatch(r"downsample_layers\.[123]\.1\.bias", name):
+        return tensor.reshape(1, -1)
+    if name.endswith(".dwconv.weight"):
+        return _to_kernel(tensor).squeeze(1)
+    if re.fullmatch(r"downsample_layers\.[123]\.1\.weight", name):
+        return _to_kernel(tensor)
+    return tensor
+
+
+def _from_kernel(kernel_kio: Tensor) -> Tensor:
+    """MinkowskiEngine's ``[k*k, C_in, C_out]``, sites by column -> ``[C_out, C_in, k, k]``."""
+    sites, c_in, c_out = kernel_kio.shape
+    side = isqrt(sites)
+    if side * side != sites:
+        raise ValueError(f"a kernel of {sites} sites is not square")
+    return kernel_kio.permute(2, 1, 0).reshape(c_out, c_in, side, side).transpose(2, 3).contiguous()
+
+
+def _to_kernel(weight_oiyx: Tensor) -> Tensor:
+    """The reverse of :func:`_from_kernel`."""
+    return weight_oiyx.transpose(2, 3).flatten(2).permute(2, 1, 0).contiguous()

@@ -1,0 +1,136 @@
+"""Files of named tensors: read without running code, written whole or not at all.
+
+Pickles are read by ``torch.load(weights_only=True)`` and in no other way, so that a checkpoint
+cannot run code; whether a file is safetensors or a pickle is told by its first bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+# Where training programs put the weights beside optimizer, epoch and so on.
+CONTAINERS = ("model", "state_dict", "model_state_dict")
+# The authors' training checkpoints hold their command line: plain attributes, no code.
+torch.serialization.add_safe_globals([argparse.Namespace])
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a ``.safetensors`` file or of a pickled checkpoint, on the CPU, names as is.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it would run code, is damaged, or holds no tensors.
+    """
+    path = _existing_file(path)
+    if _is_safetensors(path):
+        with _open_safetensors(path) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    content = _read_pickle(path)
+    for key in CONTAINERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            beside = [str(other) for other in content if other != key]
+            if beside:
+                logger.info("%s: reading %r; not reading %s", path, key, ", ".join(beside))
+            content = content[key]
+            break
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not named tensors")
+    tensors = {str(n): v for n, v in content.items() if isinstance(v, Tensor)}
+    if not tensors:
+        raise ValueError(f"{path} holds no tensors; its keys: {', '.join(map(str, content))}")
+    if len(tensors) < len(content):
+        rest = ", ".join(str(name) for name in content if name not in tensors)
+        logger.info("%s: not tensors, not read: %s", path, rest)
+    return tensors
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The metadata of a safetensors file; empty for pickles."""
+    path = _existing_file(path)
+    if not _is_safetensors(path):
+        return {}
+    with _open_safetensors(path) as file:
+        return dict(file.metadata() or {})
+
+
+def _existing_file(path: str | Path) -> Path:
+    path = Path(path)
+    if path.is_dir():
+        inside = ", ".join(sorted(entry.name for entry in path.iterdir())) or "nothing"
+        raise ValueError(f"{path} is a folder; give the weights' file in it (it holds {inside})")
+    if not path.exists():
+        raise FileNotFoundError(f"no checkpoint file {path}")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} is empty: its writing was cut off; copy or fetch it again")
+    return path
+
+
+def _is_safetensors(path: Path) -> bool:
+    with open(path, "rb") as stream:
+        start = stream.read(9)
+    return path.suffix == ".safetensors" or start[8:] == b"{"
+
+
+def _open_safetensors(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except Exception as error:  # SafetensorError; its module differs between versions
+        raise ValueError(_damaged(path, "safetensors file", error)) from None
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file's bytes are arbitrary, and so is what reading them raises
+        blocked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if isinstance(error, pickle.UnpicklingError) and blocked:
+            raise ValueError(
+                f"{path} is refused: it is a pickle that would run code when read "
+                f"({blocked[1]}); ask its author for the tensors alone, best as safetensors"
+            ) from None
+        raise ValueError(_damaged(path, "PyTorch checkpoint", error)) from None
+
+
+def _damaged(path: Path, kind: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+    return (
+        f"{path} cannot be read as a {kind}: it is damaged, cut off, or something else "
+        f"({path.stat().st_size} bytes; {reason[0]}); copy or fetch it again"
+    )
+
+
+def save_safetensors(
+    tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str]
+) -> None:
+    """Write a safetensors file, atomically; ``format: pt`` is what transformers wants to read."""
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    strings = {"format": "pt", **{key: str(value) for key, value in metadata.items()}}
+    write_atomically(path, lambda partial: save_file(contiguous, partial, strings))
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then rename it to ``path``."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write(partial)
+        with open(partial, "rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

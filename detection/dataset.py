@@ -1,0 +1,170 @@
+"""COCO-format data sets: their names, loading and checking, without detectron2.
+
+A data set's name is ``json:ANNOTATIONS:IMAGE_FOLDER`` or one of ``REGISTERED``. Records are
+detectron2's standard dictionaries, equal to those of its ``load_coco_json`` on the same file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from detection.dataset_check import Problem, check_coco, compressed_rle
+
+logger = logging.getLogger(__name__)
+
+XYWH_ABS = 1  # detectron2's BoxMode.XYWH_ABS
+LISTED = 50
+
+# name -> annotations, image folder; both relative to the environment's DETECTRON2_DATASETS
+REGISTERED = {
+    f"coco_2017_{split}": (f"coco/annotations/instances_{split}2017.json", f"coco/{split}2017")
+    for split in ("train", "val")
+}
+
+
+@dataclass(frozen=True)
+class CocoDataset:
+    """A COCO-format data set, checked.
+
+    Attributes:
+        name: as given in the config.
+        annotations: the json file.
+        image_folder: what its file names are relative to.
+        class_names: by contiguous class index, in the order of the category ids.
+        contiguous_ids: category id of the annotations -> class index from 0.
+        records: one a image, by ascending image id: ``file_name`` (the path), ``height``,
+            ``width``, ``image_id``, ``annotations``: a list of ``bbox`` [x, y, width, height] in
+            pixels, ``bbox_mode`` 1, ``category_id`` (the class index), ``iscrowd``, and
+            ``segmentation`` where there is one (polygons or compressed RLE). Crowds are included.
+    """
+
+    name: str
+    annotations: Path
+    image_folder: Path
+    class_names: tuple[str, ...]
+    contiguous_ids: dict[Any, int]
+    records: list[dict[str, Any]]
+
+    @property
+    def category_ids(self) -> list[Any]:
+        """Category ids of the annotations by class index."""
+        return list(self.contiguous_ids)
+
+    @property
+    def num_instances(self) -> int:
+        """Annotated objects, crowds included."""
+        return sum(len(record["annotations"]) for record in self.records)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the annotation file and of the images' names and sizes in bytes."""
+        digest = hashlib.sha256(self.annotations.read_bytes())
+        for record in self.records:
+            name = os.path.relpath(record["file_name"], self.image_folder)
+            digest.update(f"{name}\0{os.path.getsize(record['file_name'])}\n".encode())
+        return digest.hexdigest()
+
+
+def locate_dataset(name: str) -> tuple[Path, Path]:
+    """The annotation file and the image folder that a data set's name stands for.
+
+    Raises:
+        ValueError: if the name is neither registered nor of the form
+            ``json:ANNOTATIONS:IMAGE_FOLDER``.
+    """
+    if name in REGISTERED:
+        root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+        annotations, folder = REGISTERED[name]
+        return root / annotations, root / folder
+    kind, _, paths = name.partition(":")
+    annotations, _, folder = paths.rpartition(":")
+    if kind != "json" or not annotations or not folder:
+        raise ValueError(
+            f"unknown data set {name!r}; give json:ANNOTATIONS:IMAGE_FOLDER or one of "
+            f"{', '.join(REGISTERED)} (under the folder that DETECTRON2_DATASETS names)"
+        )
+    return Path(annotations).expanduser(), Path(folder).expanduser()
+
+
+def load_dataset(name: str, masks: bool = True, check_images: bool = True) -> CocoDataset:
+    """Load a data set by its name, and check it as :mod:`detection.dataset_check` says.
+
+    Args:
+        name: ``json:ANNOTATIONS:IMAGE_FOLDER`` or a registered one, such as ``coco_2017_val``.
+        masks: whether every object must have a segmentation (``MODEL.MASK_ON``).
+        check_images: open every image; ``False`` for the other processes of one that did.
+
+    Raises:
+        ValueError: listing every error, each with file, place and remedy (the first 50 in full).
+    """
+    annotations, image_folder = locate_dataset(name)
+    tree, problems = check_coco(annotations, image_folder, masks, check_images=check_images)
+    for problem in problems:
+        if problem.severity == "warning":
+            logger.warning("%s", problem)
+    if errors := [problem for problem in problems if problem.severity == "error"]:
+        raise ValueError(describe(errors, f"the data set {name}"))
+    categories = sorted(tree["categories"], key=lambda category: category["id"])
+    contiguous_ids = {category["id"]: index for index, category in enumerate(categories)}
+    dataset = CocoDataset(
+        name=name,
+        annotations=annotations,
+        image_folder=image_folder,
+        class_names=tuple(category["name"] for category in categories),
+        contiguous_ids=contiguous_ids,
+        records=_records(tree, image_folder, contiguous_ids),
+    )
+    logger.info(
+        "%s: %d images, %d objects of %d classes",
+        name,
+        len(dataset.records),
+        dataset.num_instances,
+        len(categories),
+    )
+    return dataset
+
+
+def describe(problems: list[Problem], what: str) -> str:
+    """The problems as one message, at most 50 of them in full and the rest counted."""
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    lines = [f"{count} in {what}:", *map(str, problems[:LISTED])]
+    if len(problems) > LISTED:
+        lines.append(f"and {len(problems) - LISTED} more (tools/check_dataset.py lists all)")
+    return "\n  ".join(lines)
+
+
+def _records(
+    tree: dict[str, Any], image_folder: Path, contiguous_ids: dict[Any, int]
+) -> list[dict[str, Any]]:
+    records = {
+        image["id"]: {
+            "file_name": os.path.join(image_folder, image["file_name"]),
+            "height": image["height"],
+            "width": image["width"],
+            "image_id": image["id"],
+            "annotations": [],
+        }
+        for image in sorted(tree["images"], key=lambda image: image["id"])
+    }
+    for annotation in tree["annotations"]:
+        record = records[annotation["image_id"]]
+        instance = {
+            "iscrowd": annotation.get("iscrowd", 0),
+            "bbox": annotation["bbox"],
+            "category_id": contiguous_ids[annotation["category_id"]],
+            "bbox_mode": XYWH_ABS,
+        }
+        if segmentation := annotation.get("segmentation"):
+            if isinstance(segmentation, dict):
+                segmentation = compressed_rle(segmentation, record["height"], record["width"])
+            else:
+                segmentation = [polygon for polygon in segmentation if len(polygon) >= 6]
+            instance["segmentation"] = segmentation
+        record["annotations"].append(instance)
+    return list(records.values())

@@ -134,3 +134,14 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def save_pickle(
+    tensors: Mapping[str, Tensor], path: str | Path, container: str | None = None
+) -> None:
+    """Write a ``.pth`` file, atomically; under the key ``container`` where one is given."""
+    # A view would take its whole storage along.
+    own = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
+    write_atomically(
+        path, lambda partial: torch.save({container: own} if container else own, partial)
+    )

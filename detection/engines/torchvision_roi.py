@@ -172,8 +172,8 @@ class MaskRoIHeads(RoIHeads):
             if self.detections_per_img >= 0:
                 keep = keep[: self.detections_per_img]
             results.append((boxes[keep], scores[keep], category[keep] + 1))
-        boxes_of, scores_of, labels_of = zip(*results, strict=True)
-        return list(boxes_of), list(scores_of), list(labels_of)
+        best_boxes, best_scores, labels = map(list, zip(*results, strict=True))
+        return best_boxes, best_scores, labels
 
 
 def mask_targets(masks: Tensor, index: Tensor, boxes: Tensor, size: int) -> Tensor:

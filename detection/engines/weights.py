@@ -15,25 +15,40 @@ torchvision puts it first and gives it 4 box rows and 1 mask row, which are 0 he
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from backbones.weight_files import read_state_dict
+
+logger = logging.getLogger(__name__)
 
 StateDict = dict[str, Tensor]
+
+# Of these two rules one applies, by the number of the RPN's convolutions.
+SINGLE_RPN_CONV = "proposal_generator.rpn_head.conv.{p}"
+INDEXED_RPN_CONV = "proposal_generator.rpn_head.conv.conv{n}.{p}"
+MANY_RPN_CONVS = {
+    "proposal_generator.rpn_head.conv.conv1.weight",
+    "rpn.head.conv.1.0.weight",
+}
 
 # detectron2 name, torchvision name, and how much larger detectron2's index {n} is ("levels": the
 # pyramid ends at level 5, so its lowest level is 6 - the number of levels).
 # {p} is weight or bias; a convolution is a module of its own on one side, a part on the other.
-RULES: tuple[tuple[str, str, int | str], ...] = (
+RULES: tuple[tuple[str, str, Any], ...] = (
     ("backbone.bottom_up.{rest}", "backbone.body.{rest}", 0),
     ("backbone.fpn_lateral{n}.{p}", "backbone.fpn.inner_blocks.{n}.0.{p}", "levels"),
     ("backbone.fpn_lateral{n}.norm.{p}", "backbone.fpn.inner_blocks.{n}.1.{p}", "levels"),
     ("backbone.fpn_output{n}.{p}", "backbone.fpn.layer_blocks.{n}.0.{p}", "levels"),
     ("backbone.fpn_output{n}.norm.{p}", "backbone.fpn.layer_blocks.{n}.1.{p}", "levels"),
-    ("proposal_generator.rpn_head.conv.{p}", "rpn.head.conv.0.0.{p}", 0),
-    ("proposal_generator.rpn_head.conv.conv{n}.{p}", "rpn.head.conv.{n}.0.{p}", 0),
+    (SINGLE_RPN_CONV, "rpn.head.conv.0.0.{p}", 0),
+    (INDEXED_RPN_CONV, "rpn.head.conv.{n}.0.{p}", 0),
     ("proposal_generator.rpn_head.objectness_logits.{p}", "rpn.head.cls_logits.{p}", 0),
     ("proposal_generator.rpn_head.anchor_deltas.{p}", "rpn.head.bbox_pred.{p}", 0),
     ("roi_heads.box_head.conv{n}.{p}", "roi_heads.box_head.{n}.0.{p}", 1),
@@ -46,7 +61,6 @@ RULES: tuple[tuple[str, str, int | str], ...] = (
     ("roi_heads.mask_head.deconv.{p}", "roi_heads.mask_predictor.conv5_mask.{p}", 0),
     ("roi_heads.mask_head.predictor.{p}", "roi_heads.mask_predictor.mask_fcn_logits.{p}", 0),
 )
-SINGLE_RPN_CONV, MANY_RPN_CONVS = RULES[5], RULES[6]
 CLASSIFIER = "roi_heads.box_predictor.cls_score."
 BACKGROUND_ROWS = {  # torchvision names
     "roi_heads.box_predictor.bbox_pred.": 4,
@@ -105,7 +119,7 @@ def _background_rows(torchvision_name: str) -> int:
 
 def _rename(state_dict: StateDict, source: int, target: int) -> StateDict:
     """Apply ``RULES`` from column ``source`` to column ``target`` (0 detectron2, 1 torchvision)."""
-    rules = [_compile(rule, source, target) for rule in _rules_for(state_dict)]
+    rules = [_compile(*rule) for rule in _rules_for(state_dict, source, target)]
     renamed, unknown = {}, []
     for name, value in state_dict.items():
         new_name = next((new for rule in rules if (new := rule(name))), None)
@@ -121,37 +135,78 @@ def _rename(state_dict: StateDict, source: int, target: int) -> StateDict:
     return renamed
 
 
-def _rules_for(state_dict: StateDict) -> list[tuple[str, str, int]]:
-    """``RULES`` with what depends on the detector filled in: its levels and RPN convolutions."""
+def _rules_for(state_dict: StateDict, source: int, target: int) -> list[tuple[str, str, int]]:
+    """(pattern, template, what to add to {n}): ``RULES`` for this detector and direction."""
     levels = sum(
         re.fullmatch(r"backbone\.(fpn_lateral\d|fpn\.inner_blocks\.\d\.0)\.weight", name)
         is not None
         for name in state_dict
     )
-    many = "rpn.head.conv.1.0.weight" in state_dict
-    absent = SINGLE_RPN_CONV if many else MANY_RPN_CONVS
-    if "proposal_generator.rpn_head.conv.conv0.weight" in state_dict:
-        absent = SINGLE_RPN_CONV
-    return [
-        (detectron2, torchvision, 6 - levels if isinstance(shift, str) else shift)
-        for detectron2, torchvision, shift in RULES
-        if detectron2 != absent[0]
-    ]
+    has_many_convs = not MANY_RPN_CONVS.isdisjoint(state_dict)
+    rules = []
+    for *names, shift in RULES:
+        if names[0] == (SINGLE_RPN_CONV if has_many_convs else INDEXED_RPN_CONV):
+            continue
+        shift = 6 - levels if shift == "levels" else shift
+        rules.append((names[source], names[target], shift * (source - target)))
+    return rules
 
 
-def _compile(rule: tuple[str, str, int], source: int, target: int) -> Callable[[str], str | None]:
+def _compile(pattern: str, template: str, shift: int) -> Callable[[str], str | None]:
     """A function from a name to its new name, or to None where the rule does not apply."""
-    pattern = re.escape(rule[source])
-    for field, expression in FIELDS.items():
-        pattern = pattern.replace(re.escape(field), expression)
-    shift = rule[2] * (target - source)
+    expression = re.escape(pattern)
+    for field, fields_expression in FIELDS.items():
+        expression = expression.replace(re.escape(field), fields_expression)
 
     def apply(name: str) -> str | None:
-        if not (match := re.fullmatch(pattern, name)):
+        if not (match := re.fullmatch(expression, name)):
             return None
         fields = match.groupdict()
         if "n" in fields:
-            fields["n"] = str(int(fields["n"]) - shift)
-        return rule[target].format(**fields)  # type: ignore[str-bytes-safe]
+            fields["n"] = str(int(fields["n"]) + shift)
+        return template.format(**fields)
 
     return apply
+
+
+def read_detector(path: str | Path, model: nn.Module) -> None:
+    """Load a whole detector of either engine's format into a model of either engine, strictly.
+
+    Args:
+        path: safetensors or a PyTorch checkpoint (read without running code in it).
+        model: untouched if an error is raised.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file is unreadable or not exactly this detector; every tensor that does
+            not fit is named.
+    """
+    tensors, wanted = read_state_dict(path), model.state_dict()
+    remedy = (
+        "MODEL.WEIGHTS takes a whole detector of this config; "
+        "an encoder goes into MODEL.CONVNEXT.WEIGHTS"
+    )
+    if is_detectron2(tensors) != is_detectron2(wanted):
+        rename = detectron2_to_torchvision if is_detectron2(tensors) else torchvision_to_detectron2
+        try:
+            tensors = rename(tensors)
+        except ValueError as error:
+            raise ValueError(f"{path} is not this detector: {error}. {remedy}") from None
+    misshapen = [
+        f"{name} ({tuple(tensors[name].shape)} in the file, {tuple(wanted[name].shape)} here)"
+        for name in wanted
+        if name in tensors and tensors[name].shape != wanted[name].shape
+    ]
+    problems = [
+        f"{len(names)} {what}: {', '.join(names)}"
+        for what, names in (
+            ("missing in the file", [name for name in wanted if name not in tensors]),
+            ("not in the model", [name for name in tensors if name not in wanted]),
+            ("of another size", misshapen),
+        )
+        if names
+    ]
+    if problems:
+        raise ValueError("\n  ".join([f"{path} is not this detector. {remedy}", *problems]))
+    model.load_state_dict(tensors)
+    logger.info("%d of %d tensors from the detector %s", len(wanted), len(wanted), path)

@@ -1,0 +1,75 @@
+"""The engines that train and run a detector: one interface, files as the only results.
+
+An engine reads a config and COCO-format data and writes files in standard formats, which the rest
+of :mod:`detection` reads without knowing the engine.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from fvcore.common.config import CfgNode
+
+from detection.dataset import CocoDataset
+
+
+class Engine(Protocol):
+    """What ``ENGINE: torchvision`` and ``ENGINE: detectron2`` are behind."""
+
+    name: str
+
+    def train(self, config: CfgNode, dataset_train: CocoDataset, resume: bool) -> None:
+        """Train and write ``metrics.json``, ``model_final.*`` and ``last_checkpoint``.
+
+        Args:
+            config: as :func:`detection.config.load_config` gives it; ``OUTPUT_DIR`` gets the files.
+            resume: continue from the newest checkpoint in ``OUTPUT_DIR``, where there is one.
+
+        Raises:
+            ValueError: for values or weights that the engine cannot use.
+            FileNotFoundError: for weights that do not exist.
+        """
+
+    def predict(self, config: CfgNode, dataset: CocoDataset, weights: str | None) -> Path:
+        """Detect on every image, resized by the config.
+
+        Args:
+            weights: a whole detector in either engine's format; None for the newest checkpoint
+                in ``OUTPUT_DIR``.
+
+        Returns:
+            ``OUTPUT_DIR/inference/coco_instances_results.json``: COCO's results format with the
+            annotations' own category ids, boxes in the original images' pixels.
+
+        Raises:
+            ValueError: if the weights are not exactly this detector, or there are none.
+            FileNotFoundError: if ``weights`` does not exist.
+        """
+
+
+def load_engine(name: str) -> Engine:
+    """The engine of this name; the other one's packages are not imported.
+
+    Raises:
+        ValueError: for an unknown name, or where detectron2 is not installed.
+    """
+    if name == "torchvision":
+        from detection.engines.torchvision_engine import TorchvisionEngine
+
+        return TorchvisionEngine()
+    if name == "detectron2":
+        try:
+            import detectron2  # noqa: F401
+        except ImportError as error:
+            raise ValueError(
+                "ENGINE is detectron2, which is not installed. Install it with\n"
+                "  pip install --no-build-isolation "
+                "git+https://github.com/facebookresearch/detectron2\n"
+                "(it needs a C++ compiler and takes some minutes), or use --engine torchvision, "
+                "which gives the same numbers"
+            ) from error
+        from detection.engines.detectron2_engine import Detectron2Engine
+
+        return Detectron2Engine()
+    raise ValueError(f"ENGINE is {name!r}; the engines are torchvision, detectron2")

@@ -1,0 +1,256 @@
+"""The torchvision engine: trains and runs what :mod:`detection.engines.torchvision_model` builds.
+
+Training is :func:`training.loop.train`, so it runs by ``python``, ``torchrun`` or ``accelerate
+launch``; schedules, parameter groups and files are those of the detectron2 engine.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from bisect import bisect_right
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from backbones.checkpoint import load_encoder
+from backbones.convnext import SIZES
+from backbones.param_groups import parameter_groups
+from backbones.weight_files import save_safetensors
+from detection.config import resolve_device, resolve_num_classes
+from detection.dataset import CocoDataset, load_dataset
+from detection.engines.torchvision_model import MaskRCNN, build_mask_rcnn
+from detection.engines.torchvision_predict import write_predictions, write_text
+from detection.engines.weights import read_detector
+from detection.evaluate import coco_metrics
+from detection.transforms import DetectionSamples, collate
+from training.checkpoints import list_checkpoints
+from training.data import seed_generators
+from training.environment import git_commit, versions
+from training.loop import LoopOptions, train
+from training.schedule import LrFactor
+
+logger = logging.getLogger(__name__)
+
+ENCODER_PREFIX = "backbone.body."
+FINAL_WEIGHTS = "model_final.safetensors"
+
+
+class TrainingSamples(DetectionSamples):
+    """Samples that the training loop can name in its messages."""
+
+    def describe(self, index: int) -> str:
+        return self.records[index]["file_name"]
+
+
+class TorchvisionEngine:
+    """See :class:`detection.engines.Engine`."""
+
+    name = "torchvision"
+
+    def train(self, config: CfgNode, dataset_train: CocoDataset, resume: bool) -> None:
+        config = with_num_classes(config, dataset_train)
+        solver, output_dir = config.SOLVER, Path(config.OUTPUT_DIR)
+        device = use_device(config)
+        seed_generators(config.SEED)
+        model = build_mask_rcnn(config)
+        if not (resume and list_checkpoints(output_dir)):
+            load_initial_weights(config, model)
+        groups = parameter_groups(
+            model,
+            solver.BASE_LR,
+            solver.WEIGHT_DECAY,
+            depths=SIZES[config.MODEL.CONVNEXT.SIZE].depths,
+            layer_decay=solver.LAYER_DECAY,
+            layer_decay_type=solver.LAYER_DECAY_TYPE,
+            encoder_prefix=ENCODER_PREFIX,
+        )
+        options = LoopOptions(
+            output_dir=output_dir,
+            max_steps=solver.MAX_ITER,
+            batch_size=solver.IMS_PER_BATCH,
+            workers=config.DATALOADER.NUM_WORKERS,
+            precision=solver.AMP.PRECISION if solver.AMP.ENABLED else "no",
+            checkpoint_every=solver.CHECKPOINT_PERIOD,
+            clip_norm=solver.CLIP_GRADIENTS.CLIP_VALUE if solver.CLIP_GRADIENTS.ENABLED else None,
+            seed=config.SEED,
+            resume=resume,
+            device="cpu" if device.type == "cpu" else None,
+        )
+
+        def after_step(step: int, model: nn.Module) -> None:
+            if step % solver.CHECKPOINT_PERIOD == 0 or step == solver.MAX_ITER:
+                newest = list_checkpoints(output_dir)[-1] / "model.safetensors"
+                point_to(output_dir, newest.relative_to(output_dir))
+            period = config.TEST.EVAL_PERIOD
+            if period and step % period == 0 and step < solver.MAX_ITER and config.DATASETS.TEST:
+                evaluate_in_training(config, model, step)
+
+        trained = train(
+            model,
+            torch.optim.AdamW(groups, lr=solver.BASE_LR),
+            warmup_schedule(solver),
+            TrainingSamples(dataset_train, config, training=True),
+            collate,
+            lambda model, batch: model(batch),
+            options,
+            after_step,
+        )
+        if PartialState().is_main_process:
+            save_detector(config, dataset_train, trained)
+
+    def predict(self, config: CfgNode, dataset: CocoDataset, weights: str | None) -> Path:
+        config = with_num_classes(config, dataset)
+        use_device(config)
+        state = PartialState(cpu=resolve_device(config) == "cpu")
+        model = build_mask_rcnn(config)
+        read_detector(weights or newest_checkpoint(Path(config.OUTPUT_DIR)), model)
+        return write_predictions(config, model.to(state.device), dataset, state)
+
+
+def with_num_classes(config: CfgNode, dataset: CocoDataset) -> CfgNode:
+    """A copy of the config whose ``NUM_CLASSES`` is the data set's number.
+
+    Raises:
+        ValueError: if the config gives another number.
+    """
+    config = config.clone()
+    config.defrost()
+    config.MODEL.ROI_HEADS.NUM_CLASSES = resolve_num_classes(config, dataset)
+    config.freeze()
+    return config
+
+
+def use_device(config: CfgNode) -> torch.device:
+    """The device of ``MODEL.DEVICE``, made the current one.
+
+    Raises:
+        ValueError: if there is no such GPU, or one is named for several processes.
+    """
+    device = torch.device(resolve_device(config))
+    if device.type == "cpu":
+        return device
+    count = torch.cuda.device_count()
+    if (device.index or 0) >= count:
+        raise ValueError(
+            f"MODEL.DEVICE is {config.MODEL.DEVICE}, but PyTorch sees {count} GPU(s): "
+            "set it to cpu or auto"
+        )
+    if device.index is not None:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise ValueError(
+                f"MODEL.DEVICE is {config.MODEL.DEVICE}, one GPU for several processes: "
+                "set it to cuda or auto"
+            )
+        torch.cuda.set_device(device)
+    return device
+
+
+def load_initial_weights(config: CfgNode, model: MaskRCNN) -> None:
+    """Load ``MODEL.WEIGHTS`` (all), else ``MODEL.CONVNEXT.WEIGHTS`` (the encoder), and say what.
+
+    Raises:
+        FileNotFoundError, ValueError: if the weights are not completely there.
+    """
+    if config.MODEL.WEIGHTS:
+        read_detector(config.MODEL.WEIGHTS, model)
+        return
+    total = len(model.state_dict())
+    if not (source := config.MODEL.CONVNEXT.WEIGHTS):
+        logger.info("no weights given: all %d tensors start from scratch", total)
+        return
+    result = load_encoder(source, model.backbone.body)
+    with_norms = sum(name.startswith("out_norms.") for name in model.backbone.body.state_dict())
+    kept = result.loaded + with_norms - len(result.new)
+    logger.info(
+        "%d of %d encoder tensors from %s; %d new: %s",
+        result.loaded,
+        result.total,
+        result.source,
+        total - kept,
+        ", ".join([*(["out_norms"] if result.new else []), "fpn", "rpn", "roi_heads"]),
+    )
+
+
+def warmup_schedule(solver: CfgNode) -> LrFactor:
+    """detectron2's ``WarmupMultiStepLR`` or ``WarmupCosineLR`` as a factor by finished steps.
+
+    The warm-up ends at the value that the schedule has there.
+    """
+    warmup = min(solver.WARMUP_ITERS, solver.MAX_ITER)
+
+    def scheduled(step: int) -> float:
+        if solver.LR_SCHEDULER_NAME == "WarmupCosineLR":
+            return 0.5 * (1 + math.cos(math.pi * step / solver.MAX_ITER))
+        return solver.GAMMA ** bisect_right(solver.STEPS, step)
+
+    def factor(step: int) -> float:
+        if step >= warmup:
+            return scheduled(step)
+        start = solver.WARMUP_FACTOR * scheduled(0)
+        progress = step / warmup if solver.WARMUP_METHOD == "linear" else 0
+        return start + progress * (scheduled(warmup) - start)
+
+    return factor
+
+
+def tasks(config: CfgNode) -> tuple[str, ...]:
+    """What the config's model predicts, in COCO's words."""
+    return ("bbox", "segm") if config.MODEL.MASK_ON else ("bbox",)
+
+
+def evaluate_in_training(config: CfgNode, model: nn.Module, step: int) -> None:
+    """Evaluate on the main process and add the results to ``metrics.json``."""
+    dataset = load_dataset(config.DATASETS.TEST[0], config.MODEL.MASK_ON, check_images=False)
+    results = write_predictions(config, model, dataset, None)
+    metrics = coco_metrics(dataset.annotations, results, tasks(config))
+    entry = {"iteration": step} | {
+        f"{task}/{name}": value for task in tasks(config) for name, value in metrics[task].items()
+    }
+    with (Path(config.OUTPUT_DIR) / "metrics.json").open("a") as stream:
+        stream.write(json.dumps(entry) + "\n")
+    logger.info("step %d: AP %s", step, {task: metrics[task]["AP"] for task in tasks(config)})
+
+
+def save_detector(config: CfgNode, dataset: CocoDataset, model: nn.Module) -> None:
+    """Write ``model_final.safetensors``, with what made it as metadata, and point to it."""
+    output_dir = Path(config.OUTPUT_DIR)
+    metadata = {
+        "layout": "detection.engines.torchvision_model",
+        "format_version": "1",
+        "size": config.MODEL.CONVNEXT.SIZE,
+        "config": config.dump(),
+        "class_names": json.dumps(dataset.class_names),
+        "category_ids": json.dumps(dataset.category_ids),
+        "dataset_fingerprint": dataset.fingerprint,
+        "git_commit": git_commit(),
+        "versions": json.dumps(versions()),
+    }
+    tensors = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+    save_safetensors(tensors, output_dir / FINAL_WEIGHTS, metadata)
+    point_to(output_dir, Path(FINAL_WEIGHTS))
+    logger.info("wrote %s", output_dir / FINAL_WEIGHTS)
+
+
+def point_to(output_dir: Path, weights: Path) -> None:
+    """Let ``last_checkpoint`` name a file, relative to ``output_dir``."""
+    write_text(output_dir / "last_checkpoint", str(weights))
+
+
+def newest_checkpoint(output_dir: Path) -> Path:
+    """The weights that ``last_checkpoint`` names.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    pointer = output_dir / "last_checkpoint"
+    if not pointer.is_file() or not (path := output_dir / pointer.read_text().strip()).is_file():
+        raise ValueError(
+            f"{output_dir} holds no checkpoint: train first, or give a detector in MODEL.WEIGHTS"
+        )
+    return path

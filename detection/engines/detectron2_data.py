@@ -1,0 +1,247 @@
+"""Data of the detectron2 engine: our checked records in, COCO results out.
+
+detectron2's own mapper, augmentations and loader do the work. Two things are this project's: the
+order of images and the seed of each sample's augmentation are those of ``training.data``, so that
+both engines see the same samples and a resumed run continues where it stopped; and predictions
+go to ``coco_instances_results.json`` alone, which ``detection.evaluate`` reads for any engine.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import detectron2.data.transforms as T
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetMapper,
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.data.detection_utils import build_augmentation
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.utils import comm
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from detection.dataset import CocoDataset
+from detection.transforms import read_image
+from training.data import BatchOrder, SampleKey, seed_generators
+
+logger = logging.getLogger(__name__)
+
+RESULTS_FILE = "coco_instances_results.json"
+
+
+def register(dataset: CocoDataset) -> str:
+    """Enter the data set into detectron2's catalogs and return its name there.
+
+    The name is prefixed, since detectron2 has entries of its own for names such as
+    ``coco_2017_train``; registering the same data set again replaces it.
+    """
+    name = f"convnext/{dataset.name}"
+    if name in DatasetCatalog:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    DatasetCatalog.register(name, lambda: dataset.records)
+    MetadataCatalog.get(name).set(
+        json_file=str(dataset.annotations),
+        image_root=str(dataset.image_folder),
+        evaluator_type="coco",
+        thing_classes=list(dataset.class_names),
+        thing_dataset_id_to_contiguous_id=dict(dataset.contiguous_ids),
+    )
+    return name
+
+
+class Mapper:
+    """detectron2's mapper, with large-scale jitter where the config asks for it.
+
+    Jitter is a random flip, a resize to a random multiple of the square's size and a crop to at
+    most that square; what is smaller is padded by the model, with zeros after normalisation.
+
+    Raises:
+        ValueError: when called, if an image does not decode or has not the annotations' size.
+    """
+
+    def __init__(self, cfg: Any, is_train: bool) -> None:
+        self.image_format = cfg.INPUT.FORMAT
+        options: dict[str, Any] = {}
+        if is_train and cfg.INPUT.LSJ.ENABLED:
+            jitter = cfg.INPUT.LSJ
+            options["augmentations"] = [
+                *(step for step in build_augmentation(cfg, True) if isinstance(step, T.RandomFlip)),
+                T.ResizeScale(jitter.MIN_SCALE, jitter.MAX_SCALE, jitter.SIZE, jitter.SIZE),
+                T.FixedSizeCrop((jitter.SIZE, jitter.SIZE), pad=False),
+            ]
+            options["recompute_boxes"] = cfg.MODEL.MASK_ON
+        self.mapper = DatasetMapper(cfg, is_train, **options)
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return self.mapper(record)
+        except Exception:
+            read_image(record, self.image_format)  # says what is wrong, where the image is
+            raise
+
+
+class _SeededRecords(Dataset):
+    """Mapped records, every draw of a sample seeded by (seed, epoch, index)."""
+
+    def __init__(self, records: list[dict[str, Any]], mapper: Mapper, seed: int) -> None:
+        self.records, self.mapper, self.seed = records, mapper, seed
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        epoch, index = key
+        seed_generators(self.seed, 0, epoch, index)
+        return self.mapper(self.records[index])
+
+
+@dataclass
+class _Order(Sampler):
+    """The samples of ``training.data.BatchOrder`` one by one, as detectron2's loader takes them."""
+
+    batches: BatchOrder
+
+    def __iter__(self) -> Iterator[SampleKey]:
+        return itertools.chain.from_iterable(self.batches)
+
+
+@dataclass
+class TrainingBatches:
+    """An endless iterable of this process's batches from step ``first_step`` on.
+
+    Each batch is a list of detectron2's sample dictionaries. Before it is handed out, the global
+    generators are seeded by the step, so that drop path and the sampling of proposals repeat in
+    a resumed run. (With ``ASPECT_RATIO_GROUPING`` images wait in two buckets, which a resumed
+    run refills: then its data order is the same only from the next few batches on.)
+
+    Attributes:
+        files: the image files of the newest batch.
+
+    Raises:
+        ValueError: if no image is left to train on, or the processes do not divide the batch.
+    """
+
+    cfg: Any
+    dataset: CocoDataset
+    seed: int
+    first_step: int = 0
+    files: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        cfg, world_size = self.cfg, comm.get_world_size()
+        if cfg.SOLVER.IMS_PER_BATCH % world_size:
+            raise ValueError(
+                f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {world_size} "
+                "processes cannot share evenly: make it a multiple"
+            )
+        _check_trainable(cfg, self.dataset)
+        self.records = get_detection_dataset_dicts(
+            register(self.dataset), filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        )
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        cfg = self.cfg
+        order = BatchOrder(
+            len(self.records),
+            cfg.SOLVER.IMS_PER_BATCH,
+            self.seed,
+            self.first_step,
+            comm.get_rank(),
+            comm.get_world_size(),
+        )
+        loader = build_detection_train_loader(
+            _SeededRecords(self.records, Mapper(cfg, is_train=True), self.seed),
+            mapper=None,
+            sampler=_Order(order),
+            total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+        for step, batch in enumerate(loader, self.first_step):
+            self.files = [sample["file_name"] for sample in batch]
+            seed_generators(self.seed, 2, step, 0, comm.get_rank())
+            yield batch
+
+
+def _check_trainable(cfg: Any, dataset: CocoDataset) -> None:
+    """Raise for what detectron2 would meet by an assert or in the middle of the training."""
+    objects = [
+        annotation
+        for record in dataset.records
+        for annotation in record["annotations"]
+        if not annotation.get("iscrowd", 0)
+    ]
+    if not objects:
+        raise ValueError(
+            f"{dataset.annotations}: none of its {len(dataset.records)} images shows an object "
+            "to train on (crowds do not count); annotate some, or train on another file"
+        )
+    if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon":
+        encoded = sum(isinstance(o.get("segmentation"), dict) for o in objects)
+        if encoded:
+            raise ValueError(
+                f"INPUT.MASK_FORMAT is polygon, but {encoded} of {len(objects)} objects in "
+                f"{dataset.annotations} are run-length encoded: set INPUT.MASK_FORMAT to bitmask"
+            )
+
+
+def prediction_loader(cfg: Any, dataset: CocoDataset) -> DataLoader:
+    """Every image of the data set once, over all processes, resized as the config says."""
+    return build_detection_test_loader(
+        dataset.records,
+        mapper=Mapper(cfg, is_train=False),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+
+
+class ResultsWriter(DatasetEvaluator):
+    """Collects detections from all processes into ``folder/coco_instances_results.json``.
+
+    COCO's results format: ``bbox`` is x, y, width, height in pixels of the original image,
+    ``segmentation`` a compressed run-length encoding, ``category_id`` the annotations' own.
+    """
+
+    def __init__(self, dataset: CocoDataset, folder: Path) -> None:
+        self.category_ids = {v: k for k, v in dataset.contiguous_ids.items()}
+        self.path = folder / RESULTS_FILE
+        self.results: list[dict[str, Any]] = []
+
+    def reset(self) -> None:
+        self.results = []
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        for image, output in zip(inputs, outputs, strict=True):
+            instances = output["instances"].to("cpu")
+            for result in instances_to_coco_json(instances, image["image_id"]):
+                result["category_id"] = self.category_ids[result["category_id"]]
+                self.results.append(result)
+
+    def evaluate(self) -> dict[str, Any]:
+        gathered = comm.gather(self.results)
+        if comm.is_main_process():
+            results = list(itertools.chain.from_iterable(gathered))
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps(results))
+            logger.info("%d detections: %s", len(results), self.path)
+        comm.synchronize()
+        return {}
+
+
+def write_predictions(cfg: Any, model: nn.Module, dataset: CocoDataset) -> Path:
+    """Detect on every image of the data set, over all processes; the results file."""
+    writer = ResultsWriter(dataset, Path(cfg.OUTPUT_DIR) / "inference")
+    inference_on_dataset(model, prediction_loader(cfg, dataset), writer)
+    return writer.path

@@ -1,0 +1,144 @@
+"""The detectron2 engine: detectron2's DefaultTrainer, hooks, checkpointer and inference.
+
+Its parts are :mod:`detection.engines.detectron2_trainer` and ``detectron2_data``; here are the
+processes, and what a config must be on this machine. ``detectron2.model_zoo`` is never imported:
+it fails with setuptools 81 and later.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.engine import launch as d2_launch
+from detectron2.utils import comm
+from fvcore.common.config import CfgNode
+
+from detection.config import resolve_num_classes, to_detectron2
+from detection.dataset import CocoDataset
+from detection.engines.detectron2_data import write_predictions
+from detection.engines.detectron2_trainer import Trainer, build_detector
+
+
+class Detectron2Engine:
+    """See :class:`detection.engines.Engine`."""
+
+    name = "detectron2"
+
+    def train(self, config: CfgNode, dataset_train: CocoDataset, resume: bool) -> None:
+        """Train and write ``metrics.json``, ``model_final.pth`` and ``last_checkpoint``.
+
+        Raises:
+            ValueError: for a config, data or weights that cannot be trained with.
+            FileNotFoundError: for weights that do not exist.
+        """
+        Trainer(prepare(config, dataset_train), dataset_train, resume).train()
+
+    def predict(self, config: CfgNode, dataset: CocoDataset, weights: str | None) -> Path:
+        """Detect on every image and write ``inference/coco_instances_results.json``.
+
+        Args:
+            weights: a whole detector, in either engine's format; None for the newest checkpoint
+                in ``OUTPUT_DIR``.
+        """
+        cfg = prepare(config, dataset)
+        model = build_detector(cfg, weights or newest_checkpoint(cfg.OUTPUT_DIR))
+        return write_predictions(cfg, model, dataset)
+
+
+def launch(
+    function: Callable[..., Any],
+    num_gpus: int,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str = "auto",
+    args: tuple = (),
+) -> None:
+    """Call ``function(*args)`` in each process, as detectron2's ``launch`` does.
+
+    Each has torchrun's environment variables (``RANK``, ...). Without a GPU the processes run on
+    the CPU.
+
+    Raises:
+        ValueError: if this machine has fewer GPUs.
+    """
+    if torch.cuda.is_available() and num_gpus > torch.cuda.device_count():
+        raise ValueError(
+            f"--num-gpus is {num_gpus}, but this machine has {torch.cuda.device_count()} GPU(s)"
+        )
+    arguments = (function, *args)
+    d2_launch(_call_as_torchrun, num_gpus, num_machines, machine_rank, dist_url, arguments)
+
+
+def _call_as_torchrun(function: Callable[..., Any], *args: Any) -> None:
+    if comm.get_world_size() > 1:
+        os.environ.update(
+            RANK=str(comm.get_rank()),
+            WORLD_SIZE=str(comm.get_world_size()),
+            LOCAL_RANK=str(comm.get_local_rank()),
+            LOCAL_WORLD_SIZE=str(comm.get_local_size()),
+        )
+    function(*args)
+
+
+def join_process_group() -> None:
+    """Join the processes that ``torchrun`` started, if it did and nobody has joined yet."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or torch.distributed.is_initialized():
+        return
+    has_gpu = torch.cuda.is_available()
+    if has_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group("nccl" if has_gpu else "gloo")
+    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+    comm.synchronize()
+
+
+def prepare(config: CfgNode, dataset: CocoDataset) -> Any:
+    """The config as detectron2 wants it, checked against the data set and this machine.
+
+    Raises:
+        ValueError: if the classes, the device or the precision do not fit.
+    """
+    join_process_group()
+    level = logging.INFO if comm.is_main_process() else logging.WARNING
+    logging.getLogger("detectron2").setLevel(level)
+    cfg = to_detectron2(config)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = resolve_num_classes(config, dataset)
+    device = torch.device(cfg.MODEL.DEVICE)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but PyTorch sees {torch.cuda.device_count()} "
+            "GPU(s): set it to cpu or auto"
+        )
+    if device.index is not None:
+        if comm.get_world_size() > 1:
+            raise ValueError(
+                f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, one GPU for several processes: "
+                "set it to cuda or auto"
+            )
+        torch.cuda.set_device(device)
+    if cfg.SOLVER.AMP.ENABLED and device.type != "cuda":
+        raise ValueError(
+            "SOLVER.AMP.ENABLED is True, but detectron2's mixed precision needs a GPU: "
+            "set SOLVER.AMP.ENABLED to False"
+        )
+    cfg.freeze()
+    return cfg
+
+
+def newest_checkpoint(output_dir: str) -> str:
+    """The weights that ``OUTPUT_DIR/last_checkpoint`` names, whichever engine wrote them.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    tag = Path(output_dir) / "last_checkpoint"
+    if not tag.is_file() or not (path := tag.parent / tag.read_text().strip()).is_file():
+        raise ValueError(
+            f"{output_dir} holds no checkpoint: train first, or give a detector in MODEL.WEIGHTS"
+        )
+    return str(path)

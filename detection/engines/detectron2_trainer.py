@@ -1,0 +1,254 @@
+"""Training of the detectron2 engine: DefaultTrainer with what the recipe needs and it lacks.
+
+AdamW with layer-wise decay and this project's no-decay rule, clipping of the gradients' global
+norm, bf16, two processes on a CPU, weights loaded completely or not at all, and a resume that
+continues the order of the data.
+
+References:
+    detectron2 (Apache-2.0), ``engine/defaults.py``.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, create_ddp_model
+from detectron2.engine import hooks as d2_hooks
+from detectron2.modeling import build_model
+from detectron2.solver.build import maybe_add_gradient_clipping
+from detectron2.utils import comm
+from torch import nn
+
+from backbones.convnext import SIZES
+from backbones.d2_adapter import D2ConvNeXt
+from backbones.param_groups import parameter_groups
+from detection.dataset import CocoDataset, load_dataset
+from detection.engines.detectron2_data import TrainingBatches, write_predictions
+from detection.engines.weights import read_detector
+from detection.evaluate import coco_metrics
+from training.data import seed_generators
+from training.environment import device_name, peak_memory_mb
+from training.loop import MetricsFile, NonFiniteLossError
+
+logger = logging.getLogger(__name__)
+
+ENCODER_PREFIX = "backbone.bottom_up."
+KEEP_CHECKPOINTS = 2
+PARTS = {
+    "out_norms": f"{ENCODER_PREFIX}out_norms.",
+    "fpn": "backbone.fpn_",
+    "rpn": "proposal_generator.",
+    "roi_heads": "roi_heads.",
+}
+
+
+class Trainer(DefaultTrainer):
+    """DefaultTrainer with what this file's header lists.
+
+    Args:
+        cfg: what :func:`prepare` returns.
+        dataset: the training data.
+        resume: continue from ``OUTPUT_DIR/last_checkpoint`` where there is one.
+
+    Raises:
+        ValueError: if ``OUTPUT_DIR`` holds a run and ``resume`` is False, or for weights and
+            data that do not fit.
+    """
+
+    def __init__(self, cfg: Any, dataset: CocoDataset, resume: bool) -> None:
+        # DefaultTrainer's own __init__ fixes fp16, DDP's devices and lenient loading.
+        super(DefaultTrainer, self).__init__()
+        self.cfg, self.max_iter, self.start_iter = cfg, cfg.SOLVER.MAX_ITER, 0
+        has_run = (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file()
+        if has_run and not resume:
+            raise ValueError(
+                f"{cfg.OUTPUT_DIR} holds a run already; continue it with --resume or choose "
+                "another output folder"
+            )
+        seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        seed_generators(seed)
+        batches = TrainingBatches(cfg, dataset, seed)
+        model = build_detector(cfg, "" if has_run else cfg.MODEL.WEIGHTS, encoder=not has_run)
+        if not (has_run or cfg.MODEL.WEIGHTS):
+            _log_origin(cfg, model)
+        optimizer = build_optimizer(cfg, model)
+        on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
+        devices = [comm.get_local_rank()] if on_gpu else None
+        model = create_ddp_model(model, broadcast_buffers=False, device_ids=devices)
+        self._trainer = _make_step(cfg, model, batches, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = _StrictCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.register_hooks(self.build_hooks())
+        if has_run:
+            self.checkpointer.resume_or_load("", resume=True)
+            self.start_iter = batches.first_step = self.iter + 1
+            logger.info("resumed from %s", self.checkpointer.get_checkpoint_file())
+        if comm.is_main_process():
+            Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+            MetricsFile(Path(cfg.OUTPUT_DIR) / "metrics.json", self.start_iter)
+
+    def build_hooks(self) -> list[HookBase]:
+        """Timing, schedule, checkpoints, evaluation and the writers of metrics.json and logs."""
+        found: list[HookBase] = [d2_hooks.IterationTimer(), d2_hooks.LRScheduler(), _Speed()]
+        if comm.is_main_process():
+            found.append(
+                d2_hooks.PeriodicCheckpointer(
+                    self.checkpointer,
+                    self.cfg.SOLVER.CHECKPOINT_PERIOD,
+                    max_to_keep=KEEP_CHECKPOINTS,
+                )
+            )
+        if self.cfg.TEST.EVAL_PERIOD and self.cfg.DATASETS.TEST:
+            # Not at the end: whoever called train() evaluates the final weights.
+            found.append(
+                d2_hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate, eval_after_train=False)
+            )
+        if comm.is_main_process():
+            found.append(d2_hooks.PeriodicWriter(self.build_writers(), period=20))
+        return found
+
+    def run_step(self) -> None:
+        """One step; a loss that is not finite ends the run before it reaches the weights."""
+        try:
+            super().run_step()
+        except FloatingPointError as error:
+            raise NonFiniteLossError(
+                f"{error}; batch: {', '.join(self.data_loader.files)}; last good checkpoint: "
+                f"{self.checkpointer.get_checkpoint_file() or 'none'}. Lower the learning rate, "
+                "or clip gradients"
+            ) from error
+
+    def _evaluate(self) -> dict[str, Any]:
+        has_masks = self.cfg.MODEL.MASK_ON
+        dataset = load_dataset(self.cfg.DATASETS.TEST[0], has_masks, check_images=False)
+        results = write_predictions(self.cfg, self.model, dataset)
+        if not comm.is_main_process():
+            return {}
+        tasks = ("bbox", "segm") if has_masks else ("bbox",)
+        metrics = coco_metrics(dataset.annotations, results, tasks)
+        return {
+            task: {name: value for name, value in metrics[task].items() if value is not None}
+            for task in tasks
+        }
+
+
+class _Speed(HookBase):
+    """Adds to metrics.json what detectron2 only prints: memory (MB) and images per second."""
+
+    def after_step(self) -> None:
+        storage = self.trainer.storage
+        seconds = storage.history("time").latest() if "time" in storage.histories() else 0
+        if seconds:
+            images = self.trainer.cfg.SOLVER.IMS_PER_BATCH
+            storage.put_scalar("images_per_second", images / seconds)
+        storage.put_scalar("max_mem", peak_memory_mb(), smoothing_hint=False)
+
+
+class _StrictCheckpointer(DetectionCheckpointer):
+    """Resumes the same detector or not at all, and runs no code that is in a pickle."""
+
+    def _torch_load(self, f: str) -> dict[str, Any]:
+        return torch.load(f, map_location="cpu", weights_only=True)
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        result = super()._load_model(checkpoint)
+        if any((result.missing_keys, result.unexpected_keys, result.incorrect_shapes)):
+            raise ValueError(f"the checkpoint to resume from is of another detector: {result}")
+        return result
+
+
+def build_detector(cfg: Any, detector: str = "", encoder: bool = True) -> nn.Module:
+    """Build the model with its weights, on its device.
+
+    Args:
+        cfg: what :func:`prepare` returns.
+        detector: a checkpoint of the whole detector, in either engine's format.
+        encoder: load ``MODEL.CONVNEXT.WEIGHTS`` where no detector is given.
+
+    Raises:
+        ValueError: if the checkpoint is not exactly this detector.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    if detector or not encoder:
+        cfg.MODEL.CONVNEXT.WEIGHTS = ""
+    model = build_model(cfg)
+    if detector:
+        read_detector(detector, model)
+    return model
+
+
+def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW with layer-wise decay; gradients are clipped at the start of each step.
+
+    The clipping is inside of ``step`` so that mixed precision has unscaled the gradients by then.
+    """
+    solver, clip = cfg.SOLVER, cfg.SOLVER.CLIP_GRADIENTS
+    groups = parameter_groups(
+        model,
+        solver.BASE_LR,
+        solver.WEIGHT_DECAY,
+        depths=SIZES[cfg.MODEL.CONVNEXT.SIZE].depths,
+        layer_decay=solver.LAYER_DECAY,
+        layer_decay_type=solver.LAYER_DECAY_TYPE,
+        encoder_prefix=ENCODER_PREFIX,
+    )
+    optimizer = torch.optim.AdamW(groups, lr=solver.BASE_LR)
+    if not clip.ENABLED or clip.CLIP_TYPE != "full_model":
+        return maybe_add_gradient_clipping(cfg, optimizer)
+    parameters = [parameter for group in groups for parameter in group["params"]]
+
+    def clip_global_norm(*_: Any) -> None:
+        nn.utils.clip_grad_norm_(parameters, clip.CLIP_VALUE, clip.NORM_TYPE)
+
+    optimizer.register_step_pre_hook(clip_global_norm)
+    return optimizer
+
+
+def _make_step(
+    cfg: Any, model: nn.Module, batches: TrainingBatches, optimizer: torch.optim.Optimizer
+) -> SimpleTrainer:
+    """One optimizer step in the config's precision; bf16 needs no loss scaling."""
+    if not cfg.SOLVER.AMP.ENABLED:
+        return SimpleTrainer(model, batches, optimizer)
+    is_fp16 = cfg.SOLVER.AMP.PRECISION == "fp16"
+    return AMPTrainer(
+        model,
+        batches,
+        optimizer,
+        grad_scaler=torch.amp.GradScaler("cuda", enabled=is_fp16),
+        precision=torch.float16 if is_fp16 else torch.bfloat16,
+    )
+
+
+def _log_origin(cfg: Any, model: Any) -> None:
+    """Say which tensors came from the encoder's checkpoint and which parts are new."""
+    encoder = model.backbone.bottom_up
+    assert isinstance(encoder, D2ConvNeXt)
+    logger.info("training %s on %s", cfg.MODEL.CONVNEXT.SIZE, device_name(cfg.MODEL.DEVICE))
+    if encoder.loaded is None:
+        logger.info("every tensor is new: MODEL.CONVNEXT.WEIGHTS is empty")
+        return
+    new = [
+        part
+        for name in model.state_dict()
+        for part, prefix in PARTS.items()
+        if name.startswith(prefix)
+        and (
+            not name.startswith(ENCODER_PREFIX)
+            or name.removeprefix(ENCODER_PREFIX) in encoder.loaded.new
+        )
+    ]
+    logger.info(
+        "%d of %d encoder tensors from %s; %d new: %s",
+        encoder.loaded.loaded,
+        encoder.loaded.total,
+        encoder.loaded.source,
+        len(new),
+        ", ".join(dict.fromkeys(new)),
+    )

@@ -14,7 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from detection.dataset_check import Problem, check_coco, compressed_rle
+from detection.dataset_check import Problem, check_coco
+from detection.segmentation_check import compressed_rle
 
 logger = logging.getLogger(__name__)
 

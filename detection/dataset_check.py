@@ -18,7 +18,6 @@ Images are decoded in full where asked; otherwise only their headers are read.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -27,16 +26,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import pycocotools.mask as mask_util
-from PIL import Image
 from tqdm import tqdm
+
+from detection.image_check import READERS, file_fault, shared_images
+from detection.segmentation_check import is_finite, mask_bounds
 
 BOX_TOLERANCE = 1.0
 MASK_BOX_TOLERANCE = 0.1
 DECODED_UP_TO = 2000
-READERS = 8
-EXIF_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -108,7 +105,8 @@ def check_coco(
         _check_annotations(tree["annotations"], images, categories, masks, findings)
         if check_images:
             decode = len(images) <= DECODED_UP_TO if decode is None else decode
-            _check_image_files(list(images.values()), image_folder, decode, findings)
+            usable = [image for image in images.values() if image]
+            _check_image_files(usable, image_folder, decode, findings)
     return tree, findings.problems()
 
 
@@ -168,12 +166,13 @@ def _unique(items: list[dict], kind: str, findings: _Findings) -> dict[Any, dict
     return by_id
 
 
-def _check_images(images: list[dict], findings: _Findings) -> dict[Any, dict]:
-    """Image id -> entry, of the entries that can be used."""
+def _check_images(images: list[dict], findings: _Findings) -> dict[Any, dict | None]:
+    """Image id -> entry, or ``None`` for an entry that cannot be used (an error)."""
     if not images:
         findings.error("", "has no images", "list the images in 'images'")
-    usable = {}
+    checked: dict[Any, dict | None] = {}
     for key, image in _unique(images, "images", findings).items():
+        checked[key] = None
         size = image.get("height"), image.get("width")
         if not all(type(side) is int and side > 0 for side in size):
             findings.error(
@@ -184,11 +183,11 @@ def _check_images(images: list[dict], findings: _Findings) -> dict[Any, dict]:
                 f"image {key}", f"file_name is {image.get('file_name')!r}", "give the file's name"
             )
         else:
-            usable[key] = image
-    names = Counter(image["file_name"] for image in usable.values())
+            checked[key] = image
+    names = Counter(image["file_name"] for image in checked.values() if image)
     for name in (name for name, count in names.items() if count > 1):
         findings.warn(name, "is listed as several images", "list each file once")
-    return usable
+    return checked
 
 
 def _check_categories(categories: list[dict], findings: _Findings) -> set[Any]:
@@ -244,11 +243,12 @@ def _annotation_faults(
         yield "'ignore' is not supported", "remove the object, or set iscrowd 1"
     image_id = annotation.get("image_id")
     if not _is_id(image_id) or image_id not in images:
-        yield f"image_id {image_id!r} is not a usable entry of 'images'", "add or correct it"
+        yield f"image_id {image_id!r} is not in 'images'", "add the image, or correct the id"
         return
-    image = images[image_id]
+    if not (image := images[image_id]):
+        return
     box = annotation.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_finite(v) for v in box):
+    if not isinstance(box, list) or len(box) != 4 or not all(is_finite(v) for v in box):
         yield f"bbox is {box!r}", "it is [x, y, width, height] in pixels"
         return
     yield from _box_faults(box, image, where, findings)
@@ -269,10 +269,6 @@ def _annotation_faults(
         findings.warn(where, "has polygons of fewer than 3 points", "they are dropped")
     if not iscrowd and _differ(box, bounds):
         findings.warn(where, "box and mask are of different places", "correct one of them")
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _box_faults(
@@ -302,82 +298,6 @@ def _differ(box: list[float], bounds: list[float]) -> bool:
     return any(abs(a - b) > limit for a, b, limit in zip(edges, bounds, slack, strict=True))
 
 
-def mask_bounds(segmentation: Any, height: int, width: int) -> tuple[list[float], int]:
-    """The [x0, y0, x1, y1] of a segmentation, and how many of its polygons are too short.
-
-    Raises:
-        ValueError: saying what is wrong with it, if it cannot be used.
-    """
-    if isinstance(segmentation, dict):
-        x, y, w, h = mask_util.toBbox(compressed_rle(segmentation, height, width)).tolist()
-        return [x, y, x + w, y + h], 0
-    if not isinstance(segmentation, list):
-        raise ValueError(f"is a {type(segmentation).__name__}, not polygons or an RLE")
-    parts = []
-    for polygon in segmentation:
-        if not isinstance(polygon, list) or not all(_is_finite(value) for value in polygon):
-            raise ValueError("has a polygon that is not a list of numbers [x, y, x, y, ...]")
-        if len(polygon) % 2:
-            raise ValueError(f"has a polygon of {len(polygon)} numbers; they come in pairs x, y")
-        if len(polygon) >= 6:
-            parts.append(np.asarray(polygon, dtype=float).reshape(-1, 2))
-    if not parts:
-        raise ValueError("has no polygon of at least 3 points")
-    points = np.concatenate(parts)
-    return [*points.min(0).tolist(), *points.max(0).tolist()], len(segmentation) - len(parts)
-
-
-def compressed_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
-    """An RLE as pycocotools reads it, compressed if it was not.
-
-    Raises:
-        ValueError: saying what is wrong with it, if it is not one of an image of this size.
-    """
-    size, counts = rle.get("size"), rle.get("counts")
-    if size != [height, width]:
-        raise ValueError(f"RLE size is {size}, but its image's is {[height, width]}")
-    if isinstance(counts, list):
-        if not all(type(count) is int and count >= 0 for count in counts):
-            raise ValueError("RLE counts are not all whole numbers of at least 0")
-        runs = np.asarray(counts, dtype=np.int64)
-    elif isinstance(counts, str):
-        runs = _decompress(counts)
-    else:
-        raise ValueError(f"RLE counts are a {type(counts).__name__}, not a list or a string")
-    if (runs < 0).any() or runs.sum() != height * width:
-        raise ValueError(
-            f"RLE counts add up to {runs.sum()} pixels, but its image has {height * width}"
-        )
-    return mask_util.frPyObjects(rle, height, width) if isinstance(counts, list) else rle
-
-
-def _decompress(counts: str) -> np.ndarray:
-    """Run lengths of COCO's compressed RLE, which pycocotools does not tell.
-
-    Each is written in 5-bit digits, lowest first, from character 48; bit 32 says that another
-    digit follows, bit 16 of the last one is the sign. From the fourth on, a run is stored as the
-    difference to the run before the last.
-    """
-    try:
-        digits = np.frombuffer(counts.encode("ascii"), dtype=np.uint8).astype(np.int64) - 48
-    except UnicodeEncodeError:
-        raise ValueError("RLE counts are not a compressed RLE string") from None
-    if not digits.size or digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:
-        raise ValueError("RLE counts are not a compressed RLE string")
-    ends = np.flatnonzero(digits & 32 == 0)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    lengths = ends - starts + 1
-    if lengths.max() > 8:
-        raise ValueError("RLE counts are not a compressed RLE string")
-    shifts = 5 * (np.arange(digits.size) - np.repeat(starts, lengths))
-    values = np.add.reduceat((digits & 31) << shifts, starts)
-    values -= ((digits[ends] & 16) > 0) * (np.int64(1) << (5 * lengths))
-    runs = values.copy()
-    runs[1::2] = np.cumsum(values[1::2])
-    runs[2::2] = np.cumsum(values[2::2])
-    return runs
-
-
 def _check_image_files(images: list[dict], folder: Path, decode: bool, findings: _Findings) -> None:
     if not folder.is_dir():
         findings.error("", "is not a folder", "give the folder of the images", file=str(folder))
@@ -395,28 +315,21 @@ def _check_image_files(images: list[dict], folder: Path, decode: bool, findings:
                 findings.error(f"image {image['id']}", *fault, file=path)
 
 
-def file_fault(image: dict, folder: Path, decode: bool) -> tuple[str, str] | None:
-    """What is wrong with the file of one image entry, and the remedy; ``None`` if nothing is."""
-    name = image["file_name"]
-    if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir:
-        return "lies outside the image folder", "give file_name relative to the image folder"
-    path = folder / name
-    if not path.is_file():
-        return "is missing", "add the image, or correct file_name or the image folder"
-    try:
-        with Image.open(path) as file:
-            width, height = file.size
-            orientation = file.getexif().get(EXIF_ORIENTATION, 1)
-            if decode:
-                file.load()
-    except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
-        return f"does not decode ({type(error).__name__}: {error})", "replace or remove the image"
-    given = image["width"], image["height"]
-    rotated = orientation in (5, 6, 7, 8)
-    if (width, height)[:: -1 if rotated else 1] == given:
-        return None
-    why = ", rotated by its EXIF orientation" if rotated else ""
-    return (
-        f"is {width} x {height} pixels{why}, but the annotations say {given[0]} x {given[1]}",
-        "correct width and height (and the objects) in the annotations, or replace the image",
-    )
+def check_overlap(
+    first: tuple[Path, dict[str, Any], Path], second: tuple[Path, dict[str, Any], Path]
+) -> list[Problem]:
+    """An error for each image of the first data set that the second has too, by its pixels.
+
+    Args:
+        first, second: (annotation file, its content, image folder), as :func:`check_coco` takes
+            and gives them.
+    """
+    names = [
+        [image["file_name"] for image in tree["images"] if isinstance(image.get("file_name"), str)]
+        for _, tree, _ in (first, second)
+    ]
+    remedy = "leave it out of one of them: what is trained on cannot be evaluated on"
+    return [
+        Problem("error", str(first[0]), name, f"has the pixels of {other} of {second[0]}", remedy)
+        for name, other in shared_images(names[0], first[2], names[1], second[2])
+    ]

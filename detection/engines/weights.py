@@ -84,7 +84,7 @@ def detectron2_to_torchvision(state_dict: StateDict) -> StateDict:
     for name, value in renamed.items():
         if name.startswith(CLASSIFIER):
             renamed[name] = value.roll(1, 0)
-        elif rows := _background_rows(name):
+        elif rows := background_rows(name):
             renamed[name] = torch.cat((value.new_zeros(rows, *value.shape[1:]), value))
     return renamed
 
@@ -98,7 +98,7 @@ def torchvision_to_detectron2(state_dict: StateDict) -> StateDict:
     """
     values, learnt = {}, []
     for name, value in state_dict.items():
-        rows = _background_rows(name)
+        rows = background_rows(name)
         if name.startswith(CLASSIFIER):
             value = value.roll(-1, 0)
         elif rows and value[:rows].any():
@@ -112,7 +112,7 @@ def torchvision_to_detectron2(state_dict: StateDict) -> StateDict:
     return _rename(values, source=1, target=0)
 
 
-def _background_rows(torchvision_name: str) -> int:
+def background_rows(torchvision_name: str) -> int:
     """How many leading rows of a torchvision tensor belong to the background alone."""
     return next((n for key, n in BACKGROUND_ROWS.items() if torchvision_name.startswith(key)), 0)
 

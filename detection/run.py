@@ -1,0 +1,238 @@
+"""One detection run: check everything, train, predict, evaluate, report.
+
+All that a run leaves lies in ``OUTPUT_DIR``, in standard formats and under detectron2's names;
+evaluation and report read these files and know no engine.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from fvcore.common.config import CfgNode
+
+from detection.config import resolve_num_classes
+from detection.dataset import CocoDataset, load_dataset
+from detection.engines import load_engine
+from detection.evaluate import coco_metrics, write_metrics_summary
+from detection.report import write_report
+from detection.run_record import collect_facts, log_header, write_facts
+from training.checkpoints import list_checkpoints
+from training.cli import log_to
+from training.environment import peak_memory_mb
+
+logger = logging.getLogger(__name__)
+
+# With these changed, a resumed run's weights and optimizer state would not fit.
+FIXED_ON_RESUME = ("MODEL.", "ENGINE", "SEED", "SOLVER.OPTIMIZER", "SOLVER.LAYER_DECAY")
+FREE_ON_RESUME = ("MODEL.WEIGHTS", "MODEL.DEVICE", "MODEL.CONVNEXT.WEIGHTS")
+
+
+def run(
+    config: CfgNode, resume: bool = False, eval_only: bool = False, config_file: str = ""
+) -> dict[str, Any]:
+    """Train (unless ``eval_only``), then predict and evaluate on ``DATASETS.TEST``, and report.
+
+    Every process of a distributed run calls it; the main one writes.
+
+    Args:
+        config: as :func:`detection.config.load_config` gives it.
+        resume: continue the run in ``OUTPUT_DIR``, where there is one.
+        eval_only: evaluate ``MODEL.WEIGHTS``, or where that is empty the run's newest checkpoint.
+        config_file: where the config came from, for the records.
+
+    Returns:
+        What :func:`detection.evaluate.coco_metrics` gives; empty without ``DATASETS.TEST`` and in
+        processes that are not the main one.
+
+    Raises:
+        ValueError: for a config, data or weights that cannot be used, before training wherever it
+            can be known before; and for an ``OUTPUT_DIR`` that holds a run when not resuming.
+        FileNotFoundError: for files that do not exist.
+    """
+    engine = load_engine(config.ENGINE)
+    output_dir, is_main = Path(config.OUTPUT_DIR), is_main_process()
+    check_output_dir(config, resume, eval_only)
+    log_to(output_dir if is_main else None, logging.INFO if is_main else logging.ERROR)
+    if config.ENGINE == "detectron2" and is_main:
+        logging.getLogger("detectron2").setLevel(logging.INFO)
+    train_set, test_set = load_datasets(config, eval_only)
+    config = complete(config, [train_set, test_set], resume)
+    if is_main:
+        facts = collect_facts(config, train_set, test_set, eval_only, config_file)
+        log_header(config, facts)
+        if not eval_only:
+            (output_dir / "config.yaml").write_text(config.dump(), encoding="utf-8")
+        write_facts(output_dir, facts)
+
+    if train_set:
+        began = time.perf_counter()
+        engine.train(config, train_set, resume)
+        if is_main:
+            facts["train_seconds"] = facts.get("train_seconds", 0) + time.perf_counter() - began
+            write_facts(output_dir, facts)
+    metrics: dict[str, Any] = {}
+    if test_set:
+        began = time.perf_counter()
+        results = engine.predict(config, test_set, config.MODEL.WEIGHTS if eval_only else None)
+        if is_main:
+            facts["predict_seconds"] = time.perf_counter() - began
+            metrics = evaluate(config, test_set, results)
+    if is_main:
+        write_facts(output_dir, facts | {"peak_memory_mb": peak_memory_mb()})
+        write_report([output_dir], output_dir / "report.html")
+        logger.info("report: %s", output_dir / "report.html")
+    return metrics
+
+
+def is_main_process() -> bool:
+    """Whether this process writes files: the first of torchrun's, or of detectron2's launch."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank() == 0
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def check_output_dir(config: CfgNode, resume: bool, eval_only: bool) -> None:
+    """Refuse to train over a run, to resume it as another, and to evaluate what is not there.
+
+    Raises:
+        ValueError: in these cases.
+    """
+    output_dir = Path(config.OUTPUT_DIR)
+    holds_run = (output_dir / "last_checkpoint").is_file() or bool(list_checkpoints(output_dir))
+    if eval_only:
+        if not config.MODEL.WEIGHTS and not holds_run:
+            raise ValueError(
+                f"nothing to evaluate: {output_dir} holds no run and MODEL.WEIGHTS is empty; "
+                "give MODEL.WEIGHTS a detector, or OUTPUT_DIR a run's folder"
+            )
+    elif holds_run and not resume:
+        raise ValueError(
+            f"OUTPUT_DIR {output_dir} holds a run already: continue it with --resume, or choose "
+            "another OUTPUT_DIR"
+        )
+    elif holds_run and (output_dir / "config.yaml").is_file():
+        changed = config_changes(output_dir / "config.yaml", config)
+        if fixed := [line for name, line in changed if is_fixed_on_resume(name)]:
+            raise ValueError(
+                "\n  ".join(["--resume cannot continue a run with other settings:", *fixed])
+            )
+        for _, line in changed:
+            logger.warning("changed since the run began: %s", line)
+
+
+def is_fixed_on_resume(name: str) -> bool:
+    return name.startswith(FIXED_ON_RESUME) and name not in FREE_ON_RESUME
+
+
+def config_changes(earlier: Path, config: CfgNode) -> list[tuple[str, str]]:
+    """(key, description) of what differs from an earlier run's ``config.yaml``.
+
+    A seed of -1 and a class number of 0 stand for whatever the earlier run found.
+    """
+    old, new = (
+        dict(_flatten(yaml.safe_load(text))) for text in (earlier.read_text(), config.dump())
+    )
+    for name, unset in (("SEED", -1), ("MODEL.ROI_HEADS.NUM_CLASSES", 0)):
+        if new[name] == unset:
+            new[name] = old.get(name, unset)
+    return [
+        (name, f"{name} was {old.get(name)!r}, is {new.get(name)!r}")
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and name != "OUTPUT_DIR"
+    ]
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def load_datasets(
+    config: CfgNode, eval_only: bool
+) -> tuple[CocoDataset | None, CocoDataset | None]:
+    """The checked training and test sets; the first is None in an evaluation.
+
+    Raises:
+        ValueError: for problems in the data, a set that is not named, or two sets that do not have
+            the same classes.
+    """
+    needed = "TEST" if eval_only else "TRAIN"
+    if not config.DATASETS[needed]:
+        raise ValueError(
+            f"DATASETS.{needed} is empty: give DATASETS.{needed} json:ANNOTATIONS:IMAGE_FOLDER"
+        )
+    problems, found = [], []
+    for names in (
+        ((), config.DATASETS.TEST)
+        if eval_only
+        else (
+            config.DATASETS.TRAIN,
+            config.DATASETS.TEST,
+        )
+    ):
+        dataset = None
+        if names:
+            try:
+                dataset = load_dataset(
+                    names[0], config.MODEL.MASK_ON, check_images=is_main_process()
+                )
+            except ValueError as error:
+                problems.append(str(error))
+        found.append(dataset)
+    if problems:
+        raise ValueError("\n".join(problems))
+    train_set, test_set = found
+    if train_set and test_set:
+        classes = [list(zip(s.category_ids, s.class_names, strict=True)) for s in found if s]
+        if classes[0] != classes[1]:
+            raise ValueError(
+                f"the classes of {train_set.annotations} and {test_set.annotations} differ: "
+                f"{classes[0]} and {classes[1]}; give both files the same categories"
+            )
+    return train_set, test_set
+
+
+def complete(config: CfgNode, datasets: list[CocoDataset | None], resume: bool) -> CfgNode:
+    """The config with the number of classes from the data and a seed that is drawn if it is -1.
+
+    Raises:
+        ValueError: if the config contradicts the data, or several processes should draw a seed.
+    """
+    config = config.clone()
+    config.defrost()
+    for dataset in datasets:
+        if dataset:
+            config.MODEL.ROI_HEADS.NUM_CLASSES = resolve_num_classes(config, dataset)
+    earlier = Path(config.OUTPUT_DIR) / "config.yaml"
+    if config.SEED < 0 and resume and earlier.is_file():
+        config.SEED = yaml.safe_load(earlier.read_text())["SEED"]
+    if config.SEED < 0:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 or torch.distributed.is_initialized():
+            raise ValueError(
+                "SEED is -1, a random one, but several processes must share it: give a SEED"
+            )
+        config.SEED = random.SystemRandom().randrange(2**31)
+    config.freeze()
+    return config
+
+
+def evaluate(config: CfgNode, dataset: CocoDataset, results: Path) -> dict[str, Any]:
+    """COCO metrics of a results file, logged and written to ``metrics_summary.json``."""
+    tasks = ("bbox", "segm") if config.MODEL.MASK_ON else ("bbox",)
+    metrics = coco_metrics(dataset.annotations, results, tasks)
+    write_metrics_summary(metrics, results.parent / "metrics_summary.json")
+    for task in tasks:
+        row = "  ".join(f"{k} {'-' if v is None else f'{v:.2f}'}" for k, v in metrics[task].items())
+        logger.info("%s: %s", task, row)
+    return metrics

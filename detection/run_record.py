@@ -1,0 +1,129 @@
+"""What a run writes down about itself: ``run.json`` and the first lines of its log."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor
+
+from backbones.checkpoint import fingerprint, read_source
+from backbones.key_adapters import ENCODER, OUT_NORMS, to_ours
+from detection.config import get, resolve_device
+from detection.dataset import CocoDataset
+from detection.engines.torchvision_model import build_mask_rcnn
+from detection.engines.weights import background_rows
+from detection.schema import TORCHVISION_ONLY
+from training.environment import device_name, versions
+
+logger = logging.getLogger(__name__)
+
+
+def collect_facts(
+    config: CfgNode,
+    train_set: CocoDataset | None,
+    test_set: CocoDataset | None,
+    eval_only: bool,
+    config_file: str,
+) -> dict[str, Any]:
+    """What ``run.json`` records; an earlier part of the same run keeps its facts."""
+    file = Path(config.OUTPUT_DIR) / "run.json"
+    facts: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    facts |= {
+        "engine": config.ENGINE,
+        "versions": versions(),
+        "command": shlex.join(sys.argv),
+        "config_file": config_file,
+        "device": device_name(resolve_device(config)),
+        "seed": config.SEED,
+        "started": facts.get("started", started),
+    }
+    tensors = detector_tensors(config)
+    if tensors is not None:
+        facts["parameters"] = sum(
+            value[background_rows(name) :].numel() for name, value in tensors.items()
+        )
+    if not eval_only and "encoder" not in facts:
+        facts["encoder"] = encoder_facts(config, len(tensors) if tensors is not None else None)
+    for name, dataset in (("train", train_set), ("test", test_set)):
+        if dataset:
+            facts.setdefault("datasets", {})[name] = {
+                "name": dataset.name,
+                "images": len(dataset.records),
+                "instances": dataset.num_instances,
+                "fingerprint": dataset.fingerprint,
+                "annotations": str(dataset.annotations),
+                "image_root": str(dataset.image_folder),
+            }
+    return facts
+
+
+def detector_tensors(config: CfgNode) -> dict[str, Tensor] | None:
+    """The detector's tensors, without memory; None if it has parts that only detectron2 has.
+
+    Both engines' detectors have these, those of detectron2 without the background's rows.
+    """
+    beyond = [
+        name
+        for name, allowed in TORCHVISION_ONLY.items()
+        if name.startswith("MODEL.") and get(config, name) not in allowed
+    ]
+    if config.ENGINE == "detectron2" and (beyond or set(config.MODEL.RPN.CONV_DIMS) != {-1}):
+        return None
+    with torch.device("meta"):
+        return build_mask_rcnn(config).state_dict()
+
+
+def encoder_facts(config: CfgNode, total_tensors: int | None) -> dict[str, Any] | None:
+    """Where the encoder's weights come from; None from scratch.
+
+    Engines load all of an encoder or fail, so what the file holds is what gets loaded.
+
+    Raises:
+        FileNotFoundError, ValueError: if the weights cannot be read.
+    """
+    source = config.MODEL.WEIGHTS or config.MODEL.CONVNEXT.WEIGHTS
+    if not source:
+        return None
+    state_dict, metadata = read_source(source, config.MODEL.CONVNEXT.IN_CHANS)
+    try:
+        recognised = to_ours(state_dict)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+    loaded = sum(name.startswith(ENCODER) for name in recognised.tensors)
+    norms = sum(name.startswith(OUT_NORMS) for name in recognised.tensors)
+    new_parts = ["fpn", "rpn", "roi_heads"]
+    if config.MODEL.CONVNEXT.OUT_NORMS and not norms:
+        new_parts.insert(0, "out_norms")
+    is_detector = bool(config.MODEL.WEIGHTS)
+    new = total_tensors - loaded - norms if total_tensors is not None else None
+    return {
+        "source": source,
+        "format": recognised.format,
+        "loaded": loaded,
+        "total": loaded,
+        "new": 0 if is_detector else new,
+        "new_parts": [] if is_detector else new_parts,
+        "fingerprint": fingerprint(recognised.tensors),
+        "licence": metadata.get("licence"),
+    }
+
+
+def log_header(config: CfgNode, facts: dict[str, Any]) -> None:
+    """The first lines of a run: what ran it, on what, with which settings."""
+    logger.info("command: %s", facts["command"])
+    logger.info("versions: %s", ", ".join(f"{k} {v}" for k, v in facts["versions"].items()))
+    logger.info("engine %s on %s, seed %d", facts["engine"], facts["device"], facts["seed"])
+    logger.info("full config:\n%s", config.dump())
+
+
+def write_facts(output_dir: Path, facts: dict[str, Any]) -> None:
+    (output_dir / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

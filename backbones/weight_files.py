@@ -79,10 +79,13 @@ def _existing_file(path: str | Path) -> Path:
     return path
 
 
-def _is_safetensors(path: Path) -> bool:
+def _first_bytes(path: Path, number: int) -> bytes:
     with open(path, "rb") as stream:
-        start = stream.read(9)
-    return path.suffix == ".safetensors" or start[8:] == b"{"
+        return stream.read(number)
+
+
+def _is_safetensors(path: Path) -> bool:
+    return path.suffix == ".safetensors" or _first_bytes(path, 9)[8:] == b"{"
 
 
 def _open_safetensors(path: Path) -> Any:
@@ -97,19 +100,23 @@ def _read_pickle(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file's bytes are arbitrary, and so is what reading them raises
         blocked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if isinstance(error, pickle.UnpicklingError) and blocked:
+        if isinstance(error, pickle.UnpicklingError) and (
+            blocked or _first_bytes(path, 1) == b"\x80"
+        ):
+            what = f"it names {blocked[1]}" if blocked else "torch.save did not write it"
             raise ValueError(
-                f"{path} is refused: it is a pickle that would run code when read "
-                f"({blocked[1]}); ask its author for the tensors alone, best as safetensors"
+                f"{path} is refused: it is a pickle that could run code when read ({what}); ask "
+                "its author for the tensors alone, best as safetensors"
             ) from None
         raise ValueError(_damaged(path, "PyTorch checkpoint", error)) from None
 
 
 def _damaged(path: Path, kind: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+    # torch's own text would have the reader turn the safety off.
+    text = str(error).rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__
     return (
         f"{path} cannot be read as a {kind}: it is damaged, cut off, or something else "
-        f"({path.stat().st_size} bytes; {reason[0]}); copy or fetch it again"
+        f"({path.stat().st_size} bytes; {text.splitlines()[0]}); copy or fetch it again"
     )
 
 

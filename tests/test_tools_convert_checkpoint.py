@@ -1,0 +1,289 @@
+"""The conversion tool from end to end: files in, files out, exit codes, and nothing unsaid."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from golden import inputs
+
+from backbones.checkpoint import load_encoder, read_metadata, read_state_dict, save_encoder
+from backbones.convnext import SIZES, STAGES, ConvNeXt, GRNOptions, Size, build_convnext
+from backbones.weight_files import save_pickle
+from training.cli import run_tool
+
+ROOT = Path(__file__).resolve().parent.parent
+TOOL = ROOT / "tools" / "convert_checkpoint.py"
+SMALL = Size((8, 16, 24, 32), (1, 1, 2, 1), 2)
+SMALL_V1 = Size((8, 16, 24, 32), (1, 1, 2, 1), 1)
+TARGETS = (
+    "official",
+    "official-sparse",
+    "timm",
+    "timm-features",
+    "huggingface",
+    "detectron2",
+    "torchvision",
+)
+
+spec = importlib.util.spec_from_file_location("convert_checkpoint", TOOL)
+assert spec is not None
+assert spec.loader is not None
+tool = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tool)
+
+
+@pytest.fixture
+def convert(monkeypatch, capsys):
+    """Run the tool in this process; gives its exit code, its output and its errors."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["convert_checkpoint.py", *map(str, arguments)])
+        code = run_tool(tool.main)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def random_model(size: Size = SMALL, **options) -> ConvNeXt:
+    torch.manual_seed(0)
+    model = ConvNeXt(size, **options)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape))
+    return model.eval()
+
+
+def save_whole(model: ConvNeXt, path: Path) -> Path:
+    """With its head, as an official checkpoint."""
+    save_pickle(model.state_dict(), path, "model")
+    return path
+
+
+def assert_equal_files(actual: Path, expected: Path) -> None:
+    first, second = read_state_dict(actual), read_state_dict(expected)
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+@pytest.mark.parametrize(
+    ("target", "version"),
+    [(name, v) for name in TARGETS for v in (1, 2) if (name, v) != ("official-sparse", 1)],
+)
+def test_files_round_trip_bit_identically(target, version, convert, tmp_path: Path) -> None:
+    size = SMALL if version == 2 else SMALL_V1
+    ours = tmp_path / "ours.safetensors"
+    save_encoder(random_model(size), ours, {})
+    for suffix in (".pth",) if target == "detectron2" else (".pth", ".safetensors"):
+        there, back = tmp_path / f"there{suffix}", tmp_path / "back.safetensors"
+        code, out, _ = convert(ours, there, "--to", target)
+        assert code == 0
+        assert "not carried over" not in out
+        assert f"read    {ours}: a ConvNeXt V{version} of channels" in out
+        code, out, _ = convert(there, back, "--to", "ours")
+        assert code == 0
+        assert f"{target} format" in out
+        assert_equal_files(back, ours)
+        assert read_metadata(back)["fingerprint"] == read_metadata(ours)["fingerprint"]
+
+
+@pytest.mark.parametrize("first", TARGETS)
+@pytest.mark.parametrize("second", TARGETS)
+def test_any_format_converts_to_any_other(first, second, convert, tmp_path: Path) -> None:
+    ours = tmp_path / "ours.safetensors"
+    save_encoder(random_model(Size((8, 16, 24, 32), (2, 1, 1, 1), 2)), ours, {})
+    a, b, back = tmp_path / "a.pth", tmp_path / "b.pth", tmp_path / "back.safetensors"
+    for arguments in ((ours, a, "--to", first), (a, b, "--to", second), (b, back, "--to", "ours")):
+        assert convert(*arguments)[0] == 0
+    assert_equal_files(back, ours)
+
+
+@pytest.mark.parametrize("name", ["convnextv2_atto", "convnextv2_tiny", "convnext_tiny"])
+def test_timm_loads_the_result_strictly_and_agrees(name, convert, tmp_path: Path) -> None:
+    model = random_model(SIZES[name], num_classes=5)
+    path = save_whole(model, tmp_path / "ours.pth")
+    assert convert(path, tmp_path / "timm.safetensors", "--to", "timm")[0] == 0
+    theirs = timm.create_model(
+        name, num_classes=5, checkpoint_path=str(tmp_path / "timm.safetensors")
+    ).eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(images), model(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [SMALL, SMALL_V1])
+def test_transformers_loads_the_result_from_its_folder_and_agrees(
+    size: Size, convert, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    kind = "ConvNextV2" if size.version == 2 else "ConvNext"
+    config = getattr(transformers, f"{kind}Config")(
+        hidden_sizes=list(size.dims), depths=list(size.depths), num_labels=5
+    )
+    model = random_model(size, num_classes=5)
+    path = save_whole(model, tmp_path / "ours.pth")
+    code, *_ = convert(path, tmp_path / "model.safetensors", "--to", "huggingface")
+    assert code == 0
+    config.save_pretrained(tmp_path)
+    theirs, info = getattr(transformers, f"{kind}ForImageClassification").from_pretrained(
+        tmp_path, output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            theirs.eval()(images).logits, model(images), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_what_the_target_has_no_place_for_is_listed(convert, tmp_path: Path) -> None:
+    model = random_model(num_classes=5, out_norms=STAGES)
+    content = {
+        **{f"encoder.{n}": t for n, t in model.state_dict().items()},
+        "pred.bias": model.norm.bias,
+    }
+    save_pickle(content, tmp_path / "in.pth")
+    _, out, _ = convert(tmp_path / "in.pth", tmp_path / "out.pth", "--to", "detectron2")
+    line = next(line for line in out.splitlines() if line.startswith("not carried over, 5"))
+    assert sorted(line.partition(": ")[2].split(", ")) == [
+        "head.bias",
+        "head.weight",
+        "norm.bias",
+        "norm.weight",
+        "pred.bias",
+    ]
+    assert "out_norms.stage1.weight" in str(sorted(read_state_dict(tmp_path / "out.pth")))
+    content = torch.load(tmp_path / "out.pth", weights_only=True)
+    assert list(content) == ["model"]
+    assert all(name.startswith("backbone.bottom_up.") for name in content["model"])
+
+
+def test_metadata_and_licence_survive_a_change_of_format(convert, tmp_path: Path) -> None:
+    ours, other, back = (tmp_path / f"{name}.safetensors" for name in ("ours", "timm", "back"))
+    save_encoder(random_model(), ours, {"licence": "CC0", "git_commit": "abc"})
+    _, out, _ = convert(ours, other, "--to", "timm")
+    assert "licence of the weights: CC0" in out
+    assert convert(other, back, "--to", "ours")[0] == 0
+    assert read_metadata(back)["licence"] == "CC0"
+    assert read_metadata(back)["converted_from"] == str(other)
+    assert convert(ours, back, "--to", "ours")[0] == 0
+    assert read_metadata(back)["git_commit"] == "abc"
+
+
+@pytest.fixture(scope="module")
+def detectron2_detector(tmp_path_factory) -> Path:
+    """A whole Mask R-CNN's weights as detectron2 saves them."""
+    golden = json.loads((ROOT / "tests" / "golden" / "detectron2.json").read_text())
+    state = {n: torch.from_numpy(a) for n, a in inputs.weights(golden["shapes"]).items()}
+    path = tmp_path_factory.mktemp("detector") / "model_final.pth"
+    torch.save({"model": state, "iteration": 9}, path)
+    return path
+
+
+def test_whole_detectors_convert_between_the_engines_and_back(
+    detectron2_detector: Path, convert, tmp_path: Path
+) -> None:
+    from detection.config import default_config
+    from detection.engines.torchvision_model import build_mask_rcnn
+
+    there, back = tmp_path / "torchvision.safetensors", tmp_path / "back.pth"
+    code, out, _ = convert(detectron2_detector, there, "--to", "torchvision")
+    assert code == 0
+    assert "not carried over" not in out
+    model = build_mask_rcnn(inputs.apply_overrides(default_config()))
+    model.load_state_dict(read_state_dict(there), strict=True)
+    assert convert(there, back, "--to", "detectron2")[0] == 0
+    assert_equal_files(back, detectron2_detector)
+
+
+def test_a_detectors_encoder_is_taken_out_and_the_rest_is_listed(
+    detectron2_detector: Path, convert, tmp_path: Path
+) -> None:
+    path = tmp_path / "encoder.safetensors"
+    code, out, _ = convert(detectron2_detector, path, "--to", "ours")
+    assert code == 0
+    assert "roi_heads.box_predictor.cls_score.weight" in out.partition("not carried over")[2]
+    source = read_state_dict(detectron2_detector)
+    for name, tensor in read_state_dict(path).items():
+        assert torch.equal(tensor, source["backbone.bottom_up." + name])
+
+
+def test_a_timm_name_is_converted_like_a_file(convert, monkeypatch, tmp_path: Path) -> None:
+    create_model = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda n, pretrained, **kw: create_model(n, **kw))
+    path = tmp_path / "ours.safetensors"
+    code, out, _ = convert("timm:convnextv2_atto.fcmae", path, "--to", "ours")
+    assert code == 0
+    assert "licence of the weights: CC BY-NC 4.0" in out
+    assert read_metadata(path)["size"] == "convnextv2_atto"
+    assert load_encoder(path, build_convnext("convnextv2_atto")).loaded == 136
+
+
+def test_input_that_cannot_be_converted_is_refused_in_words(convert, tmp_path: Path) -> None:
+    def refusal(content: dict, target: str = "timm") -> str:
+        save_pickle(content, tmp_path / "in.pth")
+        code, _, err = convert(tmp_path / "in.pth", tmp_path / "out.pth", "--to", target)
+        assert code == 1
+        assert not (tmp_path / "out.pth").exists()
+        return err
+
+    assert "no ConvNeXt encoder in it" in refusal({"x": torch.ones(1)})
+    assert "sparse format exists for V2 alone" in (
+        refusal(random_model(SMALL_V1).state_dict(), "official-sparse")
+    )
+    tensors = random_model().state_dict()
+    incomplete = {n: t for n, t in tensors.items() if n != "stages.2.1.norm.bias"}
+    assert "shape: stages.2.1.norm.bias" in refusal(incomplete)
+    incomplete = {n: t for n, t in tensors.items() if not n.startswith("stages.3.")}
+    assert "whole stages are missing" in refusal(incomplete)
+    heads = {"backbone.body." + n: t for n, t in tensors.items()}
+    assert "roi_heads.other" in refusal(heads | {"roi_heads.other": torch.ones(1)}, "detectron2")
+
+    save_encoder(random_model(grn=GRNOptions("l1")), tmp_path / "l1.safetensors", {})
+    code, _, err = convert(tmp_path / "l1.safetensors", tmp_path / "out.pth", "--to", "timm")
+    assert code == 1
+    assert "aggregate='l1'" in err
+    assert "which timm cannot express" in err
+
+
+def test_the_input_is_never_overwritten(convert, tmp_path: Path) -> None:
+    path = save_whole(random_model(), tmp_path / "in.pth")
+    before = path.read_bytes()
+    code, _, err = convert(path, path, "--to", "timm")
+    assert code == 1
+    assert "is the input itself" in err
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("output", "target"), [("x.txt", "timm"), ("x.pth", "ours"), ("x.safetensors", "detectron2")]
+)
+def test_an_extension_that_does_not_fit_the_format_is_wrong_usage(
+    output: str, target: str, convert, capsys
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        convert("in.pth", output, "--to", target)
+    assert caught.value.code == 2
+    assert f"a file --to {target} ends in" in capsys.readouterr().err
+
+
+def test_the_command_line_exits_1_with_one_message_and_no_traceback(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, TOOL, tmp_path / "nowhere.pth", tmp_path / "x.pth", "--to", "timm"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == f"error: no checkpoint file {tmp_path / 'nowhere.pth'}"
+    assert "Traceback" not in result.stderr

@@ -25,9 +25,11 @@ def file_fault(image: dict, folder: Path, decode: bool) -> tuple[str, str] | Non
     try:
         with Image.open(path) as file:
             width, height = file.size
-            orientation = file.getexif().get(EXIF_ORIENTATION, 1)
             if decode:
                 file.load()
+            # Pillow decodes a whole PNG to look for EXIF data behind its pixels.
+            in_header = decode or file.format != "PNG" or "exif" in file.info
+            orientation = file.getexif().get(EXIF_ORIENTATION, 1) if in_header else 1
     except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
         return f"does not decode ({type(error).__name__}: {error})", "replace or remove the image"
     given = image["width"], image["height"]

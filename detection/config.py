@@ -172,7 +172,9 @@ def _read_layers(
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        problems.append(f"{path}: not readable as YAML: {error}")
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
+        line = f", line {mark.line + 1}" if mark else ""
+        problems.append(f"{path}{line}: not readable as YAML: {problem}")
         return
     if not isinstance(tree, dict):
         problems.append(f"{path}: a config is a mapping of keys to values, not {tree!r:.80}")

@@ -1,0 +1,292 @@
+"""Configs: read without detectron2, checked all at once, equal in detectron2 after merging."""
+
+import logging
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+import det_configs
+from detection.config import (
+    DEFAULTS,
+    OVERRIDES,
+    add_convnext_config,
+    default_config,
+    get,
+    load_config,
+    resolve_num_classes,
+    to_detectron2,
+)
+from detection.dataset import CocoDataset
+from detection.schema import SCHEMA, TORCHVISION_ONLY
+
+ROOT = Path(det_configs.__file__).parent
+SHIPPED = sorted(path for folder in ("quick", "coco") for path in (ROOT / folder).glob("*.yaml"))
+shipped = pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+
+
+def write(folder, name="config.yaml", text=""):
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def problems(path, overrides=()):
+    with pytest.raises(ValueError, match="in the config") as caught:
+        load_config(path, overrides)
+    first, *rest = str(caught.value).split("\n  ")
+    count = 1 if first.startswith("1 problem ") else int(first.split()[0])
+    assert len(rest) == count
+    return rest
+
+
+def test_defaults_are_valid_and_contradict_nothing(tmp_path):
+    for name, key in SCHEMA.items():
+        assert key.is_valid(key.default), name
+    assert load_config(write(tmp_path)) == default_config()
+
+
+def test_defaults_are_not_shared_between_configs():
+    default_config().MODEL.PIXEL_MEAN.append(0.0)
+    assert default_config().MODEL.PIXEL_MEAN == [123.675, 116.28, 103.53]
+
+
+def test_bases_chain_and_later_ones_win(tmp_path):
+    (tmp_path / "base").mkdir()
+    write(tmp_path / "base", "root.yaml", "SOLVER: {MAX_ITER: 1, IMS_PER_BATCH: 1, STEPS: []}")
+    write(tmp_path / "base", "a.yaml", "_BASE_: root.yaml\nSOLVER: {MAX_ITER: 2, BASE_LR: 0.5}")
+    write(tmp_path / "base", "b.yaml", "SOLVER: {BASE_LR: 0.25, GAMMA: 0.5}")
+    path = write(
+        tmp_path, text="_BASE_: [base/a.yaml, base/b.yaml]\nSOLVER: {GAMMA: 0.75, STEPS: [1]}"
+    )
+    solver = load_config(path, ["SOLVER.WEIGHT_DECAY", "0.125"]).SOLVER
+    assert (solver.IMS_PER_BATCH, solver.MAX_ITER, solver.BASE_LR) == (1, 2, 0.25)
+    assert (solver.GAMMA, solver.STEPS, solver.WEIGHT_DECAY) == (0.75, (1,), 0.125)
+
+
+def test_every_problem_is_reported_with_its_file(tmp_path):
+    base = write(tmp_path, "base.yaml", "SOLVER: {BASE_LRR: 1.0}\nINPUT: {RANDOM_FLIP: left}")
+    path = write(
+        tmp_path, text="_BASE_: base.yaml\nMODEL: {MASK_ON: maybe, RPN: 3}\nSOLVER: {MAX_ITER: 0}"
+    )
+    assert problems(path, ["SOLVER.GAMA", "1", "TEST.EVAL_PERIOD", "x", "SEED"]) == [
+        f"{OVERRIDES}: overrides are KEY VALUE pairs, but 'SEED' has no value",
+        f"{base}: unknown key SOLVER.BASE_LRR; the closest known key is SOLVER.BASE_LR",
+        f"{base}: INPUT.RANDOM_FLIP is 'left'; it must be 'horizontal' or 'vertical' or 'none'",
+        f"{path}: MODEL.MASK_ON is 'maybe'; it must be True or False",
+        f"{path}: MODEL.RPN is a section, it cannot be 3",
+        f"{path}: SOLVER.MAX_ITER is 0; it must be an integer of at least 1",
+        f"{OVERRIDES}: unknown key SOLVER.GAMA; the closest known key is SOLVER.GAMMA",
+        f"{OVERRIDES}: TEST.EVAL_PERIOD is 'x'; it must be an integer of at least 0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("SOLVER.BASE_LR", "0", "a number above 0"),
+        ("SOLVER.BASE_LR", "nan", "a number above 0"),
+        ("SOLVER.MAX_ITER", "10.5", "an integer of at least 1"),
+        ("SOLVER.MAX_ITER", "True", "an integer of at least 1"),
+        ("SOLVER.STEPS", "(5, 4)", "increasing positive integers"),
+        ("SOLVER.OPTIMIZER", "SGD", "'AdamW' (nothing else yet)"),
+        ("MODEL.CONVNEXT.SIZE", "convnextv2_bas", "'convnextv2_base'"),
+        ("MODEL.CONVNEXT.OUT_FEATURES", "('stage1','stage5')", "stage1, stage2, stage3, stage4"),
+        ("MODEL.CONVNEXT.DROP_PATH_RATE", "1", "a number of at least 0 and at most 0.99"),
+        ("MODEL.DEVICE", "gpu", "'auto', 'cpu', 'cuda' or 'cuda:N'"),
+        ("MODEL.PIXEL_STD", "(1, 0, 1)", "a list of one or more numbers of at least 0.001"),
+        ("MODEL.ANCHOR_GENERATOR.SIZES", "[8, 16]", "a list of lists of positive numbers"),
+        ("DATASETS.TRAIN", "('a', 'b')", "a list of at most one data set"),
+        ("INPUT.MIN_SIZE_TRAIN", "()", "a list of one or more integers of at least 1"),
+        ("ENGINE", "mmdet", "'torchvision' or 'detectron2'"),
+        ("SEED", "-2", "an integer of at least -1"),
+    ],
+)
+def test_a_bad_value_is_told_what_is_allowed(tmp_path, key, value, message):
+    (problem,) = problems(write(tmp_path), [key, value])
+    assert f"{key} is " in problem
+    assert message in problem
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("INPUT.LSJ.MIN_SCALE 3.0", "INPUT.LSJ.MIN_SCALE 3.0 is above MAX_SCALE 2.0"),
+        ("INPUT.MIN_SIZE_TRAIN_SAMPLING range", "'range' needs (low, high)"),
+        ("INPUT.FORMAT L MODEL.CONVNEXT.IN_CHANS 1 MODEL.PIXEL_STD [1]", "MODEL.PIXEL_MEAN is for"),
+        ("MODEL.CONVNEXT.OUT_FEATURES ('stage1','stage2','stage3')", "names ['stage4'], but"),
+        ("MODEL.FPN.IN_FEATURES ('stage1','stage2','stage4')", "must be consecutive"),
+        ("MODEL.RPN.IN_FEATURES ('p3','p4')", "ANCHOR_GENERATOR.SIZES is"),
+        ("MODEL.RPN.IOU_THRESHOLDS [0.7,0.3]", "it must be [low, high], at most 1"),
+        ("INPUT.MASK_FORMAT polygon", "ENGINE torchvision only has 'bitmask'"),
+        ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE norm", "ENGINE torchvision only has 'full_model'"),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(tmp_path, overrides, message):
+    found = problems(write(tmp_path), overrides.split())
+    assert len(found) == 1
+    assert message in found[0]
+    assert found[0].startswith((OVERRIDES, f"{DEFAULTS}, {OVERRIDES}", f"{OVERRIDES}, {DEFAULTS}"))
+
+
+def test_a_pyramid_without_its_lowest_level_hangs_together(tmp_path):
+    overrides = {
+        "MODEL.FPN.IN_FEATURES": "('stage2','stage3','stage4')",
+        "MODEL.ROI_HEADS.IN_FEATURES": "('p3','p4','p5')",
+        "MODEL.RPN.IN_FEATURES": "('p3','p4','p5','p6')",
+        "MODEL.ANCHOR_GENERATOR.SIZES": "[[32],[64],[128],[256]]",
+    }
+    given = list(chain.from_iterable(overrides.items()))
+    assert load_config(write(tmp_path), given).MODEL.RPN.IN_FEATURES[0] == "p3"
+    (problem,) = problems(write(tmp_path), [*given[:2], *given[4:]])
+    assert "MODEL.ROI_HEADS.IN_FEATURES names ['p2']" in problem
+
+
+def test_what_torchvision_lacks_is_allowed_for_detectron2(tmp_path):
+    overrides = ["ENGINE", "detectron2", "INPUT.MASK_FORMAT", "polygon"]
+    assert load_config(write(tmp_path), overrides).INPUT.MASK_FORMAT == "polygon"
+    for name, allowed in TORCHVISION_ONLY.items():
+        assert SCHEMA[name].default in allowed
+
+
+def test_values_are_coerced_where_nothing_is_lost(tmp_path):
+    path = write(tmp_path, text="SOLVER: {BASE_LR: 1e-3, GAMMA: 1}\nDATASETS: {TEST: ['a']}")
+    config = load_config(path, ["DATASETS.TRAIN", "json:a.json:images", "SOLVER.STEPS", "[3, 5]"])
+    assert config.SOLVER.BASE_LR == 0.001
+    assert isinstance(config.SOLVER.GAMMA, float)
+    assert config.SOLVER.STEPS == (3, 5)
+    assert config.DATASETS.TRAIN == ("json:a.json:images",)
+    assert config.DATASETS.TEST == ("a",)
+    config = load_config(path, ["DATASETS.TRAIN", "('json:a.json:images',)", "DATASETS.TEST", "()"])
+    assert config.DATASETS.TRAIN == ("json:a.json:images",)
+    assert config.DATASETS.TEST == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("SOLVER: {MAX_ITER: 1, MAX_ITER: 2}", "the key 'MAX_ITER' is given twice"),
+        ("SEED: 1\nSOLVER: [", "line 2: not readable as YAML"),
+        ("- SOLVER", "a config is a mapping"),
+        ("SEED: !!python/object/apply:os.getcwd []", "not readable as YAML"),
+    ],
+)
+def test_a_file_that_cannot_be_read_safely_is_refused(tmp_path, text, message):
+    assert message in problems(write(tmp_path, text=text))[0]
+
+
+def test_missing_files_and_circles_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no config file .*missing\.yaml"):
+        load_config(tmp_path / "missing.yaml")
+    path = write(tmp_path, text="_BASE_: gone.yaml")
+    with pytest.raises(FileNotFoundError, match=r"gone\.yaml, which is the _BASE_ of .*config"):
+        load_config(path)
+    write(tmp_path, "gone.yaml", "_BASE_: config.yaml")
+    with pytest.raises(ValueError, match="goes in a circle"):
+        load_config(path)
+
+
+def test_configs_are_frozen_and_dump_to_a_config(tmp_path):
+    config = load_config(SHIPPED[0], ["SOLVER.MAX_ITER", "7", "SOLVER.STEPS", "()"])
+    with pytest.raises(AttributeError):
+        config.SEED = 1
+    assert load_config(write(tmp_path, text=config.dump())) == config
+
+
+def test_steps_behind_the_end_are_said(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        load_config(write(tmp_path), ["SOLVER.MAX_ITER", "100"])
+    assert "SOLVER.STEPS [30000] lie behind MAX_ITER 100" in caplog.text
+
+
+def test_number_of_classes_comes_from_the_annotations(tmp_path):
+    dataset = CocoDataset("d", Path("d.json"), Path("i"), ("a", "b"), {1: 0, 5: 1}, [])
+    path = write(tmp_path)
+    assert resolve_num_classes(load_config(path), dataset) == 2
+    assert (
+        resolve_num_classes(load_config(path, ["MODEL.ROI_HEADS.NUM_CLASSES", "2"]), dataset) == 2
+    )
+    with pytest.raises(ValueError, match=r"is 80, but d\.json has 2 categories; set it to 2"):
+        resolve_num_classes(load_config(path, ["MODEL.ROI_HEADS.NUM_CLASSES", "80"]), dataset)
+
+
+@shipped
+def test_shipped_config_is_valid_and_its_header_complete(path):
+    config = load_config(path)
+    header = path.read_text().split("\n_BASE_")[0]
+    for line in ("Command:", "Expected:", "Schedule:", "Status:"):
+        assert f"\n# {line} " in header
+    assert f"det_configs/{path.parent.name}/{path.name}" in header.replace("\n#", "")
+    assert f"`{path.parent.name}/{path.name}`" in (ROOT / "README.md").read_text()
+    assert {"quick": "torchvision", "coco": "detectron2"}[path.parent.name] == config.ENGINE
+    _, _, _, size, init, _ = path.stem.split("_")
+    assert f"convnextv2_{size}" == config.MODEL.CONVNEXT.SIZE
+    weights = {"scratch": "", "fcmae": f"timm:convnextv2_{size}.fcmae"}[init]
+    assert weights == config.MODEL.CONVNEXT.WEIGHTS
+
+
+def test_coco_schedule_is_36_epochs_of_the_images_with_objects():
+    solver = load_config(ROOT / "coco/mask_rcnn_convnextv2_base_fcmae_lsj3x.yaml").SOLVER
+    epoch = -(-117266 // 32)
+    assert solver.IMS_PER_BATCH == 32
+    assert 36 * epoch == solver.MAX_ITER
+    assert (27 * epoch, 33 * epoch) == solver.STEPS
+
+
+@pytest.mark.detectron2
+def test_shared_keys_have_detectron2s_types():
+    cfg = detectron2_defaults()
+    ours = set()
+    for name, key in SCHEMA.items():
+        try:
+            value = get(cfg, name)
+        except KeyError:
+            ours.add(name)
+            continue
+        assert type(value) is type(key.default), name
+    assert ours == {
+        "ENGINE",
+        *(name for name in SCHEMA if name.startswith(("MODEL.CONVNEXT.", "INPUT.LSJ."))),
+        "SOLVER.OPTIMIZER",
+        "SOLVER.LAYER_DECAY",
+        "SOLVER.LAYER_DECAY_TYPE",
+        "SOLVER.AMP.PRECISION",
+    }
+
+
+@pytest.mark.detectron2
+@shipped
+def test_shipped_config_means_the_same_in_detectron2(path):
+    """Through ``to_detectron2``, and by a detectron2 user's own ``merge_from_file``."""
+    cfg = detectron2_defaults()
+    config = load_config(path, ["MODEL.DEVICE", "cuda"])
+    add_convnext_config(cfg)
+    cfg.merge_from_file(str(path))
+    converted = to_detectron2(config)
+    for name in SCHEMA:
+        assert get(converted, name) == get(config, name), name
+        assert get(cfg, name) == get(config, name), name
+
+
+@pytest.mark.detectron2
+def test_adding_our_keys_leaves_a_detectron2_config_as_it_was():
+    cfg, before = detectron2_defaults(), detectron2_defaults()
+    add_convnext_config(cfg)
+
+    def assert_kept(old, new):
+        for key, value in old.items():
+            if isinstance(value, dict):
+                assert_kept(value, new[key])
+            else:
+                assert new[key] == value
+
+    assert_kept(before, cfg)
+
+
+@pytest.mark.detectron2
+def test_device_auto_becomes_a_device(tmp_path):
+    detectron2_defaults()
+    assert to_detectron2(load_config(write(tmp_path))).MODEL.DEVICE in ("cpu", "cuda")
+
+
+def detectron2_defaults():
+    return pytest.importorskip("detectron2.config", reason="detectron2 is missing").get_cfg()

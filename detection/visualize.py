@@ -112,7 +112,10 @@ def coco_instances(
 
 
 def draw_instances(
-    image: np.ndarray, instances: Sequence[Instance], long_side: int | None = None
+    image: np.ndarray,
+    instances: Sequence[Instance],
+    long_side: int | None = None,
+    font_size: int | None = None,
 ) -> Drawing:
     """Draw instances on a copy of an image.
 
@@ -120,6 +123,7 @@ def draw_instances(
         image: ``[H, W, 3]`` uint8, RGB.
         instances: masks and boxes in the image's pixels; the first get their labels placed first.
         long_side: pixels of the drawing's longer side; None keeps the image's size.
+        font_size: pixels of the drawing; by default a 38th of its longer side, 11 to 36.
     """
     height, width = image.shape[:2]
     scale = 1.0 if long_side is None else long_side / max(height, width)
@@ -136,7 +140,8 @@ def draw_instances(
     for instance in largest_first:
         box = _scaled_box(instance, scale, size)
         pen.rectangle(box, outline=class_colour(instance.colour_index), width=line)
-    unlabelled = _draw_labels(pen, instances, scale, size)
+    font = _font(font_size or int(np.clip(max(size) / 38, 11, 36)))
+    unlabelled = _draw_labels(pen, instances, font, scale, size)
     return Drawing(np.asarray(picture), unlabelled)
 
 
@@ -166,10 +171,13 @@ def _scaled_box(instance: Instance, scale: float, size: tuple[int, int]) -> Rect
 
 
 def _draw_labels(
-    pen: ImageDraw.ImageDraw, instances: Sequence[Instance], scale: float, size: tuple[int, int]
+    pen: ImageDraw.ImageDraw,
+    instances: Sequence[Instance],
+    font: ImageFont.FreeTypeFont,
+    scale: float,
+    size: tuple[int, int],
 ) -> int:
     """Labels at the first free place above, in or below their boxes; how many found none."""
-    font = _font(int(np.clip(max(size) / 38, 11, 36)))
     taken: list[Rectangle] = []
     unlabelled = 0
     for instance in instances:

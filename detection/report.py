@@ -1,0 +1,356 @@
+"""The report of one detection run, or the comparison of several: an HTML page and a Markdown file.
+
+It reads files only (``detection.report_run``) and knows no engine. Whatever a run did not record is
+shown as "not recorded".
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from detection.report_blocks import (
+    NOT_RECORDED,
+    Block,
+    Cards,
+    Cell,
+    Chart,
+    Charts,
+    Details,
+    Number,
+    Page,
+    Paragraph,
+    Picture,
+    Pictures,
+    RunName,
+    Section,
+    Series,
+    Table,
+)
+from detection.report_charts import thin
+from detection.report_facts import duration, encoder_sentence, facts_table, data_mismatch
+from detection.report_figures import (
+    SCORE_THRESHOLD,
+    encode_jpeg,
+    prediction_panels,
+    read_image,
+)
+from detection.report_html import render_html
+from detection.report_markdown import write_markdown
+from detection.report_run import Run, config_differences, read_run, read_runs
+
+logger = logging.getLogger(__name__)
+
+TASKS = {"bbox": "Box", "segm": "Mask"}
+METRICS = {
+    "AP": "mean over IoU 0.50 to 0.95",
+    "AP50": "IoU 0.50",
+    "AP75": "IoU 0.75",
+    "APs": "small, under 32² pixels",
+    "APm": "medium",
+    "APl": "large, over 96² pixels",
+    "AR1": "recall, 1 detection per class and image",
+    "AR10": "recall, 10 detections",
+    "AR100": "recall, 100 detections",
+    "ARs": "recall, small",
+    "ARm": "recall, medium",
+    "ARl": "recall, large",
+}
+CHART_TITLES = {"total_loss": "Total loss", "lr": "Learning rate"}
+RECONSTRUCTION_BYTES = 700_000  # of all reconstruction panels together
+LAST_RECONSTRUCTIONS = 2
+LOG_LINES = 40
+
+
+def write_report(
+    runs: Sequence[Path],
+    output: Path,
+    names: Sequence[str] | None = None,
+    notes: Sequence[str] = (),
+    pretraining: Path | None = None,
+    reconstructions: Sequence[Path] | None = None,
+) -> None:
+    """Write ``output`` (HTML, one file) and the same as Markdown beside it (``.md``).
+
+    Args:
+        runs: output folders; with several, differences are to the first.
+        output: the HTML file; its folder is made where it is missing.
+        names: what to call the runs; default: their folders' names.
+        notes: paragraphs under the headline, such as what the comparison does not show.
+        pretraining: the folder of the pretraining whose encoder the runs used.
+        reconstructions: pictures of its progress; default: its newest ``reconstructions/*.png``.
+
+    Raises:
+        ValueError: for a folder that holds no run, names that do not fit the runs, an output that
+            is no ``.html`` file, or a picture that cannot be read.
+    """
+    output = Path(output)
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"{output}: the report's name must end in .html")
+    found = read_runs([Path(run) for run in runs], names)
+    page = _page(found, notes, _pretraining_blocks(pretraining, reconstructions))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(render_html(page), encoding="utf-8")
+    write_markdown(page, output.with_suffix(".md"))
+    logger.info("report written: %s and %s", output, output.with_suffix(".md").name)
+
+
+def _page(runs: Sequence[Run], notes: Sequence[str], pretraining: Sequence[Block]) -> Page:
+    sections = [
+        Section("headline", "Result", _headline_blocks(runs, notes)),
+        Section("metrics", "All COCO metrics", _metrics_blocks(runs)),
+        Section("classes", "Classes", _class_blocks(runs)),
+        Section("curves", "Training curves", _curve_blocks(runs)),
+    ]
+    if pretraining:
+        sections.append(Section("pretraining", "Pretraining", pretraining))
+    sections.append(Section("predictions", "Predictions", _prediction_blocks(runs)))
+    if len(runs) > 1:
+        sections.append(Section("differences", "What differs", _difference_blocks(runs)))
+    sections.append(Section("facts", "How it was made", _fact_blocks(runs)))
+    names = [run.name for run in runs]
+    if len(runs) == 1:
+        return Page(f"Detection run: {names[0]}", _subtitle(runs[0]), sections)
+    return Page(f"{names[0]} compared with {', '.join(names[1:])}", _subtitle(runs[0]), sections)
+
+
+def _subtitle(run: Run) -> str:
+    parts = [run.fact("engine"), run.fact("datasets", "test", "name"), run.fact("started")]
+    return " · ".join(str(part) for part in parts if part) or "engine and data not recorded"
+
+
+def _run_names(runs: Sequence[Run]) -> list[RunName]:
+    return [RunName(index, run.name) for index, run in enumerate(runs)]
+
+
+def _measured(run: Run, task: str, name: str, bar: bool = False) -> Cell:
+    """A metric's cell; a task that was not evaluated is told from one without ground truth."""
+    if not isinstance(run.metrics.get(task), dict) or name not in run.metrics[task]:
+        return NOT_RECORDED
+    value = run.metric(task, name)
+    return Number(value, bar=value / 100 if bar and value is not None else None)
+
+
+def _difference(run: Run, baseline: Run, task: str) -> Cell:
+    value, reference = run.metric(task, "AP"), baseline.metric(task, "AP")
+    if value is None or reference is None:
+        return NOT_RECORDED
+    return Number(value - reference, signed=True)
+
+
+def _headline_blocks(runs: Sequence[Run], notes: Sequence[str]) -> list[Block]:
+    blocks: list[Block] = [_headline_cards(runs[0]) if len(runs) == 1 else _headline_table(runs)]
+    if len(runs) > 1:
+        if problem := data_mismatch(runs):
+            blocks.append(Paragraph(problem, "warning"))
+        else:
+            blocks.append(
+                Paragraph(
+                    "Each line is a single run: how far repeated runs with other seeds would "
+                    "scatter is not in this table.",
+                    "small",
+                )
+            )
+    blocks += [Paragraph(note, "note") for note in notes]
+    for run in runs:
+        blocks += [Paragraph(f"{run.name}: {problem}", "warning") for problem in run.problems]
+    return blocks
+
+
+def _headline_cards(run: Run) -> Cards:
+    cards: list[tuple[str, Cell, str]] = []
+    for task, title in TASKS.items():
+        cards.append((f"{title} AP", _measured(run, task, "AP"), METRICS["AP"]))
+        cards.append((f"{title} AP50", _measured(run, task, "AP50"), METRICS["AP50"]))
+    cards.append(("Training time", duration(run.fact("train_seconds")), encoder_sentence(run)))
+    return Cards(cards)
+
+
+def _headline_table(runs: Sequence[Run]) -> Table:
+    comparable = data_mismatch(runs) is None
+    rows: list[list[Cell]] = []
+    for name, run in zip(_run_names(runs), runs, strict=True):
+        row: list[Cell] = [name]
+        for task in TASKS:
+            row.append(_measured(run, task, "AP", bar=True))
+            if run is runs[0]:
+                row.append("baseline")
+            else:
+                row.append(_difference(run, runs[0], task) if comparable else "not comparable")
+        rows.append([*row, duration(run.fact("train_seconds"))])
+    columns = ["Run", "AP", "difference", "AP", "difference", "training time"]
+    groups: list[tuple[Cell, int]] = [("", 1), ("Box", 2), ("Mask", 2), ("", 1)]
+    caption = f"AP in percent; differences in AP points to the first run, {runs[0].name}"
+    return Table(columns, rows, caption, groups)
+
+
+def _metrics_blocks(runs: Sequence[Run]) -> list[Block]:
+    rows: list[list[Cell]] = []
+    for metric, meaning in METRICS.items():
+        cells = [_measured(run, task, metric) for run in runs for task in TASKS]
+        rows.append([metric, meaning, *cells])
+    columns: list[Cell] = ["Metric", "", *[title for _ in runs for title in TASKS.values()]]
+    groups: list[tuple[Cell, int]] = []
+    if len(runs) > 1:
+        groups = [("", 2), *[(name, len(TASKS)) for name in _run_names(runs)]]
+    caption = "Percent; – where there is no ground truth of that size"
+    blocks: list[Block] = [Table(columns, rows, caption, groups)]
+    counts: dict[str, Any] = next((run.metrics["counts"] for run in runs if run.metrics.get("counts")), {})
+    if over := counts.get("images_over_limit"):
+        blocks.append(
+            Paragraph(
+                f"{over} of {counts['images']} images hold more than 100 objects of one class, "
+                "COCO's limit of detections: their recall cannot reach 100.",
+                "warning",
+            )
+        )
+    return blocks
+
+
+def _class_blocks(runs: Sequence[Run]) -> list[Block]:
+    classes: dict[str, dict[str, Any]] = {}
+    for run in reversed(runs):  # the first run's counts win
+        classes = run.metrics.get("per_class", {}) | classes
+        classes |= run.metrics.get("per_class", {})
+    if not classes:
+        return [Paragraph(f"Metrics by class: {NOT_RECORDED}.")]
+    rows: list[list[Cell]] = []
+    for name, counted in sorted(classes.items(), key=lambda item: -item[1].get("instances", 0)):
+        row: list[Cell] = [name]
+        row += [Number(counted.get(key, 0), digits=0) for key in ("instances", "images")]
+        for run in runs:
+            measured = run.metrics.get("per_class", {}).get(name, {})
+            for task in TASKS:
+                value = measured[task]["AP"] if task in measured else None
+                bar = None if value is None else value / 100
+                row.append(Number(value, bar=bar) if task in measured else NOT_RECORDED)
+        rows.append(row)
+    columns: list[Cell] = ["Class", "objects", "images"]
+    columns += [f"{title} AP" for _ in runs for title in TASKS.values()]
+    groups: list[tuple[Cell, int]] = []
+    if len(runs) > 1:
+        groups = [("", 3), *[(name, len(TASKS)) for name in _run_names(runs)]]
+    caption = (
+        f"AP of each of the {len(rows)} classes, the most frequent first; objects and images of "
+        "the ground truth, crowds not counted as objects"
+    )
+    return [Table(columns, rows, caption, groups, long=len(rows) > 20)]
+
+
+def _curve_blocks(runs: Sequence[Run]) -> list[Block]:
+    return _charts(list(zip(_run_names(runs), runs, strict=True)))
+
+
+def _charts(runs: Sequence[tuple[RunName, Run]]) -> list[Block]:
+    """Total loss, every other loss, the learning rate: one chart each, all runs in it."""
+    recorded = list(dict.fromkeys(key for _, run in runs for key in run.history))
+    losses = [key for key in recorded if "loss" in key and key != "total_loss"]
+    charts, largest = [], 1
+    for key in ["total_loss", *losses, "lr"]:
+        lines = []
+        for name, run in runs:
+            if points := run.history.get(key):
+                thinned, group = thin(points)
+                largest = max(largest, group)
+                lines.append(Series(name, thinned))
+        if lines:
+            charts.append(Chart(CHART_TITLES.get(key, key), lines))
+    blocks: list[Block] = [Charts(charts)] if charts else []
+    if missing := [run.name for _, run in runs if not run.history]:
+        blocks.append(Paragraph(f"Losses and learning rate of {', '.join(missing)}: not recorded."))
+    if largest > 1:
+        blocks.append(
+            Paragraph(
+                f"Long histories are drawn as means of up to {largest} recorded values.", "small"
+            )
+        )
+    return blocks
+
+
+def _prediction_blocks(runs: Sequence[Run]) -> list[Block]:
+    source = next((run for run in runs if run.fact("datasets", "test", "annotations")), None)
+    if source is None:
+        return [Paragraph(f"The data that the runs were tested on: {NOT_RECORDED}.")]
+    shown = list(zip(_run_names(runs), runs, strict=True))
+    blocks: list[Block] = []
+    if data_mismatch(runs):
+        shown = [(name, run) for name, run in shown if run is source]
+        blocks.append(Paragraph(f"Of {source.name} only, since the test sets differ.", "small"))
+    if without := [run.name for _, run in shown if run.results is None]:
+        blocks.append(Paragraph(f"Predictions of {', '.join(without)}: {NOT_RECORDED}."))
+    test = source.fact("datasets", "test")
+    try:
+        panels, omissions = prediction_panels(
+            shown, Path(test["annotations"]), Path(str(test.get("image_root", "")))
+        )
+    except (OSError, ValueError) as error:
+        return [*blocks, Paragraph(f"The predictions cannot be shown: {error}", "warning")]
+    blocks.append(
+        Paragraph(
+            f"{len(panels)} images spread over the test set, ground truth first; predictions with "
+            f"a score of at least {SCORE_THRESHOLD}. Crowd regions are outlined only.",
+            "small",
+        )
+    )
+    return [*blocks, *(Paragraph(omission, "small") for omission in omissions), *panels]
+
+
+def _difference_blocks(runs: Sequence[Run]) -> list[Block]:
+    if missing := [run.name for run in runs if not run.config]:
+        return [Paragraph(f"The settings of {', '.join(missing)}: {NOT_RECORDED}.")]
+    rows = config_differences(runs)
+    if not rows:
+        return [Paragraph("The runs' settings are the same, the output folder apart.")]
+    caption = "Settings that are not the same in all runs, the output folder apart"
+    columns: list[Cell] = ["Setting", *_run_names(runs)]
+    return [Table(columns, [[key, *values] for key, values in rows], caption, prose=True)]
+
+
+def _fact_blocks(runs: Sequence[Run]) -> list[Block]:
+    blocks: list[Block] = [facts_table(runs, _run_names(runs))]
+    for run in runs:
+        of_run = f" of {run.name}" if len(runs) > 1 else ""
+        if run.config_text:
+            blocks.append(Details(f"Full configuration{of_run}", run.config_text))
+        else:
+            blocks.append(Paragraph(f"Full configuration{of_run}: {NOT_RECORDED}."))
+        if run.log:
+            last = "\n".join(run.log[-LOG_LINES:])
+            shown = f"last {min(LOG_LINES, len(run.log))} of {len(run.log)} lines"
+            blocks.append(Details(f"Log{of_run}, {shown}", last))
+    return blocks
+
+
+def _pretraining_blocks(folder: Path | None, reconstructions: Sequence[Path] | None) -> list[Block]:
+    """Loss, reconstructions and configuration of the pretraining; nothing where there was none."""
+    blocks: list[Block] = []
+    if folder is not None:
+        run = read_run(Path(folder), "pretraining")
+        blocks += _charts([(RunName(0, run.name), run)])
+        blocks += [Paragraph(problem, "warning") for problem in run.problems]
+    if reconstructions is None:
+        found = sorted(Path(folder).glob("reconstructions/*.png")) if folder is not None else []
+        reconstructions = found[-LAST_RECONSTRUCTIONS:]
+        if folder is not None:
+            blocks.append(
+                Paragraph(
+                    f"The newest {len(reconstructions)} of {len(found)} reconstruction panels: "
+                    "image, what the encoder saw, what the decoder made of it.",
+                    "small",
+                )
+            )
+    budget = RECONSTRUCTION_BYTES // max(1, len(reconstructions))
+    pictures = []
+    for path in map(Path, reconstructions):
+        image = read_image(path)
+        if image is None:
+            raise ValueError(f"{path} is not a picture that can be read")
+        alternative = f"Pretraining, {path.stem}: image, masked image and reconstruction"
+        pictures.append(Picture(encode_jpeg(image, budget), path.stem, alternative))
+    if pictures:
+        blocks.append(Pictures("Image, masked, reconstruction", pictures))
+    if folder is not None and run.config_text:
+        blocks.append(Details("Full configuration of the pretraining", run.config_text))
+    return blocks

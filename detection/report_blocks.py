@@ -1,0 +1,169 @@
+"""What a report is made of: ``report_html`` and ``report_markdown`` render the same page.
+
+A :class:`Page` has sections, a section has blocks. Text in blocks is plain text from anywhere,
+a class name or a config file included: the renderers escape it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+NOT_RECORDED = "not recorded"
+NO_GROUND_TRUTH = "–"
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number that is shown rounded and kept in full.
+
+    Args:
+        value: None stands for "there is no ground truth to measure this".
+        digits: decimals shown.
+        signed: show a plus sign: it is a difference.
+        bar: a bar behind it, as a share of the cell's width (0 to 1).
+    """
+
+    value: float | None
+    digits: int = 1
+    signed: bool = False
+    bar: float | None = None
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return NO_GROUND_TRUTH
+        rounded = round(self.value, self.digits) + 0.0  # + 0.0: no negative zero
+        sign = "+" if self.signed and rounded > 0 else ""
+        return (sign + f"{rounded:,.{self.digits}f}").replace("-", "\N{MINUS SIGN}")
+
+
+@dataclass(frozen=True)
+class RunName:
+    """A run's name; ``index`` is its place among the runs and its colour in the charts."""
+
+    index: int
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Code:
+    """Text to be set in a fixed-width font."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+Cell = str | Number | RunName | Code
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    text: str
+    kind: Literal["plain", "note", "warning", "small"] = "plain"
+
+
+@dataclass(frozen=True)
+class Cards:
+    """A few big numbers: label, value, what it is."""
+
+    cards: Sequence[tuple[str, Cell, str]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose first column names its rows.
+
+    Args:
+        columns: one title a column; "" for none.
+        rows: as many cells each as there are columns.
+        caption: what the table says; read out by screen readers.
+        groups: titles over several columns, each with the number of columns.
+        long: many rows: shown in a box that scrolls.
+        prose: the cells are text, not numbers.
+    """
+
+    columns: Sequence[Cell]
+    rows: Sequence[Sequence[Cell]]
+    caption: str
+    groups: Sequence[tuple[Cell, int]] = ()
+    long: bool = False
+    prose: bool = False
+
+    def __post_init__(self) -> None:
+        assert all(len(row) == len(self.columns) for row in self.rows), self.caption
+        assert not self.groups or sum(span for _, span in self.groups) == len(self.columns)
+
+
+@dataclass(frozen=True)
+class Series:
+    """One run's line: ``points`` are (iteration, value)."""
+
+    run: RunName
+    points: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines of several runs over the same x axis; ``x`` says what that axis counts."""
+
+    title: str
+    series: Sequence[Series]
+    x: str = "iteration"
+
+
+@dataclass(frozen=True)
+class Charts:
+    """Small multiples with one legend."""
+
+    charts: Sequence[Chart]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A JPEG with its label and the text for those who cannot see it."""
+
+    jpeg: bytes
+    label: str
+    alternative: str
+    run: RunName | None = None
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures that belong beside each other, under one title."""
+
+    title: str
+    pictures: Sequence[Picture]
+
+
+@dataclass(frozen=True)
+class Details:
+    """A long text that is shown when asked for."""
+
+    summary: str
+    text: str
+
+
+Block = Paragraph | Cards | Table | Charts | Pictures | Details
+
+
+@dataclass(frozen=True)
+class Section:
+    """``key`` is the section's address in the page (``#metrics``)."""
+
+    key: str
+    title: str
+    blocks: Sequence[Block] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Page:
+    title: str
+    subtitle: str
+    sections: Sequence[Section]

@@ -1,0 +1,127 @@
+"""The report's pictures: predictions beside their ground truth, as JPEG of bounded size."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from detection.evaluate_input import read_ground_truth, read_results
+from detection.report_blocks import Picture, Pictures, RunName
+from detection.report_run import Run
+from detection.visualize import Instance, coco_instances, draw_instances
+
+SCORE_THRESHOLD = 0.5
+PICTURE_BYTES = 2_500_000  # of all predictions together; base64 adds a third
+LISTED = 12  # instances that an alternative text names
+
+Entries = dict[Any, list[dict[str, Any]]]  # image id -> annotations or detections
+
+
+def encode_jpeg(image: np.ndarray, max_bytes: int) -> bytes:
+    """An RGB image as JPEG of at most ``max_bytes``: first the quality falls, then the size."""
+    while True:
+        for quality in (88, 80, 70, 60, 50):
+            options = [cv2.IMWRITE_JPEG_QUALITY, quality]
+            done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
+            assert done
+            if data.size <= max_bytes or max(image.shape[:2]) < 64:
+                return data.tobytes()
+        image = cv2.resize(image, None, fx=0.75, fy=0.75, interpolation=cv2.INTER_AREA)
+
+
+def read_image(path: Path) -> np.ndarray | None:
+    """An image as ``[H, W, 3]`` uint8 RGB, None where there is none that can be decoded."""
+    if not path.is_file():
+        return None
+    data = np.fromfile(path, np.uint8)  # imread fails on names that are not ASCII on some systems
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def choose_images(truth: dict[str, Any], count: int) -> list[dict[str, Any]]:
+    """``count`` images spread over the data set in its order; those with objects come first."""
+    annotated = {annotation["image_id"] for annotation in truth["annotations"]}
+    chosen: list[dict[str, Any]] = []
+    for wanted in (True, False):
+        pool = [image for image in truth["images"] if (image["id"] in annotated) is wanted]
+        take = min(count - len(chosen), len(pool))
+        chosen += [pool[index * len(pool) // take] for index in range(take)]
+    return chosen
+
+
+def prediction_panels(
+    runs: Sequence[tuple[RunName, Run]], annotations: Path, image_root: Path, count: int = 12
+) -> tuple[list[Pictures], list[str]]:
+    """Ground truth and each run's predictions (score >= 0.5) of some images, side by side.
+
+    Returns:
+        The panels, and in words what is not in them.
+
+    Raises:
+        ValueError, FileNotFoundError: if the annotations or results cannot be read.
+    """
+    truth = read_ground_truth(annotations)
+    classes = sorted(truth["categories"], key=lambda category: category["id"])
+    names = {category["id"]: category["name"] for category in classes}
+    sources: list[tuple[RunName | None, Entries]] = [(None, _by_image(truth["annotations"]))]
+    for run_name, run in runs:
+        if run.results is not None:
+            found = read_results(run.results, truth, annotations)
+            sources.append(
+                (run_name, _by_image([r for r in found if r["score"] >= SCORE_THRESHOLD]))
+            )
+    chosen = choose_images(truth, count)
+    long_side = 600 if len(sources) < 3 else 480  # as wide as the page shows them, and a bit more
+    budget = PICTURE_BYTES // max(1, len(sources) * len(chosen))
+    panels, missing, unlabelled = [], [], 0
+    for entry in chosen:
+        image = read_image(image_root / entry["file_name"]) if "file_name" in entry else None
+        size = (entry["height"], entry["width"])
+        if image is None or image.shape[:2] != size:
+            missing.append(str(entry.get("file_name", entry["id"])))
+            continue
+        pictures = []
+        for source, entries in sources:
+            shown = coco_instances(entries[entry["id"]], names, *size)
+            drawing = draw_instances(image, shown, long_side, font_size=15)
+            unlabelled += drawing.unlabelled
+            jpeg = encode_jpeg(drawing.image, budget)
+            pictures.append(_picture(jpeg, source, shown, entry["file_name"]))
+        panels.append(Pictures(str(entry["file_name"]), pictures))
+    return panels, _omissions(missing, len(chosen), image_root, unlabelled)
+
+
+def _picture(
+    jpeg: bytes, source: RunName | None, shown: Sequence[Instance], file_name: str
+) -> Picture:
+    what = "Ground truth" if source is None else source.name
+    number = f"{len(shown)} object{'' if len(shown) == 1 else 's'}"
+    labels = [instance.label for instance in shown[:LISTED]]
+    if len(shown) > LISTED:
+        labels.append(f"{len(shown) - LISTED} more")
+    alternative = f"{what}, {file_name}: {number}" + (f": {', '.join(labels)}" if labels else "")
+    return Picture(jpeg, f"{what} · {number}", alternative, source)
+
+
+def _omissions(missing: Sequence[str], chosen: int, image_root: Path, unlabelled: int) -> list[str]:
+    omissions = []
+    if missing:
+        omissions.append(
+            f"{len(missing)} of the {chosen} chosen images are not under {image_root}, do not "
+            f"decode or have another size than the annotations say: {', '.join(missing)}."
+        )
+    if unlabelled:
+        omissions.append(f"Labels that found no free place and are left out: {unlabelled}.")
+    return omissions
+
+
+def _by_image(entries: Sequence[dict[str, Any]]) -> Entries:
+    grouped: Entries = defaultdict(list)
+    for entry in entries:
+        grouped[entry["image_id"]].append(entry)
+    return grouped

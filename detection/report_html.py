@@ -1,0 +1,184 @@
+"""Render a report's page as one HTML file that needs no network: style, curves, pictures inside.
+
+Every child of an element is escaped unless it is :class:`Markup`, which only :func:`tag` and the
+charts make. The page's own policy forbids scripts and requests.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from detection.report_blocks import (
+    NO_GROUND_TRUTH,
+    Block,
+    Cards,
+    Cell,
+    Charts,
+    Code,
+    Details,
+    Number,
+    Page,
+    Paragraph,
+    Pictures,
+    RunName,
+    Section,
+    Table,
+)
+from detection.report_charts import chart_svg
+from detection.report_style import STYLE
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+class Markup(str):
+    """Text that is HTML already."""
+
+
+def tag(name: str, /, *children: str, **attributes: object) -> Markup:
+    """An element; ``class_`` is class, ``_`` in a name is ``-``, None leaves an attribute out."""
+    opening = [name]
+    for key, value in attributes.items():
+        if value is not None:
+            shown_key = key.rstrip("_").replace("_", "-")
+            opening.append(f'{shown_key}="{html.escape(str(value))}"')
+    start = f"<{' '.join(opening)}>"
+    if name in ("meta", "link", "img"):
+        return Markup(start)
+    return Markup(f"{start}{join(children)}</{name}>")
+
+
+def join(children: Sequence[str]) -> Markup:
+    """Children one after the other; those that are no markup are escaped."""
+    return Markup("".join(c if isinstance(c, Markup) else html.escape(c) for c in children))
+
+
+def render_html(page: Page) -> str:
+    """The whole page."""
+    links = [tag("a", section.title, href=f"#{section.key}") for section in page.sections]
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("link", rel="icon", href="data:,"),
+        tag("title", page.title),
+        tag("style", Markup(STYLE)),
+    )
+    body = tag(
+        "body",
+        tag(
+            "header",
+            tag("h1", page.title),
+            tag("p", page.subtitle, class_="subtitle"),
+            tag("nav", *links, aria_label="Sections"),
+        ),
+        tag("main", *map(_section, page.sections)),
+    )
+    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def _section(section: Section) -> Markup:
+    heading = tag("h2", section.title)
+    return tag("section", heading, *map(_block, section.blocks), id=section.key)
+
+
+def _block(block: Block) -> Markup:
+    return RENDERERS[type(block)](block)
+
+
+def _paragraph(block: Paragraph) -> Markup:
+    return tag("p", block.text, class_=block.kind)
+
+
+def _cell(cell: Cell) -> Markup:
+    if isinstance(cell, RunName):
+        return tag("span", tag("i", class_=f"dot b{cell.index % 6}"), cell.name, class_="run")
+    if isinstance(cell, Code):
+        return tag("code", cell.text)
+    if not isinstance(cell, Number):
+        return join([cell])
+    if cell.value is None:
+        return tag("span", NO_GROUND_TRUTH, class_="none", title="no ground truth to measure this")
+    sign = "" if not cell.signed else "up" if cell.value > 0 else "down" if cell.value < 0 else ""
+    number = tag("data", str(cell), value=repr(cell.value), class_=sign or None)
+    if cell.bar is None:
+        return number
+    width = f"{100 * min(max(cell.bar, 0), 1):.1f}%"
+    return join([tag("span", class_="bar", style=f"width:{width}"), number])
+
+
+def _cards(block: Cards) -> Markup:
+    cards = [
+        tag("div", tag("dt", label), tag("dd", _cell(value)), tag("dd", what, class_="what"))
+        for label, value, what in block.cards
+    ]
+    return tag("dl", *cards, class_="cards")
+
+
+def _table(block: Table) -> Markup:
+    head = []
+    if block.groups:
+        groups = [
+            tag("th", _cell(cell), colspan=span, scope="colgroup", class_=str(cell) and "group")
+            for cell, span in block.groups
+        ]
+        head.append(tag("tr", *groups))
+    head.append(tag("tr", *[tag("th", _cell(cell), scope="col") for cell in block.columns]))
+    rows = []
+    for first, *others in block.rows:
+        cells = [_table_cell(cell) for cell in others]
+        rows.append(tag("tr", tag("th", _cell(first), scope="row"), *cells))
+    table = tag(
+        "table",
+        tag("caption", block.caption),
+        tag("thead", *head),
+        tag("tbody", *rows),
+        class_="prose" if block.prose else None,
+    )
+    kind = "scroll long" if block.long else "scroll"
+    return tag("div", table, class_=kind, tabindex=0, role="region", aria_label=block.caption)
+
+
+def _table_cell(cell: Cell) -> Markup:
+    with_bar = isinstance(cell, Number) and cell.bar is not None
+    return tag("td", _cell(cell), class_="barred" if with_bar else None)
+
+
+def _charts(block: Charts) -> Markup:
+    runs = {series.run: None for chart in block.charts for series in chart.series}
+    legend = tag("p", *map(_cell, runs), class_="legend") if len(runs) > 1 else Markup("")
+    figures = [
+        tag("figure", tag("figcaption", chart.title), Markup(chart_svg(chart)))
+        for chart in block.charts
+    ]
+    return join([legend, tag("div", *figures, class_="charts")])
+
+
+def _pictures(block: Pictures) -> Markup:
+    figures = []
+    for picture in block.pictures:
+        source = "data:image/jpeg;base64," + base64.b64encode(picture.jpeg).decode()
+        dot = tag("i", class_=f"dot b{picture.run.index % 6}") if picture.run else Markup("")
+        image = tag("img", src=source, alt=picture.alternative, loading="lazy")
+        figures.append(tag("figure", tag("figcaption", dot, picture.label), image))
+    columns = f"--columns:{min(3, len(figures))}"
+    strip = tag("div", *figures, class_="strip", style=columns)
+    return tag("article", tag("h3", block.title), strip, class_="pictures")
+
+
+def _details(block: Details) -> Markup:
+    return tag("details", tag("summary", block.summary), tag("pre", block.text, tabindex=0))
+
+
+RENDERERS: dict[type, Callable[[Any], Markup]] = {
+    Paragraph: _paragraph,
+    Cards: _cards,
+    Table: _table,
+    Charts: _charts,
+    Pictures: _pictures,
+    Details: _details,
+}

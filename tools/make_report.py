@@ -1,0 +1,67 @@
+"""Write the report of a detection run, or of several compared with the first."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from detection.report import write_report
+from training.cli import log_to, run_tool
+
+EXAMPLES = """
+examples:
+  python tools/make_report.py runs/scratch --output report.html
+  python tools/make_report.py runs/scratch runs/fcmae --output compare.html \\
+      --names scratch FCMAE --pretraining runs/pretraining
+
+exit code: 0, 1 for folders that hold no run, 2 on wrong usage
+"""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="a run's OUTPUT_DIR; the first is the baseline of the differences",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="the page, an .html file; the same as Markdown is written beside it",
+    )
+    parser.add_argument("--names", nargs="+", metavar="NAME", help="what to call the runs")
+    parser.add_argument(
+        "--note",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a paragraph under the headline; may be given several times",
+    )
+    parser.add_argument(
+        "--pretraining", type=Path, metavar="DIR", help="output folder of the FCMAE pretraining"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse_arguments()
+    log_to()
+    write_report(
+        options.runs,
+        options.output,
+        names=options.names,
+        notes=options.note,
+        pretraining=options.pretraining,
+    )
+    print(options.output)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_tool(main))

@@ -146,6 +146,23 @@ def test_transformers_loads_the_result_from_its_folder_and_agrees(
         )
 
 
+@pytest.mark.detectron2
+def test_detectron2s_checkpointer_loads_the_result(convert, tmp_path: Path) -> None:
+    pytest.importorskip("detectron2", reason="detectron2 is not installed (README, detectron2)")
+    from detectron2.checkpoint import DetectionCheckpointer
+
+    from backbones.d2_adapter import D2ConvNeXt
+
+    model = random_model(SIZES["convnextv2_atto"], out_norms=STAGES)
+    save_encoder(model, tmp_path / "ours.safetensors", {})
+    assert convert(tmp_path / "ours.safetensors", tmp_path / "d2.pth", "--to", "detectron2")[0] == 0
+    bottom_up = D2ConvNeXt("convnextv2_atto")
+    detector = torch.nn.ModuleDict({"backbone": torch.nn.ModuleDict({"bottom_up": bottom_up})})
+    DetectionCheckpointer(detector).load(str(tmp_path / "d2.pth"))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(bottom_up.state_dict()[name], tensor), name
+
+
 def test_what_the_target_has_no_place_for_is_listed(convert, tmp_path: Path) -> None:
     model = random_model(num_classes=5, out_norms=STAGES)
     content = {

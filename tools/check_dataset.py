@@ -71,7 +71,10 @@ def print_report(tree: dict, problems: list[Problem], found: Counter) -> None:
     counts = ", ".join(
         f"{len(tree.get(key, []))} {key}" for key in ("images", "annotations", "categories")
     )
-    print(f"{counts}: {found['error']} errors, {found['warning']} warnings")
+    totals = ", ".join(
+        f"{found[kind]} {kind}{'' if found[kind] == 1 else 's'}" for kind in ("error", "warning")
+    )
+    print(f"{counts}: {totals}")
 
 
 if __name__ == "__main__":

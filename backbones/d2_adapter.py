@@ -6,7 +6,10 @@
 
     cfg = get_cfg()
     add_convnext_config(cfg)
-    cfg.merge_from_file("my.yaml")  # MODEL.BACKBONE.NAME: build_convnext_fpn_backbone
+    cfg.merge_from_file("my.yaml")  # MODEL.BACKBONE: {NAME: build_convnext_fpn_backbone, ...}
+
+Set ``MODEL.BACKBONE.FREEZE_AT: 0`` there: detectron2's default is 2, which freezes the stem and
+stage 1 (a log line says so). ``MODEL.FPN.IN_FEATURES`` are ``stage1`` to ``stage4``.
 
 From a LazyConfig, :class:`D2ConvNeXt` is made from plain arguments: ``L(D2ConvNeXt)(size=...)``.
 
@@ -19,6 +22,7 @@ References:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +34,8 @@ from torch import Tensor
 
 from backbones.checkpoint import LoadResult, load_encoder
 from backbones.convnext import SIZES, STAGES, ConvNeXt
+
+logger = logging.getLogger(__name__)
 
 
 class D2ConvNeXt(ConvNeXt, Backbone):
@@ -90,6 +96,10 @@ class D2ConvNeXt(ConvNeXt, Backbone):
             frozen += [self.downsample_layers[stage], self.stages[stage]]
         for module in frozen:
             module.requires_grad_(False)
+        if frozen:
+            logger.info(
+                "FREEZE_AT %d: the stem and %d stage(s) do not learn", freeze_at, freeze_at - 1
+            )
 
     def forward(self, x_nchw: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
         """Images ``[B, in_chans, H, W]`` -> stage name -> ``[B, C, H/stride, W/stride]``."""

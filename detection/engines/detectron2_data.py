@@ -8,6 +8,7 @@ go to ``coco_instances_results.json`` alone, which ``detection.evaluate`` reads 
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import logging
@@ -17,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import detectron2.data.transforms as T
+import numpy as np
 from detectron2.data import (
     DatasetCatalog,
+    DatasetFromList,
     DatasetMapper,
     MetadataCatalog,
     build_detection_test_loader,
@@ -62,6 +65,22 @@ def register(dataset: CocoDataset) -> str:
     return name
 
 
+class _ShiftingCrop(T.CropTransform):
+    """A crop whose polygons are shifted and not cut: drawing them as a bitmask cuts them.
+
+    fvcore cuts polygons by shapely, which detectron2 does not declare.
+    """
+
+    def apply_polygons(self, polygons: list[np.ndarray]) -> list[np.ndarray]:
+        return [self.apply_coords(polygon) for polygon in polygons]
+
+
+class _BitmaskCrop(T.FixedSizeCrop):
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        crop = self._get_crop(image)
+        return _ShiftingCrop(crop.x0, crop.y0, crop.w, crop.h, crop.orig_w, crop.orig_h)
+
+
 class Mapper:
     """detectron2's mapper, with large-scale jitter where the config asks for it.
 
@@ -77,15 +96,17 @@ class Mapper:
         options: dict[str, Any] = {}
         if is_train and cfg.INPUT.LSJ.ENABLED:
             jitter = cfg.INPUT.LSJ
+            crop = _BitmaskCrop if cfg.INPUT.MASK_FORMAT == "bitmask" else T.FixedSizeCrop
             options["augmentations"] = [
                 *(step for step in build_augmentation(cfg, True) if isinstance(step, T.RandomFlip)),
                 T.ResizeScale(jitter.MIN_SCALE, jitter.MAX_SCALE, jitter.SIZE, jitter.SIZE),
-                T.FixedSizeCrop((jitter.SIZE, jitter.SIZE), pad=False),
+                crop((jitter.SIZE, jitter.SIZE), pad=False),
             ]
             options["recompute_boxes"] = cfg.MODEL.MASK_ON
         self.mapper = DatasetMapper(cfg, is_train, **options)
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        record = {**record, "annotations": [_in_floats(item) for item in record["annotations"]]}
         try:
             return self.mapper(record)
         except Exception:
@@ -93,11 +114,21 @@ class Mapper:
             raise
 
 
+def _in_floats(item: dict[str, Any]) -> dict[str, Any]:
+    """An annotation whose coordinates are floats: detectron2 resizes integers in integers."""
+    item = {**item, "bbox": [float(value) for value in item["bbox"]]}
+    if isinstance(item.get("segmentation"), list):
+        item["segmentation"] = [np.asarray(p, dtype=np.float64) for p in item["segmentation"]]
+    return item
+
+
 class _SeededRecords(Dataset):
     """Mapped records, every draw of a sample seeded by (seed, epoch, index)."""
 
     def __init__(self, records: list[dict[str, Any]], mapper: Mapper, seed: int) -> None:
-        self.records, self.mapper, self.seed = records, mapper, seed
+        # Serialised, or reference counts would copy the records into every loader process.
+        self.records = DatasetFromList(records, copy=False, serialize=True)
+        self.mapper, self.seed = mapper, seed
 
     def __len__(self) -> int:
         return len(self.records)
@@ -190,6 +221,11 @@ def _check_trainable(cfg: Any, dataset: CocoDataset) -> None:
             "to train on (crowds do not count); annotate some, or train on another file"
         )
     if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon":
+        if cfg.INPUT.LSJ.ENABLED and importlib.util.find_spec("shapely") is None:
+            raise ValueError(
+                "INPUT.LSJ cuts polygons with shapely, which is not installed: "
+                "set INPUT.MASK_FORMAT to bitmask, or pip install shapely"
+            )
         encoded = sum(isinstance(o.get("segmentation"), dict) for o in objects)
         if encoded:
             raise ValueError(

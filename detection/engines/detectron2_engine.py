@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from detection.config import resolve_num_classes, to_detectron2
 from detection.dataset import CocoDataset
 from detection.engines.detectron2_data import write_predictions
 from detection.engines.detectron2_trainer import Trainer, build_detector
+from training.cli import run_tool
 
 
 class Detectron2Engine:
@@ -37,6 +39,7 @@ class Detectron2Engine:
             FileNotFoundError: for weights that do not exist.
         """
         Trainer(prepare(config, dataset_train), dataset_train, resume).train()
+        comm.synchronize()  # until the main process has written the last checkpoint
 
     def predict(self, config: CfgNode, dataset: CocoDataset, weights: str | None) -> Path:
         """Detect on every image and write ``inference/coco_instances_results.json``.
@@ -65,24 +68,31 @@ def launch(
 
     Raises:
         ValueError: if this machine has fewer GPUs.
+        SystemExit: if a process failed; it has printed why.
     """
     if torch.cuda.is_available() and num_gpus > torch.cuda.device_count():
         raise ValueError(
             f"--num-gpus is {num_gpus}, but this machine has {torch.cuda.device_count()} GPU(s)"
         )
     arguments = (function, *args)
-    d2_launch(_call_as_torchrun, num_gpus, num_machines, machine_rank, dist_url, arguments)
+    try:
+        d2_launch(_call_as_torchrun, num_gpus, num_machines, machine_rank, dist_url, arguments)
+    except torch.multiprocessing.ProcessExitedException as error:
+        raise SystemExit(error.exit_code) from None
 
 
 def _call_as_torchrun(function: Callable[..., Any], *args: Any) -> None:
-    if comm.get_world_size() > 1:
-        os.environ.update(
-            RANK=str(comm.get_rank()),
-            WORLD_SIZE=str(comm.get_world_size()),
-            LOCAL_RANK=str(comm.get_local_rank()),
-            LOCAL_WORLD_SIZE=str(comm.get_local_size()),
-        )
-    function(*args)
+    if comm.get_world_size() == 1:
+        function(*args)
+        return
+    os.environ.update(
+        RANK=str(comm.get_rank()),
+        WORLD_SIZE=str(comm.get_world_size()),
+        LOCAL_RANK=str(comm.get_local_rank()),
+        LOCAL_WORLD_SIZE=str(comm.get_local_size()),
+    )
+    if code := run_tool(lambda: function(*args) and None):
+        sys.exit(code)
 
 
 def join_process_group() -> None:
@@ -108,6 +118,8 @@ def prepare(config: CfgNode, dataset: CocoDataset) -> Any:
     logging.getLogger("detectron2").setLevel(level)
     cfg = to_detectron2(config)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = resolve_num_classes(config, dataset)
+    # detectron2 accepts a step at the very end, where its scheduler then fails.
+    cfg.SOLVER.STEPS = tuple(step for step in cfg.SOLVER.STEPS if step < cfg.SOLVER.MAX_ITER)
     device = torch.device(cfg.MODEL.DEVICE)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(

@@ -36,6 +36,10 @@ from training.environment import device_name, peak_memory_mb
 from training.loop import MetricsFile, NonFiniteLossError
 
 logger = logging.getLogger(__name__)
+# detectron2 logs every exception with its traceback; a ValueError's message says it all.
+logging.getLogger("detectron2.engine.train_loop").addFilter(
+    lambda entry: not (entry.exc_info and isinstance(entry.exc_info[1], ValueError))
+)
 
 ENCODER_PREFIX = "backbone.bottom_up."
 KEEP_CHECKPOINTS = 2
@@ -94,7 +98,7 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         """Timing, schedule, checkpoints, evaluation and the writers of metrics.json and logs."""
-        found: list[HookBase] = [d2_hooks.IterationTimer(), d2_hooks.LRScheduler(), _Speed()]
+        found: list[HookBase] = [d2_hooks.IterationTimer(), _Schedule(), _Speed()]
         if comm.is_main_process():
             found.append(
                 d2_hooks.PeriodicCheckpointer(
@@ -118,9 +122,10 @@ class Trainer(DefaultTrainer):
             super().run_step()
         except FloatingPointError as error:
             raise NonFiniteLossError(
-                f"{error}; batch: {', '.join(self.data_loader.files)}; last good checkpoint: "
-                f"{self.checkpointer.get_checkpoint_file() or 'none'}. Lower the learning rate, "
-                "or clip gradients"
+                f"the loss is not finite at step {self.iter}: {error}; "
+                f"batch: {', '.join(self.data_loader.files)}; last good checkpoint: "
+                f"{self.checkpointer.get_checkpoint_file() or 'none'}. "
+                "Lower the learning rate, or clip gradients"
             ) from error
 
     def _evaluate(self) -> dict[str, Any]:
@@ -137,15 +142,26 @@ class Trainer(DefaultTrainer):
         }
 
 
+class _Schedule(d2_hooks.LRScheduler):
+    """Records the rate of the heads, which is ``BASE_LR``'s, and keeps the config's on resume."""
+
+    def after_step(self) -> None:
+        lr = self.trainer.optimizer.param_groups[-1]["lr"]
+        self.trainer.storage.put_scalar("lr", lr, smoothing_hint=False)
+        self.scheduler.step()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.scheduler.last_epoch = state_dict["last_epoch"]
+
+
 class _Speed(HookBase):
     """Adds to metrics.json what detectron2 only prints: memory (MB) and images per second."""
 
     def after_step(self) -> None:
         storage = self.trainer.storage
-        seconds = storage.history("time").latest() if "time" in storage.histories() else 0
-        if seconds:
-            images = self.trainer.cfg.SOLVER.IMS_PER_BATCH
-            storage.put_scalar("images_per_second", images / seconds)
+        if "time" in storage.histories():
+            seconds = storage.history("time").latest()
+            storage.put_scalar("images_per_second", self.trainer.cfg.SOLVER.IMS_PER_BATCH / seconds)
         storage.put_scalar("max_mem", peak_memory_mb(), smoothing_hint=False)
 
 
@@ -234,21 +250,17 @@ def _log_origin(cfg: Any, model: Any) -> None:
     if encoder.loaded is None:
         logger.info("every tensor is new: MODEL.CONVNEXT.WEIGHTS is empty")
         return
-    new = [
-        part
-        for name in model.state_dict()
+    known = {n for n in model.state_dict() if n.startswith(ENCODER_PREFIX)}
+    known -= {ENCODER_PREFIX + name for name in encoder.loaded.new}
+    new = {
+        part: [n for n in model.state_dict() if n.startswith(prefix) and n not in known]
         for part, prefix in PARTS.items()
-        if name.startswith(prefix)
-        and (
-            not name.startswith(ENCODER_PREFIX)
-            or name.removeprefix(ENCODER_PREFIX) in encoder.loaded.new
-        )
-    ]
+    }
     logger.info(
         "%d of %d encoder tensors from %s; %d new: %s",
         encoder.loaded.loaded,
         encoder.loaded.total,
         encoder.loaded.source,
-        len(new),
-        ", ".join(dict.fromkeys(new)),
+        sum(map(len, new.values())),
+        ", ".join(part for part in new if new[part]),
     )

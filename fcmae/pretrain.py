@@ -84,6 +84,18 @@ class PretrainOptions:
     panel_every: int = 0
     trackers: tuple[str, ...] = ("tensorboard",)
 
+    def __post_init__(self) -> None:
+        counts = ("batch_size", "epochs", "decoder_dim", "decoder_depth")
+        problems = [
+            f"{name} is {getattr(self, name)}; it must be at least 1"
+            for name in counts
+            if getattr(self, name) < 1
+        ]
+        if self.base_lr <= 0:
+            problems.append(f"base_lr is {self.base_lr}; it must be positive")
+        if problems:
+            raise ValueError("; ".join(problems))
+
 
 def total_steps(options: PretrainOptions, images: int) -> int:
     """Optimizer steps of the whole run."""
@@ -118,7 +130,7 @@ def pretrain(options: PretrainOptions, resume: bool = False) -> Path:
     seed_generators(options.seed)
     encoder = build_convnext(options.model)
     if options.init is not None:
-        logger.info("%s", load_encoder(options.init, encoder))
+        load_encoder(options.init, encoder)
     model = FCMAE(
         encoder,
         options.decoder_dim,

@@ -15,6 +15,8 @@ USER_ERRORS = (
     PermissionError,
 )
 
+HANDLER_NAME = "log_to"
+
 
 def run_tool(main: Callable[[], int | None]) -> int:
     """Run a command line's ``main`` and turn its outcome into an exit code.
@@ -40,7 +42,7 @@ def run_tool(main: Callable[[], int | None]) -> int:
 def log_to(output_dir: Path | None = None, level: int = logging.INFO) -> None:
     """Send this project's log lines to stderr and, where given, to ``output_dir/log.txt``."""
     root = logging.getLogger()
-    for handler in list(root.handlers):
+    for handler in [h for h in root.handlers if h.get_name() == HANDLER_NAME]:
         root.removeHandler(handler)
         handler.close()
     handlers: list[logging.Handler] = [logging.StreamHandler()]
@@ -48,6 +50,7 @@ def log_to(output_dir: Path | None = None, level: int = logging.INFO) -> None:
         output_dir.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(output_dir / "log.txt", encoding="utf-8"))
     for handler in handlers:
+        handler.set_name(HANDLER_NAME)
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
         root.addHandler(handler)
     root.setLevel(logging.WARNING)

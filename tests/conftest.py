@@ -1,0 +1,74 @@
+"""Settings of every test: one thread, and the shared fixtures.
+
+``CONVNEXT_TEST_DATA`` may point at a folder of real data sets (COCO-format ``nuclei``,
+``coco_mini``, ``coco_oracle``, an ImageFolder ``imagenet_samples``); tests that use it are
+skipped where it is unset.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import runpy
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+torch.set_num_threads(1)
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class ToolResult(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run_tool(monkeypatch, capfd):
+    """Run ``tools/NAME.py`` with arguments as a command line would, in this process (imports are
+    slow): ``run_tool("pretrain_fcmae", "--model", ...) -> ToolResult(code, out, err)``."""
+
+    def run(name: str, *arguments: object) -> ToolResult:
+        path = ROOT / "tools" / f"{name}.py"
+        monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(path), run_name="__main__")
+        return ToolResult(int(ended.value.code or 0), *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder that ``CONVNEXT_TEST_DATA`` names."""
+    folder = os.environ.get("CONVNEXT_TEST_DATA")
+    if not folder:
+        pytest.skip("CONVNEXT_TEST_DATA is unset: no real data to test on")
+    return Path(folder)
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """Twelve small pictures with structure: coloured discs on a gradient, in nested folders."""
+    generator = np.random.default_rng(0)
+    rows, columns = np.mgrid[:80, :96]
+    for number in range(12):
+        picture = np.stack([rows, columns, rows + columns], -1).astype(np.float64)
+        for _ in range(3):
+            y, x, radius = generator.integers(10, 70, 3)
+            picture[(rows - y) ** 2 + (columns - x) ** 2 < (radius / 3) ** 2] = generator.integers(
+                0, 256, 3
+            )
+        folder = tmp_path / "images" / f"part{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(folder / f"{number:02d}.png")
+    return tmp_path / "images"

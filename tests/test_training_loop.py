@@ -1,0 +1,226 @@
+"""The loop's promises: nothing depends on where a run was interrupted or how it is divided."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from training.checkpoints import list_checkpoints, write_checkpoint
+from training.data import BatchOrder
+from training.loop import LoopOptions, NonFiniteLossError, train
+from training.schedule import cosine_with_warmup
+
+
+class NoisySamples:
+    """Ten vectors, with noise from each of the three generators that libraries draw from."""
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        noise = torch.rand(4) + random.random() + float(np.random.rand())  # noqa: NPY002
+        return torch.full((4,), float(index)) + noise
+
+    def describe(self, index):
+        return f"vector_{index}.png"
+
+
+def losses(model, batch):
+    return {"loss_x": model(batch).pow(2).mean()}
+
+
+def small_training(output_dir, steps, compute_losses=losses, dropout=0.3, after=None, **options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(dropout), nn.Linear(8, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    options = {"log_every": 5, "checkpoint_every": 4, "trackers": (), "device": "cpu", **options}
+    loop = LoopOptions(Path(output_dir), steps, options.pop("batch_size", 4), **options)
+    factor = cosine_with_warmup(20, 2)
+    return train(model, optimizer, factor, NoisySamples(), torch.stack, compute_losses, loop, after)
+
+
+def assert_same_weights(a, b):
+    for x, y in zip(a.parameters(), b.parameters(), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path):
+    whole = small_training(tmp_path / "whole", 20)
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(step, _):
+        if step == 11:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        small_training(tmp_path / "cut", 20, after=interrupt)
+    resumed = small_training(tmp_path / "cut", 20, resume=True)
+    assert_same_weights(whole, resumed)
+    steps = [json.loads(line)["iteration"] for line in (tmp_path / "cut/metrics.json").open()]
+    assert steps == sorted(set(steps)), "a step stands twice in metrics.json"
+
+
+def test_workers_change_nothing(tmp_path):
+    alone = small_training(tmp_path / "0", 7)
+    with_workers = small_training(tmp_path / "2", 7, workers=2)
+    assert_same_weights(alone, with_workers)
+
+
+def test_accumulated_micro_batches_equal_the_whole_batch(tmp_path):
+    whole = small_training(tmp_path / "1", 6, dropout=0.0)
+    parts = small_training(tmp_path / "2", 6, dropout=0.0, accumulate=2)
+    for x, y in zip(whole.parameters(), parts.parameters(), strict=True):
+        assert torch.allclose(x, y, rtol=1e-4, atol=1e-6)
+
+
+def test_each_epoch_sees_every_sample_once_across_batch_borders():
+    order = iter(BatchOrder(10, 4, seed=3))
+    keys = [key for _ in range(5) for key in next(order)]
+    assert sorted(k.sample for k in keys if k.epoch == 0) == list(range(10))
+    assert sorted(k.sample for k in keys if k.epoch == 1) == list(range(10))
+    assert [k.sample for k in keys[:10]] != [k.sample for k in keys[10:]]
+
+
+def test_order_continues_after_a_resume_and_is_divided_between_processes():
+    whole = iter(BatchOrder(10, 4, seed=3))
+    batches = [next(whole) for _ in range(6)]
+    assert next(iter(BatchOrder(10, 4, seed=3, first_batch=5))) == batches[5]
+    shares = [next(iter(BatchOrder(10, 4, 3, 2, rank, 2))) for rank in (0, 1)]
+    assert sorted(shares[0] + shares[1]) == sorted(batches[2])
+
+
+def test_metrics_hold_the_mean_over_their_window(tmp_path):
+    seen = []
+
+    def recorded(model, batch):
+        result = losses(model, batch)
+        seen.append(result["loss_x"].item())
+        return result
+
+    small_training(tmp_path, 10, compute_losses=recorded)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.json").open()]
+    assert [line["iteration"] for line in lines] == [5, 10]
+    assert lines[1]["loss_x"] == pytest.approx(np.mean(seen[5:10]))
+    assert lines[1]["total_loss"] == pytest.approx(np.mean(seen[5:10]))
+    assert lines[1]["lr"] == pytest.approx(1e-2 * cosine_with_warmup(20, 2)(9))
+    assert {"time", "data_time", "eta_seconds", "images_per_second", "max_mem"} <= set(lines[0])
+
+
+def test_only_the_newest_checkpoints_are_kept_and_an_incomplete_one_is_passed_over(tmp_path):
+    small_training(tmp_path, 10, keep_checkpoints=2)
+    assert [c.name for c in list_checkpoints(tmp_path)] == ["step_00000008", "step_00000010"]
+
+    def cut_short(folder):
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint(tmp_path, 12, cut_short, keep=2)
+    assert [c.name for c in list_checkpoints(tmp_path)] == ["step_00000008", "step_00000010"]
+
+
+def test_output_folder_with_a_run_is_not_overwritten(tmp_path):
+    small_training(tmp_path, 4)
+    with pytest.raises(ValueError, match=r"holds a run already.*--resume"):
+        small_training(tmp_path, 4)
+
+
+def test_non_finite_loss_names_step_files_and_last_checkpoint(tmp_path):
+    calls = []
+
+    def breaks(model, batch):
+        calls.append(0)
+        return {"loss_x": model(batch).mean() * (float("nan") if len(calls) == 6 else 1)}
+
+    with pytest.raises(NonFiniteLossError) as caught:
+        small_training(tmp_path, 10, compute_losses=breaks)
+    message = str(caught.value)
+    assert "step 5" in message
+    assert message.count("vector_") == 4
+    assert "step_00000004" in message
+
+
+def test_global_norm_of_the_gradients_is_clipped(tmp_path):
+    def huge(model, batch):
+        return {"loss_x": 1e6 * model(batch).pow(2).mean()}
+
+    norms = []
+
+    def record(_, model):
+        norms.append(sum(p.grad.pow(2).sum() for p in model.parameters()) ** 0.5)
+
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+    optimizer.zero_grad = lambda *_, **__: None  # keep the gradients to look at
+    loop = LoopOptions(tmp_path, 1, 4, clip_norm=0.5, device="cpu", trackers=())
+    train(model, optimizer, lambda _: 1.0, NoisySamples(), torch.stack, huge, loop, record)
+    assert norms[0] == pytest.approx(0.5, rel=1e-4)
+
+
+def test_tensorboard_gets_the_losses(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    small_training(tmp_path, 10, trackers=("tensorboard",))
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.json").open()]
+    assert [e.value for e in events.Scalars("loss_x")] == pytest.approx(
+        [line["loss_x"] for line in lines]
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "max_steps is 0"),
+        ({"precision": "fp8"}, "precision is 'fp8'; allowed: no, bf16, fp16"),
+        ({"precision": "fp16"}, "fp16 needs a GPU"),
+        ({"accumulate": 3}, r"batch size 4 is not divisible by 1 process\(es\) x 3"),
+    ],
+)
+def test_bad_options_are_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        small_training(tmp_path, **{"steps": 4, **options})
+
+
+def test_cosine_schedule_by_hand():
+    factor = cosine_with_warmup(total_steps=110, warmup_steps=10, final_factor=0.1)
+    assert factor(0) == 0
+    assert factor(5) == 0.5
+    assert factor(10) == 1
+    assert factor(60) == pytest.approx(0.55)
+    assert factor(110) == pytest.approx(0.1)
+
+
+TWO_PROCESSES = """
+import sys, torch
+sys.path.insert(0, "tests")
+from test_training_loop import small_training
+model = small_training(sys.argv[1], 6, dropout=0.0)
+torch.save(model.state_dict(), sys.argv[1] + "/weights.pt")
+"""
+
+
+def test_two_processes_train_the_weights_of_one(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(TWO_PROCESSES)
+    root = Path(__file__).resolve().parent.parent
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    launch += ["--master-port", str(random.randint(20000, 60000)), str(script)]
+    launch += [str(tmp_path / "two")]
+    result = subprocess.run(launch, cwd=root, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-2000:]
+    alone = small_training(tmp_path / "one", 6, dropout=0.0)
+    together = torch.load(tmp_path / "two" / "weights.pt", weights_only=True)
+    for name, value in alone.state_dict().items():
+        assert torch.allclose(together[name], value, rtol=1e-4, atol=1e-6), name

@@ -147,9 +147,10 @@ class RPN(RegionProposalNetwork):
         for image_boxes, image_logits, index, shape in zip(
             proposals, logits, best, image_shapes, strict=True
         ):
-            boxes = clip_boxes_to_image(image_boxes[index], shape)
-            scores, levels = image_logits[index], level_of_anchor[index]
-            keep = torch.isfinite(boxes).all(1) & torch.isfinite(scores) & is_nonempty(boxes)
+            boxes, scores, levels = image_boxes[index], image_logits[index], level_of_anchor[index]
+            finite = torch.isfinite(boxes).all(1) & torch.isfinite(scores)
+            boxes = clip_boxes_to_image(boxes, shape)
+            keep = finite & is_nonempty(boxes)
             boxes, scores, levels = boxes[keep], scores[keep], levels[keep]
             keep = batched_nms(boxes, scores, levels, self.nms_thresh)[: self.post_nms_top_n()]
             boxes_of.append(boxes[keep])
@@ -163,7 +164,11 @@ class RPN(RegionProposalNetwork):
         labels: list[Tensor],
         regression_targets: list[Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """Objectness and box loss over the sampled anchors of all images, by a fixed divisor."""
+        """Objectness and box loss over the sampled anchors of all images, by a fixed divisor.
+
+        Both are NaN where any prediction is not finite, sampled or not: then the training has
+        diverged, and the loop must not go on as if those proposals had never been.
+        """
         positive, negative = (torch.cat(masks).bool() for masks in self.fg_bg_sampler(labels))
         sampled = positive | negative
         divisor = self.fg_bg_sampler.batch_size_per_image * len(labels)
@@ -173,7 +178,8 @@ class RPN(RegionProposalNetwork):
         box_loss = F.l1_loss(
             pred_bbox_deltas[positive], torch.cat(regression_targets)[positive], reduction="sum"
         )
-        return objectness_loss / divisor, box_loss / divisor
+        diverged = 0 * (objectness.detach().sum() + pred_bbox_deltas.detach().sum())  # 0 or NaN
+        return objectness_loss / divisor + diverged, box_loss / divisor + diverged
 
 
 def is_nonempty(boxes: Tensor) -> Tensor:

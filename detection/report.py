@@ -16,30 +16,27 @@ from detection.report_blocks import (
     Block,
     Cards,
     Cell,
-    Chart,
-    Charts,
     Details,
     Number,
     Page,
     Paragraph,
-    Picture,
-    Pictures,
     RunName,
     Section,
-    Series,
     Table,
+    Term,
 )
-from detection.report_charts import thin
-from detection.report_facts import duration, encoder_sentence, facts_table, data_mismatch
-from detection.report_figures import (
-    SCORE_THRESHOLD,
-    encode_jpeg,
-    prediction_panels,
-    read_image,
+from detection.report_facts import (
+    data_mismatch,
+    duration,
+    encoder_sentence,
+    facts_table,
+    started,
 )
+from detection.report_figures import SCORE_THRESHOLD, prediction_panels
 from detection.report_html import render_html
 from detection.report_markdown import write_markdown
-from detection.report_run import Run, config_differences, read_run, read_runs
+from detection.report_run import Run, config_differences, read_runs
+from detection.report_training import curve_blocks, pretraining_blocks
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +55,6 @@ METRICS = {
     "ARm": "recall, medium",
     "ARl": "recall, large",
 }
-CHART_TITLES = {"total_loss": "Total loss", "lr": "Learning rate"}
-RECONSTRUCTION_BYTES = 700_000  # of all reconstruction panels together
-LAST_RECONSTRUCTIONS = 2
 LOG_LINES = 40
 
 
@@ -90,7 +84,7 @@ def write_report(
     if output.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"{output}: the report's name must end in .html")
     found = read_runs([Path(run) for run in runs], names)
-    page = _page(found, notes, _pretraining_blocks(pretraining, reconstructions))
+    page = _page(found, notes, pretraining_blocks(pretraining, reconstructions))
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(render_html(page), encoding="utf-8")
     write_markdown(page, output.with_suffix(".md"))
@@ -102,7 +96,11 @@ def _page(runs: Sequence[Run], notes: Sequence[str], pretraining: Sequence[Block
         Section("headline", "Result", _headline_blocks(runs, notes)),
         Section("metrics", "All COCO metrics", _metrics_blocks(runs)),
         Section("classes", "Classes", _class_blocks(runs)),
-        Section("curves", "Training curves", _curve_blocks(runs)),
+        Section(
+            "curves",
+            "Training curves",
+            curve_blocks(list(zip(_run_names(runs), runs, strict=True))),
+        ),
     ]
     if pretraining:
         sections.append(Section("pretraining", "Pretraining", pretraining))
@@ -117,8 +115,11 @@ def _page(runs: Sequence[Run], notes: Sequence[str], pretraining: Sequence[Block
 
 
 def _subtitle(run: Run) -> str:
-    parts = [run.fact("engine"), run.fact("datasets", "test", "name"), run.fact("started")]
-    return " · ".join(str(part) for part in parts if part) or "engine and data not recorded"
+    parts = [run.fact("engine"), run.fact("datasets", "test", "name"), started(run)]
+    return (
+        " · ".join(str(part) for part in parts if part != NOT_RECORDED and part)
+        or "engine and data not recorded"
+    )
 
 
 def _run_names(runs: Sequence[Run]) -> list[RunName]:
@@ -153,6 +154,8 @@ def _headline_blocks(runs: Sequence[Run], notes: Sequence[str]) -> list[Block]:
                     "small",
                 )
             )
+    else:
+        blocks.append(Paragraph(f"Encoder: {encoder_sentence(runs[0])}.", "small"))
     blocks += [Paragraph(note, "note") for note in notes]
     for run in runs:
         blocks += [Paragraph(f"{run.name}: {problem}", "warning") for problem in run.problems]
@@ -164,7 +167,7 @@ def _headline_cards(run: Run) -> Cards:
     for task, title in TASKS.items():
         cards.append((f"{title} AP", _measured(run, task, "AP"), METRICS["AP"]))
         cards.append((f"{title} AP50", _measured(run, task, "AP50"), METRICS["AP50"]))
-    cards.append(("Training time", duration(run.fact("train_seconds")), encoder_sentence(run)))
+    cards.append(("Training time", duration(run.fact("train_seconds")), "without evaluation"))
     return Cards(cards)
 
 
@@ -180,9 +183,11 @@ def _headline_table(runs: Sequence[Run]) -> Table:
             else:
                 row.append(_difference(run, runs[0], task) if comparable else "not comparable")
         rows.append([*row, duration(run.fact("train_seconds"))])
-    columns = ["Run", "AP", "difference", "AP", "difference", "training time"]
+    columns = ["Run", "AP", "Δ AP", "AP", "Δ AP", "training time"]
     groups: list[tuple[Cell, int]] = [("", 1), ("Box", 2), ("Mask", 2), ("", 1)]
-    caption = f"AP in percent; differences in AP points to the first run, {runs[0].name}"
+    caption = (
+        f"AP in percent; Δ AP is the difference to the first run, {runs[0].name}, in AP points"
+    )
     return Table(columns, rows, caption, groups)
 
 
@@ -190,14 +195,16 @@ def _metrics_blocks(runs: Sequence[Run]) -> list[Block]:
     rows: list[list[Cell]] = []
     for metric, meaning in METRICS.items():
         cells = [_measured(run, task, metric) for run in runs for task in TASKS]
-        rows.append([metric, meaning, *cells])
-    columns: list[Cell] = ["Metric", "", *[title for _ in runs for title in TASKS.values()]]
+        rows.append([Term(metric, meaning), *cells])
+    columns: list[Cell] = ["Metric", *[title for _ in runs for title in TASKS.values()]]
     groups: list[tuple[Cell, int]] = []
     if len(runs) > 1:
-        groups = [("", 2), *[(name, len(TASKS)) for name in _run_names(runs)]]
+        groups = [("", 1), *[(name, len(TASKS)) for name in _run_names(runs)]]
     caption = "Percent; – where there is no ground truth of that size"
     blocks: list[Block] = [Table(columns, rows, caption, groups)]
-    counts: dict[str, Any] = next((run.metrics["counts"] for run in runs if run.metrics.get("counts")), {})
+    counts: dict[str, Any] = next(
+        (run.metrics["counts"] for run in runs if run.metrics.get("counts")), {}
+    )
     if over := counts.get("images_over_limit"):
         blocks.append(
             Paragraph(
@@ -223,7 +230,7 @@ def _class_blocks(runs: Sequence[Run]) -> list[Block]:
         for run in runs:
             measured = run.metrics.get("per_class", {}).get(name, {})
             for task in TASKS:
-                value = measured[task]["AP"] if task in measured else None
+                value = measured.get(task, {}).get("AP")
                 bar = None if value is None else value / 100
                 row.append(Number(value, bar=bar) if task in measured else NOT_RECORDED)
         rows.append(row)
@@ -237,36 +244,6 @@ def _class_blocks(runs: Sequence[Run]) -> list[Block]:
         "the ground truth, crowds not counted as objects"
     )
     return [Table(columns, rows, caption, groups, long=len(rows) > 20)]
-
-
-def _curve_blocks(runs: Sequence[Run]) -> list[Block]:
-    return _charts(list(zip(_run_names(runs), runs, strict=True)))
-
-
-def _charts(runs: Sequence[tuple[RunName, Run]]) -> list[Block]:
-    """Total loss, every other loss, the learning rate: one chart each, all runs in it."""
-    recorded = list(dict.fromkeys(key for _, run in runs for key in run.history))
-    losses = [key for key in recorded if "loss" in key and key != "total_loss"]
-    charts, largest = [], 1
-    for key in ["total_loss", *losses, "lr"]:
-        lines = []
-        for name, run in runs:
-            if points := run.history.get(key):
-                thinned, group = thin(points)
-                largest = max(largest, group)
-                lines.append(Series(name, thinned))
-        if lines:
-            charts.append(Chart(CHART_TITLES.get(key, key), lines))
-    blocks: list[Block] = [Charts(charts)] if charts else []
-    if missing := [run.name for _, run in runs if not run.history]:
-        blocks.append(Paragraph(f"Losses and learning rate of {', '.join(missing)}: not recorded."))
-    if largest > 1:
-        blocks.append(
-            Paragraph(
-                f"Long histories are drawn as means of up to {largest} recorded values.", "small"
-            )
-        )
-    return blocks
 
 
 def _prediction_blocks(runs: Sequence[Run]) -> list[Block]:
@@ -283,7 +260,7 @@ def _prediction_blocks(runs: Sequence[Run]) -> list[Block]:
     test = source.fact("datasets", "test")
     try:
         panels, omissions = prediction_panels(
-            shown, Path(test["annotations"]), Path(str(test.get("image_root", "")))
+            shown, Path(str(test["annotations"])), Path(str(test.get("image_root", "")))
         )
     except (OSError, ValueError) as error:
         return [*blocks, Paragraph(f"The predictions cannot be shown: {error}", "warning")]
@@ -320,37 +297,4 @@ def _fact_blocks(runs: Sequence[Run]) -> list[Block]:
             last = "\n".join(run.log[-LOG_LINES:])
             shown = f"last {min(LOG_LINES, len(run.log))} of {len(run.log)} lines"
             blocks.append(Details(f"Log{of_run}, {shown}", last))
-    return blocks
-
-
-def _pretraining_blocks(folder: Path | None, reconstructions: Sequence[Path] | None) -> list[Block]:
-    """Loss, reconstructions and configuration of the pretraining; nothing where there was none."""
-    blocks: list[Block] = []
-    if folder is not None:
-        run = read_run(Path(folder), "pretraining")
-        blocks += _charts([(RunName(0, run.name), run)])
-        blocks += [Paragraph(problem, "warning") for problem in run.problems]
-    if reconstructions is None:
-        found = sorted(Path(folder).glob("reconstructions/*.png")) if folder is not None else []
-        reconstructions = found[-LAST_RECONSTRUCTIONS:]
-        if folder is not None:
-            blocks.append(
-                Paragraph(
-                    f"The newest {len(reconstructions)} of {len(found)} reconstruction panels: "
-                    "image, what the encoder saw, what the decoder made of it.",
-                    "small",
-                )
-            )
-    budget = RECONSTRUCTION_BYTES // max(1, len(reconstructions))
-    pictures = []
-    for path in map(Path, reconstructions):
-        image = read_image(path)
-        if image is None:
-            raise ValueError(f"{path} is not a picture that can be read")
-        alternative = f"Pretraining, {path.stem}: image, masked image and reconstruction"
-        pictures.append(Picture(encode_jpeg(image, budget), path.stem, alternative))
-    if pictures:
-        blocks.append(Pictures("Image, masked, reconstruction", pictures))
-    if folder is not None and run.config_text:
-        blocks.append(Details("Full configuration of the pretraining", run.config_text))
     return blocks

@@ -59,7 +59,18 @@ class Code:
         return self.text
 
 
-Cell = str | Number | RunName | Code
+@dataclass(frozen=True)
+class Term:
+    """A name with its meaning in small print."""
+
+    name: str
+    meaning: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.meaning}"
+
+
+Cell = str | Number | RunName | Code | Term
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,14 @@ Place = Callable[[float, float], tuple[float, float]]  # a point of the data -> 
 WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 42, 54, 10, 26  # margins of the plot
 # Charts in files of their own know nothing of the page's style sheet.
-STANDALONE_STYLE = """
-text{font:11px system-ui,sans-serif;fill:#5b6472}.grid{stroke:#8884;stroke-width:1}
-.line{fill:none;stroke-width:2;stroke-linejoin:round}.hit{fill:transparent}
-.s0{stroke:#2f6fde}.s1{stroke:#d9730d}.s2{stroke:#0f9d74}.s3{stroke:#b44bc2}.s4{stroke:#c2410c}
-.s5{stroke:#64748b}text.s0,text.s1,text.s2,text.s3,text.s4,text.s5{stroke:none;font-weight:600}
-@media(prefers-color-scheme:dark){text{fill:#a5adba}}
-"""
+STANDALONE_COLOURS = ("#2f6fde", "#d9730d", "#0f9d74", "#b44bc2", "#c2410c", "#64748b")
+STANDALONE_STYLE = (
+    "text{font:11px system-ui,sans-serif;fill:#75808f}.grid{stroke:#8884}.hit{fill:transparent}"
+    ".line{fill:none;stroke-width:2;stroke-linejoin:round}text[class]{font-weight:600}"
+) + "".join(
+    f"polyline.s{i}{{stroke:{colour}}}text.s{i},circle.s{i}{{fill:{colour}}}"
+    for i, colour in enumerate(STANDALONE_COLOURS)
+)
 
 
 def thin(points: Sequence[tuple[float, float]]) -> tuple[list[tuple[float, float]], int]:
@@ -40,7 +41,7 @@ def ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def short(value: float) -> str:
-    """A number for an axis or a line's end: 12k, 0.54, 5e-4."""
+    """A number for an axis: 12k, 0.54, 5e-4."""
     if value == 0:
         return "0"
     if abs(value) >= 1000 and value == int(value):
@@ -49,6 +50,15 @@ def short(value: float) -> str:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
     return f"{value:.3g}"
+
+
+def precise(value: float) -> str:
+    """A measured value at a line's end: three digits."""
+    if value == 0 or abs(value) >= 1000:
+        return short(round(value))
+    if abs(value) < 1e-2:
+        return short(value)
+    return f"{value:#.3g}".rstrip(".")
 
 
 def describe(chart: Chart) -> str:
@@ -130,6 +140,6 @@ def _end_labels(chart: Chart, at: Place) -> list[str]:
         previous = max(y, previous + 13)
         labels.append(
             f'<text class="s{colour}" x="{WIDTH - RIGHT + 6}" y="{previous + 4:.1f}">'
-            f"{short(value)}</text>"
+            f"{precise(value)}</text>"
         )
     return labels

@@ -12,7 +12,7 @@ from detection.report_run import Run
 def facts_table(runs: Sequence[Run], names: Sequence[RunName]) -> Table:
     """One line a fact, one column a run."""
     rows = [[title, *(read(run) for run in runs)] for title, read in FACTS.items()]
-    columns: list[Cell] = ["", *names] if len(runs) > 1 else ["", "value"]
+    columns: list[Cell] = ["", *names] if len(runs) > 1 else ["", ""]
     return Table(columns, rows, "What was recorded when the runs were made", prose=True)
 
 
@@ -40,7 +40,7 @@ def encoder_sentence(run: Run) -> str:
     counts = [encoder.get(key, "?") for key in ("loaded", "total")]
     sentence = f"{counts[0]} of {counts[1]} encoder tensors from {encoder.get('source', '?')}"
     if encoder.get("format"):
-        sentence += f" ({encoder['format']} format)"
+        sentence += f" (format: {encoder['format']})"
     if encoder.get("new"):
         sentence += f"; {encoder['new']} new: {', '.join(map(str, encoder.get('new_parts') or []))}"
     return sentence
@@ -108,30 +108,36 @@ def _data(part: str) -> Callable[[Run], Cell]:
     return read
 
 
+def started(run: Run) -> Cell:
+    """The start as people write it: 2026-06-01 12:00:00 UTC."""
+    value = run.fact("started")
+    if not value:
+        return NOT_RECORDED
+    return str(value).replace("T", " ", 1).replace("+00:00", " UTC")
+
+
 def _iterations(run: Run) -> Cell:
     losses = run.history.get("total_loss")
     return Number(losses[-1][0], digits=0) if losses else NOT_RECORDED
 
 
-def _licence(run: Run) -> Cell:
-    if run.facts.get("encoder", "") is None:
-        return "no weights, no licence"
-    return _plain("encoder", "licence")(run)
+def _of_weights(read: Callable[[Run], Cell]) -> Callable[[Run], Cell]:
+    return lambda run: "no weights" if run.facts.get("encoder", "") is None else read(run)
 
 
 FACTS: dict[str, Callable[[Run], Cell]] = {
     "Engine": _plain("engine"),
     "Encoder's weights": encoder_sentence,
-    "Their fingerprint (SHA-256)": _code("encoder", "fingerprint"),
-    "Their licence": _licence,
+    "Weights' fingerprint": _of_weights(_code("encoder", "fingerprint")),
+    "Weights' licence": _of_weights(_plain("encoder", "licence")),
     "Parameters": _number("parameters"),
     "Training data": _data("train"),
-    "Its fingerprint": _code("datasets", "train", "fingerprint"),
+    "Training data's fingerprint": _code("datasets", "train", "fingerprint"),
     "Test data": _data("test"),
-    "Its fingerprint ": _code("datasets", "test", "fingerprint"),
+    "Test data's fingerprint": _code("datasets", "test", "fingerprint"),
     "Seed": _plain("seed"),
     "Iterations": _iterations,
-    "Started": _plain("started"),
+    "Started": started,
     "Training time": _seconds("train_seconds"),
     "Prediction time": _seconds("predict_seconds"),
     "Peak memory (MB)": _number("peak_memory_mb"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 from detection.report_blocks import (
@@ -26,6 +27,7 @@ from detection.report_blocks import (
     RunName,
     Section,
     Table,
+    Term,
 )
 from detection.report_charts import chart_svg
 from detection.report_style import STYLE
@@ -97,6 +99,8 @@ def _paragraph(block: Paragraph) -> Markup:
 def _cell(cell: Cell) -> Markup:
     if isinstance(cell, RunName):
         return tag("span", tag("i", class_=f"dot b{cell.index % 6}"), cell.name, class_="run")
+    if isinstance(cell, Term):
+        return join([cell.name, tag("small", cell.meaning)])
     if isinstance(cell, Code):
         return tag("code", cell.text)
     if not isinstance(cell, Number):
@@ -120,39 +124,55 @@ def _cards(block: Cards) -> Markup:
 
 
 def _table(block: Table) -> Markup:
+    spans = [span for _, span in block.groups]
+    edges = set(accumulate(spans[:-1]))  # columns that begin a group
     head = []
     if block.groups:
         groups = [
-            tag("th", _cell(cell), colspan=span, scope="colgroup", class_=str(cell) and "group")
-            for cell, span in block.groups
+            tag("th", _cell(cell), colspan=span, scope="colgroup", class_="edge" if i else None)
+            for i, (cell, span) in enumerate(block.groups)
         ]
-        head.append(tag("tr", *groups))
-    head.append(tag("tr", *[tag("th", _cell(cell), scope="col") for cell in block.columns]))
+        head.append(tag("tr", *groups, class_="groups"))
+    titles = [
+        tag("th", _cell(cell), scope="col", class_="edge" if i in edges else None)
+        for i, cell in enumerate(block.columns)
+    ]
+    head.append(tag("tr", *titles))
     rows = []
     for first, *others in block.rows:
-        cells = [_table_cell(cell) for cell in others]
+        cells = [
+            _table_cell(cell, i in edges, str(block.columns[i]) if block.prose else "")
+            for i, cell in enumerate(others, 1)
+        ]
         rows.append(tag("tr", tag("th", _cell(first), scope="row"), *cells))
     table = tag(
         "table",
-        tag("caption", block.caption),
         tag("thead", *head),
         tag("tbody", *rows),
         class_="prose" if block.prose else None,
+        aria_label=block.caption,
     )
     kind = "scroll long" if block.long else "scroll"
-    return tag("div", table, class_=kind, tabindex=0, role="region", aria_label=block.caption)
+    box = tag("div", table, class_=kind, tabindex=0, role="region", aria_label=block.caption)
+    return join([tag("p", block.caption, class_="small"), box])
 
 
-def _table_cell(cell: Cell) -> Markup:
+def _table_cell(cell: Cell, edge: bool, column: str) -> Markup:
+    """``column``, where given, is shown in front of the cell on a narrow screen."""
     with_bar = isinstance(cell, Number) and cell.bar is not None
-    return tag("td", _cell(cell), class_="barred" if with_bar else None)
+    classes = " ".join([name for name, on in (("barred", with_bar), ("edge", edge)) if on])
+    return tag("td", _cell(cell), class_=classes or None, data_column=column or None)
 
 
 def _charts(block: Charts) -> Markup:
     runs = {series.run: None for chart in block.charts for series in chart.series}
     legend = tag("p", *map(_cell, runs), class_="legend") if len(runs) > 1 else Markup("")
     figures = [
-        tag("figure", tag("figcaption", chart.title), Markup(chart_svg(chart)))
+        tag(
+            "figure",
+            tag("figcaption", chart.title, tag("small", f"by {chart.x}")),
+            Markup(chart_svg(chart)),
+        )
         for chart in block.charts
     ]
     return join([legend, tag("div", *figures, class_="charts")])

@@ -59,7 +59,9 @@ class _Writer:
             rows = [[label, value, what] for label, value, what in block.cards]
             return self.table(["", "", ""], rows)
         if isinstance(block, Table):
-            return f"{escape(block.caption)}\n\n" + self.table(_flat_columns(block), block.rows)
+            return f"{escape(block.caption)}\n\n" + self.table(
+                _flat_columns(block), block.rows, block.prose
+            )
         if isinstance(block, Details):
             fence = "`" * max(3, 1 + max(map(len, re.findall(r"`+", block.text)), default=0))
             return (
@@ -82,10 +84,12 @@ class _Writer:
             f"| {' | '.join(labels)} |\n|{rule}|\n| {' | '.join(images)} |"
         )
 
-    def table(self, columns: Sequence[Cell], rows: Sequence[Sequence[Cell]]) -> str:
+    def table(
+        self, columns: Sequence[Cell], rows: Sequence[Sequence[Cell]], prose: bool = False
+    ) -> str:
         lines = [columns, *rows]
         texts = ["| " + " | ".join(cell_text(cell) for cell in line) + " |" for line in lines]
-        rule = "| --- " + "| ---: " * (len(columns) - 1) + "|"
+        rule = "| --- " + ("| --- " if prose else "| ---: ") * (len(columns) - 1) + "|"
         return "\n".join([texts[0], rule, *texts[1:]])
 
     def figure(self, data: bytes, suffix: str, alternative: str) -> str:

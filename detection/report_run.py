@@ -14,6 +14,7 @@ import yaml
 
 METRICS_SUMMARY = Path("inference") / "metrics_summary.json"
 RESULTS = Path("inference") / "coco_instances_results.json"
+METRICS_KEYS = ("bbox", "segm", "per_class", "counts")
 FILES = (
     Path("config.yaml"),
     Path("metrics.json"),
@@ -85,7 +86,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     return Run(
         name=name or folder.resolve().name,
         folder=folder,
-        metrics=_read_object(folder / METRICS_SUMMARY, problems),
+        metrics=_read_metrics(folder / METRICS_SUMMARY, problems),
         history=_read_history(folder / "metrics.json", problems),
         facts=_read_object(folder / "run.json", problems),
         config=_read_config(config_text, folder / "config.yaml", problems),
@@ -147,6 +148,21 @@ def _read_object(path: Path, problems: list[str]) -> dict[str, Any]:
         problems.append(f"{path.name} holds no JSON object")
         return {}
     return content
+
+
+def _read_metrics(path: Path, problems: list[str]) -> dict[str, Any]:
+    metrics = _finite(_read_object(path, problems))
+    if any(not isinstance(metrics.get(key, {}), dict) for key in METRICS_KEYS):
+        problems.append(f"{path.name} has not the form that detection.evaluate writes")
+        return {}
+    return metrics
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for nan, which is how detectron2 says "no ground truth"."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _read_history(path: Path, problems: list[str]) -> dict[str, list[tuple[float, float]]]:

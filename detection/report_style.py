@@ -24,7 +24,8 @@ h2{margin:0 0 18px;font-size:1.3rem;line-height:1.25;letter-spacing:-.012em;font
 h3{margin:0 0 10px;font-size:.88rem;font-weight:600;color:var(--muted);overflow-wrap:anywhere}
 p{margin:0 0 14px;max-width:74ch;overflow-wrap:anywhere}
 .subtitle{margin:10px 0 0;color:var(--muted);font-size:1.02rem}
-.small{color:var(--muted);font-size:.88rem}
+.small{max-width:92ch;color:var(--muted);font-size:.88rem}
+small{margin-left:8px;font-size:.86em;font-weight:400;color:var(--muted)}
 .note,.warning{max-width:none;padding:12px 16px;border-radius:8px;border-left:3px solid}
 .note{background:var(--note);border-color:var(--note-edge)}
 .warning{background:var(--warn);border-color:var(--warn-edge)}
@@ -41,20 +42,19 @@ section>:last-child{margin-bottom:0}
   margin:0 0 18px}
 .cards div{padding:16px 18px;background:var(--soft);border-radius:10px}
 .cards dt{font-size:.84rem;font-weight:600;color:var(--muted)}
-.cards dd{margin:2px 0 0;font-size:2rem;line-height:1.2;font-weight:680;letter-spacing:-.02em;
-  font-variant-numeric:tabular-nums}
+.cards dd{margin:2px 0 0;font-size:1.65rem;line-height:1.2;font-weight:680;
+  letter-spacing:-.02em;overflow-wrap:anywhere;font-variant-numeric:tabular-nums}
 .cards .what{font-size:.8rem;font-weight:400;letter-spacing:0;color:var(--muted)}
 
 .scroll{overflow-x:auto;margin:0 0 18px}
 .long{max-height:560px;overflow-y:auto;border:1px solid var(--hair);border-radius:8px}
 table{width:100%;border-collapse:separate;border-spacing:0;font-size:.92rem;
   font-variant-numeric:tabular-nums}
-caption{padding:0 0 10px;text-align:left;color:var(--muted);font-size:.86rem}
-.long caption{padding:10px 12px}
 th,td{padding:7px 12px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--hair)}
 th{font-weight:500}
 thead th{color:var(--muted);font-size:.82rem;font-weight:600;background:var(--sheet)}
-thead th.group{color:var(--ink);text-align:center;border-left:1px solid var(--hair)}
+.groups th{color:var(--ink);text-align:center}
+.edge{border-left:1px solid var(--hair)}
 .long thead{position:sticky;top:0;z-index:1}
 th:first-child{text-align:left;white-space:normal;min-width:9.5em;overflow-wrap:break-word}
 tbody tr:last-child>*{border-bottom:0}
@@ -111,11 +111,19 @@ pre{margin:0;padding:14px;max-height:520px;overflow:auto;border-top:1px solid va
   section{padding:20px 16px;margin-top:18px;border-radius:12px}
   .cards{grid-template-columns:1fr 1fr;gap:10px}
   .cards div{padding:12px 14px}
-  .cards dd{font-size:1.6rem}
+  .cards dd{font-size:1.4rem}
   .strip{grid-template-columns:minmax(0,1fr)}
-  th,td{padding:6px 9px}
-  th:first-child{min-width:7em}
-  .prose th:first-child{width:auto}
+  table{font-size:.86rem}
+  th,td{padding:6px 7px}
+  th:first-child{min-width:5.5em;padding-left:0}
+  .long th:first-child{padding-left:10px}
+  th small{display:block;margin:0}
+  .barred{min-width:0}
+  .bar{display:none}
+  .prose thead{display:none}
+  .prose tr,.prose th,.prose th:first-child,.prose td{display:block;width:auto;border:0;padding:0}
+  .prose tr{padding:8px 0;border-bottom:1px solid var(--hair)}
+  .prose td::before{content:attr(data-column);display:block;font-size:.78rem;color:var(--muted)}
 }
 @media print{
   body{padding:0;background:#fff}

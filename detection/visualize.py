@@ -130,7 +130,7 @@ def draw_instances(
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     canvas = np.array(cv2.resize(image, size, interpolation=method) if scale != 1 else image)
-    line = max(1, round(max(size) / 320))
+    line = max(1, round(max(size) / 450))
     largest_first = sorted(instances, key=lambda i: -i.box[2] * i.box[3])  # small ones stay visible
     for instance in largest_first:
         if instance.mask is not None:

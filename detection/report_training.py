@@ -1,0 +1,85 @@
+"""How the training went: curves of the runs, and the pretraining before them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from detection.report_blocks import (
+    Block,
+    Chart,
+    Charts,
+    Details,
+    Paragraph,
+    Picture,
+    Pictures,
+    RunName,
+    Series,
+)
+from detection.report_charts import thin
+from detection.report_figures import encode_jpeg, read_image
+from detection.report_run import Run, read_run
+
+CHART_TITLES = {"total_loss": "Total loss", "lr": "Learning rate"}
+RECONSTRUCTION_BYTES = 700_000  # of all reconstruction panels together
+LAST_RECONSTRUCTIONS = 2
+
+
+def curve_blocks(runs: Sequence[tuple[RunName, Run]]) -> list[Block]:
+    """Total loss, every other loss, the learning rate: one chart each, all runs in it."""
+    recorded = list(dict.fromkeys(key for _, run in runs for key in run.history))
+    losses = [key for key in recorded if "loss" in key and key != "total_loss"]
+    charts, largest = [], 1
+    for key in ["total_loss", *losses, "lr"]:
+        lines = []
+        for name, run in runs:
+            if points := run.history.get(key):
+                thinned, group = thin(points)
+                largest = max(largest, group)
+                lines.append(Series(name, thinned))
+        if lines:
+            charts.append(Chart(CHART_TITLES.get(key, key), lines))
+    blocks: list[Block] = [Charts(charts)] if charts else []
+    if missing := [run.name for _, run in runs if not run.history]:
+        blocks.append(Paragraph(f"Losses and learning rate of {', '.join(missing)}: not recorded."))
+    if largest > 1:
+        blocks.append(
+            Paragraph(
+                f"Where a history is long, a point is the mean of up to {largest} recorded values.",
+                "small",
+            )
+        )
+    return blocks
+
+
+def pretraining_blocks(folder: Path | None, reconstructions: Sequence[Path] | None) -> list[Block]:
+    """Loss, reconstructions and configuration of the pretraining; nothing where there was none."""
+    blocks: list[Block] = []
+    if folder is not None:
+        run = read_run(Path(folder), "pretraining")
+        blocks += curve_blocks([(RunName(0, run.name), run)])
+        blocks += [Paragraph(problem, "warning") for problem in run.problems]
+    if reconstructions is None:
+        found = sorted(Path(folder).glob("reconstructions/*.png")) if folder is not None else []
+        reconstructions = found[-LAST_RECONSTRUCTIONS:]
+        if folder is not None:
+            blocks.append(
+                Paragraph(
+                    f"The newest {len(reconstructions)} of {len(found)} reconstruction panels: "
+                    "image, what the encoder saw, what the decoder made of it.",
+                    "small",
+                )
+            )
+    budget = RECONSTRUCTION_BYTES // max(1, len(reconstructions))
+    pictures = []
+    for path in map(Path, reconstructions):
+        image = read_image(path)
+        if image is None:
+            raise ValueError(f"{path} is not a picture that can be read")
+        alternative = f"Pretraining, {path.stem}: image, masked image and reconstruction"
+        pictures.append(Picture(encode_jpeg(image, budget), path.stem, alternative))
+    if pictures:
+        blocks.append(Pictures("Image, masked, reconstruction", pictures))
+    if folder is not None and run.config_text:
+        blocks.append(Details("Full configuration of the pretraining", run.config_text))
+    return blocks

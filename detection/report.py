@@ -156,6 +156,9 @@ def _headline_blocks(runs: Sequence[Run], notes: Sequence[str]) -> list[Block]:
             )
     else:
         blocks.append(Paragraph(f"Encoder: {encoder_sentence(runs[0])}.", "small"))
+    if len(runs) > 1 and not all(run.fact("datasets", "test", "name") for run in runs):
+        same = "Whether all runs were tested on the same data"
+        blocks.append(Paragraph(f"{same}: {NOT_RECORDED}.", "warning"))
     blocks += [Paragraph(note, "note") for note in notes]
     for run in runs:
         blocks += [Paragraph(f"{run.name}: {problem}", "warning") for problem in run.problems]

@@ -391,6 +391,14 @@ def test_runs_tested_on_different_data_are_not_compared(tmp_path, material, one_
     assert "Of fcmae only" in page.text
 
 
+def test_a_comparison_whose_test_data_is_not_recorded_says_so(tmp_path, material, one_run):
+    (one_run / "run.json").unlink()
+    words = "tested on the same data: not recorded"
+    assert words in write([material / "fcmae", one_run], tmp_path).text
+    assert words not in write([material / "fcmae", material / "scratch"], tmp_path).text
+    assert words not in write([one_run], tmp_path).text
+
+
 def test_unreadable_files_are_said_and_not_fatal(tmp_path, one_run):
     with open(one_run / "metrics.json", "a") as file:
         file.write('{"iteration": 220, "total_l')  # a run that was killed while writing

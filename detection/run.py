@@ -59,10 +59,12 @@ def run(
     """
     engine = load_engine(config.ENGINE)
     output_dir, is_main = Path(config.OUTPUT_DIR), is_main_process()
-    check_output_dir(config, resume, eval_only)
+    changes = check_output_dir(config, resume, eval_only)
     log_to(output_dir if is_main else None, logging.INFO if is_main else logging.ERROR)
     if config.ENGINE == "detectron2" and is_main:
         logging.getLogger("detectron2").setLevel(logging.INFO)
+    for change in changes:
+        logger.warning("changed since the run began: %s", change)
     train_set, test_set = load_datasets(config, eval_only)
     config = complete(config, [train_set, test_set], resume)
     if is_main:
@@ -98,8 +100,11 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
 
 
-def check_output_dir(config: CfgNode, resume: bool, eval_only: bool) -> None:
+def check_output_dir(config: CfgNode, resume: bool, eval_only: bool) -> list[str]:
     """Refuse to train over a run, to resume it as another, and to evaluate what is not there.
+
+    Returns:
+        What else has changed since the run that is to be resumed began.
 
     Raises:
         ValueError: in these cases.
@@ -123,8 +128,8 @@ def check_output_dir(config: CfgNode, resume: bool, eval_only: bool) -> None:
             raise ValueError(
                 "\n  ".join(["--resume cannot continue a run with other settings:", *fixed])
             )
-        for _, line in changed:
-            logger.warning("changed since the run began: %s", line)
+        return [line for _, line in changed]
+    return []
 
 
 def is_fixed_on_resume(name: str) -> bool:

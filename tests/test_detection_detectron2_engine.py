@@ -56,7 +56,7 @@ SMALL = {
     "SOLVER.BASE_LR": 1e-3,
     "SOLVER.LAYER_DECAY": 0.9,
     "SOLVER.CLIP_GRADIENTS.ENABLED": True,
-    "SOLVER.CHECKPOINT_PERIOD": 2,
+    "SOLVER.CHECKPOINT_PERIOD": 1,
     "TEST.DETECTIONS_PER_IMAGE": 5,
 }
 
@@ -193,13 +193,14 @@ def test_resumed_run_is_bit_identical_to_an_uninterrupted_one(
     with pytest.raises(KeyboardInterrupt):
         train(small_config(tmp_path), dataset)
     monkeypatch.undo()
-    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000002.pth"
     assert not torch.equal(
-        weights(tmp_path, "model_0000001.pth")["backbone.fpn_output2.weight"],
+        weights(tmp_path, "model_0000002.pth")["backbone.fpn_output2.weight"],
         weights(finished)["backbone.fpn_output2.weight"],
     )
     train(small_config(tmp_path), dataset, resume=True)
     resumed, expected = weights(tmp_path), weights(finished)
+    assert len(list(tmp_path.glob("model_0*.pth"))) == 2
     assert resumed.keys() == expected.keys()
     assert [name for name in expected if not torch.equal(resumed[name], expected[name])] == []
 

@@ -100,13 +100,13 @@ class Trainer(DefaultTrainer):
         """Timing, schedule, checkpoints, evaluation and the writers of metrics.json and logs."""
         found: list[HookBase] = [d2_hooks.IterationTimer(), _Schedule(), _Speed()]
         if comm.is_main_process():
-            found.append(
-                d2_hooks.PeriodicCheckpointer(
-                    self.checkpointer,
-                    self.cfg.SOLVER.CHECKPOINT_PERIOD,
-                    max_to_keep=KEEP_CHECKPOINTS,
-                )
+            saver = d2_hooks.PeriodicCheckpointer(
+                self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=KEEP_CHECKPOINTS
             )
+            # Those of the run before a resume count, too.
+            earlier = Path(self.cfg.OUTPUT_DIR).glob("model_[0-9]*.pth")
+            saver.recent_checkpoints = [str(path) for path in sorted(earlier)]
+            found.append(saver)
         if self.cfg.TEST.EVAL_PERIOD and self.cfg.DATASETS.TEST:
             # Not at the end: whoever called train() evaluates the final weights.
             found.append(

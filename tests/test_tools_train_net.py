@@ -83,7 +83,7 @@ def test_training_resuming_and_evaluating_from_the_command_line(command, call):
 def test_two_processes_train_and_predict_every_image_once(command, call):
     arguments, out = command
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
-    result = start(*arguments, program=(*torchrun, "--master-port", "29613"))
+    result = start(*arguments, program=(*torchrun, "--standalone"))
     assert result.returncode == 0, result.stderr
     results = json.loads((out / "inference/coco_instances_results.json").read_text())
     ids = [entry["image_id"] for entry in results]

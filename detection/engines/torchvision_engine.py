@@ -57,6 +57,8 @@ class TorchvisionEngine:
         config = with_num_classes(config, dataset_train)
         solver, output_dir = config.SOLVER, Path(config.OUTPUT_DIR)
         device = use_device(config)
+        if config.SEED < 0:
+            raise ValueError(f"SEED is {config.SEED}: detection.run draws one; here give a number")
         seed_generators(config.SEED)
         model = build_mask_rcnn(config)
         if not (resume and list_checkpoints(output_dir)):

@@ -263,7 +263,8 @@ def train(
             if after_step is not None and accelerator.is_main_process:
                 after_step(done, bare_model)
                 model.train()
-    accelerator.end_training()
+    for tracker in accelerator.trackers:  # not end_training: it dissolves the process group
+        tracker.finish()
     return bare_model
 
 

@@ -108,7 +108,7 @@ class TorchvisionEngine:
 
     def predict(self, config: CfgNode, dataset: CocoDataset, weights: str | None) -> Path:
         config = with_num_classes(config, dataset)
-        state = join_processes(use_device(config))
+        state = PartialState(cpu=use_device(config).type == "cpu")
         model = build_mask_rcnn(config)
         read_detector(weights or newest_checkpoint(Path(config.OUTPUT_DIR)), model)
         return write_predictions(config, model.to(state.device), dataset, state)
@@ -150,26 +150,6 @@ def use_device(config: CfgNode) -> torch.device:
             )
         torch.cuda.set_device(device)
     return device
-
-
-def join_processes(device: torch.device) -> PartialState:
-    """This process's place among those that torchrun started; alone where it started none."""
-    cpu = device.type == "cpu"
-    state = PartialState(cpu=cpu)
-    if state.num_processes == 1 or torch.distributed.is_initialized():
-        return state
-    # The training loop has dissolved the group; under the same keys of torchrun's store a new one
-    # would find the old one's addresses.
-    store = torch.distributed.TCPStore(
-        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False
-    )
-    torch.distributed.init_process_group(
-        state.backend,
-        store=torch.distributed.PrefixStore("after_training", store),
-        rank=state.process_index,
-        world_size=state.num_processes,
-    )
-    return state
 
 
 def load_initial_weights(config: CfgNode, model: MaskRCNN) -> None:

@@ -16,7 +16,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import timm
@@ -27,6 +27,7 @@ from backbones.convnext import GRN, ConvNeXt
 from backbones.key_adapters import (
     ENCODER,
     OUT_NORMS,
+    Recognised,
     StateDict,
     from_ours,
     guess_size,
@@ -96,12 +97,7 @@ def load_encoder(source: str | Path, model: ConvNeXt, *, allow_partial: bool = F
         ValueError: if the source is unreadable, unsafe, no ConvNeXt, of another size, or misses
             a tensor; every one that does not fit is named.
     """
-    state_dict, metadata = read_source(source, model.in_chans)
-    try:
-        recognised = to_ours(state_dict)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
-    format_name = "ours" if metadata.get("layout") == LAYOUT else recognised.format
+    recognised, metadata = read_encoder(source, model.in_chans)
     _check_grn(source, metadata, model)
     wanted = {n: t for n, t in model.state_dict().items() if n.startswith(ENCODER + OUT_NORMS)}
     found = {n: t for n, t in recognised.tensors.items() if n.startswith(ENCODER + OUT_NORMS)}
@@ -114,7 +110,7 @@ def load_encoder(source: str | Path, model: ConvNeXt, *, allow_partial: bool = F
     loaded = sum(name.startswith(ENCODER) for name in fitting)
     if problems:
         text = "\n  ".join(
-            [f"{source} ({format_name} format) {_headline(model, found)}", *problems]
+            [f"{source} ({recognised.format} format) {_headline(model, found)}", *problems]
         )
         if not allow_partial or not loaded:
             raise ValueError(text)
@@ -122,7 +118,7 @@ def load_encoder(source: str | Path, model: ConvNeXt, *, allow_partial: bool = F
     model.load_state_dict(fitting, strict=False)
     result = LoadResult(
         source=str(source),
-        format=format_name,
+        format=recognised.format,
         loaded=loaded,
         total=len(expected),
         missing=missing + misshapen,
@@ -235,6 +231,22 @@ def read_source(source: str | Path, in_chans: int = 3) -> tuple[StateDict, dict[
         if "licence" not in metadata and re.fullmatch(pattern, path.name):
             metadata["licence"] = licence
     return read_state_dict(path), metadata
+
+
+def read_encoder(source: str | Path, in_chans: int = 3) -> tuple[Recognised, dict[str, str]]:
+    """What :func:`read_source` gives, recognised and in our names; "ours" if we wrote the file.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`load_encoder`.
+    """
+    state_dict, metadata = read_source(source, in_chans)
+    try:
+        recognised = to_ours(state_dict)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+    if metadata.get("layout") == LAYOUT:
+        recognised = replace(recognised, format="ours")
+    return recognised, metadata
 
 
 def _read_timm(name: str, in_chans: int) -> tuple[StateDict, dict[str, str]]:

@@ -14,8 +14,8 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor
 
-from backbones.checkpoint import fingerprint, read_source
-from backbones.key_adapters import ENCODER, OUT_NORMS, to_ours
+from backbones.checkpoint import fingerprint, read_encoder
+from backbones.key_adapters import ENCODER, OUT_NORMS
 from detection.config import get, resolve_device
 from detection.dataset import CocoDataset
 from detection.engines.torchvision_model import build_mask_rcnn
@@ -93,11 +93,7 @@ def encoder_facts(config: CfgNode, total_tensors: int | None) -> dict[str, Any] 
     source = config.MODEL.WEIGHTS or config.MODEL.CONVNEXT.WEIGHTS
     if not source:
         return None
-    state_dict, metadata = read_source(source, config.MODEL.CONVNEXT.IN_CHANS)
-    try:
-        recognised = to_ours(state_dict)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
+    recognised, metadata = read_encoder(source, config.MODEL.CONVNEXT.IN_CHANS)
     loaded = sum(name.startswith(ENCODER) for name in recognised.tensors)
     norms = sum(name.startswith(OUT_NORMS) for name in recognised.tensors)
     new_parts = ["fpn", "rpn", "roi_heads"]

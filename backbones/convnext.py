@@ -18,6 +18,7 @@ Shape suffixes: B batch, C channels, H/W height and width of a stage, K classes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -27,6 +28,8 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+logger = logging.getLogger(__name__)
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 STRIDES = {"stage1": 4, "stage2": 8, "stage3": 16, "stage4": 32}
@@ -264,6 +267,27 @@ class ConvNeXt(nn.Module):
             self.norm = nn.LayerNorm(dims[-1], eps=NORM_EPS)
             self.head = nn.Linear(dims[-1], num_classes)
         self.apply(init_weights)
+
+    def freeze(self, freeze_at: int) -> None:
+        """Stop the first ``freeze_at`` of (stem, stage 1, ..., stage 4) from learning.
+
+        detectron2's ``MODEL.BACKBONE.FREEZE_AT``; output norms always learn.
+
+        Raises:
+            ValueError: if there are not that many.
+        """
+        if not 0 <= freeze_at <= 1 + len(STAGES):
+            raise ValueError(
+                f"FREEZE_AT is {freeze_at}; 0 freezes nothing, 1 the stem, 2 to {1 + len(STAGES)} "
+                "also that many stages less one"
+            )
+        if freeze_at:
+            self.downsample_layers[0].requires_grad_(False)
+        for stage in range(freeze_at - 1):
+            self.downsample_layers[stage].requires_grad_(False)
+            self.stages[stage].requires_grad_(False)
+        if freeze_at:
+            logger.info("FREEZE_AT %d: stem and %d stage(s) do not learn", freeze_at, freeze_at - 1)
 
     def forward_features(self, x_nchw: Tensor) -> dict[str, Tensor]:
         """Images ``[B, in_chans, H, W]`` -> stage name -> ``[B, C, H/stride, W/stride]``.

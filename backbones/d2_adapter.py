@@ -84,23 +84,6 @@ class D2ConvNeXt(ConvNeXt, Backbone):
         self.loaded = load_encoder(weights, self) if weights else None
         self.freeze(freeze_at)
 
-    def freeze(self, freeze_at: int) -> None:
-        """Stop the first ``freeze_at`` of (stem, stage 1, ..., stage 4) from learning."""
-        if not 0 <= freeze_at <= 1 + len(STAGES):
-            raise ValueError(
-                f"MODEL.BACKBONE.FREEZE_AT is {freeze_at}; 0 freezes nothing, 1 the stem, "
-                f"2 to {1 + len(STAGES)} also that many stages less one"
-            )
-        frozen = [self.downsample_layers[0]] if freeze_at else []
-        for stage in range(freeze_at - 1):
-            frozen += [self.downsample_layers[stage], self.stages[stage]]
-        for module in frozen:
-            module.requires_grad_(False)
-        if frozen:
-            logger.info(
-                "FREEZE_AT %d: the stem and %d stage(s) do not learn", freeze_at, freeze_at - 1
-            )
-
     def forward(self, x_nchw: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
         """Images ``[B, in_chans, H, W]`` -> stage name -> ``[B, C, H/stride, W/stride]``."""
         features = self.forward_features(x_nchw)

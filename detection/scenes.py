@@ -20,7 +20,7 @@ from pycocotools import mask as coco_mask
 CATEGORIES = {2: "disc", 3: "ring", 7: "triangle", 11: "star", 16: "cross"}
 HUES = {2: 5.0, 3: 45.0, 7: 110.0, 11: 205.0, 16: 285.0}  # degrees, of the typical object
 PICTURE_SIZES = ((256, 256), (256, 320), (288, 240))
-LEAST_VISIBLE = 0.35  # share of a shape that must be seen for it to be annotated
+LEAST_VISIBLE = 0.6  # share of each shape that later ones leave to be seen
 EMPTY_PICTURES = 0.05
 
 Generator = np.random.Generator
@@ -83,8 +83,9 @@ def _outline(generator: Generator, kind: str, radius: float) -> NDArray[Any]:
 
 def _coverage(generator: Generator, kind: str, height: int, width: int) -> NDArray[Any]:
     """A shape of random size at a random place: how much of each pixel it covers, 0..1."""
-    radius = float(np.exp(generator.uniform(np.log(13), np.log(75))))
-    centre = generator.uniform((0.3 * radius, 0.3 * radius), (width, height))
+    radius = float(np.exp(generator.uniform(np.log(15), np.log(65))))
+    margin = 0.7 * radius  # so that the picture's border cuts some shapes, but little
+    centre = generator.uniform(margin, (width - margin, height - margin))
     coverage = np.zeros((height, width), np.uint8)
     outline = _outline(generator, kind, radius)
     loops = [outline, outline * generator.uniform(0.45, 0.6)] if kind == "ring" else [outline]
@@ -100,22 +101,23 @@ def draw_scene(generator: Generator) -> tuple[Picture, list[tuple[int, NDArray[n
         generator.uniform(0, 360), generator.uniform(0, 0.3), generator.uniform(0.3, 0.8)
     )
     picture = _textured(generator, height, width, dull, contrast=45)
-    count = 0 if generator.random() < EMPTY_PICTURES else generator.integers(2, 9)
+    count = 0 if generator.random() < EMPTY_PICTURES else generator.integers(2, 8)
     drawn: list[tuple[int, NDArray[np.bool_], int]] = []
     for _ in range(count):
         category = int(generator.choice(list(CATEGORIES)))
         coverage = _coverage(generator, CATEGORIES[category], height, width)
+        mask = coverage > 0.5
+        if any((below & ~mask).sum() < LEAST_VISIBLE * area for _, below, area in drawn):
+            continue
         hue = HUES[category] + generator.normal(0, 15)
         vivid = _colour(hue, generator.uniform(0.45, 0.9), generator.uniform(0.5, 0.95))
         fill = _textured(generator, height, width, vivid, contrast=30)
         picture += coverage[..., None] * (fill - picture)
-        mask = coverage > 0.5
         drawn = [(c, below & ~mask, area) for c, below, area in drawn]
         drawn.append((category, mask, int(mask.sum())))
     picture *= generator.uniform(0.8, 1.1)
     picture += generator.normal(0, 4, picture.shape)
-    visible = [(c, m) for c, m, area in drawn if m.sum() >= max(40, LEAST_VISIBLE * area)]
-    return picture.clip(0, 255).astype(np.uint8), visible
+    return picture.clip(0, 255).astype(np.uint8), [(c, mask) for c, mask, _ in drawn]
 
 
 def _annotation(number: int, image: int, category: int, mask: NDArray[np.bool_]) -> dict:

@@ -23,6 +23,7 @@ from detection.config import resolve_num_classes, to_detectron2
 from detection.dataset import CocoDataset
 from detection.engines.detectron2_data import write_predictions
 from detection.engines.detectron2_trainer import Trainer, build_detector
+from detection.engines.weights import newest_checkpoint
 from training.cli import run_tool
 
 
@@ -49,7 +50,7 @@ class Detectron2Engine:
                 in ``OUTPUT_DIR``.
         """
         cfg = prepare(config, dataset)
-        model = build_detector(cfg, weights or newest_checkpoint(cfg.OUTPUT_DIR))
+        model = build_detector(cfg, weights or str(newest_checkpoint(Path(cfg.OUTPUT_DIR))))
         return write_predictions(cfg, model, dataset)
 
 
@@ -140,17 +141,3 @@ def prepare(config: CfgNode, dataset: CocoDataset) -> Any:
         )
     cfg.freeze()
     return cfg
-
-
-def newest_checkpoint(output_dir: str) -> str:
-    """The weights that ``OUTPUT_DIR/last_checkpoint`` names, whichever engine wrote them.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    tag = Path(output_dir) / "last_checkpoint"
-    if not tag.is_file() or not (path := tag.parent / tag.read_text().strip()).is_file():
-        raise ValueError(
-            f"{output_dir} holds no checkpoint: train first, or give a detector in MODEL.WEIGHTS"
-        )
-    return str(path)

@@ -26,7 +26,7 @@ from detection.config import resolve_device, resolve_num_classes
 from detection.dataset import CocoDataset, load_dataset
 from detection.engines.torchvision_model import MaskRCNN, build_mask_rcnn
 from detection.engines.torchvision_predict import write_predictions, write_text
-from detection.engines.weights import read_detector
+from detection.engines.weights import newest_checkpoint, read_detector
 from detection.evaluate import coco_metrics
 from detection.transforms import DetectionSamples, collate
 from training.checkpoints import list_checkpoints
@@ -244,17 +244,3 @@ def save_detector(config: CfgNode, dataset: CocoDataset, model: nn.Module) -> No
 def point_to(output_dir: Path, weights: Path) -> None:
     """Let ``last_checkpoint`` name a file, relative to ``output_dir``."""
     write_text(output_dir / "last_checkpoint", str(weights))
-
-
-def newest_checkpoint(output_dir: Path) -> Path:
-    """The weights that ``last_checkpoint`` names.
-
-    Raises:
-        ValueError: if there are none.
-    """
-    pointer = output_dir / "last_checkpoint"
-    if not pointer.is_file() or not (path := output_dir / pointer.read_text().strip()).is_file():
-        raise ValueError(
-            f"{output_dir} holds no checkpoint: train first, or give a detector in MODEL.WEIGHTS"
-        )
-    return path

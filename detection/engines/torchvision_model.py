@@ -209,7 +209,7 @@ def build_mask_rcnn(config: CfgNode) -> MaskRCNN:
         out_norms=convnext.OUT_FEATURES if convnext.OUT_NORMS else (),
         checkpoint_stages=convnext.CHECKPOINT_STAGES,
     )
-    freeze(body, model.BACKBONE.FREEZE_AT)
+    body.freeze(model.BACKBONE.FREEZE_AT)
     backbone = ConvNeXtFPN(body, model.FPN.IN_FEATURES, model.FPN.OUT_CHANNELS, model.FPN.NORM)
     mask_rcnn = MaskRCNN(
         backbone,
@@ -220,15 +220,6 @@ def build_mask_rcnn(config: CfgNode) -> MaskRCNN:
     )
     initialize_heads(mask_rcnn.roi_heads)
     return mask_rcnn
-
-
-def freeze(body: ConvNeXt, freeze_at: int) -> None:
-    """Stop the first ``freeze_at`` of (stem, stage 1, ..., stage 4) from learning."""
-    for stage in range(min(freeze_at, 1)):
-        body.downsample_layers[stage].requires_grad_(False)
-    for stage in range(freeze_at - 1):
-        body.downsample_layers[stage].requires_grad_(False)
-        body.stages[stage].requires_grad_(False)
 
 
 def _build_rpn(config: CfgNode, strides: dict[str, int]) -> RPN:

@@ -210,3 +210,17 @@ def read_detector(path: str | Path, model: nn.Module) -> None:
         raise ValueError("\n  ".join([f"{path} is not this detector. {remedy}", *problems]))
     model.load_state_dict(tensors)
     logger.info("%d of %d tensors from the detector %s", len(wanted), len(wanted), path)
+
+
+def newest_checkpoint(output_dir: Path) -> Path:
+    """The weights that ``last_checkpoint`` names, whichever engine wrote them.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    pointer = output_dir / "last_checkpoint"
+    if not pointer.is_file() or not (path := output_dir / pointer.read_text().strip()).is_file():
+        raise ValueError(
+            f"{output_dir} holds no checkpoint: train first, or give a detector in MODEL.WEIGHTS"
+        )
+    return path

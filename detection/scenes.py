@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 
 CATEGORIES = {2: "disc", 3: "ring", 7: "triangle", 11: "star", 16: "cross"}
 HUES = {2: 5.0, 3: 45.0, 7: 110.0, 11: 205.0, 16: 285.0}  # degrees, of the typical object
-PICTURE_SIZES = ((256, 256), (256, 320), (288, 240))
+PICTURE_SIZES = ((224, 224), (224, 288), (272, 224))
 LEAST_VISIBLE = 0.6  # share of each shape that later ones leave to be seen
 EMPTY_PICTURES = 0.05
 
@@ -51,8 +51,8 @@ def _textured(
 ) -> NDArray[Any]:
     """A texture ``[height, width, 3]`` in 0..255: an RGB colour, noise, maybe stripes."""
     texture = np.mean([_noise(generator, height, width, cell) for cell in (48, 16, 5)], axis=0)
-    if generator.random() < 0.4:
-        texture = texture + 0.6 * _stripes(generator, height, width)
+    if generator.random() < 0.3:
+        texture = texture + 0.5 * _stripes(generator, height, width)
     tint = generator.uniform(0.5, 1.0, 3)
     return colour + contrast * texture[..., None] * tint
 
@@ -100,7 +100,7 @@ def draw_scene(generator: Generator) -> tuple[Picture, list[tuple[int, NDArray[n
     dull = _colour(
         generator.uniform(0, 360), generator.uniform(0, 0.3), generator.uniform(0.3, 0.8)
     )
-    picture = _textured(generator, height, width, dull, contrast=45)
+    picture = _textured(generator, height, width, dull, contrast=35)
     count = 0 if generator.random() < EMPTY_PICTURES else generator.integers(2, 8)
     drawn: list[tuple[int, NDArray[np.bool_], int]] = []
     for _ in range(count):
@@ -111,7 +111,7 @@ def draw_scene(generator: Generator) -> tuple[Picture, list[tuple[int, NDArray[n
             continue
         hue = HUES[category] + generator.normal(0, 15)
         vivid = _colour(hue, generator.uniform(0.45, 0.9), generator.uniform(0.5, 0.95))
-        fill = _textured(generator, height, width, vivid, contrast=30)
+        fill = _textured(generator, height, width, vivid, contrast=22)
         picture += coverage[..., None] * (fill - picture)
         drawn = [(c, below & ~mask, area) for c, below, area in drawn]
         drawn.append((category, mask, int(mask.sum())))

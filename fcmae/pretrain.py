@@ -31,6 +31,7 @@ from training.schedule import cosine_with_warmup
 logger = logging.getLogger(__name__)
 
 PANEL_IMAGES = 6
+LOW_LEARNING_RATE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,15 @@ def pretrain(options: PretrainOptions, resume: bool = False) -> Path:
     optimizer = torch.optim.AdamW(
         parameter_groups(model, lr, options.weight_decay), lr=lr, betas=(0.9, 0.95)
     )
+    if lr < LOW_LEARNING_RATE:
+        logger.warning(
+            "the learning rate is %.1e: base_lr %.1e x batch %d / 256. The paper's base_lr is for a "
+            "batch of 4096; a small batch learns faster with --base-lr %.1e or so",
+            lr,
+            options.base_lr,
+            options.batch_size,
+            0.2 / options.batch_size,
+        )
     _write_config(options, output_dir, samples, steps, warmup)
     panels = _Panels(samples, output_dir, options.panel_every or max(1, steps // 10), steps)
     trained = train(

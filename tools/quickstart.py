@@ -32,7 +32,7 @@ NOTE = (
 EXAMPLES = """\
 examples:
   python tools/quickstart.py --output-dir quickstart
-  python tools/quickstart.py --output-dir quickstart --seed 1 --iterations 600
+  python tools/quickstart.py --output-dir quickstart --seed 1 --iterations 1200
 """
 
 
@@ -56,9 +56,9 @@ def jobs_for(arguments: argparse.Namespace, out: Path) -> tuple[Job, list[Job]]:
             command += ["MODEL.CONVNEXT.WEIGHTS", f"{out}/pretraining/encoder.safetensors"]
         command += ["OUTPUT_DIR", f"{out}/{arm}", "SEED", str(seed), "MODEL.DEVICE", "cpu"]
         command += ["DATALOADER.NUM_WORKERS", "0"]
-        if arguments.iterations != 300:
-            steps = f"[{round(0.8 * arguments.iterations)}]"
-            command += ["SOLVER.MAX_ITER", str(arguments.iterations), "SOLVER.STEPS", steps]
+        command += ["INPUT.MIN_SIZE_TRAIN", "[224]", "INPUT.MIN_SIZE_TEST", "224"]
+        steps = f"[{round(0.8 * arguments.iterations)}]"
+        command += ["SOLVER.MAX_ITER", str(arguments.iterations), "SOLVER.STEPS", steps]
         title = f"Mask R-CNN from {'scratch' if arm == 'scratch' else 'FCMAE'}"
         arms.append(Job(title, command, out / arm, arguments.iterations))
     return pretraining, arms
@@ -75,7 +75,7 @@ def main() -> None:
     add("--val", type=int, default=50, help="labelled scenes to evaluate on")
     add("--unlabelled", type=int, default=400, help="scenes for pretraining")
     add("--pretraining-steps", type=int, default=PRETRAINING_STEPS)
-    add("--iterations", type=int, default=300, help="of either fine-tuning")
+    add("--iterations", type=int, default=600, help="of either fine-tuning")
     arguments = parser.parse_args()
     out = Path(arguments.output_dir).resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -170,7 +170,7 @@ def pretrain(options: PretrainOptions, resume: bool = False) -> Path:
     )
     if lr < LOW_LEARNING_RATE:
         logger.warning(
-            "the learning rate is %.1e: base_lr %.1e x batch %d / 256. The paper's base_lr is for a "
+            "the learning rate is %.1e: base_lr %.1e x batch %d / 256. The paper's is for a "
             "batch of 4096; a small batch learns faster with --base-lr %.1e or so",
             lr,
             options.base_lr,

@@ -29,6 +29,8 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from backbones.fused import depthwise_convolution, gelu_grn
+
 logger = logging.getLogger(__name__)
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
@@ -181,16 +183,20 @@ class Block(nn.Module):
 
         ``visible [B, ...]``, where given, limits GRN's statistic to the sites where it is 1.
         """
-        x = self.act(self.pwconv1(self.norm(x)))
-        if isinstance(self.grn, GRN):
-            x = self.grn(x, visible)
+        x = self.pwconv1(self.norm(x))
+        if not isinstance(self.grn, GRN):
+            x = self.act(x)
+        elif visible is None and self.grn.options == GRNOptions() and torch.is_grad_enabled():
+            x = gelu_grn(x, self.grn.gamma, self.grn.beta)
+        else:
+            x = self.grn(self.act(x), visible)
         x = self.pwconv2(x)
         if self.gamma is not None:
             x = self.gamma * x
         return self.drop_path(x)
 
     def forward(self, x_nchw: Tensor) -> Tensor:
-        y_nhwc = self.dwconv(x_nchw).permute(0, 2, 3, 1)
+        y_nhwc = depthwise_convolution(self.dwconv, x_nchw).permute(0, 2, 3, 1)
         return x_nchw + self.mix_channels(y_nhwc).permute(0, 3, 1, 2)
 
 

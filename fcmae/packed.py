@@ -24,12 +24,25 @@ n = b*v; ``x_nppc`` is the packed layout.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from backbones.convnext import STRIDES, Block, ConvNeXt
+from backbones.fused import (
+    MARGIN,
+    autocast_inputs,
+    dense_weight_gradient,
+    tile_weight_gradient,
+    tiles_of,
+)
 from fcmae.masking import PATCH, check_mask, upsample_mask, visible_patches
+
+SMALLEST_TILE = 4
 
 
 class MaskedDenseEncoder(nn.Module):
@@ -94,9 +107,9 @@ class PackedEncoder(nn.Module):
             self.encoder.downsample_layers, self.encoder.stages, strict=True
         ):
             x_nppc = _downsample(downsample, x_nppc)
-            rows = _site_rows(patches_n, mask.shape[2], x_nppc.shape[1])
+            places = _Places.of_stage(mask, patches_n, x_nppc.shape[1])
             for block in blocks.children():
-                x_nppc = _block(block, x_nppc, rows, mask)
+                x_nppc = _block(block, x_nppc, places)
         # 3. make the last stage, one site a patch, dense again
         dense = x_nppc.new_zeros(mask.numel(), x_nppc.shape[-1])
         dense = dense.index_copy(0, patches_n, x_nppc.flatten(0, 2))
@@ -125,32 +138,105 @@ def _downsample(layers: nn.Module, x_nppc: Tensor) -> Tensor:
     return x_nppc
 
 
-def _site_rows(patches_n: Tensor, columns: int, p: int) -> Tensor:
-    """Where the rows of p sites of each visible patch lie in the map of all rows, ``[N * p]``.
+class _Places(NamedTuple):
+    """Where packed sites belong in the map of a stage.
 
-    Row r of patch (b, i, j) is row ``((b*rows + i)*p + r)*columns + j`` of the map seen as
-    ``[B*H*columns, p*C]``: sites that are neighbours along the width stay together.
+    Attributes:
+        shape: images, rows and columns of patches.
+        patches: flat indices of the visible patches, ``[n]``.
+        rows: of each patch's p rows, its index in the map seen as ``[B*H*columns, p*C]``, in
+            which sites that are neighbours along the width stay together; ``[n * p]``. Row r of
+            patch (b, i, j) is row ``((b*rows + i)*p + r)*columns + j``.
     """
-    above, j = patches_n // columns, patches_n % columns
-    r = torch.arange(p, device=patches_n.device)
-    return ((above.unsqueeze(1) * p + r) * columns + j.unsqueeze(1)).flatten()
+
+    shape: tuple[int, int, int]
+    patches: Tensor
+    rows: Tensor
+
+    @classmethod
+    def of_stage(cls, mask: Tensor, patches_n: Tensor, p: int) -> _Places:
+        columns = mask.shape[2]
+        above, j = patches_n // columns, patches_n % columns
+        r = torch.arange(p, device=patches_n.device)
+        rows = ((above.unsqueeze(1) * p + r) * columns + j.unsqueeze(1)).flatten()
+        return cls((mask.shape[0], mask.shape[1], columns), patches_n, rows)
+
+    def scatter(self, x_nppc: Tensor) -> Tensor:
+        """Packed sites -> map ``[B, H, W, C]``, 0 where nothing is visible."""
+        (b, h, w), (n, p, _, c) = self.shape, x_nppc.shape
+        dense = x_nppc.new_zeros(b * h * p * w, p * c)
+        dense.index_copy_(0, self.rows, x_nppc.reshape(n * p, p * c))
+        return dense.view(b, h * p, w * p, c)
+
+    def gather(self, x_bhwc: Tensor) -> Tensor:
+        """Map ``[B, H, W, C]`` -> its visible sites, packed."""
+        n, c = len(self.patches), x_bhwc.shape[-1]
+        p = len(self.rows) // n
+        return x_bhwc.reshape(-1, p * c).index_select(0, self.rows).view(n, p, p, c)
 
 
-def _depthwise(conv: nn.Conv2d, x_nppc: Tensor, rows: Tensor, mask: Tensor) -> Tensor:
-    """Submanifold depthwise convolution: scatter into a zero map, convolve, gather."""
-    b, h, w = mask.shape
-    n, p, _, c = x_nppc.shape
-    dense = x_nppc.new_zeros(b * h * p * w, p * c)
-    dense = dense.index_copy(0, rows, x_nppc.reshape(n * p, p * c))
-    y_bchw = conv(dense.view(b, h * p, w * p, c).permute(0, 3, 1, 2))
-    y_rows = y_bchw.permute(0, 2, 3, 1).reshape(b * h * p * w, p * c)
-    return y_rows.index_select(0, rows).view(n, p, p, c)
+def _convolve(x_bhwc: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    y = F.conv2d(x_bhwc.permute(0, 3, 1, 2), weight, bias, padding=MARGIN, groups=len(weight))
+    return y.permute(0, 2, 3, 1)
 
 
-def _block(block: nn.Module, x_nppc: Tensor, rows: Tensor, mask: Tensor) -> Tensor:
+class _SubmanifoldDepthwise(Function):
+    """Scatter into a zero map, convolve, gather; only the packed input is kept for backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_nppc: Tensor, weight: Tensor, bias: Tensor | None, places: _Places
+    ) -> Tensor:
+        ctx.save_for_backward(x_nppc, weight)
+        ctx.places, ctx.has_bias = places, bias is not None
+        return places.gather(_convolve(places.scatter(x_nppc), weight, bias))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_nppc: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
+        x_nppc, weight = ctx.saved_tensors
+        places = ctx.places
+        # visible sites see visible sites, so the input's gradient is the same operation with the
+        # kernel turned round
+        gradient_bhwc = places.scatter(gradient_nppc)
+        grad_x = places.gather(_convolve(gradient_bhwc, weight.flip(2, 3)))
+        grad_weight = _weight_gradient(x_nppc, gradient_nppc, gradient_bhwc, places)
+        grad_bias = gradient_nppc.sum((0, 1, 2)) if ctx.has_bias else None
+        return grad_x, grad_weight.to(weight.dtype), grad_bias, None
+
+
+def _weight_gradient(
+    x_nppc: Tensor, gradient_nppc: Tensor, gradient_bhwc: Tensor, places: _Places
+) -> Tensor:
+    """From visible patches and the sites around them; from whole maps where patches are tiny."""
+    x_bhwc = places.scatter(x_nppc)
+    p, c = x_nppc.shape[2:]
+    if p < SMALLEST_TILE:
+        return dense_weight_gradient(x_bhwc, gradient_bhwc)
+    windows = tiles_of(F.pad(x_bhwc, (0, 0, *[MARGIN] * 4)), p, MARGIN)
+    _, h, w = places.shape
+    at = (places.patches // (h * w), places.patches // w % h, places.patches % w)
+
+    def tiles_at(part: slice) -> tuple[Tensor, Tensor]:
+        image, row, column = (index[part] for index in at)
+        return windows[image, row, column], gradient_nppc[part]
+
+    return tile_weight_gradient(len(x_nppc), c, tiles_at)
+
+
+def _depthwise(conv: nn.Conv2d, x_nppc: Tensor, places: _Places) -> Tensor:
+    """Submanifold depthwise convolution of packed sites."""
+    if x_nppc.device.type == "cpu":
+        x, weight, bias = autocast_inputs(x_nppc, conv.weight, conv.bias)
+        return _SubmanifoldDepthwise.apply(x, weight, bias, places)
+    y_bchw = conv(places.scatter(x_nppc).permute(0, 3, 1, 2))
+    return places.gather(y_bchw.permute(0, 2, 3, 1))
+
+
+def _block(block: nn.Module, x_nppc: Tensor, places: _Places) -> Tensor:
     assert isinstance(block, Block)
     n, p, _, c = x_nppc.shape
-    y_bvppc = _depthwise(block.dwconv, x_nppc, rows, mask).view(mask.shape[0], -1, p, p, c)
+    y_bvppc = _depthwise(block.dwconv, x_nppc, places).view(places.shape[0], -1, p, p, c)
     return x_nppc + block.mix_channels(y_bvppc).view(n, p, p, c)
 
 

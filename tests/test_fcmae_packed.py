@@ -14,7 +14,7 @@ from fcmae.packed import (
     _blocks_of,
     _depthwise,
     _downsample,
-    _site_rows,
+    _Places,
 )
 
 
@@ -173,7 +173,7 @@ def test_packed_depthwise_is_submanifold_convolution_by_a_naive_loop(p):
     patches = visible_patches(mask)
     packed = _blocks_of(x_bhwc, p).index_select(0, patches)
     with torch.no_grad():
-        actual = _depthwise(conv, packed, _site_rows(patches, 4, p), mask)
+        actual = _depthwise(conv, packed, _Places.of_stage(mask, patches, p))
         visible = upsample_mask(~mask, p)
         naive = torch.stack(
             [
@@ -211,7 +211,7 @@ def test_depthwise_equals_spconvs_submanifold_convolution():
         expected[tuple(result.indices.long().T)] = result.features
         patches = visible_patches(mask)
         packed = _blocks_of(x_bhwc, p).index_select(0, patches)
-        actual = _depthwise(conv, packed, _site_rows(patches, 4, p), mask)
+        actual = _depthwise(conv, packed, _Places.of_stage(mask, patches, p))
     assert relative_error(actual, _blocks_of(expected, p).index_select(0, patches)) < 1e-5
 
 

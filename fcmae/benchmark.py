@@ -1,0 +1,200 @@
+"""What packing costs and saves, as ratios measured interleaved in one process.
+
+Every round runs each variant once, so that a machine that slows down slows all of them; the table
+shows medians over rounds. The masked-dense baseline is made of stock PyTorch operators on
+channels-last tensors.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from backbones.convnext import SIZES, STRIDES, build_convnext
+from backbones.param_groups import parameter_groups
+from fcmae.masking import grid_size, random_mask, visible_count
+from fcmae.model import FCMAE
+from fcmae.packed import MaskedDenseEncoder, PackedEncoder
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table.
+
+    Args:
+        size: a key of ``SIZES``.
+        precision: "fp32" or "bf16" (autocast).
+        batch: images.
+        image_size: pixels of a square image.
+        mask_ratio: share of patches removed.
+    """
+
+    size: str
+    precision: str = "fp32"
+    batch: int = 8
+    image_size: int = 224
+    mask_ratio: float = 0.6
+
+    def autocast(self, device: torch.device) -> AbstractContextManager:
+        if self.precision == "bf16":
+            return torch.autocast(device.type, torch.bfloat16)
+        return nullcontext()
+
+
+def arithmetic_bound(case: Case) -> float:
+    """Multiply-adds of the packed encoder over the dense one's: what packing can reach at best if
+    the depthwise convolutions stay dense."""
+    size = SIZES[case.size]
+    rows, columns = grid_size(case.image_size, case.image_size)
+    share = visible_count(rows * columns, case.mask_ratio) / (rows * columns)
+    packed = dense = 0.0
+    channels_in = 3
+    for c, depth, stride, k in zip(
+        size.dims, size.depths, STRIDES.values(), (4, 2, 2, 2), strict=True
+    ):
+        sites = (case.image_size // stride) ** 2
+        pointwise = sites * (channels_in * k * k * c + depth * 8 * c * c)
+        depthwise = sites * depth * 49 * c
+        packed += share * pointwise + depthwise
+        dense += pointwise + depthwise
+        channels_in = c
+    return packed / dense
+
+
+def saved_bytes(run: Callable[[], Tensor], parameters: set[int]) -> int:
+    """Bytes that autograd keeps for the backward of ``run``, weights not counted."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = run()
+    del output
+    return sum(kept.values())
+
+
+def interleaved(
+    variants: Mapping[str, Callable[[], None]], rounds: int, device: torch.device
+) -> dict[str, float]:
+    """Median seconds of each variant over ``rounds`` rounds, after one that is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(rounds + 1):
+        for name, run in variants.items():
+            _synchronise(device)
+            began = time.perf_counter()
+            run()
+            _synchronise(device)
+            if number:
+                times[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def encoder_case(case: Case, rounds: int, device: torch.device) -> Row:
+    """Forward and backward of the encoder alone: dense, timm's, masked-dense and packed."""
+    torch.manual_seed(0)
+    encoder = build_convnext(case.size).to(device)
+    reference = timm.create_model(case.size, num_classes=0, global_pool="").to(device)
+    reference = reference.to(memory_format=torch.channels_last)
+    images = torch.randn(case.batch, 3, case.image_size, case.image_size, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    mask = random_mask(
+        case.batch, grid_size(*images.shape[-2:]), case.mask_ratio, device=torch.device("cpu")
+    ).to(device)
+    forwards: dict[str, tuple[nn.Module, Callable[[], Tensor]]] = {
+        "dense": (encoder, lambda: encoder.forward_features(images)["stage4"]),
+        "timm": (reference, lambda: reference(images)),
+        "masked-dense": (encoder, lambda: MaskedDenseEncoder(encoder)(images, mask)),
+        "packed": (encoder, lambda: PackedEncoder(encoder)(images, mask)),
+    }
+
+    def step(model: nn.Module, forward: Callable[[], Tensor]) -> None:
+        model.zero_grad()
+        with case.autocast(device):
+            output = forward()
+        output.float().square().mean().backward()
+
+    steps = {name: partial(step, *variant) for name, variant in forwards.items()}
+    seconds = interleaved(steps, rounds, device)
+    memory = {}
+    for name in ("dense", "masked-dense", "packed"):
+        weights = {p.untyped_storage().data_ptr() for p in encoder.parameters()}
+        with case.autocast(device):
+            memory[name] = saved_bytes(forwards[name][1], weights) / 2**20
+    return {
+        **_described(case),
+        **{f"{name} ms": 1e3 * value for name, value in seconds.items()},
+        "packed / masked-dense": seconds["packed"] / seconds["masked-dense"],
+        "packed / dense": seconds["packed"] / seconds["dense"],
+        "bound": arithmetic_bound(case),
+        "dense / timm": seconds["dense"] / seconds["timm"],
+        "saved MiB packed": memory["packed"],
+        "saved MiB masked-dense": memory["masked-dense"],
+        "saved packed / masked-dense": memory["packed"] / memory["masked-dense"],
+    }
+
+
+def pretrain_case(case: Case, rounds: int, device: torch.device) -> Row:
+    """A whole pretraining step (encoder, decoder, loss, AdamW), masked-dense and packed."""
+    steps: dict[str, Callable[[], None]] = {}
+    images = torch.randn(case.batch, 3, case.image_size, case.image_size, device=device)
+    mask = random_mask(case.batch, grid_size(*images.shape[-2:]), case.mask_ratio).to(device)
+    for mode in ("masked-dense", "packed"):
+        torch.manual_seed(0)
+        model = FCMAE(build_convnext(case.size), encoder_mode=mode).to(device)
+        optimizer = torch.optim.AdamW(parameter_groups(model, 1e-4, 0.05), betas=(0.9, 0.95))
+
+        def step(model: FCMAE = model, optimizer: torch.optim.Optimizer = optimizer) -> None:
+            with case.autocast(device):
+                loss = model(images, mask).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        steps[mode] = step
+    seconds = interleaved(steps, rounds, device)
+    return {
+        **_described(case),
+        **{f"{name} ms": 1e3 * value for name, value in seconds.items()},
+        "packed / masked-dense": seconds["packed"] / seconds["masked-dense"],
+        "packed images/s": case.batch / seconds["packed"],
+    }
+
+
+def _described(case: Case) -> Row:
+    return {
+        "encoder": case.size,
+        "precision": case.precision,
+        "batch": case.batch,
+        "pixels": case.image_size,
+        "mask": case.mask_ratio,
+    }
+
+
+def table(rows: list[Row]) -> str:
+    """Rows as a Markdown table; numbers with three significant digits."""
+    names = list(rows[0])
+    lines = ["| " + " | ".join(names) + " |", "| " + " | ".join("---" for _ in names) + " |"]
+    for row in rows:
+        cells = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)

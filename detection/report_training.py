@@ -22,7 +22,6 @@ from detection.report_run import Run, read_run
 
 CHART_TITLES = {"total_loss": "Total loss", "lr": "Learning rate"}
 RECONSTRUCTION_BYTES = 700_000  # of all reconstruction panels together
-LAST_RECONSTRUCTIONS = 2
 
 
 def curve_blocks(runs: Sequence[tuple[RunName, Run]]) -> list[Block]:
@@ -61,11 +60,11 @@ def pretraining_blocks(folder: Path | None, reconstructions: Sequence[Path] | No
         blocks += [Paragraph(problem, "warning") for problem in run.problems]
     if reconstructions is None:
         found = sorted(Path(folder).glob("reconstructions/*.png")) if folder is not None else []
-        reconstructions = found[-LAST_RECONSTRUCTIONS:]
+        reconstructions = [*found[:1], *found[1:][-1:]]
         if folder is not None:
             blocks.append(
                 Paragraph(
-                    f"The newest {len(reconstructions)} of {len(found)} reconstruction panels: "
+                    f"The first and the last of {len(found)} reconstruction panels: "
                     "image, what the encoder saw, what the decoder made of it.",
                     "small",
                 )

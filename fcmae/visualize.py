@@ -1,4 +1,4 @@
-"""Reconstruction panels: image | masked | reconstruction, one row an image."""
+"""Reconstruction panels: image | masked | reconstruction, two such triples in a row."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from fcmae.masking import PATCH, upsample_mask
 from fcmae.model import FCMAE
 
 GAP, HEADER, REMOVED_GREY = 6, 22, 0.5
+IN_A_ROW = 2
 TITLES = ("image", "masked", "reconstruction")
 
 
@@ -39,7 +40,7 @@ def reconstruction_panel(model: FCMAE, images: Tensor, mask: Tensor) -> Image.Im
         mask: bool ``[B, H/32, W/32]``, True = removed.
 
     Returns:
-        An RGB picture of B rows: image | masked | reconstruction.
+        An RGB picture of rows of image | masked | reconstruction, two images in a row.
     """
     was_training = model.training
     model.eval()
@@ -56,15 +57,21 @@ def reconstruction_panel(model: FCMAE, images: Tensor, mask: Tensor) -> Image.Im
 
 
 def _grid(columns: list[np.ndarray]) -> Image.Image:
-    rows, height, width, _ = columns[0].shape
-    size = (len(columns) * (width + GAP) - GAP, HEADER + rows * (height + GAP) - GAP)
+    """Columns of pictures ``[B, H, W, 3]`` -> one picture, ``IN_A_ROW`` of the B in a row."""
+    images, height, width, _ = columns[0].shape
+    across = min(IN_A_ROW, images)
+    triple = len(columns) * (width + GAP) + GAP
+    rows = -(-images // across)
+    size = (across * triple - 2 * GAP, HEADER + rows * (height + GAP) - GAP)
     panel = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(panel)
     font = ImageFont.load_default(size=13)
-    for x, (title, column) in enumerate(zip(TITLES, columns, strict=True)):
-        draw.text((x * (width + GAP) + 2, 3), title, fill="black", font=font)
-        for y, picture in enumerate(column):
-            place = (x * (width + GAP), HEADER + y * (height + GAP))
+    for column, (title, pictures) in enumerate(zip(TITLES, columns, strict=True)):
+        for number, picture in enumerate(pictures):
+            left = number % across * triple + column * (width + GAP)
+            if number < across:
+                draw.text((left + 2, 3), title, fill="black", font=font)
+            place = (left, HEADER + number // across * (height + GAP))
             panel.paste(Image.fromarray(picture), place)
     return panel
 

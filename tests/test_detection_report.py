@@ -599,7 +599,7 @@ def test_the_pretraining_section_has_its_loss_pictures_and_settings(
     assert "iteration 3: 0.33333" in section
     assert "step_00000200" in section
     assert "step_00000300" in section
-    assert "newest 2 of 3" in section
+    assert "first and the last of 3" in section
     assert "mask_ratio: 0.6" in section
     chosen = pretraining / "reconstructions" / "step_00000100.png"
     page = write([material / "fcmae"], tmp_path, pretraining=pretraining, reconstructions=[chosen])

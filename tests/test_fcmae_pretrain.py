@@ -53,8 +53,8 @@ def test_a_run_leaves_everything_behind_that_others_read(image_folder, tmp_path)
     panels = sorted((run / "reconstructions").glob("*.png"))
     assert panels[-1].name == "step_00000004.png"
     width, height = Image.open(panels[-1]).size
-    assert width == 3 * 96 + 2 * 6
-    assert height > 6 * 64
+    assert width == 2 * (3 * 96 + 2 * 6) + 12
+    assert height > 3 * 64
 
 
 def test_resumed_pretraining_is_bit_identical(image_folder, tmp_path):

@@ -20,7 +20,7 @@ from training.jobs import Job, run_jobs
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "det_configs/quick/mask_rcnn_convnextv2_atto_{}_quick.yaml"
-PRETRAINING_STEPS = 400
+PRETRAINING_STEPS = 300
 NOTE = (
     "One seed, {train} labelled scenes and {minutes:.0f} minutes of pretraining: this page shows "
     "that the line works and proves nothing about pretraining; at this scale a difference of "
@@ -42,7 +42,7 @@ def jobs_for(arguments: argparse.Namespace, out: Path) -> tuple[Job, list[Job]]:
     pretrain = [sys.executable, "tools/pretrain_fcmae.py", "--model", "convnextv2_atto"]
     pretrain += ["--data", f"{data}/unlabelled", "--output-dir", f"{out}/pretraining"]
     pretrain += ["--image-size", "128", "--batch-size", "32", "--base-lr", "8e-3"]
-    pretrain += ["--clip-norm", "3", "--workers", "1", "--log-every", "10", "--seed", str(seed)]
+    pretrain += ["--clip-norm", "3", "--workers", "0", "--log-every", "10", "--seed", str(seed)]
     pretrain += ["--max-steps", str(arguments.pretraining_steps), "--device", "cpu"]
     pretraining = Job(
         "FCMAE pretraining", pretrain, out / "pretraining", arguments.pretraining_steps

@@ -74,7 +74,7 @@ def write_report(
         names: what to call the runs; default: their folders' names.
         notes: paragraphs under the headline, such as what the comparison does not show.
         pretraining: the folder of the pretraining whose encoder the runs used.
-        reconstructions: pictures of its progress; default: the first and last ``reconstructions/*.png``.
+        reconstructions: pictures of its progress; default: its first and last panel.
 
     Raises:
         ValueError: for a folder that holds no run, names that do not fit the runs, an output that

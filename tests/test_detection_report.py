@@ -597,7 +597,8 @@ def test_the_pretraining_section_has_its_loss_pictures_and_settings(
     assert "pretraining" in page.sections
     section = page.text.split('id="pretraining"')[1].split("</section>")[0]
     assert "iteration 3: 0.33333" in section
-    assert "step_00000200" in section
+    assert "step_00000100" in section
+    assert "step_00000200" not in section
     assert "step_00000300" in section
     assert "first and the last of 3" in section
     assert "mask_ratio: 0.6" in section

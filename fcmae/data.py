@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_dataset
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.data.readers.img_extensions import get_img_extensions
+from timm.data.readers.img_extensions import add_img_extensions, get_img_extensions
 from torch import Tensor
 from torchvision.transforms import v2
 from tqdm import tqdm
@@ -28,6 +29,7 @@ from fcmae.masking import grid_size, random_mask
 
 logger = logging.getLogger(__name__)
 
+MORE_EXTENSIONS = (".bmp", ".tif", ".tiff", ".webp")  # beside timm's .jpeg, .jpg and .png
 NAMED_SOURCES = ("hfds", "hfids", "tfds", "wds")
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
@@ -91,7 +93,7 @@ class PretrainingSamples:
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         try:
-            image = Image.open(self.reader[index][0]).convert("RGB")
+            image = to_rgb(Image.open(self.reader[index][0]))
         except DECODING_ERRORS as error:
             raise ImageError(
                 f"{self.describe(index)} does not decode ({error}); repair or remove it"
@@ -101,6 +103,15 @@ class PretrainingSamples:
     def describe(self, index: int) -> str:
         """The file that a sample comes from."""
         return self.reader.filename(index, absolute=True)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any picture as 8-bit RGB; 16-bit grey is divided by 257, where Pillow would cut it at 255."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray(
+            (np.asarray(image, dtype=np.uint16) // 257).astype(np.uint8)
+        ).convert("RGB")
+    return image.convert("RGB")
 
 
 def collate(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -132,6 +143,7 @@ def open_images(name: str, split: str = "train") -> Reader:
         raise FileNotFoundError(f"the image folder {path} does not exist")
     if path.is_file() and path.suffix != ".tar":
         raise ValueError(f"{path} is a file; --data takes a folder of images or a .tar of images")
+    add_img_extensions(MORE_EXTENSIONS)
     extensions = get_img_extensions()
     if path.is_dir() and next(_image_files(path, extensions), None) is None:
         raise ValueError(

@@ -12,7 +12,7 @@ from PIL import Image
 
 from backbones.checkpoint import load_encoder
 from backbones.convnext import build_convnext
-from fcmae.data import ImageError, open_images, pretraining_samples
+from fcmae.data import ImageError, open_images, pretraining_samples, to_rgb
 from fcmae.pretrain import PretrainOptions, parse_image_size, pretrain
 from training.data import seed_generators
 
@@ -142,6 +142,14 @@ def test_grey_palette_and_alpha_images_become_rgb(tmp_path):
         Image.new(mode, (64, 64)).save(tmp_path / f"{mode}.{extension}")
     samples = pretraining_samples(str(tmp_path), (32, 32), 0.6)
     assert {tuple(samples[i][0].shape) for i in range(4)} == {(3, 32, 32)}
+
+
+def test_sixteen_bit_tiff_keeps_its_greys(tmp_path):
+    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "ramp.tif")
+    rgb = np.asarray(to_rgb(Image.open(open_images(str(tmp_path))[0][0])))
+    assert rgb.shape == (64, 64, 3)
+    assert (rgb == (ramp // 257)[..., None]).all()
 
 
 @pytest.mark.parametrize(("text", "size"), [("224", (224, 224)), ("160x96", (160, 96))])

@@ -1,0 +1,133 @@
+"""The hand-written gradients against autograd's own, in float64 and under autocast."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from backbones.convnext import GRN, GRNOptions, build_convnext
+from backbones.fused import (
+    CHANNELS_AT_ONCE,
+    depthwise_convolution,
+    gelu_grn,
+    tiles_of,
+)
+
+
+def gradients(function, inputs, cotangent):
+    for tensor in inputs:
+        tensor.grad = None
+    output = function()
+    (output * cotangent).sum().backward()
+    return [output.detach(), *[tensor.grad.clone() for tensor in inputs]]
+
+
+@pytest.mark.parametrize("size", [(20, 33), (14, 14), (5, 3), (31, 16), (1, 1), (56, 56)])
+def test_depthwise_gradients_equal_autograds_at_any_size(size):
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(6, 6, 7, padding=3, groups=6).double()
+    x = torch.randn(2, 6, *size, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    x.requires_grad_()
+    cotangent = torch.randn(2, 6, *size, dtype=torch.float64)
+    inputs = [x, conv.weight, conv.bias]
+    expected = gradients(lambda: conv(x), inputs, cotangent)
+    actual = gradients(lambda: depthwise_convolution(conv, x), inputs, cotangent)
+    for a, b in zip(actual, expected, strict=True):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-11)
+
+
+def test_depthwise_gradient_over_several_chunks_equals_autograds():
+    channels = 3 * CHANNELS_AT_ONCE // 4  # one tile a chunk, five chunks
+    conv = torch.nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
+    x = torch.randn(5, channels, 7, 7)
+    expected = gradients(lambda: conv(x), [conv.weight], 1.0)
+    actual = gradients(lambda: depthwise_convolution(conv, x), [conv.weight], 1.0)
+    assert torch.allclose(actual[1], expected[1], rtol=1e-4, atol=1e-4)
+
+
+def test_depthwise_of_a_frozen_kernel_still_passes_gradients_to_its_input():
+    conv = torch.nn.Conv2d(4, 4, 7, padding=3, groups=4).requires_grad_(False)
+    x = torch.randn(1, 4, 9, 9, requires_grad=True)
+    expected = gradients(lambda: conv(x), [x], 1.0)
+    actual = gradients(lambda: depthwise_convolution(conv, x), [x], 1.0)
+    assert torch.equal(actual[1], expected[1])
+
+
+def test_gelu_grn_gradients_equal_autograds():
+    torch.manual_seed(0)
+    grn = GRN(12).double()
+    torch.nn.init.normal_(grn.gamma)
+    torch.nn.init.normal_(grn.beta)
+    h = torch.randn(3, 5, 7, 12, dtype=torch.float64, requires_grad=True)
+    cotangent = torch.randn_like(h)
+    inputs = [h, grn.gamma, grn.beta]
+    expected = gradients(lambda: grn(F.gelu(h)), inputs, cotangent)
+    actual = gradients(lambda: gelu_grn(h, grn.gamma, grn.beta), inputs, cotangent)
+    for a, b in zip(actual, expected, strict=True):
+        assert torch.allclose(a, b, rtol=1e-12, atol=1e-13)
+
+
+def test_gelu_grn_of_a_dead_channel_has_finite_gradients():
+    h = torch.randn(2, 6, 4)
+    h[..., 1] = 0
+    h.requires_grad_()
+    gelu_grn(h, torch.ones(4), torch.zeros(4)).square().sum().backward()
+    assert h.grad.isfinite().all()
+
+
+def test_statistics_of_large_half_precision_activations_do_not_overflow():
+    h = torch.full((1, 4096, 8), 200.0, dtype=torch.float16)  # the squares sum to 1.6e8
+    grn = GRN(8)
+    torch.nn.init.ones_(grn.gamma)
+    expected = grn(F.gelu(h.float()))
+    assert torch.allclose(gelu_grn(h, grn.gamma, grn.beta).float(), expected, rtol=2e-3)
+
+
+def test_the_encoder_gives_the_same_with_and_without_gradients():
+    torch.manual_seed(0)
+    encoder = build_convnext("convnextv2_atto")
+    for name, parameter in encoder.named_parameters():
+        if "grn" in name:
+            torch.nn.init.normal_(parameter)
+    images = torch.randn(1, 3, 64, 96)
+    with_gradients = encoder.forward_features(images)["stage4"]
+    with torch.no_grad():
+        without = encoder.forward_features(images)["stage4"]
+    assert torch.allclose(with_gradients, without, rtol=1e-5, atol=1e-6)
+
+
+def test_other_forms_of_grn_do_not_take_the_fused_path():
+    encoder = build_convnext("convnextv2_atto", grn=GRNOptions(aggregate="l1"))
+    for name, parameter in encoder.named_parameters():
+        if "grn.gamma" in name:
+            torch.nn.init.ones_(parameter)
+    plain = build_convnext("convnextv2_atto")
+    plain.load_state_dict(encoder.state_dict())
+    images = torch.randn(1, 3, 64, 64)
+    l1 = encoder.forward_features(images)["stage4"]
+    l2 = plain.forward_features(images)["stage4"]
+    assert not torch.allclose(l1, l2, rtol=1e-2)
+
+
+def test_bfloat16_gradients_stay_within_its_rounding():
+    torch.manual_seed(0)
+    encoder = build_convnext("convnextv2_atto")
+    images = torch.randn(2, 3, 64, 64)
+
+    def gradient(precision):
+        encoder.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = encoder.forward_features(images)["stage4"].float().square().mean()
+        loss.backward()
+        return torch.cat([p.grad.flatten() for n, p in encoder.named_parameters() if "dwconv" in n])
+
+    exact, rounded = gradient("fp32"), gradient("bf16")
+    assert (rounded - exact).norm() / exact.norm() < 0.05
+
+
+def test_tiles_with_margin_overlap_their_neighbours():
+    x = torch.arange(1 * 10 * 14 * 1).view(1, 10, 14, 1)
+    tiles = tiles_of(x, side=4, margin=3)
+    assert tiles.shape == (1, 1, 2, 10, 10, 1)
+    assert torch.equal(tiles[0, 0, 1], x[0, :10, 4:14])

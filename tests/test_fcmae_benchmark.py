@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from fcmae.benchmark import Case, arithmetic_bound, encoder_case, interleaved, saved_bytes, table
+
+
+def test_bound_is_the_visible_share_where_nothing_is_depthwise():
+    """All arithmetic but the depthwise convolutions shrinks to 19 of 49 patches."""
+    bound = arithmetic_bound(Case("convnextv2_atto"))
+    assert bound == pytest.approx(0.420, abs=5e-4)
+    assert arithmetic_bound(Case("convnextv2_base")) == pytest.approx(0.397, abs=5e-4)
+    assert arithmetic_bound(Case("convnextv2_base", mask_ratio=0.0)) == 1
+
+
+def test_saved_bytes_count_each_activation_once_and_no_weights():
+    layer = nn.Linear(8, 16)
+    x = torch.randn(4, 8, requires_grad=True)
+    weights = {p.untyped_storage().data_ptr() for p in layer.parameters()}
+    assert saved_bytes(lambda: layer(x), weights) == 4 * 8 * 4
+    assert saved_bytes(lambda: layer(x).exp() * x.sum(), weights) > 4 * 8 * 4
+
+
+def test_interleaving_runs_every_variant_once_a_round():
+    calls = []
+    variants = {name: (lambda name=name: calls.append(name)) for name in "ab"}
+    assert set(interleaved(variants, 2, torch.device("cpu"))) == {"a", "b"}
+    assert calls == ["a", "b"] * 3
+
+
+def test_packed_saves_less_for_backward_than_masked_dense():
+    row = encoder_case(Case("convnextv2_atto", batch=2, image_size=96), 1, torch.device("cpu"))
+    assert row["saved packed / masked-dense"] < 0.5
+    assert row["packed ms"] > 0
+    assert "convnextv2_atto" in table([row])
+
+
+def test_tool_prints_a_table_or_json(run_tool):
+    arguments = ["pretrain", "--sizes", "convnextv2_atto", "--batch", "1", "--image-size", "64"]
+    shown = run_tool("benchmark", *arguments, "--rounds", "1")
+    assert shown.code == 0
+    assert "| packed / masked-dense |" in shown.out
+    result = json.loads(run_tool("benchmark", *arguments, "--rounds", "1", "--json").out)
+    assert result["rows"][0]["pixels"] == 64
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_missing_gpu_is_one_message(run_tool):
+    result = run_tool("benchmark", "encoder", "--device", "cuda")
+    assert result.code == 1
+    assert "torch sees no GPU" in result.err

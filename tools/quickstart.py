@@ -75,7 +75,7 @@ def main() -> None:
     add("--val", type=int, default=50, help="labelled scenes to evaluate on")
     add("--unlabelled", type=int, default=400, help="scenes for pretraining")
     add("--pretraining-steps", type=int, default=PRETRAINING_STEPS)
-    add("--iterations", type=int, default=600, help="of either fine-tuning")
+    add("--iterations", type=int, default=500, help="of either fine-tuning")
     arguments = parser.parse_args()
     out = Path(arguments.output_dir).resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +129,67 @@ def test_only_the_newest_checkpoints_are_kept_and_an_incomplete_one_is_passed_ov
     with pytest.raises(KeyboardInterrupt):
         write_checkpoint(tmp_path, 12, cut_short, keep=2)
     assert [c.name for c in list_checkpoints(tmp_path)] == ["step_00000008", "step_00000010"]
+
+
+def flip_a_byte(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize(
+    ("harm", "found"),
+    [
+        (lambda c: flip_a_byte(c / "model.safetensors"), "model.safetensors is not what was"),
+        (lambda c: os.truncate(c / "optimizer.bin", 50), "optimizer.bin has 50 bytes instead of"),
+        (lambda c: (c / "optimizer.bin").unlink(), "optimizer.bin is missing"),
+        (lambda c: (c / "state.json").write_text('{"step"'), "state.json cannot be read"),
+    ],
+)
+def test_damaged_checkpoint_is_named_and_the_one_before_it_resumed(tmp_path, caplog, harm, found):
+    whole = small_training(tmp_path, 10)
+    harm(tmp_path / "checkpoints/step_00000010")
+    with caplog.at_level("INFO", logger="training"):
+        resumed = small_training(tmp_path, 10, resume=True)
+    assert found in caplog.text
+    assert "at step 8" in caplog.text
+    assert_same_weights(whole, resumed)
+
+
+def test_all_checkpoints_damaged_is_an_error_not_a_fresh_start(tmp_path):
+    small_training(tmp_path, 4)
+    flip_a_byte(tmp_path / "checkpoints/step_00000004/optimizer.bin")
+    with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged"):
+        small_training(tmp_path, 4, resume=True)
+
+
+def test_full_disk_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
+    def no_room(self, folder, **_):
+        (Path(folder) / "model.safetensors").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    def fill_the_disk(step, _):
+        if step == 5:
+            monkeypatch.setattr("accelerate.Accelerator.save_state", no_room)
+
+    with pytest.raises(ValueError, match=r"step 8 cannot be written.*No space.*step_00000004"):
+        small_training(tmp_path, 10, after=fill_the_disk)
+    assert [c.name for c in list_checkpoints(tmp_path)] == ["step_00000004"]
+    assert not list((tmp_path / "checkpoints").glob("*.partial"))
+
+
+def test_sigterm_writes_a_checkpoint_and_ends_with_143(tmp_path):
+    whole = small_training(tmp_path / "whole", 10)
+
+    def terminate(step, _):
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as ended:
+        small_training(tmp_path / "cut", 10, after=terminate)
+    assert ended.value.code == 143
+    assert list_checkpoints(tmp_path / "cut")[-1].name == "step_00000007"
+    assert_same_weights(whole, small_training(tmp_path / "cut", 10, resume=True))
 
 
 def test_output_folder_with_a_run_is_not_overwritten(tmp_path):

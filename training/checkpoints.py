@@ -1,27 +1,73 @@
-"""Checkpoints of a run: complete or absent, newest last.
+"""Checkpoints of a run: complete and sound, or passed over.
 
 A checkpoint is a folder ``checkpoints/step_00000120``. It is written under another name and
-renamed when whole, so that a folder of that name is complete whenever the run was killed.
+renamed when whole, so that a run that is killed leaves no half of one; its ``state.json`` holds
+the size and hash of every file, so that damage afterwards is found and named.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+logger = logging.getLogger(__name__)
+
 STATE_FILE = "state.json"
 
 
+class CheckpointError(ValueError):
+    """A checkpoint cannot be written; the message names the cause and the last good one."""
+
+
 def list_checkpoints(output_dir: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
+    """The complete checkpoints of a run, oldest first; see :func:`damage` for sound ones."""
     return sorted(
         folder
         for folder in (output_dir / "checkpoints").glob("step_*")
         if folder.suffix != ".partial" and (folder / STATE_FILE).is_file()
     )
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files; None for a sound one."""
+    try:
+        files = json.loads((folder / STATE_FILE).read_text())["files"]
+    except (ValueError, KeyError, OSError):
+        return f"{STATE_FILE} cannot be read"
+    for name, expected in files.items():
+        file = folder / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != expected["bytes"]:
+            return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
+        if _sha256(file) != expected["sha256"]:
+            return f"{name} is not what was written"
+    return None
+
+
+def newest_checkpoint(output_dir: Path) -> Path | None:
+    """The newest sound checkpoint; damaged ones are named in the log and passed over.
+
+    Raises:
+        CheckpointError: if there are checkpoints and all are damaged.
+    """
+    checkpoints = list_checkpoints(output_dir)
+    for folder in reversed(checkpoints):
+        if (problem := damage(folder)) is None:
+            return folder
+        logger.warning("checkpoint %s is damaged and passed over: %s", folder, problem)
+    if checkpoints:
+        raise CheckpointError(
+            f"every checkpoint in {output_dir / 'checkpoints'} is damaged; remove all to restart"
+        )
+    return None
 
 
 def checkpoint_step(folder: Path) -> int:
@@ -41,23 +87,56 @@ def write_checkpoint(
 
     Every process calls it (sharded states are written by all); the main one makes, renames and
     prunes folders, with a ``barrier`` before and after the writing.
+
+    Raises:
+        CheckpointError: if it cannot be written (a full disk); earlier ones are left as they are.
     """
     final = output_dir / "checkpoints" / f"step_{step:08d}"
     partial = final.with_suffix(".partial")
-    if is_main:
+    try:
+        if is_main:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        barrier()
+        write(partial)
+        barrier()
+        if is_main:
+            _seal(partial, step)
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+    except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    barrier()
-    write(partial)
-    barrier()
+        good = list_checkpoints(output_dir)
+        raise CheckpointError(
+            f"the checkpoint of step {step} cannot be written: {error}. The last good one is "
+            f"{good[-1] if good else 'none'}; make room and continue with --resume"
+        ) from error
     if is_main:
-        (partial / STATE_FILE).write_text(json.dumps({"step": step}))
-        for file in partial.rglob("*"):
-            if file.is_file():
-                with open(file, "rb") as stream:
-                    os.fsync(stream.fileno())
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
         for old in list_checkpoints(output_dir)[:-keep]:
             shutil.rmtree(old)
     return final
+
+
+def _seal(folder: Path, step: int) -> None:
+    """Record every file's size and hash, and wait until all of it is on the disk."""
+    files = {}
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            name = file.relative_to(folder).as_posix()
+            files[name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+            _flush(file)
+    (folder / STATE_FILE).write_text(json.dumps({"step": step, "files": files}))
+    _flush(folder / STATE_FILE)
+
+
+def _flush(file: Path) -> None:
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -11,10 +11,13 @@ from __future__ import annotations
 import json
 import logging
 import math
+import signal
 import sys
+import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +29,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from training.checkpoints import checkpoint_step, list_checkpoints, write_checkpoint
+from training.checkpoints import (
+    checkpoint_step,
+    list_checkpoints,
+    newest_checkpoint,
+    write_checkpoint,
+)
 from training.data import BatchOrder, Samples, build_loader, next_batch, seed_generators
 from training.environment import device_name, peak_memory_mb
 from training.schedule import LrFactor
@@ -34,6 +42,13 @@ from training.schedule import LrFactor
 logger = logging.getLogger(__name__)
 
 ComputeLosses = Callable[[nn.Module, Any], dict[str, Tensor]]
+
+
+class TerminatedError(SystemExit):
+    """SIGTERM came: a checkpoint was written, and the process ends with the code 143."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
 
 
 class NonFiniteLossError(ValueError):
@@ -126,21 +141,43 @@ def _make_accelerator(options: LoopOptions) -> Accelerator:
 
 def _restore(accelerator: Accelerator, options: LoopOptions) -> int:
     """Load the newest complete checkpoint; the number of steps behind it, 0 without one."""
-    checkpoints = list_checkpoints(options.output_dir)
     if not options.resume:
-        if checkpoints:
+        if checkpoints := list_checkpoints(options.output_dir):
             raise ValueError(
                 f"{options.output_dir} holds a run already (newest: {checkpoints[-1].name}); "
                 "continue it with --resume or choose another output folder"
             )
         return 0
-    if not checkpoints:
+    checkpoint = newest_checkpoint(options.output_dir)
+    if checkpoint is None:
         logger.info("nothing to resume in %s: starting at step 0", options.output_dir)
         return 0
-    accelerator.load_state(str(checkpoints[-1]))
-    step = checkpoint_step(checkpoints[-1])
-    logger.info("resumed from %s at step %d", checkpoints[-1], step)
+    accelerator.load_state(str(checkpoint))
+    step = checkpoint_step(checkpoint)
+    logger.info("resumed from %s at step %d", checkpoint, step)
     return step
+
+
+def _in_any_process(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether any process has the flag: all must act at the same step."""
+    if accelerator.num_processes == 1:
+        return flag
+    flags = torch.tensor(float(flag), device=accelerator.device)
+    return bool(accelerator.reduce(flags, reduction="sum") > 0)
+
+
+@contextmanager
+def _terminations() -> Iterator[list[int]]:
+    """Collect SIGTERM (a preempted job) for as long as the training can act on it."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def train(
@@ -169,6 +206,7 @@ def train(
         ValueError: for an output folder that holds a run when not resuming, or a batch size that
             processes and micro-batches do not divide.
         NonFiniteLossError: when the loss is not finite.
+        TerminatedError: after SIGTERM, with a checkpoint written; ends the process with 143.
     """
     accelerator = _make_accelerator(options)
     shares = accelerator.num_processes * options.accumulate
@@ -212,7 +250,7 @@ def train(
         disable=not (sys.stderr.isatty() and accelerator.is_main_process),
     )
     model.train()
-    with logging_redirect_tqdm(), progress:
+    with logging_redirect_tqdm(), progress, _terminations() as terminations:
         for step in range(start, options.max_steps):
             began = time.perf_counter()
             for group, base_lr in zip(optimizer.param_groups, base_lrs, strict=True):
@@ -250,7 +288,8 @@ def train(
                     if progress.disable:
                         logger.info("%s", _log_line(entry, options.max_steps))
                 accelerator.log({k: v for k, v in entry.items() if k != "iteration"}, step=done)
-            if done % options.checkpoint_every == 0 or done == options.max_steps:
+            stop = _in_any_process(accelerator, bool(terminations))
+            if done % options.checkpoint_every == 0 or done == options.max_steps or stop:
                 write_checkpoint(
                     options.output_dir,
                     done,
@@ -259,6 +298,9 @@ def train(
                     accelerator.is_main_process,
                     accelerator.wait_for_everyone,
                 )
+            if stop:
+                logger.warning("terminated at step %d: checkpoint written, --resume goes on", done)
+                raise TerminatedError
             if after_step is not None and accelerator.is_main_process:
                 after_step(done, bare_model)
                 model.train()

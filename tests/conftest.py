@@ -11,6 +11,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import logging
 import runpy
 import sys
 from pathlib import Path
@@ -23,6 +24,16 @@ from PIL import Image
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _own_log_handlers():
+    """Remove the handlers that a run under test installed: its stderr is gone after the test."""
+    before = list(logging.getLogger().handlers)
+    yield
+    for handler in [h for h in logging.getLogger().handlers if h not in before]:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
 
 
 class ToolResult(NamedTuple):

@@ -105,6 +105,7 @@ class TorchvisionEngine:
         )
         if PartialState().is_main_process:
             save_detector(config, dataset_train, trained)
+        PartialState().wait_for_everyone()  # the others predict with what was just saved
 
     def predict(self, config: CfgNode, dataset: CocoDataset, weights: str | None) -> Path:
         config = with_num_classes(config, dataset)

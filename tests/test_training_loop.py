@@ -213,16 +213,6 @@ def test_non_finite_loss_names_step_files_and_last_checkpoint(tmp_path):
     assert "step_00000004" in message
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_sample_that_cannot_be_used_is_one_clear_error(tmp_path, workers, monkeypatch):
-    def damaged(self, index):
-        raise ValueError("vector_3.png does not decode")
-
-    monkeypatch.setattr(NoisySamples, "__getitem__", damaged)
-    with pytest.raises(ValueError, match=r"^vector_3\.png does not decode$"):
-        small_training(tmp_path, 4, workers=workers)
-
-
 def test_global_norm_of_the_gradients_is_clipped(tmp_path):
     def huge(model, batch):
         return {"loss_x": 1e6 * model(batch).pow(2).mean()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,7 @@ def run_tool(main: Callable[[], int | None]) -> int:
     try:
         return main() or 0
     except USER_ERRORS as error:
-        message = str(error)
+        message = _of_worker(str(error))
         if isinstance(error, OSError) and error.filename:
             message = f"{error.strerror}: {error.filename}"
         print(f"error: {message}", file=sys.stderr)
@@ -37,6 +38,14 @@ def run_tool(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _of_worker(message: str) -> str:
+    """An error's own message, where torch has wrapped it in the traceback of a loader's worker."""
+    wrapped = re.match(
+        r"Caught \w+ in DataLoader worker process .*\n[\w.]+: (.*)", message, re.DOTALL
+    )
+    return wrapped.group(1).strip() if wrapped else message
 
 
 def log_to(output_dir: Path | None = None, level: int = logging.INFO) -> None:

@@ -39,11 +39,7 @@ def seed_generators(*entropy: int) -> None:
 
 @dataclass
 class SeededSamples(Dataset):
-    """``samples`` with every draw of a sample seeded by (seed, epoch, index).
-
-    A sample that cannot be used (``ValueError``, such as a damaged image) is given as the error
-    itself, to be raised by :func:`next_batch`: torch would wrap a worker's error in its traceback.
-    """
+    """``samples`` with every draw of a sample seeded by (seed, epoch, index)."""
 
     samples: Samples
     seed: int
@@ -53,10 +49,7 @@ class SeededSamples(Dataset):
 
     def __getitem__(self, key: SampleKey) -> tuple[SampleKey, Any]:
         seed_generators(self.seed, 0, *key)
-        try:
-            return key, self.samples[key.sample]
-        except ValueError as error:
-            return key, error
+        return key, self.samples[key.sample]
 
 
 @dataclass
@@ -100,8 +93,7 @@ class _CollateWithKeys:
 
     def __call__(self, items: list[tuple[SampleKey, Any]]) -> tuple[list[SampleKey], Any]:
         keys, samples = zip(*items, strict=True)
-        errors = [sample for sample in samples if isinstance(sample, ValueError)]
-        return list(keys), errors[0] if errors else self.collate(list(samples))
+        return list(keys), self.collate(list(samples))
 
 
 def build_loader(
@@ -120,18 +112,6 @@ def build_loader(
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
     )
-
-
-def next_batch(batches: Iterator[Any], device: torch.device) -> tuple[list[SampleKey], Any]:
-    """The next ``(keys, batch on the device)`` of a loader.
-
-    Raises:
-        ValueError: what a sample of the batch raised, in whichever process.
-    """
-    keys, batch = next(batches)
-    if isinstance(batch, ValueError):
-        raise batch
-    return keys, to_device(batch, device)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

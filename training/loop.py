@@ -35,7 +35,7 @@ from training.checkpoints import (
     newest_checkpoint,
     write_checkpoint,
 )
-from training.data import BatchOrder, Samples, build_loader, next_batch, seed_generators
+from training.data import BatchOrder, Samples, build_loader, seed_generators, to_device
 from training.environment import device_name, peak_memory_mb
 from training.schedule import LrFactor
 
@@ -257,7 +257,8 @@ def train(
                 group["lr"] = base_lr * lr_factor(step)
             for micro in range(options.accumulate):
                 waited = time.perf_counter()
-                keys, batch = next_batch(batches, accelerator.device)
+                keys, batch = next(batches)
+                batch = to_device(batch, accelerator.device)
                 window["data_time"].append(time.perf_counter() - waited)
                 seed_generators(options.seed, 2, step, micro, accelerator.process_index)
                 with accelerator.accumulate(model):

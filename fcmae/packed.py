@@ -42,7 +42,7 @@ from backbones.fused import (
 )
 from fcmae.masking import PATCH, check_mask, upsample_mask, visible_patches
 
-SMALLEST_TILE = 4
+SMALLEST_TILE = 4  # smaller patches: halos would cost more than whole maps
 
 
 class MaskedDenseEncoder(nn.Module):

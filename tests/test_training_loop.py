@@ -17,7 +17,7 @@ from torch import nn
 
 from training.checkpoints import list_checkpoints, write_checkpoint
 from training.data import BatchOrder
-from training.loop import LoopOptions, NonFiniteLossError, train
+from training.loop import PROJECT, LoopOptions, NonFiniteLossError, train
 from training.schedule import cosine_with_warmup
 
 
@@ -235,7 +235,7 @@ def test_tensorboard_gets_the_losses(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     small_training(tmp_path, 10, trackers=("tensorboard",))
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    events = EventAccumulator(str(tmp_path / "tensorboard" / PROJECT)).Reload()
     lines = [json.loads(line) for line in (tmp_path / "metrics.json").open()]
     assert [e.value for e in events.Scalars("loss_x")] == pytest.approx(
         [line["loss_x"] for line in lines]

@@ -25,6 +25,7 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import ProjectConfiguration
 from torch import Tensor, nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -41,6 +42,7 @@ from training.schedule import LrFactor
 
 logger = logging.getLogger(__name__)
 
+PROJECT = "convnextv2"  # its name in experiment trackers
 ComputeLosses = Callable[[nn.Module, Any], dict[str, Tensor]]
 
 
@@ -135,7 +137,9 @@ def _make_accelerator(options: LoopOptions) -> Accelerator:
         gradient_accumulation_steps=options.accumulate,
         cpu=options.device == "cpu",
         log_with=list(options.trackers) or None,
-        project_dir=str(options.output_dir),
+        project_config=ProjectConfiguration(
+            str(options.output_dir), logging_dir=str(options.output_dir / "tensorboard")
+        ),
     )
 
 
@@ -233,7 +237,7 @@ def train(
         options.output_dir.mkdir(parents=True, exist_ok=True)
         metrics_file = MetricsFile(options.output_dir / "metrics.json", start)
     if options.trackers:
-        accelerator.init_trackers("tensorboard", config=options.tracked_config)
+        accelerator.init_trackers(PROJECT, config=options.tracked_config)
     logger.info(
         "training %d steps of %d images on %s, %d process(es)",
         options.max_steps - start,

@@ -45,8 +45,8 @@ from fcmae.masking import PATCH, check_mask, upsample_mask, visible_patches
 SMALLEST_TILE = 4  # smaller patches: halos would cost more than whole maps
 
 
-class MaskedDenseEncoder(nn.Module):
-    """The reference: dense operators, masked before and after every spatial one.
+class _MaskedEncoder(nn.Module):
+    """A way to run an encoder on masked images.
 
     Args:
         encoder: whose weights are used; it stays a submodule and owns all parameters.
@@ -55,6 +55,10 @@ class MaskedDenseEncoder(nn.Module):
     def __init__(self, encoder: ConvNeXt) -> None:
         super().__init__()
         self.encoder = encoder
+
+
+class MaskedDenseEncoder(_MaskedEncoder):
+    """The reference: dense operators, masked before and after every spatial one."""
 
     def forward(self, images: Tensor, mask: Tensor) -> Tensor:
         """Images ``[B, C, H, W]`` and mask (True = removed) -> ``[B, C4, H/32, W/32]``.
@@ -85,16 +89,8 @@ class MaskedDenseEncoder(nn.Module):
         return x_nchw + y_nchw * visible.unsqueeze(1)
 
 
-class PackedEncoder(nn.Module):
-    """The encoder on visible sites alone; equal to :class:`MaskedDenseEncoder`, at less cost.
-
-    Args:
-        encoder: whose weights are used; it stays a submodule and owns all parameters.
-    """
-
-    def __init__(self, encoder: ConvNeXt) -> None:
-        super().__init__()
-        self.encoder = encoder
+class PackedEncoder(_MaskedEncoder):
+    """The encoder on visible sites alone; equal to :class:`MaskedDenseEncoder`, at less cost."""
 
     def forward(self, images: Tensor, mask: Tensor) -> Tensor:
         """As :meth:`MaskedDenseEncoder.forward`; equal visible counts only."""

@@ -114,16 +114,17 @@ def depthwise_convolution(conv: nn.Conv2d, x_nchw: Tensor) -> Tensor:
     """``conv(x_nchw)`` for a 7x7 depthwise convolution, with the faster gradient on a CPU."""
     if not (x_nchw.device.type == "cpu" and torch.is_grad_enabled() and conv.weight.requires_grad):
         return conv(x_nchw)
+    assert conv.bias is not None
     return _DepthwiseConvolution.apply(*autocast_inputs(x_nchw, conv.weight, conv.bias))
 
 
-def autocast_inputs(*tensors: Tensor | None) -> list[Tensor | None]:
+def autocast_inputs(*tensors: Tensor) -> list[Tensor]:
     """The tensors as autocast would hand them to an operator; custom functions see no autocast."""
-    device = next(t.device.type for t in tensors if t is not None)
+    device = tensors[0].device.type
     if not torch.is_autocast_enabled(device):
         return list(tensors)
     dtype = torch.get_autocast_dtype(device)
-    return [t if t is None else t.to(dtype) for t in tensors]
+    return [tensor.to(dtype) for tensor in tensors]
 
 
 class _GeluGrn(Function):

@@ -180,16 +180,14 @@ class _SubmanifoldDepthwise(Function):
     """Scatter into a zero map, convolve, gather; only the packed input is kept for backward."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x_nppc: Tensor, weight: Tensor, bias: Tensor | None, places: _Places
-    ) -> Tensor:
+    def forward(ctx: Any, x_nppc: Tensor, weight: Tensor, bias: Tensor, places: _Places) -> Tensor:
         ctx.save_for_backward(x_nppc, weight)
-        ctx.places, ctx.has_bias = places, bias is not None
+        ctx.places = places
         return places.gather(_convolve(places.scatter(x_nppc), weight, bias))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient_nppc: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
+    def backward(ctx: Any, gradient_nppc: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x_nppc, weight = ctx.saved_tensors
         places = ctx.places
         # visible sites see visible sites, so the input's gradient is the same operation with the
@@ -197,8 +195,7 @@ class _SubmanifoldDepthwise(Function):
         gradient_bhwc = places.scatter(gradient_nppc)
         grad_x = places.gather(_convolve(gradient_bhwc, weight.flip(2, 3)))
         grad_weight = _weight_gradient(x_nppc, gradient_nppc, gradient_bhwc, places)
-        grad_bias = gradient_nppc.sum((0, 1, 2)) if ctx.has_bias else None
-        return grad_x, grad_weight.to(weight.dtype), grad_bias, None
+        return grad_x, grad_weight.to(weight.dtype), gradient_nppc.sum((0, 1, 2)), None
 
 
 def _weight_gradient(
@@ -223,6 +220,7 @@ def _weight_gradient(
 def _depthwise(conv: nn.Conv2d, x_nppc: Tensor, places: _Places) -> Tensor:
     """Submanifold depthwise convolution of packed sites."""
     if x_nppc.device.type == "cpu":
+        assert conv.bias is not None
         x, weight, bias = autocast_inputs(x_nppc, conv.weight, conv.bias)
         return _SubmanifoldDepthwise.apply(x, weight, bias, places)
     y_bchw = conv(places.scatter(x_nppc).permute(0, 3, 1, 2))

@@ -23,6 +23,7 @@ from backbones.param_groups import parameter_groups
 from fcmae.data import PretrainingSamples, collate, fingerprint, pretraining_samples
 from fcmae.model import FCMAE
 from fcmae.visualize import reconstruction_panel, save_panel
+from training.checkpoints import refuse_existing_run
 from training.data import seed_generators
 from training.environment import git_commit, versions
 from training.loop import LoopOptions, train
@@ -127,6 +128,8 @@ def pretrain(options: PretrainOptions, resume: bool = False) -> Path:
             starts where that can be known; ``training.loop.NonFiniteLossError`` during it.
     """
     output_dir = Path(options.output_dir)
+    if not resume:
+        refuse_existing_run(output_dir)
     samples = pretraining_samples(options.data, options.image_size, options.mask_ratio)
     seed_generators(options.seed)
     encoder = build_convnext(options.model)
@@ -165,6 +168,7 @@ def pretrain(options: PretrainOptions, resume: bool = False) -> Path:
         },
     )
     lr = options.base_lr * options.batch_size / 256
+    origin = {"dataset_fingerprint": fingerprint(samples.reader), "git_commit": git_commit()}
     optimizer = torch.optim.AdamW(
         parameter_groups(model, lr, options.weight_decay), lr=lr, betas=(0.9, 0.95)
     )
@@ -177,7 +181,8 @@ def pretrain(options: PretrainOptions, resume: bool = False) -> Path:
             options.batch_size,
             0.2 / options.batch_size,
         )
-    _write_config(options, output_dir, samples, steps, warmup)
+    derived = {"images": len(samples), "steps": steps, "warmup_steps": warmup, "learning_rate": lr}
+    _write_config(options, output_dir, {**derived, **origin, "versions": versions()})
     panels = _Panels(samples, output_dir, options.panel_every or max(1, steps // 10), steps)
     trained = train(
         model,
@@ -199,8 +204,7 @@ def pretrain(options: PretrainOptions, resume: bool = False) -> Path:
             "pretraining": "fcmae",
             "steps": str(steps),
             "config": yaml.safe_dump(_plain(options), sort_keys=False),
-            "dataset_fingerprint": fingerprint(samples.reader),
-            "git_commit": git_commit(),
+            **origin,
         },
     )
     logger.info("wrote %s", path)
@@ -233,24 +237,9 @@ def _plain(options: PretrainOptions) -> dict[str, Any]:
     return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
 
-def _write_config(
-    options: PretrainOptions,
-    output_dir: Path,
-    samples: PretrainingSamples,
-    steps: int,
-    warmup: int,
-) -> None:
+def _write_config(options: PretrainOptions, output_dir: Path, derived: dict[str, Any]) -> None:
     """The run's options and what follows from them, to ``config.yaml`` and to the log."""
     output_dir.mkdir(parents=True, exist_ok=True)
-    derived = {
-        "images": len(samples),
-        "steps": steps,
-        "warmup_steps": warmup,
-        "learning_rate": options.base_lr * options.batch_size / 256,
-        "dataset_fingerprint": fingerprint(samples.reader),
-        "git_commit": git_commit(),
-        "versions": versions(),
-    }
     text = yaml.safe_dump({**_plain(options), "derived": derived}, sort_keys=False)
     logger.info("configuration:\n%s", text)
     (output_dir / "config.yaml").write_text(text)

@@ -17,7 +17,9 @@ def test_a_run_from_the_command_line_resumes_and_refuses_to_overwrite(
     assert result.code == 0, result.err
     assert (tmp_path / "run/encoder.safetensors").is_file()
     assert list((tmp_path / "run/tensorboard").rglob("events*"))
-    again = run_tool("pretrain_fcmae", *command)
+    config = (tmp_path / "run/config.yaml").read_bytes()
+    again = run_tool("pretrain_fcmae", *command, "--seed", 1)
+    assert (tmp_path / "run/config.yaml").read_bytes() == config
     assert again.code == 1
     assert "holds a run already" in again.err
     assert run_tool("pretrain_fcmae", *command, "--resume").code == 0

@@ -34,6 +34,7 @@ from training.checkpoints import (
     checkpoint_step,
     list_checkpoints,
     newest_checkpoint,
+    refuse_existing_run,
     write_checkpoint,
 )
 from training.data import BatchOrder, Samples, build_loader, seed_generators, to_device
@@ -146,11 +147,7 @@ def _make_accelerator(options: LoopOptions) -> Accelerator:
 def _restore(accelerator: Accelerator, options: LoopOptions) -> int:
     """Load the newest complete checkpoint; the number of steps behind it, 0 without one."""
     if not options.resume:
-        if checkpoints := list_checkpoints(options.output_dir):
-            raise ValueError(
-                f"{options.output_dir} holds a run already (newest: {checkpoints[-1].name}); "
-                "continue it with --resume or choose another output folder"
-            )
+        refuse_existing_run(options.output_dir)
         return 0
     checkpoint = newest_checkpoint(options.output_dir)
     if checkpoint is None:

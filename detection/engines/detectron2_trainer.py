@@ -24,11 +24,10 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from torch import nn
 
-from backbones.convnext import SIZES
 from backbones.d2_adapter import D2ConvNeXt
-from backbones.param_groups import parameter_groups
 from detection.dataset import CocoDataset, load_dataset
 from detection.engines.detectron2_data import TrainingBatches, write_predictions
+from detection.engines.optimizer import build_adamw
 from detection.engines.weights import read_detector
 from detection.evaluate import coco_metrics
 from training.data import seed_generators
@@ -204,20 +203,11 @@ def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
 
     The clipping is inside of ``step`` so that mixed precision has unscaled the gradients by then.
     """
-    solver, clip = cfg.SOLVER, cfg.SOLVER.CLIP_GRADIENTS
-    groups = parameter_groups(
-        model,
-        solver.BASE_LR,
-        solver.WEIGHT_DECAY,
-        depths=SIZES[cfg.MODEL.CONVNEXT.SIZE].depths,
-        layer_decay=solver.LAYER_DECAY,
-        layer_decay_type=solver.LAYER_DECAY_TYPE,
-        encoder_prefix=ENCODER_PREFIX,
-    )
-    optimizer = torch.optim.AdamW(groups, lr=solver.BASE_LR)
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    optimizer = build_adamw(cfg, model, ENCODER_PREFIX)
     if not clip.ENABLED or clip.CLIP_TYPE != "full_model":
         return maybe_add_gradient_clipping(cfg, optimizer)
-    parameters = [parameter for group in groups for parameter in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def clip_global_norm(*_: Any) -> None:
         nn.utils.clip_grad_norm_(parameters, clip.CLIP_VALUE, clip.NORM_TYPE)

@@ -19,11 +19,10 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from backbones.checkpoint import load_encoder
-from backbones.convnext import SIZES
-from backbones.param_groups import parameter_groups
 from backbones.weight_files import save_safetensors
 from detection.config import resolve_device, resolve_num_classes
 from detection.dataset import CocoDataset, load_dataset
+from detection.engines.optimizer import build_adamw
 from detection.engines.torchvision_model import MaskRCNN, build_mask_rcnn
 from detection.engines.torchvision_predict import write_predictions, write_text
 from detection.engines.weights import newest_checkpoint, read_detector
@@ -63,15 +62,6 @@ class TorchvisionEngine:
         model = build_mask_rcnn(config)
         if not (resume and list_checkpoints(output_dir)):
             load_initial_weights(config, model)
-        groups = parameter_groups(
-            model,
-            solver.BASE_LR,
-            solver.WEIGHT_DECAY,
-            depths=SIZES[config.MODEL.CONVNEXT.SIZE].depths,
-            layer_decay=solver.LAYER_DECAY,
-            layer_decay_type=solver.LAYER_DECAY_TYPE,
-            encoder_prefix=ENCODER_PREFIX,
-        )
         options = LoopOptions(
             output_dir=output_dir,
             max_steps=solver.MAX_ITER,
@@ -95,7 +85,7 @@ class TorchvisionEngine:
 
         trained = train(
             model,
-            torch.optim.AdamW(groups, lr=solver.BASE_LR),
+            build_adamw(config, model, ENCODER_PREFIX),
             warmup_schedule(solver),
             TrainingSamples(dataset_train, config, training=True),
             collate,

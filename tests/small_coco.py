@@ -33,14 +33,17 @@ def small_coco() -> dict[str, Any]:
         "annotations": [
             _object(5, 3, 2, [10.5, 12.0, 30.0, 20.5], _box(10.5, 12.0, 30.0, 20.5)),
             _object(
-                6, 7, 9, [x, y, w, h], {"size": [90, 50], "counts": compressed["counts"].decode()}
+                6, 7, 9, [x, y, w, h], {"size": [90, 50], "counts": compressed["counts"].decode()},
+                area=int(disc.sum()),
             ),
             _object(
                 8, 12, 2, [5.0, 25.0, 50.0, 30.0],
-                [*_box(5.0, 25.0, 20.0, 30.0), *_box(40.0, 30.0, 15.0, 25.0)],
+                [*_box(5.0, 25.0, 20.0, 30.0), *_box(40.0, 30.0, 15.0, 25.0)], area=975.0,
             ),
             _object(9, 12, 9, [8, 4, 52, 16], {"size": [64, 64], "counts": counts}, iscrowd=1),
-            _object(4, 3, 9, [40.0, 5.0, 40.0, 50.0], [[60.0, 5.0, 80.0, 55.0, 40.0, 55.0]]),
+            _object(
+                4, 3, 9, [40.0, 5.0, 40.0, 50.0], [[60.0, 5.0, 80.0, 55.0, 40.0, 55.0]], area=1000.0
+            ),
         ],
     }  # fmt: skip
 
@@ -49,7 +52,7 @@ def _box(x: float, y: float, w: float, h: float) -> list[list[float]]:
     return [[x, y, x + w, y, x + w, y + h, x, y + h]]
 
 
-def _object(id_, image_id, category_id, bbox, segmentation, iscrowd=0) -> dict[str, Any]:
+def _object(id_, image_id, category_id, bbox, segmentation, iscrowd=0, area=None) -> dict[str, Any]:
     return {
         "id": id_,
         "image_id": image_id,
@@ -57,7 +60,7 @@ def _object(id_, image_id, category_id, bbox, segmentation, iscrowd=0) -> dict[s
         "bbox": bbox,
         "segmentation": segmentation,
         "iscrowd": iscrowd,
-        "area": bbox[2] * bbox[3],
+        "area": bbox[2] * bbox[3] if area is None else area,
     }
 
 

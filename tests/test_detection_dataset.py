@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from small_coco import small_coco, write_small_coco
 
-from detection.dataset import load_dataset, locate_dataset
-from detection.dataset_check import check_coco, check_overlap
+from detection import image_check
+from detection.dataset import load_dataset, locate_dataset, warn_of_shared_images
+from detection.dataset_check import check_coco, check_overlap, image_files
 from detection.segmentation_check import compressed_rle, mask_bounds
 
 
@@ -47,7 +48,8 @@ def test_records_have_contiguous_classes_and_ascending_images(tmp_path):
 
 @pytest.mark.detectron2
 def test_records_equal_detectron2s(tmp_path):
-    coco = pytest.importorskip("detectron2.data.datasets.coco", reason="detectron2 is missing")
+    from detectron2.data.datasets import coco
+
     annotations, images = write_small_coco(tmp_path)
     expected = coco.load_coco_json(str(annotations), str(images), f"small_{tmp_path.name}")
     assert load_dataset(f"json:{annotations}:{images}").records == expected
@@ -56,7 +58,8 @@ def test_records_equal_detectron2s(tmp_path):
 @pytest.mark.detectron2
 @pytest.mark.parametrize("name", ["nuclei", "coco_mini", "fruits_nuts"])
 def test_records_of_real_data_equal_detectron2s(real_data, name):
-    coco = pytest.importorskip("detectron2.data.datasets.coco", reason="detectron2 is missing")
+    from detectron2.data.datasets import coco
+
     annotations, images = real_data / name / "annotations/val.json", real_data / name / "images"
     expected = coco.load_coco_json(str(annotations), str(images), f"real_{name}")
     assert load_dataset(f"json:{annotations}:{images}", check_images=False).records == expected
@@ -178,6 +181,8 @@ def annotation(tree, **changes):
         (annotation, {"bbox": [-1.1, 2, 3, 4]}, "reaches outside"),
         (annotation, {"bbox": [1, 2, 80.1, 4]}, "reaches outside"),
         (annotation, {"iscrowd": 2}, "iscrowd is 2"),
+        (annotation, {"area": "615"}, "area is '615'"),
+        (annotation, {"area": -1}, "area is -1"),
         (annotation, {"ignore": 1}, "'ignore' is not supported"),
         (annotation, {"segmentation": None}, "MODEL.MASK_ON False"),
         (annotation, {"segmentation": []}, "MODEL.MASK_ON False"),
@@ -217,16 +222,106 @@ def test_missing_masks_matter_only_where_masks_are_learnt(tmp_path):
     assert "segmentation" not in record["annotations"][0]
 
 
-def test_exif_rotation_counts_as_the_engines_read_it(tmp_path):
-    annotations, images = write_small_coco(tmp_path)
+def save_turned(path, size, orientation):
     exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (60, 80)).save(images / "3.png", exif=exif)
-    assert [p for p in check_coco(annotations, images)[1] if p.severity == "error"] == []
-    Image.new("RGB", (80, 60)).save(images / "3.png", exif=exif)
+    exif[0x0112] = orientation
+    Image.new("RGB", size).save(path, exif=exif)
+
+
+@pytest.mark.parametrize("decode", [True, False])
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_exif_rotation_counts_as_the_engines_read_it(tmp_path, orientation, decode):
+    annotations, images = write_small_coco(tmp_path)
+    save_turned(images / "3.png", (60, 80), orientation)
+    _, problems = check_coco(annotations, images, decode=decode)
+    assert [p for p in problems if p.severity == "error"] == []
+    save_turned(images / "3.png", (80, 60), orientation)
     (problem,) = [p for p in check_coco(annotations, images)[1] if p.severity == "error"]
-    assert "is 60 x 80 pixels, as" not in str(problem)
-    assert "rotated by its EXIF orientation, but the annotations say 80 x 60" in str(problem)
+    assert "by its EXIF orientation, but the annotations say 80 x 60" in problem.message
+    assert "is 60 x 80 pixels, " in problem.message
+    assert "remove the orientation from the file, or turn" in problem.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "orientation", "how"),
+    [
+        ("3.png", (80, 60), 2, "is mirrored"),
+        ("3.png", (80, 60), 3, "is turned upside down"),
+        ("12.png", (64, 64), 6, "is turned right"),
+    ],
+)
+def test_a_rotation_that_the_size_does_not_tell_is_a_warning(
+    tmp_path, name, size, orientation, how
+):
+    annotations, images = write_small_coco(tmp_path)
+    save_turned(images / name, size, orientation)
+    warnings = [p for p in check_coco(annotations, images)[1] if "EXIF" in p.message]
+    assert [(p.severity, p.places) for p in warnings] == [
+        ("warning", (f"image {name[:-4]} ({name})",))
+    ]
+    assert how in warnings[0].message
+
+
+@pytest.mark.parametrize(
+    ("values", "is_cut"), [((0, 255), False), ((0, 256), True), ((0, 65535), True)]
+)
+def test_images_of_16_bits_are_refused_where_the_engines_would_cut_them(tmp_path, values, is_cut):
+    annotations, images = write_small_coco(tmp_path)
+    pixels = np.full((60, 80), values[0], np.uint16)
+    pixels[5, 7] = values[1]
+    Image.fromarray(pixels).save(images / "3.png")
+    found = [p for p in check_coco(annotations, images)[1] if p.severity == "error"]
+    assert [p.message for p in found] == is_cut * [
+        "has more than 8 bits a channel, which both engines would cut"
+    ]
+
+
+def test_a_wrong_image_folder_is_one_error_not_one_for_each_image(tmp_path):
+    annotations, _ = write_small_coco(tmp_path)
+    (found,) = [p for p in check_coco(annotations, tmp_path)[1] if p.severity == "error"]
+    assert found.file == str(tmp_path)
+    assert "none of the 4 images is there" in str(found)
+
+
+def test_a_byte_order_mark_is_no_problem(tmp_path):
+    annotations, images = write_small_coco(tmp_path)
+    annotations.write_bytes(b"\xef\xbb\xbf" + annotations.read_bytes())
+    assert load_dataset(f"json:{annotations}:{images}").num_instances == 5
+
+
+def test_numbers_and_strings_as_image_ids_are_not_sorted_but_reported(tmp_path):
+    tree = small_coco()
+    tree["images"][0]["id"] = "20"
+    assert errors(tmp_path, tree) == [
+        f"{tmp_path / 'annotations.json'}: images: ids are numbers and strings mixed; use numbers"
+    ]
+
+
+def test_areas_that_are_not_the_masks_are_warned_of(tmp_path):
+    tree = small_coco()
+    polygon, rle, parts, crowd, triangle = tree["annotations"]
+    polygon["area"] = 400  # the polygon encloses 30 x 20.5 and is drawn with 30 x 21 pixels
+    del rle["area"]
+    parts["area"] = 20 * 30 + 15 * 25  # right, though the parts are not drawn for it
+    crowd["area"] = 1
+    triangle["area"] = 40 * 50  # the box's; the mask's is half
+    found = warnings(tmp_path, tree)
+    for part in (
+        "annotation 5 (image 3): 400 for 630: area is not the mask's; write",
+        "annotation 6 (image 7): has no area; evaluation takes",
+        "annotation 4 (image 3): 2000 for 1000: area is the box's, not the mask's",
+    ):
+        assert sum(part in warning for warning in found) == 1
+    assert not any("annotation 8" in w or "annotation 9" in w for w in found)
+
+
+def test_the_area_of_overlapping_parts_may_be_their_sum_or_their_union(tmp_path):
+    tree = small_coco()
+    ring = [10, 10, 40, 10, 40, 40, 10, 40]
+    annotation(tree, bbox=[10, 10, 30, 30], segmentation=[ring, ring])
+    for area, is_right in ((1800, True), (900, True), (1350, False)):
+        tree["annotations"][0]["area"] = area
+        assert is_right != any("not the mask's" in w for w in warnings(tmp_path, tree))
 
 
 def test_headers_alone_find_a_file_that_is_no_image_and_decoding_finds_the_rest(tmp_path):
@@ -235,7 +330,7 @@ def test_headers_alone_find_a_file_that_is_no_image_and_decoding_finds_the_rest(
     (images / "7.png").write_bytes((images / "7.png").read_bytes()[:600])
     found = {decode: check_coco(annotations, images, decode=decode)[1] for decode in (False, True)}
     names = {
-        decode: [p.where for p in problems if p.severity == "error"]
+        decode: ["".join(p.places) for p in problems if p.severity == "error"]
         for decode, problems in found.items()
     }
     assert names == {False: ["image 3"], True: ["image 7", "image 3"]}
@@ -283,19 +378,66 @@ def test_compressed_rle_of_any_mask_is_accepted_and_of_another_size_refused(h, w
         assert mask_bounds(rle, h, w)[0] == bounds
 
 
-def test_shared_images_are_found_by_content(tmp_path):
+def overlap(first, second, pixels=True):
+    sets = [
+        image_files(json.loads(annotations.read_text()), images)
+        for annotations, images in (first, second)
+    ]
+    problems = check_overlap(*sets, "train.json", "val.json", pixels)
+    return [
+        (re.split(r"[\\/]", p.file)[-1], p.message.replace(str(second[1]), "B")) for p in problems
+    ]
+
+
+def test_shared_images_are_found_by_bytes_and_by_pixels_whatever_their_names(tmp_path):
     first = write_small_coco(tmp_path / "a")
-    second = write_small_coco(tmp_path / "b")
-    for name in ("3.png", "7.png", "20.png"):
+    tree = small_coco()
+    _, _, by_bytes, turned = tree["images"]
+    by_bytes["file_name"], turned["file_name"] = "other name.png", "turned.tif"
+    second = write_small_coco(tmp_path / "b", tree)
+    (second[1] / "7.png").rename(second[1] / "other name.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(second[1] / "3.png") as picture:
+        stored = picture.transpose(Image.Transpose.ROTATE_90)
+        stored.save(second[1] / "turned.tif", exif=exif)
+    for name in ("12.png", "20.png"):
         with Image.open(second[1] / name) as picture:
             Image.new("RGB", picture.size, "red").save(second[1] / name)
-    with Image.open(second[1] / "12.png") as picture:
-        picture.save(second[1] / "renamed.bmp")
-    tree = small_coco()
-    tree["images"][1]["file_name"] = "renamed.bmp"
-    problems = check_overlap(
-        (first[0], json.loads(first[0].read_text()), first[1]), (second[0], tree, second[1])
-    )
-    assert [(p.where, p.message) for p in problems] == [
-        ("12.png", f"has the pixels of renamed.bmp of {second[0]}")
+    expected = [
+        ("7.png", "has the bytes of B/other name.png"),
+        ("3.png", "has the pixels of B/turned.tif"),
     ]
+    assert overlap(first, second) == expected
+    assert overlap(first, second, pixels=False) == expected[:1]
+    (second[1] / "turned.tif").write_text("damaged")
+    assert overlap(first, second) == expected[:1]
+
+
+def test_files_listed_by_both_sets_are_in_both(tmp_path):
+    first = write_small_coco(tmp_path)
+    assert overlap(first, first, pixels=False) == [
+        (f"{key}.png", "is in both") for key in (20, 12, 7, 3)
+    ]
+
+
+def test_only_files_of_equal_length_are_read_to_compare_bytes(tmp_path, monkeypatch):
+    first, second = write_small_coco(tmp_path / "a"), write_small_coco(tmp_path / "b")
+    for name in ("3.png", "7.png", "12.png"):
+        with (second[1] / name).open("ab") as stream:
+            stream.write(b"longer")
+    read = []
+    digest = image_check._digest_bytes
+    monkeypatch.setattr(image_check, "_digest_bytes", lambda f: read.append(f.path) or digest(f))
+    assert overlap(first, second, pixels=False) == [("20.png", "has the bytes of B/20.png")]
+    assert sorted(read) == [str(first[1] / "20.png"), str(second[1] / "20.png")]
+
+
+def test_training_warns_of_images_that_the_test_set_shows_too(tmp_path, caplog):
+    names = [f"json:{':'.join(map(str, write_small_coco(tmp_path / folder)))}" for folder in "ab"]
+    train, test = map(load_dataset, names)
+    with caplog.at_level(logging.WARNING, "detection.dataset"):
+        warn_of_shared_images(train, test)
+    (entry,) = [e for e in caplog.records if "too, so the results" in e.message]
+    assert f"4 of the 4 images of {names[1]} are in {names[0]} too" in entry.message
+    assert f"{tmp_path}/b/images/3.png = {tmp_path}/a/images/3.png" in entry.message

@@ -114,7 +114,6 @@ def test_torchvision_losses_are_detectron2s_stored_ones(torchvision_losses):
 
 @pytest.fixture(scope="module")
 def detectron2_today():
-    pytest.importorskip("detectron2", reason="detectron2 is not installed (README, detectron2)")
     from golden.outputs import compute_golden
 
     return compute_golden()

@@ -81,7 +81,8 @@ def assert_equal_to_detectron2(sample, expected):
 @pytest.mark.detectron2
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_samples_equal_detectron2s_mapper_for_the_same_draws(tmp_path, variant):
-    data = pytest.importorskip("detectron2.data", reason="detectron2 is missing")
+    from detectron2 import data
+
     dataset, config = small(tmp_path), configured(VARIANTS[variant])
     samples = DetectionSamples(dataset, config, training=True)
     mapper = data.DatasetMapper(to_detectron2(config), is_train=True)
@@ -96,7 +97,8 @@ def test_samples_equal_detectron2s_mapper_for_the_same_draws(tmp_path, variant):
 @pytest.mark.detectron2
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_test_images_equal_detectron2s(tmp_path, variant):
-    data = pytest.importorskip("detectron2.data", reason="detectron2 is missing")
+    from detectron2 import data
+
     dataset, config = small(tmp_path), configured(VARIANTS[variant])
     samples = DetectionSamples(dataset, config, training=False)
     mapper = data.DatasetMapper(to_detectron2(config), is_train=False)
@@ -108,7 +110,7 @@ def test_test_images_equal_detectron2s(tmp_path, variant):
 
 @pytest.mark.detectron2
 def test_jittered_samples_equal_detectron2s_for_the_same_draws(tmp_path):
-    data = pytest.importorskip("detectron2.data", reason="detectron2 is missing")
+    from detectron2 import data
     from detectron2.data import transforms as T
 
     tree = small_coco()

@@ -183,7 +183,11 @@ class Block(nn.Module):
 
         ``visible [B, ...]``, where given, limits GRN's statistic to the sites where it is 1.
         """
-        x = self.pwconv1(self.norm(x))
+        return self.mix_normalised_channels(self.norm(x), visible)
+
+    def mix_normalised_channels(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
+        """What follows the LayerNorm; see :meth:`mix_channels`."""
+        x = self.pwconv1(x)
         if not isinstance(self.grn, GRN):
             x = self.act(x)
         elif visible is None and self.grn.options == GRNOptions() and torch.is_grad_enabled():

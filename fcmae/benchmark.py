@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from backbones.convnext import SIZES, STRIDES, build_convnext
 from backbones.param_groups import parameter_groups
 from fcmae.masking import grid_size, random_mask, visible_count
+from fcmae.minkowski import MinkowskiEncoder, has_minkowski
 from fcmae.model import FCMAE
 from fcmae.packed import MaskedDenseEncoder, PackedEncoder
 
@@ -95,22 +96,23 @@ def interleaved(
     times: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds + 1):
         for name, run in variants.items():
-            _synchronise(device)
+            synchronise(device)
             began = time.perf_counter()
             run()
-            _synchronise(device)
+            synchronise(device)
             if number:
                 times[name].append(time.perf_counter() - began)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def _synchronise(device: torch.device) -> None:
+def synchronise(device: torch.device) -> None:
+    """Wait until a GPU has done what it was asked to."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def encoder_case(case: Case, rounds: int, device: torch.device) -> Row:
-    """Forward and backward of the encoder alone: dense, timm's, masked-dense and packed."""
+    """Forward and backward of the encoder: dense, timm's, masked-dense, packed, Minkowski's."""
     torch.manual_seed(0)
     encoder = build_convnext(case.size).to(device)
     reference = timm.create_model(case.size, num_classes=0, global_pool="").to(device)
@@ -127,6 +129,10 @@ def encoder_case(case: Case, rounds: int, device: torch.device) -> Row:
         "packed": (encoder, lambda: PackedEncoder(encoder)(images, mask)),
     }
 
+    if has_minkowski() and case.precision == "fp32":  # it has no mixed precision
+        sparse = MinkowskiEncoder(encoder)
+        forwards["minkowski"] = (encoder, lambda: sparse(images, mask))
+
     def step(model: nn.Module, forward: Callable[[], Tensor]) -> None:
         model.zero_grad()
         with case.autocast(device):
@@ -141,9 +147,14 @@ def encoder_case(case: Case, rounds: int, device: torch.device) -> Row:
         with case.autocast(device):
             memory[name] = saved_bytes(forwards[name][1], weights) / 2**20
     return {
-        **_described(case),
+        **described(case),
         **{f"{name} ms": 1e3 * value for name, value in seconds.items()},
         "packed / masked-dense": seconds["packed"] / seconds["masked-dense"],
+        **(
+            {"packed / minkowski": seconds["packed"] / seconds["minkowski"]}
+            if "minkowski" in seconds
+            else {}
+        ),
         "packed / dense": seconds["packed"] / seconds["dense"],
         "bound": arithmetic_bound(case),
         "dense / timm": seconds["dense"] / seconds["timm"],
@@ -173,14 +184,15 @@ def pretrain_case(case: Case, rounds: int, device: torch.device) -> Row:
         steps[mode] = step
     seconds = interleaved(steps, rounds, device)
     return {
-        **_described(case),
+        **described(case),
         **{f"{name} ms": 1e3 * value for name, value in seconds.items()},
         "packed / masked-dense": seconds["packed"] / seconds["masked-dense"],
         "packed images/s": case.batch / seconds["packed"],
     }
 
 
-def _described(case: Case) -> Row:
+def described(case: Case) -> Row:
+    """A row's first columns: what was run."""
     return {
         "encoder": case.size,
         "precision": case.precision,
@@ -191,10 +203,11 @@ def _described(case: Case) -> Row:
 
 
 def table(rows: list[Row]) -> str:
-    """Rows as a Markdown table; numbers with three significant digits."""
-    names = list(rows[0])
+    """Rows as a Markdown table; numbers with three significant digits, nothing where none is."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
     lines = ["| " + " | ".join(names) + " |", "| " + " | ".join("---" for _ in names) + " |"]
     for row in rows:
-        cells = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()]
+        values = [row.get(name, "") for name in names]
+        cells = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in values]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

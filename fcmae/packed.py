@@ -40,6 +40,7 @@ from backbones.fused import (
     tile_weight_gradient,
     tiles_of,
 )
+from backbones.kernels import triton_runs
 from fcmae.masking import PATCH, check_mask, upsample_mask, visible_patches
 
 SMALLEST_TILE = 4  # smaller patches: halos would cost more than whole maps
@@ -98,6 +99,7 @@ class PackedEncoder(_MaskedEncoder):
         # 1. keep the pixels of visible patches
         patches_n = visible_patches(mask)
         x_nppc = _blocks_of(images.permute(0, 2, 3, 1), PATCH).index_select(0, patches_n)
+        neighbours = _neighbours(mask, patches_n)
         # 2. four stages on packed sites
         for downsample, blocks in zip(
             self.encoder.downsample_layers, self.encoder.stages, strict=True
@@ -105,7 +107,7 @@ class PackedEncoder(_MaskedEncoder):
             x_nppc = _downsample(downsample, x_nppc)
             places = _Places.of_stage(mask, patches_n, x_nppc.shape[1])
             for block in blocks.children():
-                x_nppc = _block(block, x_nppc, places)
+                x_nppc = _block(block, x_nppc, places, neighbours)
         # 3. make the last stage, one site a patch, dense again
         dense = x_nppc.new_zeros(mask.numel(), x_nppc.shape[-1])
         dense = dense.index_copy(0, patches_n, x_nppc.flatten(0, 2))
@@ -227,11 +229,25 @@ def _depthwise(conv: nn.Conv2d, x_nppc: Tensor, places: _Places) -> Tensor:
     return places.gather(y_bchw.permute(0, 2, 3, 1))
 
 
-def _block(block: nn.Module, x_nppc: Tensor, places: _Places) -> Tensor:
+def _neighbours(mask: Tensor, patches_n: Tensor) -> Tensor | None:
+    """The table that Triton's depthwise convolution needs, where that is to run."""
+    if not triton_runs(mask):
+        return None
+    from fcmae.triton_depthwise import neighbouring_blocks
+
+    return neighbouring_blocks(mask, patches_n)
+
+
+def _block(block: nn.Module, x_nppc: Tensor, places: _Places, neighbours: Tensor | None) -> Tensor:
     assert isinstance(block, Block)
-    n, p, _, c = x_nppc.shape
-    y_bvppc = _depthwise(block.dwconv, x_nppc, places).view(places.shape[0], -1, p, p, c)
-    return x_nppc + block.mix_channels(y_bvppc).view(n, p, p, c)
+    if neighbours is None:
+        y_nppc = block.norm(_depthwise(block.dwconv, x_nppc, places))
+    else:
+        from fcmae.triton_depthwise import depthwise_norm
+
+        y_nppc = depthwise_norm(block.dwconv, block.norm, x_nppc, neighbours)
+    y_bvppc = y_nppc.view(places.shape[0], -1, *x_nppc.shape[1:])
+    return x_nppc + block.mix_normalised_channels(y_bvppc).view(x_nppc.shape)
 
 
 ENCODERS = {"packed": PackedEncoder, "masked-dense": MaskedDenseEncoder}

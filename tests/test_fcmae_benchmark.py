@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fcmae.benchmark import Case, arithmetic_bound, encoder_case, interleaved, saved_bytes, table
+from fcmae.benchmark_growth import Sweep, draw_growth, measure_growth
 
 
 def test_bound_is_the_visible_share_where_nothing_is_depthwise():
@@ -45,7 +46,7 @@ def test_tool_prints_a_table_or_json(run_tool):
     assert shown.code == 0
     assert "| packed / masked-dense |" in shown.out
     result = json.loads(run_tool("benchmark", *arguments, "--rounds", "1", "--json").out)
-    assert result["rows"][0]["pixels"] == 64
+    assert result["pretrain"][0]["pixels"] == 64
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -53,3 +54,35 @@ def test_missing_gpu_is_one_message(run_tool):
     result = run_tool("benchmark", "encoder", "--device", "cuda")
     assert result.code == 1
     assert "torch sees no GPU" in result.err
+
+
+def test_growth_changes_one_thing_at_a_time_and_draws_it(tmp_path):
+    measured = []
+
+    def measure(case: Case) -> dict:
+        measured.append(case)
+        columns = {"encoder": case.size, "batch": case.batch, "pixels": case.image_size}
+        ratios = ("packed / masked-dense", "saved packed / masked-dense", "bound")
+        times = {f"{name} ms": 1.0 for name in ("dense", "masked-dense", "packed")}
+        return {**columns, "mask": case.mask_ratio, **times, **dict.fromkeys(ratios, 0.5)}
+
+    sweeps = (Sweep("mask_ratio", (0.0, 0.9), "mask"), Sweep("image_size", (64, 96), "pixels"))
+    growth = measure_growth(measure, sweeps, Case("convnextv2_atto", batch=3))
+    assert [(c.mask_ratio, c.image_size) for c in measured] == [
+        (0.0, 224),
+        (0.9, 224),
+        (0.6, 64),
+        (0.6, 96),
+    ]
+    assert {c.batch for c in measured} == {3}
+    draw_growth(growth, tmp_path / "growth.svg", "title")
+    assert "<svg" in (tmp_path / "growth.svg").read_text()
+
+
+def test_table_leaves_a_cell_empty_where_a_row_has_no_such_column():
+    assert table([{"a": 1}, {"a": 2, "b": 0.12345}]).splitlines() == [
+        "| a | b |",
+        "| --- | --- |",
+        "| 1 |  |",
+        "| 2 | 0.123 |",
+    ]

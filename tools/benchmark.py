@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
+from pathlib import Path
 
 import torch
 
-from fcmae.benchmark import Case, encoder_case, pretrain_case, table
+from backbones.kernels import KERNELS, use_kernels
+from fcmae.benchmark import Case, Row, encoder_case, pretrain_case, table
+from fcmae.benchmark_gpu import gpu_encoder_case
+from fcmae.benchmark_growth import COLUMNS, draw_growth, measure_growth
 from training.cli import run_tool
 from training.environment import device_name, versions
 
@@ -17,6 +22,7 @@ examples:
   OMP_NUM_THREADS=1 python tools/benchmark.py pretrain --sizes convnextv2_atto --rounds 15
   python tools/benchmark.py encoder --device cuda --sizes convnextv2_base --precision bf16 \\
       --batch 256
+  OMP_NUM_THREADS=1 python tools/benchmark.py growth --picture growth.png
 """
 
 DEFAULTS = {
@@ -40,7 +46,11 @@ def parse() -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("what", choices=list(DEFAULTS), help="the encoder alone, or a whole pretraining step")
+    add(
+        "what",
+        choices=[*DEFAULTS, "growth"],
+        help="the encoder alone, a whole pretraining step, or how the encoder's cost grows",
+    )
     add("--sizes", nargs="+", metavar="NAME", help="encoders (default: those of the table)")
     add("--precision", nargs="+", choices=["fp32", "bf16"], help="with --sizes")
     add("--batch", type=int, nargs="+", default=[8], help="images; several make several lines")
@@ -48,8 +58,42 @@ def parse() -> argparse.Namespace:
     add("--mask-ratio", type=float, nargs="+", default=[0.6])
     add("--rounds", type=int, default=7, help="rounds that are counted")
     add("--device", default="cpu", help="cpu or cuda")
+    add(
+        "--kernels",
+        choices=KERNELS,
+        default="auto",
+        help="of the packed encoder; encoder --device cuda: auto measures each",
+    )
+    add("--picture", type=Path, metavar="FILE", help="of growth: a PNG or SVG")
     add("--json", action="store_true", help="print JSON instead of a table")
     return parser.parse_args()
+
+
+def measure(arguments: argparse.Namespace, device: torch.device) -> dict[str, list[Row]]:
+    """Tables by their heading."""
+    if arguments.what == "growth":
+        grown = measure_growth(partial(encoder_case, rounds=arguments.rounds, device=device))
+        if arguments.picture:
+            draw_growth(grown, arguments.picture, f"{device_name(device)}: one step of the encoder")
+        return {f"by {COLUMNS[field]}": rows for field, rows in grown.items()}
+    models = DEFAULTS[arguments.what]
+    if arguments.sizes:
+        precisions = arguments.precision or ["fp32"]
+        models = [(size, precision) for size in arguments.sizes for precision in precisions]
+    cases = [
+        Case(size, precision, batch, pixels, ratio)
+        for size, precision in models
+        for batch in arguments.batch
+        for pixels in arguments.image_size
+        for ratio in arguments.mask_ratio
+    ]
+    if arguments.what == "encoder" and device.type == "cuda":
+        variants = partial(gpu_encoder_case, rounds=arguments.rounds, device=device)
+        rows = [row for case in cases for row in variants(case, kernels=arguments.kernels)]
+    else:
+        of_case = encoder_case if arguments.what == "encoder" else pretrain_case
+        rows = [of_case(case, arguments.rounds, device) for case in cases]
+    return {arguments.what: rows}
 
 
 def main() -> None:
@@ -57,25 +101,14 @@ def main() -> None:
     device = torch.device(arguments.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch sees no GPU here")
-    models = DEFAULTS[arguments.what]
-    if arguments.sizes:
-        precisions = arguments.precision or ["fp32"]
-        models = [(size, precision) for size in arguments.sizes for precision in precisions]
-    measure = encoder_case if arguments.what == "encoder" else pretrain_case
-    rows = [
-        measure(Case(size, precision, batch, pixels, ratio), arguments.rounds, device)
-        for size, precision in models
-        for batch in arguments.batch
-        for pixels in arguments.image_size
-        for ratio in arguments.mask_ratio
-    ]
+    with use_kernels(arguments.kernels):
+        tables = measure(arguments, device)
     if arguments.json:
-        print(json.dumps({"device": device_name(device), "versions": versions(), "rows": rows}))
+        print(json.dumps({"device": device_name(device), "versions": versions(), **tables}))
         return
-    print(
-        f"{device_name(device)}, torch {torch.__version__}, medians of {arguments.rounds} rounds\n"
-    )
-    print(table(rows))
+    print(f"{device_name(device)}, torch {torch.__version__}, medians of {arguments.rounds} rounds")
+    for heading, rows in tables.items():
+        print(f"\n{heading}\n\n{table(rows)}")
 
 
 if __name__ == "__main__":

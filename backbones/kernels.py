@@ -1,0 +1,104 @@
+"""Which kernels run what the stock operators do slowly: Triton's on a GPU, or PyTorch's own.
+
+One setting of the process, as ``torch.backends`` has: "auto" takes Triton's kernels for CUDA
+tensors where Triton can compile, "triton" insists on them, "torch" never takes them. Triton's
+interpreter (``TRITON_INTERPRET=1``, set before Triton is imported) also runs "triton" on a CPU,
+thousands of times slower, for tests.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+Kernels = Literal["auto", "triton", "torch"]
+KERNELS: tuple[Kernels, ...] = get_args(Kernels)
+OLDEST_TRITON = (3, 3)  # tuples of tensors inside kernels
+
+_chosen: Kernels = "auto"
+
+
+@contextmanager
+def use_kernels(choice: Kernels) -> Iterator[None]:
+    """Run what is inside with these kernels.
+
+    Raises:
+        ValueError: if the choice is none of "auto", "triton", "torch".
+    """
+    global _chosen
+    if choice not in KERNELS:
+        raise ValueError(f"kernels is {choice!r}; allowed: {', '.join(KERNELS)}")
+    before, _chosen = _chosen, choice
+    try:
+        yield
+    finally:
+        _chosen = before
+
+
+def triton_runs(x: Tensor) -> bool:
+    """Whether Triton's kernels are to process this tensor.
+
+    Raises:
+        ValueError: if the choice is "triton" and they cannot.
+    """
+    if _chosen == "torch" or (_chosen == "auto" and x.device.type != "cuda"):
+        return False
+    problem = why_no_triton(x.device)
+    if problem is None:
+        return True
+    if _chosen == "triton":
+        raise ValueError(f"kernels is 'triton', but {problem}; use 'auto' or 'torch'")
+    _say_once(problem)
+    return False
+
+
+def why_no_triton(device: torch.device) -> str | None:
+    """Why Triton's kernels cannot run on a device, in words; None if they can."""
+    version = _triton_version()
+    if version is None:
+        return "Triton is not installed (PyTorch's CUDA builds for Linux bring it)"
+    if version < OLDEST_TRITON:
+        oldest = ".".join(map(str, OLDEST_TRITON))
+        return f"Triton is {'.'.join(map(str, version))}, older than {oldest}: update PyTorch"
+    if interpreted():
+        return None
+    if device.type != "cuda":
+        return f"Triton needs a CUDA GPU and this runs on {device.type}"
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "Triton needs a C compiler: install gcc, or name one in CC"
+    return None
+
+
+def interpreted() -> bool:
+    """Whether Triton interprets its kernels, on any device, instead of compiling them."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def launching_on(x: Tensor) -> AbstractContextManager:
+    """Make a tensor's GPU the current one: Triton launches there, wherever its arguments are."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+@functools.cache
+def _triton_version() -> tuple[int, int] | None:
+    try:
+        import triton
+    except ImportError:
+        return None
+    major, minor = triton.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
+@functools.cache
+def _say_once(problem: str) -> None:
+    logger.warning("PyTorch's own kernels are used on the GPU, which is slower: %s", problem)

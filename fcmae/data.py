@@ -1,214 +1,207 @@
-"""Unlabelled images for pretraining, through timm's readers.
+"""Unlabelled images for pretraining: samples of (image, mask) as functions of (seed, epoch, index).
 
-Any name that ``timm.data.create_dataset`` knows: a folder (flat or nested), tar shards,
-``wds/...``, ``hfds/...``. Augmentation as in the released code: RandomResizedCrop of scale 0.2 to
-1 (bicubic) and horizontal flip.
+Augmentation as in the released code: RandomResizedCrop of scale 0.2 to 1 (bicubic) and horizontal
+flip. Images of 8 bits stay so until they are on the training's device, where they are normalised
+(``fcmae.statistics``): that saves the loader's workers time, and three quarters of what is copied.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from PIL import Image
-from timm.data import create_dataset
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.data.readers.img_extensions import add_img_extensions, get_img_extensions
 from torch import Tensor
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
+from fcmae.bad_images import refuse_bad
+from fcmae.image_io import EIGHT_BITS, ImageError, Picture, convert, open_picture, scaled
 from fcmae.masking import grid_size, random_mask
+from fcmae.readers import Reader, open_images
 
 logger = logging.getLogger(__name__)
 
-MORE_EXTENSIONS = (".bmp", ".tif", ".tiff", ".webp")  # beside timm's .jpeg, .jpg and .png
-NAMED_SOURCES = ("hfds", "hfids", "tfds", "wds")
-DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+CROP_SCALE, CROP_RATIO = [0.2, 1.0], [3 / 4, 4 / 3]
+SPARE = 2  # a JPEG that is far larger than needed is decoded at this many pixels a side for one
+
+Sample = tuple[Tensor, Tensor, dict[int, str]]
 
 
-class ImageError(ValueError):
-    """An image cannot be decoded; the message names its file."""
+@contextmanager
+def opened_picture(reader: Reader, index: int, in_chans: int) -> Iterator[Picture]:
+    """A picture that can become one of ``in_chans`` channels; closed afterwards.
 
-
-def augmentation(
-    height: int,
-    width: int,
-    mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
-    std: Sequence[float] = IMAGENET_DEFAULT_STD,
-    scale: tuple[float, float] = (0.2, 1.0),
-) -> v2.Compose:
-    """PIL image -> float32 ``[C, height, width]``, randomly cropped and flipped, normalised."""
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(
-                (height, width), scale=scale, interpolation=v2.InterpolationMode.BICUBIC
-            ),
-            v2.RandomHorizontalFlip(),
-            v2.ToImage(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(list(mean), list(std)),
-        ]
-    )
-
-
-class Reader(Protocol):
-    """timm's readers: ``reader[i]`` is (open file, target)."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> tuple[Any, Any]: ...
-    def filename(self, index: int, basename: bool = False, absolute: bool = False) -> str: ...
-    def filenames(self, basename: bool = False, absolute: bool = False) -> list[str]: ...
+    Raises:
+        ImageError: if it cannot; the message says why and leaves the name to the caller.
+    """
+    try:
+        file = reader.open(index)
+    except (OSError, ValueError) as error:
+        raise ImageError(f"cannot be opened ({error})") from error
+    with file:
+        picture = open_picture(file)
+        picture.check(in_chans)
+        yield picture
 
 
 @dataclass
 class PretrainingSamples:
-    """Map-style samples of (image, mask), for :func:`training.loop.train`.
+    """Map-style samples of (image, mask, bad images met), for :func:`training.loop.train`.
 
     The mask is drawn with the sample, from the same seeded generators, so that it depends on
-    (seed, epoch, index) alone. Images come from timm's reader, not from its data set, which
-    replaces an image that does not decode by the next one.
+    (seed, epoch, index) alone. So does what replaces a bad image: the next good one by index (the
+    first follows the last), cropped, flipped and masked by the draws of the sample it stands for.
 
     Args:
         reader: where the image files come from.
-        transform: PIL image -> ``[C, H, W]``.
-        grid: rows and columns of patches of the transformed image.
+        image_size: height and width of a sample in pixels, multiples of 32.
         mask_ratio: share of patches to remove.
+        in_chans: channels of a sample.
+        skip_bad_images: replace images that cannot be used; otherwise they are errors.
+        bad: index and reason of those that are known beforehand.
     """
 
     reader: Reader
-    transform: v2.Transform
-    grid: tuple[int, int]
+    image_size: tuple[int, int]
     mask_ratio: float
+    in_chans: int = 3
+    skip_bad_images: bool = False
+    bad: dict[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.reader)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        try:
-            image = to_rgb(Image.open(self.reader[index][0]))
-        except DECODING_ERRORS as error:
-            raise ImageError(
-                f"{self.describe(index)} does not decode ({error}); repair or remove it"
-            ) from error
-        return self.transform(image), random_mask(1, self.grid, self.mask_ratio)[0]
+    def __getitem__(self, index: int) -> Sample:
+        """Image uint8 ``[C, H, W]`` (float32 in 0..1 from files of more than 8 bits), mask bool
+        ``[H/32, W/32]``, and index and reason of bad images that were met.
+
+        Raises:
+            ImageError: for a bad image where they are not skipped, or half of all are bad.
+        """
+        state, met = torch.get_rng_state(), {}
+        for candidate in self._candidates(index):
+            try:
+                with opened_picture(self.reader, candidate, self.in_chans) as picture:
+                    image = augmented(picture, self.in_chans, self.image_size)
+            except ImageError as error:
+                if not self.skip_bad_images:
+                    raise ImageError(f"{self.describe(candidate)} {error}") from error
+                met[candidate] = str(error)
+                torch.set_rng_state(state)
+            else:
+                return image, random_mask(1, grid_size(*self.image_size), self.mask_ratio)[0], met
+        raise ImageError(f"{self.describe(index)} and half of all images behind it cannot be used")
+
+    def _candidates(self, index: int) -> Iterator[int]:
+        for step in range(len(self) // 2 + 1):
+            candidate = (index + step) % len(self)
+            if candidate not in self.bad:
+                yield candidate
 
     def describe(self, index: int) -> str:
         """The file that a sample comes from."""
-        return self.reader.filename(index, absolute=True)
+        return self.reader.name(index)
+
+    def whole_image(self, index: int) -> np.ndarray:
+        """An image without augmentation, ``[h, w, in_chans]``: uint8, or float32 in 0..1.
+
+        Raises:
+            ImageError: if it cannot be used; the message names it.
+        """
+        try:
+            with opened_picture(self.reader, index, self.in_chans) as picture:
+                return scaled(convert(picture.pixels(), picture.alpha, self.in_chans))
+        except ImageError as error:
+            raise ImageError(f"{self.describe(index)} {error}") from error
+
+    def eight_bit(self) -> bool:
+        """Whether the first usable image has values of 8 bits."""
+        for index in self._candidates(0):
+            try:
+                with opened_picture(self.reader, index, self.in_chans) as picture:
+                    return picture.eight_bit
+            except ImageError:
+                if not self.skip_bad_images:
+                    raise
+        return True
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any picture as 8-bit RGB; 16-bit grey is divided by 257, where Pillow would cut it at 255."""
-    if image.mode.startswith("I;16"):
-        return Image.fromarray(
-            (np.asarray(image, dtype=np.uint16) // 257).astype(np.uint8)
-        ).convert("RGB")
-    return image.convert("RGB")
-
-
-def collate(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Samples -> images ``[B, C, H, W]`` and masks ``[B, H/32, W/32]``."""
-    images, masks = zip(*samples, strict=True)
-    return torch.stack(images), torch.stack(masks)
-
-
-def open_images(name: str, split: str = "train") -> Reader:
-    """Open a folder of images or any other source that timm reads by index.
+def augmented(picture: Picture, in_chans: int, image_size: tuple[int, int]) -> Tensor:
+    """Decode, crop at random, resize, flip at random: uint8 or float32 ``[C, H, W]``.
 
     Args:
-        name: a folder (images directly in it or at any depth), a .tar of images, or the name of a
-            timm data set with its prefix, such as ``hfds/owner/name``.
-        split: the split of a named source.
+        image_size: H and W.
 
     Raises:
-        FileNotFoundError: if a path does not exist.
-        ValueError: if there is no image in it (with the extensions that count as images), or the
-            source is a stream, which has no index.
+        ImageError: if the pixels are damaged.
     """
-    if name.partition("/")[0] in NAMED_SOURCES:
-        reader = create_dataset(name, root=os.environ.get("TIMM_DATA_DIR"), split=split).reader
-        if not hasattr(reader, "__getitem__"):
-            raise ValueError(f"{name} is a stream without an index; unpack it into a folder")
-        return reader
-    path = Path(name)
-    if not path.exists():
-        raise FileNotFoundError(f"the image folder {path} does not exist")
-    if path.is_file() and path.suffix != ".tar":
-        raise ValueError(f"{path} is a file; --data takes a folder of images or a .tar of images")
-    add_img_extensions(MORE_EXTENSIONS)
-    extensions = get_img_extensions()
-    if path.is_dir() and next(_image_files(path, extensions), None) is None:
-        raise ValueError(
-            f"no images in {path}: no file in it or in its subfolders ends in "
-            f"{', '.join(sorted(extensions))}"
-        )
-    return create_dataset("", root=str(path), split=split, search_split=False).reader
+    sides = torch.empty((1, picture.height, picture.width), device="meta")
+    crop = RandomResizedCrop.get_params(sides, CROP_SCALE, CROP_RATIO)
+    shrink = min(
+        size // (SPARE * wanted) for size, wanted in zip(crop[2:], image_size, strict=True)
+    )
+    pixels = picture.pixels(max(1, shrink))
+    top, left, height, width = (round(v * len(pixels) / picture.height) for v in crop)
+    part = pixels[top : top + max(1, height), left : left + max(1, width)]
+    values = scaled(convert(part, picture.alpha, in_chans))
+    image = torch.from_numpy(np.array(values)).permute(2, 0, 1)
+    image = F.resize(image, list(image_size), InterpolationMode.BICUBIC, antialias=True)
+    return image.flip(-1) if torch.rand(()) < 0.5 else image
 
 
-def _image_files(folder: Path, extensions: Iterable[str]) -> Iterator[str]:
-    for parent, _, files in os.walk(folder, followlinks=True):
-        for file in files:
-            if os.path.splitext(file)[1].lower() in set(extensions):
-                yield os.path.join(parent, file)
+def collate(samples: list[Sample]) -> tuple[Tensor, Tensor, dict[int, str]]:
+    """Samples -> images ``[B, C, H, W]`` (channels last), masks ``[B, H/32, W/32]``, bad images."""
+    images, masks, met = zip(*samples, strict=True)
+    if len({image.dtype for image in images}) > 1:
+        images = tuple(x if x.is_floating_point() else x / EIGHT_BITS for x in images)
+    stacked = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+    return stacked, torch.stack(masks), {index: why for one in met for index, why in one.items()}
 
 
-def check_headers(reader: Reader, limit: int = 50) -> None:
-    """Open every image file's header before training starts, and name all that are none.
+def find_bad_headers(reader: Reader, in_chans: int) -> dict[int, str]:
+    """Index and reason of every file that is no image, or not of ``in_chans`` channels.
 
-    Only sources with files on disk can be checked beforehand; pixel data that is damaged behind a
-    good header shows when the image is first used, as an :class:`ImageError`.
-
-    Raises:
-        ImageError: with every unreadable file (the first ``limit`` by name, the rest counted).
+    Damage behind a good header shows when an image is first used; so does all damage in sources
+    whose headers cannot be read alone.
     """
-    names = reader.filenames(absolute=True)
-    bad = []
-    for name in tqdm(names, desc="checking images", unit="image", disable=None, leave=False):
+    bad = {}
+    indices = range(len(reader)) if reader.header_is_cheap else range(0)
+    for index in tqdm(indices, desc="checking images", unit="image", disable=None, leave=False):
         try:
-            with Image.open(name):
+            with opened_picture(reader, index, in_chans):
                 pass
-        except FileNotFoundError:
-            return  # members of archives have names but are no files
-        except DECODING_ERRORS as error:
-            bad.append(f"{name}: {type(error).__name__}")
-    if bad:
-        more = f"\n  and {len(bad) - limit} more" if len(bad) > limit else ""
-        raise ImageError(
-            f"{len(bad)} of {len(names)} images cannot be read; repair or remove them:\n  "
-            + "\n  ".join(bad[:limit])
-            + more
-        )
-
-
-def fingerprint(reader: Reader) -> str:
-    """A short hash over the names and sizes of the source's files (hex)."""
-    digest = hashlib.sha256()
-    names = zip(reader.filenames(), reader.filenames(absolute=True), strict=True)
-    for relative, path in names:
-        size = os.path.getsize(path) if os.path.exists(path) else -1
-        digest.update(f"{relative}:{size}\n".encode())
-    return digest.hexdigest()[:16]
+        except ImageError as error:
+            bad[index] = str(error)
+    return bad
 
 
 def pretraining_samples(
-    name: str, image_size: Sequence[int], mask_ratio: float, split: str = "train"
+    name: str,
+    image_size: Sequence[int],
+    mask_ratio: float,
+    in_chans: int = 3,
+    split: str = "train",
+    skip_bad_images: bool = False,
 ) -> PretrainingSamples:
-    """Everything from a name to samples, checked: see :func:`open_images`, :func:`check_headers`.
+    """Everything from a name to samples, checked: see :func:`fcmae.readers.open_images`.
 
     Args:
         image_size: height and width in pixels, multiples of 32.
+
+    Raises:
+        ImageError: with every file that is known to be bad; if ``skip_bad_images``, only where
+            more than half are.
     """
     height, width = image_size
-    grid = grid_size(height, width)
+    grid_size(height, width)
     reader = open_images(name, split)
-    check_headers(reader)
-    logger.info("%d images from %s", len(reader), name)
-    return PretrainingSamples(reader, augmentation(height, width), grid, mask_ratio)
+    bad = find_bad_headers(reader, in_chans)
+    if bad and (not skip_bad_images or 2 * len(bad) > len(reader)):
+        refuse_bad(reader, bad)
+    logger.info("%d images from %s, %d of them bad", len(reader), name, len(bad))
+    return PretrainingSamples(reader, (height, width), mask_ratio, in_chans, skip_bad_images, bad)

@@ -24,20 +24,31 @@ def to_pixels(
     mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
     std: Sequence[float] = IMAGENET_DEFAULT_STD,
 ) -> Tensor:
-    """Undo the normalisation: ``[B, 3, H, W]`` -> float in [0, 1]."""
+    """Undo the normalisation: ``[B, C, H, W]`` -> ``[B, 3, H, W]``, float in [0, 1].
+
+    The first three channels as red, green and blue; the first as grey where there are fewer.
+    """
     shape = (1, -1, 1, 1)
     mean_t, std_t = images.new_tensor(mean).view(shape), images.new_tensor(std).view(shape)
-    return (images * std_t + mean_t).clamp(0, 1)
+    pixels = (images * std_t + mean_t).clamp(0, 1)
+    return pixels[:, :3] if pixels.shape[1] >= 3 else pixels[:, :1].expand(-1, 3, -1, -1)
 
 
 @torch.no_grad()
-def reconstruction_panel(model: FCMAE, images: Tensor, mask: Tensor) -> Image.Image:
+def reconstruction_panel(
+    model: FCMAE,
+    images: Tensor,
+    mask: Tensor,
+    mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+    std: Sequence[float] = IMAGENET_DEFAULT_STD,
+) -> Image.Image:
     """Draw a panel of the model's reconstructions.
 
     Args:
         model: in any mode; it is put into evaluation mode and back.
-        images: normalised ``[B, 3, H, W]``, on the model's device.
+        images: normalised ``[B, C, H, W]``, on the model's device.
         mask: bool ``[B, H/32, W/32]``, True = removed.
+        mean, std: undo the normalisation, see :func:`to_pixels`.
 
     Returns:
         An RGB picture of rows of image | masked | reconstruction, two images in a row.
@@ -46,12 +57,12 @@ def reconstruction_panel(model: FCMAE, images: Tensor, mask: Tensor) -> Image.Im
     model.eval()
     prediction = model(images, mask).prediction
     model.train(was_training)
-    pixels = to_pixels(images.float())
+    pixels = to_pixels(images.float(), mean, std)
     removed = upsample_mask(mask, PATCH).unsqueeze(1)
     columns = (
         pixels,
         torch.where(removed, torch.full_like(pixels, REMOVED_GREY), pixels),
-        to_pixels(model.reconstruct(images.float(), mask, prediction)),
+        to_pixels(model.reconstruct(images.float(), mask, prediction), mean, std),
     )
     return _grid([(c * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy() for c in columns])
 

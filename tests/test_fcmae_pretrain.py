@@ -2,19 +2,17 @@ from __future__ import annotations
 
 import json
 import shutil
-import tarfile
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors import safe_open
 
 from backbones.checkpoint import load_encoder
 from backbones.convnext import build_convnext
-from fcmae.data import ImageError, open_images, pretraining_samples, to_rgb
-from fcmae.pretrain import PretrainOptions, parse_image_size, pretrain
-from training.data import seed_generators
+from fcmae.pretrain import pretrain
+from fcmae.pretrain_options import PretrainOptions, parse_image_size
 
 
 def options(data, output_dir, **changes):
@@ -80,78 +78,6 @@ def test_packed_and_masked_dense_runs_train_the_same(image_folder, tmp_path):
     assert losses["packed"] == pytest.approx(losses["masked-dense"], rel=1e-4)
 
 
-def test_a_sample_depends_on_its_seed_alone(image_folder):
-    samples = pretraining_samples(str(image_folder), (64, 64), 0.6)
-    seed_generators(0, 1, 2)
-    image, mask = samples[3]
-    seed_generators(9)
-    assert not torch.equal(samples[3][0], image)
-    seed_generators(0, 1, 2)
-    again, mask_again = samples[3]
-    assert torch.equal(image, again)
-    assert torch.equal(mask, mask_again)
-
-
-def test_flat_and_nested_folders_and_archives_are_read(image_folder, tmp_path):
-    flat = tmp_path / "flat"
-    flat.mkdir()
-    for file in image_folder.rglob("*.png"):
-        (flat / file.name).write_bytes(file.read_bytes())
-    with tarfile.open(tmp_path / "images.tar", "w") as archive:
-        archive.add(flat, "flat")
-    for source in (image_folder, flat, tmp_path / "images.tar"):
-        samples = pretraining_samples(str(source), (32, 32), 0.6)
-        assert len(samples) == 12
-        assert samples[0][0].shape == (3, 32, 32)
-
-
-def test_folder_without_images_is_refused(tmp_path):
-    (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(ValueError, match=r"no images in .*\.jpg"):
-        open_images(str(tmp_path))
-
-
-def test_folder_that_does_not_exist_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"the image folder .*missing does not exist"):
-        open_images(str(tmp_path / "missing"))
-
-
-def test_every_unreadable_image_is_named_before_training(image_folder):
-    (image_folder / "part0" / "00.png").write_bytes(b"not an image")
-    (image_folder / "part1" / "zz.jpg").write_bytes(b"")
-    with pytest.raises(ImageError, match=r"2 of 13 images cannot be read") as caught:
-        pretraining_samples(str(image_folder), (64, 64), 0.6)
-    assert "00.png" in str(caught.value)
-    assert "zz.jpg" in str(caught.value)
-
-
-def test_image_damaged_behind_its_header_is_named_when_used(image_folder):
-    victim = image_folder / "part0" / "00.png"
-    noise = np.random.default_rng(0).integers(0, 256, (80, 96, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(victim)
-    victim.write_bytes(victim.read_bytes()[:4000])
-    samples = pretraining_samples(str(image_folder), (64, 64), 0.6)
-    index = [samples.describe(i) for i in range(len(samples))].index(str(victim))
-    with pytest.raises(ImageError, match=r"00\.png does not decode"):
-        samples[index]
-
-
-def test_grey_palette_and_alpha_images_become_rgb(tmp_path):
-    for mode in ("L", "P", "RGBA", "CMYK"):
-        extension = "jpg" if mode == "CMYK" else "png"
-        Image.new(mode, (64, 64)).save(tmp_path / f"{mode}.{extension}")
-    samples = pretraining_samples(str(tmp_path), (32, 32), 0.6)
-    assert {tuple(samples[i][0].shape) for i in range(4)} == {(3, 32, 32)}
-
-
-def test_sixteen_bit_tiff_keeps_its_greys(tmp_path):
-    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
-    Image.fromarray(ramp).save(tmp_path / "ramp.tif")
-    rgb = np.asarray(to_rgb(Image.open(open_images(str(tmp_path))[0][0])))
-    assert rgb.shape == (64, 64, 3)
-    assert (rgb == (ramp // 257)[..., None]).all()
-
-
 @pytest.mark.parametrize(("text", "size"), [("224", (224, 224)), ("160x96", (160, 96))])
 def test_image_size_is_parsed(text, size):
     assert parse_image_size(text) == size
@@ -161,3 +87,39 @@ def test_image_size_is_parsed(text, size):
 def test_image_size_that_is_none_is_refused(text):
     with pytest.raises(ValueError, match="image size is"):
         parse_image_size(text)
+
+
+def metadata_of(path):
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+def test_measured_statistics_are_stored_and_a_resumed_run_keeps_them(image_folder, tmp_path):
+    run = tmp_path / "run"
+    path = pretrain(options(image_folder, run, in_chans=1, max_steps=2))
+    stored = yaml.safe_load((run / "config.yaml").read_text())["derived"]["statistics"]
+    assert stored["origin"] == "measured over 12 of 12 images"
+    assert json.loads(metadata_of(path)["mean"]) == stored["mean"]
+    assert json.loads(metadata_of(path)["std"]) == stored["std"]
+    assert metadata_of(path)["in_chans"] == "1"
+    (image_folder / "part0/white.png").write_bytes((image_folder / "part0/00.png").read_bytes())
+    pretrain(options(image_folder, run, in_chans=1, max_steps=2), resume=True)
+    assert yaml.safe_load((run / "config.yaml").read_text())["derived"]["statistics"] == stored
+    with pytest.raises(ValueError, match=r"contradicts the run .*--mean is \[0\.5\], the run's is"):
+        pretrain(options(image_folder, run, in_chans=1, mean=(0.5,), std=(0.2,)), resume=True)
+    with pytest.raises(ValueError, match="--in-chans is 3, the run's is 1"):
+        pretrain(options(image_folder, run), resume=True)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_images_of_a_run_are_counted_and_listed(image_folder, tmp_path, caplog, workers):
+    caplog.set_level("INFO", "fcmae")
+    (image_folder / "part0/00.png").write_bytes(b"")
+    victim = image_folder / "part1/03.png"  # of no panel: a worker meets it in a batch
+    victim.write_bytes(victim.read_bytes()[:400])
+    run = tmp_path / "run"
+    pretrain(options(image_folder, run, skip_bad_images=True, workers=workers))
+    listed = [line.split("\t") for line in (run / "bad_images.txt").read_text().splitlines()]
+    assert [name.rpartition("/")[2] for name, _ in listed] == ["00.png", "03.png"]
+    assert listed[1][1].startswith("does not decode")
+    assert "2 of 12 images could not be used" in caplog.text

@@ -6,18 +6,19 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from training.checkpoints import list_checkpoints, write_checkpoint
 from training.data import BatchOrder
-from training.loop import PROJECT, LoopOptions, NonFiniteLossError, train
+from training.loop import PROJECT, NonFiniteLossError, train
+from training.options import LoopOptions
 from training.schedule import cosine_with_warmup
 
 
@@ -39,14 +40,27 @@ def losses(model, batch):
     return {"loss_x": model(batch).pow(2).mean()}
 
 
-def small_training(output_dir, steps, compute_losses=losses, dropout=0.3, after=None, **options):
+def small_model(dropout=0.3):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(dropout), nn.Linear(8, 1))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    return nn.Sequential(nn.Linear(4, 8), nn.Dropout(dropout), nn.Linear(8, 1))
+
+
+def small_training(
+    output_dir,
+    steps,
+    compute_losses=losses,
+    dropout=0.3,
+    after=None,
+    ema=None,
+    optimizer=torch.optim.AdamW,
+    **options,
+):
+    model = small_model(dropout)
+    optimizer = optimizer(model.parameters(), lr=1e-2)
     options = {"log_every": 5, "checkpoint_every": 4, "trackers": (), "device": "cpu", **options}
     loop = LoopOptions(Path(output_dir), steps, options.pop("batch_size", 4), **options)
-    factor = cosine_with_warmup(20, 2)
-    return train(model, optimizer, factor, NoisySamples(), torch.stack, compute_losses, loop, after)
+    factor, samples = cosine_with_warmup(20, 2), NoisySamples()
+    return train(model, optimizer, factor, samples, torch.stack, compute_losses, loop, after, ema)
 
 
 def assert_same_weights(a, b):
@@ -79,10 +93,97 @@ def test_workers_change_nothing(tmp_path):
 
 
 def test_accumulated_micro_batches_equal_the_whole_batch(tmp_path):
-    whole = small_training(tmp_path / "1", 6, dropout=0.0)
-    parts = small_training(tmp_path / "2", 6, dropout=0.0, accumulate=2)
+    sgd = torch.optim.SGD  # unlike Adam, it feels the gradient's scale
+    whole = small_training(tmp_path / "1", 6, dropout=0.0, optimizer=sgd)
+    parts = small_training(tmp_path / "2", 6, dropout=0.0, optimizer=sgd, accumulate=2)
     for x, y in zip(whole.parameters(), parts.parameters(), strict=True):
+        assert torch.allclose(x, y, rtol=1e-5, atol=1e-6)
+
+
+def test_a_resumed_run_may_accumulate_otherwise(tmp_path):
+    whole = small_training(tmp_path / "whole", 10, dropout=0.0)
+    small_training(tmp_path / "cut", 5, dropout=0.0)
+    resumed = small_training(tmp_path / "cut", 10, dropout=0.0, resume=True, accumulate=2)
+    for x, y in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.allclose(x, y, rtol=1e-4, atol=1e-6)
+
+
+def test_micro_batches_and_steps_draw_their_own_noise(tmp_path):
+    seen = []
+
+    def recorded(model, batch):
+        seen.append(torch.rand(()).item())
+        return losses(model, batch)
+
+    small_training(tmp_path, 4, compute_losses=recorded, accumulate=2)
+    assert len(set(seen)) == 8
+
+
+def test_weights_that_a_step_spoilt_reach_no_checkpoint(tmp_path):
+    calls = []
+
+    def spoils(model, batch):
+        calls.append(0)
+        if len(calls) == 8:  # the step before the second checkpoint
+            model[0].weight.register_hook(lambda gradient: gradient * float("inf"))
+        return losses(model, batch)
+
+    with pytest.raises(NonFiniteLossError, match=r"weights are not finite after step 7.*_00000004"):
+        small_training(tmp_path, 10, compute_losses=spoils)
+    assert [c.name for c in list_checkpoints(tmp_path)] == ["step_00000004"]
+
+
+def test_what_follows_a_step_is_repeated_for_the_step_that_a_run_resumes_from(tmp_path):
+    seen = []
+    small_training(tmp_path, 4, after=lambda step, _: seen.append(step))
+    small_training(tmp_path, 6, after=lambda step, _: seen.append(step), resume=True)
+    assert seen == [1, 2, 3, 4, 4, 5, 6]
+
+
+def test_line_of_the_metrics_that_was_cut_off_is_named_and_removed(tmp_path, caplog):
+    small_training(tmp_path, 4, log_every=1)
+    with (tmp_path / "metrics.json").open("a") as stream:
+        stream.write('{"iteration": 5, "los')
+    small_training(tmp_path, 6, resume=True, log_every=1)
+    assert "cut off" in caplog.text
+    steps = [json.loads(line)["iteration"] for line in (tmp_path / "metrics.json").open()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_averaged_weights_are_those_of_the_recurrence_also_with_accumulation(tmp_path):
+    weights = []
+    ema = ModelEmaV3(small_model(), decay=0.7)
+    small_training(
+        tmp_path,
+        5,
+        after=lambda _, model: weights.append(model[0].weight.detach().clone()),
+        ema=ema,
+        accumulate=2,
+    )
+    average = weights[0]
+    for later in weights[1:]:
+        average = 0.7 * average + 0.3 * later
+    assert torch.allclose(ema.module[0].weight, average, rtol=1e-6, atol=1e-7)
+    assert not torch.allclose(ema.module[0].weight, weights[-1], rtol=1e-3)
+
+
+def test_averaged_weights_are_bit_identical_after_a_resume_and_lie_beside_the_checkpoint(tmp_path):
+    def averaged(folder, steps, **options):
+        ema = ModelEmaV3(small_model(), decay=0.9, use_warmup=True)
+        small_training(folder, steps, ema=ema, **options)
+        return ema.module
+
+    whole = averaged(tmp_path / "whole", 9)
+    averaged(tmp_path / "cut", 6)
+    resumed = averaged(tmp_path / "cut", 9, resume=True)
+    assert_same_weights(whole, resumed)
+    stored = load_file(list_checkpoints(tmp_path / "cut")[-1] / "ema.safetensors")
+    assert {name: v.tolist() for name, v in stored.items()} == {
+        name: v.tolist() for name, v in whole.state_dict().items()
+    }
+    small_training(tmp_path / "without", 4)
+    with pytest.raises(ValueError, match=r"step_00000004 has no averaged weights .*without EMA"):
+        averaged(tmp_path / "without", 6, resume=True)
 
 
 def test_each_epoch_sees_every_sample_once_across_batch_borders():
@@ -263,27 +364,3 @@ def test_cosine_schedule_by_hand():
     assert factor(10) == 1
     assert factor(60) == pytest.approx(0.55)
     assert factor(110) == pytest.approx(0.1)
-
-
-TWO_PROCESSES = """
-import sys, torch
-sys.path.insert(0, "tests")
-from test_training_loop import small_training
-model = small_training(sys.argv[1], 6, dropout=0.0)
-torch.save(model.state_dict(), sys.argv[1] + "/weights.pt")
-"""
-
-
-def test_two_processes_train_the_weights_of_one(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(TWO_PROCESSES)
-    root = Path(__file__).resolve().parent.parent
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    launch += ["--master-port", str(random.randint(20000, 60000)), str(script)]
-    launch += [str(tmp_path / "two")]
-    result = subprocess.run(launch, cwd=root, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-2000:]
-    alone = small_training(tmp_path / "one", 6, dropout=0.0)
-    together = torch.load(tmp_path / "two" / "weights.pt", weights_only=True)
-    for name, value in alone.state_dict().items():
-        assert torch.allclose(together[name], value, rtol=1e-4, atol=1e-6), name

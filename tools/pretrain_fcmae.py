@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from backbones.convnext import SIZES
+from backbones.kernels import KERNELS
 from fcmae.packed import ENCODERS
-from fcmae.pretrain import PretrainOptions, parse_image_size, pretrain
+from fcmae.pretrain import pretrain
+from fcmae.pretrain_options import PretrainOptions, parse_image_size
 from training.cli import log_to, run_tool
 
 EXAMPLES = """\
@@ -24,55 +27,105 @@ examples:
   torchrun --nproc-per-node 8 tools/pretrain_fcmae.py --model convnextv2_base --data my_images \\
       --output-dir runs/fcmae --batch-size 4096 --precision bf16
 
+  # satellite images of 13 bands (16-bit TIFF) in webdataset shards; statistics are measured
+  python tools/pretrain_fcmae.py --model convnextv2_tiny --data 'wds/shards/{000..010}.tar' \\
+      --output-dir runs/bands --in-chans 13 --image-size 256 --skip-bad-images
+
   # go on after an interruption
   python tools/pretrain_fcmae.py (the same arguments) --resume
 """
 
 
+NUMBERS = {int: "N", float: "X"}
+DATA = (
+    "a folder of images (flat or nested), .tar shards (a file, a folder, or a pattern such as "
+    "'shards/{000..010}.tar'; with wds/ before it for webdataset's naming of files), or a Hugging "
+    "Face data set (hfds/owner/name)"
+)
+CHANNELS = (
+    "converted are grey to 3 (repeated), RGB to 1 (luma) and a dropped alpha; a file of any other "
+    "number of channels is bad"
+)
+STATISTICS = (
+    "where mean and std come from if not given; auto: ImageNet's for 3 channels of 8 bits, "
+    "measured for all others"
+)
+SKIP = (
+    "replace an image that cannot be used by the next good one, count it and list it in "
+    "bad_images.txt; without this flag it ends the run with an error that names it"
+)
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Examples as they are written, and every flag's default."""
+
+
 def parse() -> argparse.Namespace:
     defaults = PretrainOptions(model="", data="", output_dir="")
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=Formatter,
+        argument_default=argparse.SUPPRESS,
     )
-    add = parser.add_argument
-    add("--model", required=True, choices=list(SIZES), metavar="NAME", help=", ".join(SIZES))
-    add("--data", required=True, help="a folder of images, a .tar, or a timm.data name")
-    add("--output-dir", required=True, help="the run's folder")
-    add("--image-size", default="224", help="pixels, 224 or 160x96 (height x width)")
-    add("--batch-size", type=int, default=defaults.batch_size, help="images a step, all processes")
-    add("--epochs", type=int, default=defaults.epochs)
-    add("--max-steps", type=int, help="end (and schedule) after that many steps instead")
-    add("--encoder", choices=list(ENCODERS), default=defaults.encoder)
-    add("--mask-ratio", type=float, default=defaults.mask_ratio)
-    add("--base-lr", type=float, default=defaults.base_lr, help="for a batch of 256")
-    add("--warmup-epochs", type=float, default=defaults.warmup_epochs)
-    add("--weight-decay", type=float, default=defaults.weight_decay)
-    add("--decoder-dim", type=int, default=defaults.decoder_dim)
-    add("--decoder-depth", type=int, default=defaults.decoder_depth)
-    add("--raw-pixels", action="store_true", help="do not normalise the targets per patch")
-    add("--init", metavar="ENCODER", help="encoder weights to start from: a file or timm:NAME")
-    add("--clip-norm", type=float, help="largest global gradient norm")
-    add("--precision", choices=["no", "bf16", "fp16"], default=defaults.precision)
-    add("--workers", type=int, default=defaults.workers, help="loader processes")
-    add("--accumulate", type=int, default=defaults.accumulate, help="micro-batches of a step")
-    add("--seed", type=int, default=defaults.seed)
-    add("--device", choices=["cpu"], help="keep off a GPU that is there")
-    add("--log-every", type=int, default=defaults.log_every, help="steps")
-    add("--checkpoint-every", type=int, default=defaults.checkpoint_every, help="steps")
-    add("--panel-every", type=int, default=defaults.panel_every, help="steps; 0: ten over the run")
-    add("--wandb", action="store_true", help="log to Weights & Biases too (extra: wandb)")
-    add("--resume", action="store_true", help="continue the run in --output-dir")
+
+    def add(flag: str, text: str, **settings: Any) -> None:
+        default = getattr(defaults, flag[2:].replace("-", "_"), None)
+        if default is not None and "action" not in settings and "required" not in settings:
+            settings = {"type": type(default), "default": default, **settings}
+        if settings.get("type") in NUMBERS and "choices" not in settings:
+            settings = {"metavar": NUMBERS[settings["type"]], **settings}
+        parser.add_argument(flag, help=text, **settings)
+
+    add("--model", ", ".join(SIZES), required=True, choices=list(SIZES), metavar="NAME")
+    add("--data", DATA, required=True)
+    add("--output-dir", "the run's folder", required=True)
+    add("--split", "of hfds/, or of shards whose folder has webdataset's _info.json")
+    add("--in-chans", "channels; " + CHANNELS)
+    add("--mean", "of each channel, of values scaled to 0..1", type=float, nargs="+")
+    add("--std", "likewise: 8-bit values / 255, 16-bit / 65535", type=float, nargs="+")
+    add("--statistics", STATISTICS, choices=["auto", "imagenet", "measure"])
+    add("--statistics-images", "at most so many, drawn with the seed, are measured")
+    add("--skip-bad-images", SKIP, action="store_true")
+    add("--image-size", "pixels, 224 or 160x96 (height x width)", type=str, default="224")
+    add("--batch-size", "images a step, all processes")
+    add("--epochs", "passes over the images")
+    add("--max-steps", "end (and schedule) after that many steps instead", type=int)
+    add("--encoder", "masked-dense: the slow reference", choices=list(ENCODERS))
+    add("--kernels", "auto: Triton on a GPU", choices=KERNELS)
+    add("--mask-ratio", "share of the 32x32 patches that is removed")
+    add("--base-lr", "learning rate for a batch of 256; it scales with the batch")
+    add("--warmup-epochs", "of linear warm-up, at most a tenth of the run", type=float)
+    add("--weight-decay", "on all but norms, biases and GRN")
+    add("--decoder-dim", "channels of the decoder")
+    add("--decoder-depth", "blocks of the decoder")
+    add("--raw-pixels", "do not normalise the targets per patch", action="store_true")
+    add("--init", "encoder weights to start from: a file or timm:NAME", metavar="ENCODER")
+    add("--clip-norm", "largest global gradient norm", type=float)
+    add("--precision", "of the arithmetic, float32 or mixed", choices=["no", "bf16", "fp16"])
+    add("--workers", "loader processes of each training process")
+    add("--accumulate", "micro-batches of a step")
+    add("--seed", "of weights, data order, augmentation and masks")
+    add("--device", "keep off a GPU that is there", choices=["cpu"])
+    add("--log-every", "steps between two lines of metrics.json")
+    add("--checkpoint-every", "steps between two checkpoints")
+    add("--keep-checkpoints", "how many of the newest stay")
+    add("--panel-every", "steps between two pictures of progress; 0: ten over the run")
+    add("--wandb", "log to Weights & Biases too (extra: wandb)", action="store_true")
+    add("--resume", "continue the run in --output-dir", action="store_true")
     return parser.parse_args()
 
 
 def main() -> None:
     arguments = vars(parse())
-    resume = arguments.pop("resume")
-    arguments["norm_pix_loss"] = not arguments.pop("raw_pixels")
-    arguments["trackers"] = ("tensorboard", *(["wandb"] if arguments.pop("wandb") else []))
+    resume = arguments.pop("resume", False)
+    arguments["norm_pix_loss"] = not arguments.pop("raw_pixels", False)
+    wandb = ["wandb"] if arguments.pop("wandb", False) else []
+    arguments["trackers"] = ("tensorboard", *wandb)
     arguments["image_size"] = parse_image_size(arguments["image_size"])
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
     log_to(Path(arguments["output_dir"]))
-    pretrain(PretrainOptions(**arguments), resume)
+    pretrain(PretrainOptions(**options), resume)
 
 
 if __name__ == "__main__":

@@ -108,7 +108,8 @@ def write_checkpoint(
     partial = final.with_suffix(".partial")
     try:
         if is_main:
-            shutil.rmtree(partial, ignore_errors=True)
+            for cut_short in final.parent.glob("*.partial"):
+                shutil.rmtree(cut_short, ignore_errors=True)
             partial.mkdir(parents=True)
         barrier()
         write(partial)
@@ -117,6 +118,7 @@ def write_checkpoint(
             _seal(partial, step)
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
+            _flush(final.parent)
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         good = list_checkpoints(output_dir)
@@ -142,9 +144,13 @@ def _seal(folder: Path, step: int) -> None:
     _flush(folder / STATE_FILE)
 
 
-def _flush(file: Path) -> None:
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
+def _flush(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _sha256(file: Path) -> str:

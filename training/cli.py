@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -48,8 +49,16 @@ def _of_worker(message: str) -> str:
     return wrapped.group(1).strip() if wrapped else message
 
 
+def is_main_process() -> bool:
+    """Whether this is the first of several processes: the one that writes the run's files."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 def log_to(output_dir: Path | None = None, level: int = logging.INFO) -> None:
-    """Send this project's log lines to stderr and, where given, to ``output_dir/log.txt``."""
+    """Send this project's log lines to stderr and, where given, to ``output_dir/log.txt``.
+
+    Of several processes, the first says everything and the others only warnings and errors.
+    """
     root = logging.getLogger()
     for handler in [h for h in root.handlers if h.get_name() == HANDLER_NAME]:
         root.removeHandler(handler)
@@ -64,4 +73,4 @@ def log_to(output_dir: Path | None = None, level: int = logging.INFO) -> None:
         root.addHandler(handler)
     root.setLevel(logging.WARNING)
     for package in ("backbones", "fcmae", "detection", "training"):
-        logging.getLogger(package).setLevel(level)
+        logging.getLogger(package).setLevel(level if is_main_process() else logging.WARNING)

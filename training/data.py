@@ -7,7 +7,10 @@ states: it asks for the samples that come next.
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -96,6 +99,27 @@ class _CollateWithKeys:
         return list(keys), self.collate(list(samples))
 
 
+@dataclass
+class HeedOnly:
+    """Let a loader's worker heed the SIGTERM of its training process alone.
+
+    A preempted job's SIGTERM goes to all of its processes; workers that died of it would end the
+    training before it has written its checkpoint.
+    """
+
+    training_process: int
+
+    def __call__(self, _worker: int) -> None:
+        if hasattr(signal, "sigwaitinfo"):  # not on macOS
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != self.training_process:
+            pass
+        os._exit(0)
+
+
 def build_loader(
     samples: Samples,
     order: BatchOrder,
@@ -111,6 +135,7 @@ def build_loader(
         num_workers=workers,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
+        worker_init_fn=HeedOnly(os.getpid()),
     )
 
 

@@ -21,6 +21,7 @@ PACKAGES = (
     "pycocotools",
     "numpy",
     "Pillow",
+    "tifffile",
 )
 
 

@@ -1,36 +1,46 @@
 """The training loop of pretraining, classification and the torchvision engine.
 
-On ``accelerate``, which brings several processes, mixed precision, gradient accumulation and
-trackers. Batches are *global*: the same steps see the same samples whatever the number of
-processes and accumulated micro-batches. All randomness of a step derives from (seed, step), and
-of a sample from (seed, epoch, index), so that a resumed run continues as if it had never stopped.
+On ``accelerate``, which brings several processes, mixed precision and trackers. Batches are
+*global*: the same steps see the same samples whatever the number of processes and accumulated
+micro-batches. All randomness of a step derives from (seed, step), and of a sample from (seed,
+epoch, index), so that a resumed run continues as if it had never stopped.
+
+An exponential moving average (EMA) of the weights is an object that the caller makes, as it makes
+the optimizer, and that the loop updates after each optimizer step, saves and restores::
+
+    ema = ModelEmaV3(model, decay=0.9999, use_warmup=True)    # from timm.utils
+    train(model, optimizer, ..., ema=ema)
+    ema.module                                                # the model with averaged weights
+
+Also within ``after_step``, ``ema.module`` is that model, on the training's device and in
+evaluation mode. A checkpoint holds it as ``ema.safetensors`` beside ``model.safetensors``, under
+the same names.
 """
 
 from __future__ import annotations
 
-import json
+import copy
 import logging
 import math
-import signal
 import sys
-import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration
+from safetensors.torch import load_model, save_model
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from training.checkpoints import (
+    CheckpointError,
     checkpoint_step,
     list_checkpoints,
     newest_checkpoint,
@@ -38,95 +48,29 @@ from training.checkpoints import (
     write_checkpoint,
 )
 from training.data import BatchOrder, Samples, build_loader, seed_generators, to_device
-from training.environment import device_name, peak_memory_mb
+from training.environment import device_name
+from training.metrics import MetricsFile, Window, log_line
+from training.options import LoopOptions
+from training.processes import (
+    TerminatedError,
+    all_finite,
+    gather_weights,
+    in_any_process,
+    mean_over_processes,
+    prepare_sharding,
+    terminations,
+)
 from training.schedule import LrFactor
 
 logger = logging.getLogger(__name__)
 
 PROJECT = "convnextv2"  # its name in experiment trackers
+EMA_FILE = "ema.safetensors"
 ComputeLosses = Callable[[nn.Module, Any], dict[str, Tensor]]
 
 
-class TerminatedError(SystemExit):
-    """SIGTERM came: a checkpoint was written, and the process ends with the code 143."""
-
-    def __init__(self) -> None:
-        super().__init__(128 + signal.SIGTERM)
-
-
 class NonFiniteLossError(ValueError):
-    """The loss became NaN or infinite; the message names step, files and last good checkpoint."""
-
-
-@dataclass(frozen=True)
-class LoopOptions:
-    """How a run trains.
-
-    Args:
-        output_dir: where ``metrics.json``, ``checkpoints/`` and ``tensorboard/`` go.
-        max_steps: optimizer steps of the whole run, those before a resume included.
-        batch_size: images of one optimizer step, over all processes and micro-batches.
-        workers: loader processes for each training process.
-        precision: "no" (float32), "bf16" or "fp16" autocast.
-        log_every: steps between two lines of ``metrics.json``, which hold means over that window.
-        checkpoint_every: steps between two checkpoints; the last step always writes one.
-        keep_checkpoints: how many are kept.
-        clip_norm: the largest global norm of the gradients.
-        accumulate: micro-batches of one optimizer step.
-        seed: of weights' noise (drop path), data order and augmentation.
-        resume: continue from the newest complete checkpoint, where there is one.
-        device: "cpu" to keep off an accelerator that is there; None for the best there is.
-        trackers: accelerate's names of experiment trackers.
-        tracked_config: flat values that the trackers record as the run's configuration.
-    """
-
-    output_dir: Path
-    max_steps: int
-    batch_size: int
-    workers: int = 0
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    log_every: int = 20
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 2
-    clip_norm: float | None = None
-    accumulate: int = 1
-    seed: int = 0
-    resume: bool = False
-    device: str | None = None
-    trackers: tuple[str, ...] = ("tensorboard",)
-    tracked_config: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        problems = [
-            f"{name} is {getattr(self, name)}; it must be at least 1"
-            for name in ("max_steps", "batch_size", "log_every", "checkpoint_every", "accumulate")
-            if getattr(self, name) < 1
-        ]
-        if self.precision not in ("no", "bf16", "fp16"):
-            problems.append(f"precision is {self.precision!r}; allowed: no, bf16, fp16")
-        if self.precision == "fp16" and (self.device == "cpu" or not torch.cuda.is_available()):
-            problems.append("precision fp16 needs a GPU; on a CPU use bf16 or no")
-        if problems:
-            raise ValueError("; ".join(problems))
-
-
-class MetricsFile:
-    """``metrics.json``: one JSON object a line, detectron2's key names."""
-
-    def __init__(self, path: Path, resumed_step: int) -> None:
-        self.path = path
-        kept = []
-        if resumed_step and path.exists():
-            kept = [
-                line
-                for line in path.read_text().splitlines()
-                if json.loads(line)["iteration"] <= resumed_step
-            ]
-        path.write_text("".join(line + "\n" for line in kept))
-
-    def write(self, entry: dict[str, float | int]) -> None:
-        with self.path.open("a") as stream:
-            stream.write(json.dumps(entry) + "\n")
+    """Loss or weights became NaN or infinite; the message names step, files, last checkpoint."""
 
 
 def _make_accelerator(options: LoopOptions) -> Accelerator:
@@ -135,50 +79,12 @@ def _make_accelerator(options: LoopOptions) -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=options.device == "cpu")
     return Accelerator(
         mixed_precision=options.precision,
-        gradient_accumulation_steps=options.accumulate,
         cpu=options.device == "cpu",
         log_with=list(options.trackers) or None,
         project_config=ProjectConfiguration(
             str(options.output_dir), logging_dir=str(options.output_dir / "tensorboard")
         ),
     )
-
-
-def _restore(accelerator: Accelerator, options: LoopOptions) -> int:
-    """Load the newest complete checkpoint; the number of steps behind it, 0 without one."""
-    if not options.resume:
-        refuse_existing_run(options.output_dir)
-        return 0
-    checkpoint = newest_checkpoint(options.output_dir)
-    if checkpoint is None:
-        logger.info("nothing to resume in %s: starting at step 0", options.output_dir)
-        return 0
-    accelerator.load_state(str(checkpoint))
-    step = checkpoint_step(checkpoint)
-    logger.info("resumed from %s at step %d", checkpoint, step)
-    return step
-
-
-def _in_any_process(accelerator: Accelerator, flag: bool) -> bool:
-    """Whether any process has the flag: all must act at the same step."""
-    if accelerator.num_processes == 1:
-        return flag
-    flags = torch.tensor(float(flag), device=accelerator.device)
-    return bool(accelerator.reduce(flags, reduction="sum") > 0)
-
-
-@contextmanager
-def _terminations() -> Iterator[list[int]]:
-    """Collect SIGTERM (a preempted job) for as long as the training can act on it."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def train(
@@ -190,8 +96,9 @@ def train(
     compute_losses: ComputeLosses,
     options: LoopOptions,
     after_step: Callable[[int, nn.Module], None] | None = None,
+    ema: ModelEmaV3 | None = None,
 ) -> nn.Module:
-    """Train ``model`` and return it (unwrapped).
+    """Train ``model`` and return it, unwrapped (with FSDP: a whole copy on the CPU).
 
     Args:
         model: on any device; it is moved.
@@ -199,14 +106,20 @@ def train(
         lr_factor: from the number of finished steps to a multiplier.
         samples: a map-style data set that draws its randomness from the global generators.
         collate: from a list of samples to a batch of tensors (nested in lists, tuples, dicts).
-        compute_losses: from (model, batch on the device) to named losses; their sum is minimised.
+        compute_losses: from (model, batch on the device) to named losses, means over the batch;
+            their sum is minimised.
         options: see :class:`LoopOptions`.
-        after_step: called on the main process with (finished steps, unwrapped model).
+        after_step: called with (finished steps, unwrapped model) in every process, of which one
+            should write files. With FSDP, all must run the model's forward as often. A resumed
+            run calls it again for the step it resumes from.
+        ema: made from ``model``; updated with the number of finished steps after each of them
+            (its first update copies the weights), see this module's header.
 
     Raises:
         ValueError: for an output folder that holds a run when not resuming, or a batch size that
             processes and micro-batches do not divide.
-        NonFiniteLossError: when the loss is not finite.
+        NonFiniteLossError: when the loss, or a weight before a checkpoint, is not finite.
+        CheckpointError: when a checkpoint cannot be written, or does not fit the training.
         TerminatedError: after SIGTERM, with a checkpoint written; ends the process with 143.
     """
     accelerator = _make_accelerator(options)
@@ -216,25 +129,12 @@ def train(
             f"batch size {options.batch_size} is not divisible by {accelerator.num_processes} "
             f"process(es) x {options.accumulate} accumulated micro-batch(es)"
         )
-    base_lrs = [group["lr"] for group in optimizer.param_groups]
-    model, optimizer = accelerator.prepare(model, optimizer)
-    bare_model = accelerator.unwrap_model(model)
-    start = _restore(accelerator, options)
-    order = BatchOrder(
-        len(samples),
-        options.batch_size // options.accumulate,
-        options.seed,
-        first_batch=start * options.accumulate,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
-    pin_memory = accelerator.device.type == "cuda"
-    batches = iter(build_loader(samples, order, collate, options.workers, pin_memory))
-    if accelerator.is_main_process:
-        options.output_dir.mkdir(parents=True, exist_ok=True)
-        metrics_file = MetricsFile(options.output_dir / "metrics.json", start)
-    if options.trackers:
-        accelerator.init_trackers(PROJECT, config=options.tracked_config)
+    whole_model = copy.deepcopy(model) if prepare_sharding(accelerator) else None
+    if whole_model is not None and ema is not None:
+        raise ValueError("averaged weights (EMA) are whole in each process: train without FSDP")
+    run = _Run(accelerator, options, samples, model, optimizer, lr_factor, compute_losses, ema)
+    start = run.restore()
+    batches = run.batches(start, collate)
     logger.info(
         "training %d steps of %d images on %s, %d process(es)",
         options.max_steps - start,
@@ -242,109 +142,192 @@ def train(
         device_name(accelerator.device),
         accelerator.num_processes,
     )
-
-    window: dict[str, list[float]] = defaultdict(list)
     progress = tqdm(
         total=options.max_steps,
         initial=start,
         unit="step",
         disable=not (sys.stderr.isatty() and accelerator.is_main_process),
     )
-    model.train()
-    with logging_redirect_tqdm(), progress, _terminations() as terminations:
-        for step in range(start, options.max_steps):
-            began = time.perf_counter()
-            for group, base_lr in zip(optimizer.param_groups, base_lrs, strict=True):
-                group["lr"] = base_lr * lr_factor(step)
-            for micro in range(options.accumulate):
-                waited = time.perf_counter()
-                keys, batch = next(batches)
-                batch = to_device(batch, accelerator.device)
-                window["data_time"].append(time.perf_counter() - waited)
-                seed_generators(options.seed, 2, step, micro, accelerator.process_index)
-                with accelerator.accumulate(model):
-                    with accelerator.autocast():
-                        losses = compute_losses(model, batch)
-                    total = torch.stack(list(losses.values())).sum()
-                    values = {name: loss.item() for name, loss in losses.items()}
-                    if not math.isfinite(sum(values.values())):
-                        _raise_non_finite(step, values, keys, samples, options)
-                    accelerator.backward(total)
-                    if options.clip_norm is not None and accelerator.sync_gradients:
-                        accelerator.clip_grad_norm_(model.parameters(), options.clip_norm)
-                    optimizer.step()
-                    optimizer.zero_grad()
-                for name, value in values.items():
-                    window[name].append(value)
-                window["total_loss"].append(sum(values.values()))
-            window["time"].append(time.perf_counter() - began)
-
-            done = step + 1
+    run.model.train()
+    if start and after_step is not None:
+        after_step(start, run.bare_model)  # the interruption may have come before its end
+        run.model.train()
+    with logging_redirect_tqdm(), progress, terminations() as terminated:
+        for done in range(start + 1, options.max_steps + 1):
+            run.step(done - 1, batches)
             progress.update()
-            if done % options.log_every == 0 or done == options.max_steps:
-                entry = _summarise(window, done, optimizer.param_groups[-1]["lr"], options)
-                window.clear()
-                if accelerator.is_main_process:
-                    metrics_file.write(entry)
-                    progress.set_postfix(loss=f"{entry['total_loss']:.4f}")
-                    if progress.disable:
-                        logger.info("%s", _log_line(entry, options.max_steps))
-                accelerator.log({k: v for k, v in entry.items() if k != "iteration"}, step=done)
-            stop = _in_any_process(accelerator, bool(terminations))
-            if done % options.checkpoint_every == 0 or done == options.max_steps or stop:
-                write_checkpoint(
-                    options.output_dir,
-                    done,
-                    lambda folder: accelerator.save_state(str(folder)),
-                    options.keep_checkpoints,
-                    accelerator.is_main_process,
-                    accelerator.wait_for_everyone,
-                )
+            last = done == options.max_steps
+            if last or done % options.log_every == 0:
+                run.report(done, progress)
+            stop = in_any_process(accelerator, bool(terminated))
+            if last or done % options.checkpoint_every == 0 or stop:
+                run.save(done)
             if stop:
                 logger.warning("terminated at step %d: checkpoint written, --resume goes on", done)
                 raise TerminatedError
-            if after_step is not None and accelerator.is_main_process:
-                after_step(done, bare_model)
-                model.train()
+            if after_step is not None:
+                after_step(done, run.bare_model)
+                run.model.train()
     for tracker in accelerator.trackers:  # not end_training: it dissolves the process group
         tracker.finish()
-    return bare_model
+    if whole_model is not None:
+        gather_weights(run.bare_model, whole_model)
+        return whole_model
+    return run.bare_model
 
 
-def _summarise(
-    window: dict[str, list[float]], done: int, lr: float, options: LoopOptions
-) -> dict[str, float | int]:
-    """A line of ``metrics.json``: means over the window, seconds and MB."""
-    means = {name: sum(values) / len(values) for name, values in window.items()}
-    data_time = sum(window["data_time"]) / len(window["time"])
-    return {
-        "iteration": done,
-        **means,
-        "data_time": data_time,
-        "lr": lr,
-        "images_per_second": options.batch_size / means["time"],
-        "eta_seconds": (options.max_steps - done) * means["time"],
-        "max_mem": peak_memory_mb(),
-    }
+class _Run:
+    """What the steps of one run share; the arguments are those of :func:`train`."""
 
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        options: LoopOptions,
+        samples: Samples,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        lr_factor: LrFactor,
+        compute_losses: ComputeLosses,
+        ema: ModelEmaV3 | None,
+    ) -> None:
+        self.accelerator, self.options, self.samples = accelerator, options, samples
+        self.lr_factor, self.compute_losses = lr_factor, compute_losses
+        self.base_lrs = [group["lr"] for group in optimizer.param_groups]
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.bare_model = accelerator.unwrap_model(self.model)
+        self.ema = ema.to(accelerator.device) if ema is not None else None
+        self.window = Window(options.batch_size, options.max_steps)
 
-def _log_line(entry: dict[str, float | int], max_steps: int) -> str:
-    losses = "  ".join(f"{k} {v:.4f}" for k, v in entry.items() if "loss" in k)
-    eta = time.strftime("%H:%M:%S", time.gmtime(entry["eta_seconds"]))
-    return (
-        f"step {entry['iteration']}/{max_steps}  {losses}  lr {entry['lr']:.2e}  "
-        f"{entry['images_per_second']:.1f} images/s  data {entry['data_time']:.3f} s  "
-        f"{entry['max_mem']:.0f} MB  eta {eta}"
-    )
+    def restore(self) -> int:
+        """Load the newest complete checkpoint and cut the logs back to it.
+
+        Returns:
+            The number of steps behind it; 0 where there is none or a new run starts.
+        """
+        options, step = self.options, 0
+        if not options.resume:
+            refuse_existing_run(options.output_dir)
+        elif (checkpoint := newest_checkpoint(options.output_dir)) is None:
+            logger.info("nothing to resume in %s: starting at step 0", options.output_dir)
+        else:
+            self._load(checkpoint)
+            step = checkpoint_step(checkpoint)
+            logger.info("resumed from %s at step %d", checkpoint, step)
+        if self.accelerator.is_main_process:
+            options.output_dir.mkdir(parents=True, exist_ok=True)
+            self.metrics_file = MetricsFile(options.output_dir / "metrics.json", step)
+        if options.trackers:
+            self.accelerator.init_trackers(PROJECT, config=options.tracked_config)
+        return step
+
+    def _load(self, checkpoint: Path) -> None:
+        try:
+            self.accelerator.load_state(str(checkpoint))
+        except FileNotFoundError as error:  # its own files are all there: see newest_checkpoint
+            raise CheckpointError(
+                f"{checkpoint} lacks {Path(error.filename).name}: it is a run with FSDP that goes "
+                "on without, or the other way round; resume it as it was started"
+            ) from error
+        if self.ema is not None:
+            if not (checkpoint / EMA_FILE).is_file():
+                raise CheckpointError(
+                    f"{checkpoint} has no averaged weights ({EMA_FILE}): the run was started "
+                    "without EMA; continue it so, or start another"
+                )
+            device = str(self.accelerator.device)
+            load_model(self.ema.module, checkpoint / EMA_FILE, device=device)
+
+    def batches(self, start: int, collate: Callable[[list[Any]], Any]) -> Iterator:
+        """This process's micro-batches from a step on."""
+        options = self.options
+        order = BatchOrder(
+            len(self.samples),
+            options.batch_size // options.accumulate,
+            options.seed,
+            first_batch=start * options.accumulate,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
+        pin_memory = self.accelerator.device.type == "cuda"
+        return iter(build_loader(self.samples, order, collate, options.workers, pin_memory))
+
+    def step(self, step: int, batches: Iterator) -> None:
+        """One optimizer step."""
+        accelerator, options, window = self.accelerator, self.options, self.window
+        began = time.perf_counter()
+        for group, base_lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base_lr * self.lr_factor(step)
+        for micro in range(options.accumulate):
+            waited = time.perf_counter()
+            keys, batch = next(batches)
+            batch = to_device(batch, accelerator.device)
+            window.add(data_time=time.perf_counter() - waited)
+            seed_generators(options.seed, 2, step, micro, accelerator.process_index)
+            last = micro == options.accumulate - 1
+            with nullcontext() if last else accelerator.no_sync(self.model):
+                with accelerator.autocast():
+                    losses = self.compute_losses(self.model, batch)
+                values = {name: loss.item() for name, loss in losses.items()}
+                if not math.isfinite(sum(values.values())):
+                    _raise_non_finite(step, values, keys, self.samples, options)
+                total = torch.stack(list(losses.values())).sum()
+                accelerator.backward(total / options.accumulate)
+            window.add(**values, total_loss=sum(values.values()))
+        if options.clip_norm is not None:
+            accelerator.clip_grad_norm_(self.model.parameters(), options.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.update(self.bare_model, step + 1)
+        window.add(time=time.perf_counter() - began)
+
+    def report(self, done: int, progress: tqdm) -> None:
+        """Tell the window's means to ``metrics.json``, the trackers and whoever looks on."""
+        means = mean_over_processes(self.accelerator, self.window.means())
+        entry = self.window.entry(done, self.optimizer.param_groups[-1]["lr"], means)
+        if self.accelerator.is_main_process:
+            self.metrics_file.write(entry)
+            progress.set_postfix(loss=f"{entry['total_loss']:.4f}")
+            if progress.disable:
+                logger.info("%s", log_line(entry, self.options.max_steps))
+        self.accelerator.log({k: v for k, v in entry.items() if k != "iteration"}, step=done)
+
+    def save(self, done: int) -> None:
+        """Write a checkpoint, unless the last step spoilt the weights."""
+        if in_any_process(self.accelerator, not all_finite(self.bare_model)):
+            raise NonFiniteLossError(
+                f"the weights are not finite after step {done - 1}, though its loss was; "
+                f"{_remedy(self.options)}"
+            )
+
+        def write(folder: Path) -> None:
+            self.accelerator.save_state(str(folder))
+            if self.ema is not None and self.accelerator.is_main_process:
+                save_model(self.ema.module, str(folder / EMA_FILE))
+
+        write_checkpoint(
+            self.options.output_dir,
+            done,
+            write,
+            self.options.keep_checkpoints,
+            self.accelerator.is_main_process,
+            self.accelerator.wait_for_everyone,
+        )
 
 
 def _raise_non_finite(
     step: int, values: dict[str, float], keys: list, samples: Samples, options: LoopOptions
 ) -> None:
     describe = getattr(samples, "describe", lambda index: f"sample {index}")
-    checkpoints = list_checkpoints(options.output_dir)
     raise NonFiniteLossError(
         f"the loss is not finite at step {step}: {values}; batch: "
-        f"{', '.join(describe(key.sample) for key in keys)}; last good checkpoint: "
-        f"{checkpoints[-1] if checkpoints else 'none'}. Lower the learning rate, or clip gradients"
+        f"{', '.join(describe(key.sample) for key in keys)}; {_remedy(options)}"
+    )
+
+
+def _remedy(options: LoopOptions) -> str:
+    checkpoints = list_checkpoints(options.output_dir)
+    return (
+        f"last good checkpoint: {checkpoints[-1] if checkpoints else 'none'}. "
+        "Lower the learning rate, or clip gradients"
     )

@@ -1,0 +1,152 @@
+"""Images in tar shards by index: webdataset's files, read at random.
+
+timm reads webdataset as a stream and keeps tars open, so that forked processes share one file
+position. Here shards are indexed once, and members read by offset.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import logging
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from timm.data.readers.img_extensions import get_img_extensions
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Member:
+    """An image in a shard: which, its name in it, and where its bytes are."""
+
+    shard: int
+    name: str
+    offset: int
+    size: int
+
+
+class ShardReader:
+    """Images in tar shards, and in tars within these, by shard and then by place.
+
+    Nothing stays open: processes share no file position.
+
+    Args:
+        shards: uncompressed tars.
+        by_key: webdataset's naming, in which everything behind a base name's first dot is the
+            field: ``7.seg.png`` is no image but the field ``seg.png`` of sample 7.
+
+    Raises:
+        ValueError: if shards are damaged or compressed, or hold no image.
+    """
+
+    header_is_cheap = False
+
+    def __init__(self, shards: list[Path], by_key: bool = False) -> None:
+        self.shards = shards
+        self.members: list[_Member] = []
+        extensions = tuple(get_img_extensions())
+        others, problems = 0, []
+        for number, shard in enumerate(shards):
+            try:
+                with tarfile.open(shard, "r:") as archive:
+                    for name, offset, size in _files(archive):
+                        base = os.path.basename(name).lower()
+                        ending = base[base.find(".") :] if by_key else os.path.splitext(base)[1]
+                        if ending in extensions and not base.startswith("."):
+                            self.members.append(_Member(number, name, offset, size))
+                        else:
+                            others += 1
+            except (tarfile.TarError, OSError) as error:
+                problems.append(f"{shard}: {error}")
+        if problems:
+            raise ValueError(
+                "these are no complete uncompressed tars (unpack .tar.gz, fetch others again):\n  "
+                + "\n  ".join(problems)
+            )
+        if not self.members:
+            raise ValueError(
+                f"no images in {len(shards)} shard(s) such as {shards[0]}: none of their {others} "
+                f"files ends in {', '.join(sorted(extensions))}"
+            )
+        logger.info(
+            "%d images and %d other files in %d shard(s)", len(self.members), others, len(shards)
+        )
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def open(self, index: int) -> BinaryIO:
+        member = self.members[index]
+        with self.shards[member.shard].open("rb") as file:
+            file.seek(member.offset)
+            return io.BytesIO(file.read(member.size))
+
+    def name(self, index: int) -> str:
+        member = self.members[index]
+        return f"{self.shards[member.shard]}/{member.name}"
+
+    def contents(self) -> Iterator[tuple[str, int]]:
+        for member in self.members:
+            yield f"{self.shards[member.shard].name}/{member.name}", member.size
+
+
+def _files(archive: tarfile.TarFile, start: int = 0) -> Iterator[tuple[str, int, int]]:
+    """Name, offset and size of the files of a tar, and of the tars in it."""
+    for info in archive:
+        offset = start + info.offset_data
+        if not info.isfile():
+            continue
+        if info.name.endswith(".tar"):
+            with tarfile.open(fileobj=archive.extractfile(info), mode="r:") as inner:
+                for name, place, size in _files(inner, offset):
+                    yield f"{info.name}/{name}", place, size
+        else:
+            yield info.name, offset, info.size
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Shards as webdataset names them: ``{000..010}`` counts, ``{a,b}`` lists; several combine."""
+    parts = re.split(r"\{([^{}]*)\}", pattern)
+    choices = [[part] if place % 2 == 0 else _choices(part) for place, part in enumerate(parts)]
+    return ["".join(words) for words in itertools.product(*choices)]
+
+
+def _choices(inside: str) -> list[str]:
+    counted = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
+    if counted is None:
+        return inside.split(",")
+    first, last = counted.groups()
+    return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+
+
+def existing_shards(names: list[str]) -> list[Path]:
+    missing = [name for name in names if not os.path.isfile(name)]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(names)} shards do not exist: {', '.join(missing[:10])}"
+            + (", ..." if len(missing) > 10 else "")
+        )
+    return [Path(name) for name in names]
+
+
+def shards_of_split(folder: Path, split: str) -> list[Path]:
+    """The shards of a split by webdataset's ``_info.json``; none without such a file.
+
+    Raises:
+        ValueError: if the file does not tell of this split.
+    """
+    for file in (folder / "_info.json", folder / "info.json"):
+        if file.is_file():
+            splits = json.loads(file.read_text()).get("splits", {})
+            if split not in splits:
+                raise ValueError(f"{file} has no split {split!r}; it has {', '.join(splits)}")
+            return existing_shards([str(folder / name) for name in splits[split]["filenames"]])
+    return []

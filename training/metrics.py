@@ -1,0 +1,84 @@
+"""What a run says about itself: ``metrics.json`` and the lines of its log."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import defaultdict
+from pathlib import Path
+
+from training.environment import peak_memory_mb
+
+logger = logging.getLogger(__name__)
+
+
+class MetricsFile:
+    """``metrics.json``: one JSON object a line, detectron2's key names.
+
+    Opening it for a resumed run removes what came after the resumed step, and a last line that
+    was cut off; the file is replaced in one go, so that another interruption loses none of it.
+    """
+
+    def __init__(self, path: Path, resumed_step: int) -> None:
+        self.path = path
+        lines = path.read_text().splitlines() if resumed_step and path.exists() else []
+        kept = [line for line in lines if _iteration(line, path) <= resumed_step]
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(line + "\n" for line in kept))
+        partial.replace(path)
+
+    def write(self, entry: dict[str, float | int]) -> None:
+        with self.path.open("a") as stream:
+            stream.write(json.dumps(entry) + "\n")
+
+
+def _iteration(line: str, path: Path) -> float:
+    try:
+        return int(json.loads(line)["iteration"])
+    except ValueError:
+        logger.warning("%s: a line that was cut off is removed: %r", path, line)
+        return float("inf")
+
+
+class Window:
+    """Values of the steps since the last line of ``metrics.json``."""
+
+    def __init__(self, batch_size: int, max_steps: int) -> None:
+        self.batch_size, self.max_steps = batch_size, max_steps
+        self.values: dict[str, list[float]] = defaultdict(list)
+
+    def add(self, **values: float) -> None:
+        for name, value in values.items():
+            self.values[name].append(value)
+
+    def means(self) -> dict[str, float]:
+        """The mean of each value, which empties the window.
+
+        ``time`` and ``data_time`` (seconds) are of a whole step, losses of its micro-batches.
+        """
+        means = {name: sum(values) / len(values) for name, values in self.values.items()}
+        means["data_time"] = sum(self.values["data_time"]) / len(self.values["time"])
+        self.values.clear()
+        return means
+
+    def entry(self, done: int, lr: float, means: dict[str, float]) -> dict[str, float | int]:
+        """A line of ``metrics.json``."""
+        return {
+            "iteration": done,
+            **means,
+            "lr": lr,
+            "images_per_second": self.batch_size / means["time"],
+            "eta_seconds": (self.max_steps - done) * means["time"],
+            "max_mem": peak_memory_mb(),
+        }
+
+
+def log_line(entry: dict[str, float | int], max_steps: int) -> str:
+    losses = "  ".join(f"{k} {v:.4f}" for k, v in entry.items() if "loss" in k)
+    eta = time.strftime("%H:%M:%S", time.gmtime(entry["eta_seconds"]))
+    return (
+        f"step {entry['iteration']}/{max_steps}  {losses}  lr {entry['lr']:.2e}  "
+        f"{entry['images_per_second']:.1f} images/s  data {entry['data_time']:.3f} s  "
+        f"{entry['max_mem']:.0f} MB  eta {eta}"
+    )

@@ -1,0 +1,94 @@
+"""One training over several processes: how they start, agree, share the weights and stop.
+
+DDP (a copy of the weights in each process) is the default; FSDP (each process holds a part of
+weights, gradients and optimizer state, which are gathered for a forward) comes with
+``accelerate launch --config_file training/fsdp.yaml``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+
+def prepare_sharding(accelerator: Accelerator) -> bool:
+    """Whether FSDP shards the training, by accelerate's configuration; made so on CPUs, too.
+
+    Raises:
+        ValueError: for FSDP's first version, whose flat parameters have no names of their own.
+    """
+    if (
+        accelerator.distributed_type == DistributedType.MULTI_CPU
+        and os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    ):
+        # accelerate (1.15) runs DDP there without a word, though FSDP works on CPUs.
+        PartialState().distributed_type = DistributedType.FSDP
+        accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return False
+    if not accelerator.is_fsdp2:
+        raise ValueError("FSDP's version is 1; set fsdp_version: 2 as in training/fsdp.yaml")
+    return True
+
+
+@torch.no_grad()
+def gather_weights(sharded: nn.Module, whole: nn.Module) -> None:
+    """Copy sharded weights into a module that is whole, in every process (all must call this)."""
+    parts = sharded.state_dict()
+    for name, value in whole.state_dict().items():
+        part = parts[name]
+        value.copy_(part.full_tensor() if isinstance(part, DTensor) else part)
+
+
+class TerminatedError(SystemExit):
+    """SIGTERM came: a checkpoint was written, and the process ends with the code 143."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
+
+
+@contextmanager
+def terminations() -> Iterator[list[int]]:
+    """Collect SIGTERM (a preempted job) for as long as the training can act on it."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def in_any_process(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether any process has the flag: all must act at the same step."""
+    if accelerator.num_processes == 1:
+        return flag
+    flags = torch.tensor(float(flag), device=accelerator.device)
+    return bool(accelerator.reduce(flags, reduction="sum") > 0)
+
+
+def mean_over_processes(accelerator: Accelerator, values: dict[str, float]) -> dict[str, float]:
+    """The mean of each value; every process has the same names in the same order."""
+    if accelerator.num_processes == 1:
+        return values
+    own = torch.tensor(list(values.values()), device=accelerator.device)
+    means = accelerator.reduce(own, reduction="mean").tolist()
+    return dict(zip(values, means, strict=True))
+
+
+def all_finite(model: nn.Module) -> bool:
+    """Whether no parameter (no part of one in this process) is NaN or infinite."""
+    parts = (p.to_local() if isinstance(p, DTensor) else p for p in model.parameters())
+    return all(bool(part.isfinite().all()) for part in parts)

@@ -101,13 +101,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
 def to_detectron2(config: CfgNode) -> Any:
     """The config as detectron2's ``CfgNode``, with all of detectron2's other keys; not frozen.
 
-    ``MODEL.DEVICE: auto`` becomes the device itself; every other value is taken over as it is.
+    ``MODEL.DEVICE: auto`` becomes the device itself, and the ROI heads become those with soft-NMS
+    where that is enabled; every other value is taken over as it is.
 
     Raises:
         ValueError: if detectron2 is not installed.
     """
     try:
-        from detectron2.config import CfgNode as Detectron2CfgNode
         from detectron2.config import get_cfg
     except ImportError as error:
         raise ValueError(
@@ -116,8 +116,12 @@ def to_detectron2(config: CfgNode) -> Any:
         ) from error
     cfg = get_cfg()
     add_convnext_config(cfg)
-    cfg.merge_from_other_cfg(Detectron2CfgNode.load_cfg(config.dump()))
+    for name in SCHEMA:
+        *sections, leaf = name.split(".")
+        reduce(getitem, sections, cfg)[leaf] = copy.deepcopy(get(config, name))
     cfg.MODEL.DEVICE = resolve_device(config)
+    if cfg.MODEL.ROI_HEADS.SOFT_NMS.ENABLED:  # registered by detection.engines.detectron2_heads
+        cfg.MODEL.ROI_HEADS.NAME = f"SoftNMS{cfg.MODEL.ROI_HEADS.NAME}"
     return cfg
 
 
@@ -236,7 +240,9 @@ def _coerce(value: Any, default: Any) -> Any:
         except (ValueError, SyntaxError):
             return value
     if isinstance(default, (list, tuple)) and isinstance(value, (list, tuple)):
-        return type(default)(value)
+        row = default[0] if default else None
+        is_nested = isinstance(row, (list, tuple))
+        return type(default)(_coerce(item, row) if is_nested else item for item in value)
     if isinstance(default, float) and type(value) is int:
         return float(value)
     return value
@@ -259,6 +265,7 @@ def _contradictions(config: CfgNode) -> Iterator[tuple[tuple[str, ...], str]]:
         )
     yield from _channel_contradictions(config)
     yield from _level_contradictions(model)
+    yield from _cascade_contradictions(model)
     low, high = model.RPN.IOU_THRESHOLDS
     if not low <= high <= 1:
         yield (
@@ -288,6 +295,31 @@ def _channel_contradictions(config: CfgNode) -> Iterator[tuple[tuple[str, ...], 
                 f"{name} is for {count} channels, but INPUT.FORMAT {config.INPUT.FORMAT!r} "
                 f"has {channels}",
             )
+
+
+def _cascade_contradictions(model: CfgNode) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What detectron2's Cascade heads would meet by an assert."""
+    if model.ROI_HEADS.NAME != "CascadeROIHeads":
+        return
+    cascade, first = model.ROI_BOX_CASCADE_HEAD, list(model.ROI_HEADS.IOU_THRESHOLDS)
+    if not model.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
+        yield (
+            ("MODEL.ROI_HEADS.NAME", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG"),
+            "MODEL.ROI_HEADS.NAME is 'CascadeROIHeads', whose stages refine one box for all "
+            "classes: set MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG to True",
+        )
+    if len(cascade.IOUS) != len(cascade.BBOX_REG_WEIGHTS):
+        yield (
+            ("MODEL.ROI_BOX_CASCADE_HEAD.IOUS", "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS"),
+            f"MODEL.ROI_BOX_CASCADE_HEAD.IOUS is for {len(cascade.IOUS)} stages, "
+            f"BBOX_REG_WEIGHTS for {len(cascade.BBOX_REG_WEIGHTS)}; give one of each a stage",
+        )
+    if list(cascade.IOUS[:1]) != first:
+        yield (
+            ("MODEL.ROI_BOX_CASCADE_HEAD.IOUS", "MODEL.ROI_HEADS.IOU_THRESHOLDS"),
+            f"MODEL.ROI_BOX_CASCADE_HEAD.IOUS begins with {cascade.IOUS[0]}, but the first stage "
+            f"learns from what MODEL.ROI_HEADS.IOU_THRESHOLDS {first} selects: make them equal",
+        )
 
 
 def _level_contradictions(model: CfgNode) -> Iterator[tuple[tuple[str, ...], str]]:

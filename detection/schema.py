@@ -2,9 +2,10 @@
 
 A key that detectron2 has keeps detectron2's name, type and meaning (the source is its
 ``config/defaults.py``), so that the same file merges into ``get_cfg()``. Keys of this project:
-``ENGINE``, ``MODEL.CONVNEXT.*``, ``INPUT.LSJ.*``, ``SOLVER.OPTIMIZER``, ``SOLVER.LAYER_DECAY*``,
-``SOLVER.AMP.PRECISION``. The defaults are a Mask R-CNN with a feature pyramid, as in detectron2's
-``Base-RCNN-FPN.yaml``; where that departs from ``get_cfg()``, ``det_configs/_base_`` says it again.
+``ENGINE``, ``MODEL.CONVNEXT.*``, ``MODEL.ROI_HEADS.SOFT_NMS.*``, ``INPUT.LSJ.*``,
+``SOLVER.OPTIMIZER``, ``SOLVER.LAYER_DECAY*``, ``SOLVER.AMP.PRECISION``. The defaults are a Mask
+R-CNN with a feature pyramid, as in detectron2's ``Base-RCNN-FPN.yaml``; where that departs from
+``get_cfg()``, ``det_configs/_base_`` says it again.
 
 Three values mean more here than in detectron2: ``MODEL.DEVICE: auto`` takes a GPU where there is
 one, ``ROI_HEADS.NUM_CLASSES: 0`` counts the categories of the annotations, and
@@ -87,19 +88,19 @@ def names_of(default: Sequence[str], allowed: Sequence[str], empty: bool = False
     )
 
 
+def is_nested(value: Sequence[Any]) -> bool:
+    """Whether this is one or more lists of one or more positive numbers."""
+    return len(value) > 0 and all(
+        isinstance(row, (list, tuple))
+        and len(row) > 0
+        and all(type(item) in (int, float) and item > 0 for item in row)
+        for row in value
+    )
+
+
 def nested(default: list[list[float]]) -> Key:
     return Key(
-        default,
-        "a list of lists of positive numbers, one for all levels or one a level",
-        lambda value: (
-            len(value) > 0
-            and all(
-                isinstance(row, (list, tuple))
-                and len(row) > 0
-                and all(type(item) in (int, float) and item > 0 for item in row)
-                for row in value
-            )
-        ),
+        default, "a list of lists of positive numbers, one for all levels or one a level", is_nested
     )
 
 
@@ -181,7 +182,7 @@ SCHEMA: dict[str, Key] = {
     "MODEL.RPN.POST_NMS_TOPK_TEST": number(1000, 1),
     "MODEL.RPN.NMS_THRESH": number(0.7, 0, 1),
     "MODEL.RPN.CONV_DIMS": numbers([-1], -1),                   # -1: as many as the input has
-    "MODEL.ROI_HEADS.NAME": one_of("StandardROIHeads"),
+    "MODEL.ROI_HEADS.NAME": one_of("StandardROIHeads", "CascadeROIHeads"),
     "MODEL.ROI_HEADS.NUM_CLASSES": number(0, 0),                # 0: as the annotations say
     "MODEL.ROI_HEADS.IN_FEATURES": names_of(list(LEVELS[:4]), LEVELS[:4]),
     "MODEL.ROI_HEADS.IOU_THRESHOLDS": numbers([0.5], 0.0, count=1),
@@ -190,6 +191,10 @@ SCHEMA: dict[str, Key] = {
     "MODEL.ROI_HEADS.POSITIVE_FRACTION": number(0.25, 0, 1),
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": number(0.05, 0, 1),
     "MODEL.ROI_HEADS.NMS_THRESH_TEST": number(0.5, 0, 1),
+    "MODEL.ROI_HEADS.SOFT_NMS.ENABLED": flag(False),            # linear: above NMS_THRESH_TEST
+    "MODEL.ROI_HEADS.SOFT_NMS.METHOD": one_of("linear", "gaussian"),
+    "MODEL.ROI_HEADS.SOFT_NMS.SIGMA": number(0.5, 0, above=True),  # gaussian's
+    "MODEL.ROI_HEADS.SOFT_NMS.MIN_SCORE": number(0.001, 0, 1),
     "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT": flag(True),
     "MODEL.ROI_BOX_HEAD.NAME": one_of("FastRCNNConvFCHead"),
     "MODEL.ROI_BOX_HEAD.NUM_CONV": number(0, 0),
@@ -200,6 +205,12 @@ SCHEMA: dict[str, Key] = {
     "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": number(7, 1),
     "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": number(0, 0),
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE": one_of("ROIAlignV2", "ROIAlign"),
+    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": flag(False),
+    "MODEL.ROI_BOX_CASCADE_HEAD.IOUS": numbers((0.5, 0.6, 0.7), 0.0),  # one a stage
+    "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS": Key(
+        ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0)),
+        "a list of 4 positive numbers for each stage",
+        lambda value: is_nested(value) and all(len(row) == 4 for row in value)),
     "MODEL.ROI_MASK_HEAD.NAME": one_of("MaskRCNNConvUpsampleHead"),
     "MODEL.ROI_MASK_HEAD.NUM_CONV": number(4, 0),
     "MODEL.ROI_MASK_HEAD.CONV_DIM": number(256, 1),
@@ -234,6 +245,10 @@ SCHEMA: dict[str, Key] = {
 
     "TEST.DETECTIONS_PER_IMAGE": number(100, 1),
     "TEST.EVAL_PERIOD": number(0, 0),                           # 0: after the training only
+    "TEST.AUG.ENABLED": flag(False),                            # writes inference_TTA beside
+    "TEST.AUG.MIN_SIZES": numbers((400, 500, 600, 700, 800, 900, 1000, 1100, 1200), 1),
+    "TEST.AUG.MAX_SIZE": number(4000, 1),
+    "TEST.AUG.FLIP": flag(True),
 }
 # fmt: on
 
@@ -244,11 +259,14 @@ TORCHVISION_ONLY: dict[str, tuple[Any, ...]] = {
     "MODEL.FPN.FUSE_TYPE": ("sum",),
     "MODEL.FPN.NORM": ("", "LN", "GN"),
     "MODEL.RPN.BOUNDARY_THRESH": (-1,),
+    "MODEL.ROI_HEADS.NAME": ("StandardROIHeads",),
     "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT": (True,),
+    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": (False,),
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIAlignV2",),
     "MODEL.ROI_MASK_HEAD.NORM": ("", "LN", "GN"),
     "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2",),
     "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": (False,),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("full_model",),
     "SOLVER.CLIP_GRADIENTS.NORM_TYPE": (2.0,),
+    "TEST.AUG.ENABLED": (False,),
 }

@@ -9,7 +9,7 @@
     cfg.merge_from_file("my.yaml")  # MODEL.BACKBONE: {NAME: build_convnext_fpn_backbone, ...}
 
 Set ``MODEL.BACKBONE.FREEZE_AT: 0`` there: detectron2's default is 2, which freezes the stem and
-stage 1 (a log line says so). ``MODEL.FPN.IN_FEATURES`` are ``stage1`` to ``stage4``.
+stage 1 (a warning says so). ``MODEL.FPN.IN_FEATURES`` are ``stage1`` to ``stage4``.
 
 From a LazyConfig, :class:`D2ConvNeXt` is made from plain arguments: ``L(D2ConvNeXt)(size=...)``.
 
@@ -107,14 +107,26 @@ def build_convnext_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> D2ConvNeXt:
     """The encoder that ``MODEL.CONVNEXT`` describes, with its weights.
 
     Raises:
-        ValueError: if ``cfg`` has no ``MODEL.CONVNEXT``, or its values do not fit.
+        ValueError: if ``cfg`` has no ``MODEL.CONVNEXT``, its values do not fit, or it asks for
+            soft-NMS of heads that have none.
     """
     if "CONVNEXT" not in cfg.MODEL:
         raise ValueError(
             "the config has no MODEL.CONVNEXT: call detection.config.add_convnext_config(cfg) "
             "before merging your file"
         )
-    convnext = cfg.MODEL.CONVNEXT
+    convnext, heads = cfg.MODEL.CONVNEXT, cfg.MODEL.ROI_HEADS
+    if heads.SOFT_NMS.ENABLED and not heads.NAME.startswith("SoftNMS"):
+        raise ValueError(
+            f"MODEL.ROI_HEADS.SOFT_NMS.ENABLED is True, which {heads.NAME} would ignore: import "
+            "detection.engines.detectron2_heads and set MODEL.ROI_HEADS.NAME to "
+            f"SoftNMS{heads.NAME}"
+        )
+    if cfg.MODEL.BACKBONE.FREEZE_AT == 2:
+        logger.warning(
+            "MODEL.BACKBONE.FREEZE_AT is 2, detectron2's default for ResNets: stem and stage1 do "
+            "not learn. Set it to 0 to train all of the encoder, as ConvNeXt's recipes do"
+        )
     if input_shape.channels != convnext.IN_CHANS:
         raise ValueError(
             f"MODEL.CONVNEXT.IN_CHANS is {convnext.IN_CHANS}, but MODEL.PIXEL_MEAN has "

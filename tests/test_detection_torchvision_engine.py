@@ -468,7 +468,6 @@ VARIANTS = {
 @pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
 def pair(request):
     """The same weights in both engines: (torchvision's, detectron2's)."""
-    pytest.importorskip("detectron2", reason="detectron2 is not installed (README, detectron2)")
     from detectron2.modeling import build_model
 
     import backbones.d2_adapter  # noqa: F401 - registers the backbone
@@ -547,7 +546,6 @@ def test_losses_and_gradients_equal_detectron2s(pair):
 @pytest.mark.parametrize("method", ["linear", "constant"])
 @pytest.mark.parametrize("warmup", [0, 5, 12, 100])
 def test_learning_rates_equal_detectron2s(name, method, warmup):
-    pytest.importorskip("detectron2", reason="detectron2 is not installed (README, detectron2)")
     from detectron2.solver import build_lr_scheduler
 
     from detection.config import to_detectron2
@@ -573,7 +571,6 @@ def test_learning_rates_equal_detectron2s(name, method, warmup):
 
 @pytest.mark.detectron2
 def test_results_equal_detectron2s_writer(tmp_path):
-    pytest.importorskip("detectron2", reason="detectron2 is not installed (README, detectron2)")
     from detectron2.evaluation.coco_evaluation import instances_to_coco_json
     from detectron2.structures import Boxes, Instances
 

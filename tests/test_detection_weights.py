@@ -26,6 +26,7 @@ VARIANTS = {
         "MODEL.ROI_MASK_HEAD.NUM_CONV": 2,
         "MODEL.ROI_MASK_HEAD.NORM": "GN",
     },
+    "norms of masks": {"MODEL.ROI_MASK_HEAD.NORM": "LN"},
     "two RPN convolutions": {"MODEL.RPN.CONV_DIMS": [-1, -1]},
     "no masks": {"MODEL.MASK_ON": False},
     "levels 3 to 5": {
@@ -95,6 +96,32 @@ def test_background_moves_from_last_to_first_and_gets_rows_of_zeros():
     assert theirs["roi_heads.box_predictor.cls_score.bias"].tolist() == [1, 2, 3, 9]
 
 
+CASCADE = {
+    "MODEL.ROI_HEADS.NAME": "CascadeROIHeads",
+    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True,
+}
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (CASCADE, "these are Cascade heads, which the torchvision engine does not have"),
+        ({"MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True}, "predict 1 box for 3 classes"),
+        ({"MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": True}, "predict 1 mask for 3 classes"),
+    ],
+)
+def test_heads_that_torchvision_lacks_are_refused_by_name(changes, message):
+    from detectron2.modeling import build_model
+
+    import backbones.d2_adapter  # noqa: F401 - registers the backbone
+    from detection.config import to_detectron2
+
+    model = build_model(to_detectron2(small_config(changes)))
+    with pytest.raises(ValueError, match=message):
+        detectron2_to_torchvision(model.state_dict())
+
+
 def test_unknown_keys_are_all_named():
     state = detector().state_dict() | {"roi_heads.extra": torch.zeros(1), "ema": torch.zeros(1)}
     with pytest.raises(ValueError, match=r"2 of \d+ tensors .*roi_heads\.extra, ema"):
@@ -158,7 +185,6 @@ def test_a_missing_detector_is_a_missing_file(tmp_path):
 @pytest.mark.detectron2
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
 def test_detectron2_loads_the_renamed_weights_strictly(changes):
-    pytest.importorskip("detectron2", reason="detectron2 is not installed (README, detectron2)")
     from detectron2.modeling import build_model
 
     import backbones.d2_adapter  # noqa: F401 - registers the backbone

@@ -148,7 +148,6 @@ def test_transformers_loads_the_result_from_its_folder_and_agrees(
 
 @pytest.mark.detectron2
 def test_detectron2s_checkpointer_loads_the_result(convert, tmp_path: Path) -> None:
-    pytest.importorskip("detectron2", reason="detectron2 is not installed (README, detectron2)")
     from detectron2.checkpoint import DetectionCheckpointer
 
     from backbones.d2_adapter import D2ConvNeXt
@@ -221,6 +220,16 @@ def test_whole_detectors_convert_between_the_engines_and_back(
     model.load_state_dict(read_state_dict(there), strict=True)
     assert convert(there, back, "--to", "detectron2")[0] == 0
     assert_equal_files(back, detectron2_detector)
+
+
+def test_cascade_heads_are_not_for_torchvision(convert, tmp_path: Path) -> None:
+    encoder = {f"backbone.bottom_up.{n}": t for n, t in random_model().state_dict().items()}
+    cascade = {f"roi_heads.box_head.{stage}.fc1.bias": torch.zeros(4) for stage in range(3)}
+    torch.save({"model": encoder | cascade}, tmp_path / "cascade.pth")
+    code, _, err = convert(tmp_path / "cascade.pth", tmp_path / "out.pth", "--to", "torchvision")
+    assert code == 1
+    assert "Cascade heads, which the torchvision engine does not have" in err
+    assert not (tmp_path / "out.pth").exists()
 
 
 def test_a_detectors_encoder_is_taken_out_and_the_rest_is_listed(

@@ -276,8 +276,10 @@ class ResultsWriter(DatasetEvaluator):
         return {}
 
 
-def write_predictions(cfg: Any, model: nn.Module, dataset: CocoDataset) -> Path:
+def write_predictions(
+    cfg: Any, model: nn.Module, dataset: CocoDataset, folder: str = "inference"
+) -> Path:
     """Detect on every image of the data set, over all processes; the results file."""
-    writer = ResultsWriter(dataset, Path(cfg.OUTPUT_DIR) / "inference")
+    writer = ResultsWriter(dataset, Path(cfg.OUTPUT_DIR) / folder)
     inference_on_dataset(model, prediction_loader(cfg, dataset), writer)
     return writer.path

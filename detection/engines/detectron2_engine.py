@@ -22,6 +22,7 @@ from fvcore.common.config import CfgNode
 from detection.config import resolve_num_classes, to_detectron2
 from detection.dataset import CocoDataset
 from detection.engines.detectron2_data import write_predictions
+from detection.engines.detectron2_heads import write_augmented_predictions
 from detection.engines.detectron2_trainer import Trainer, build_detector
 from detection.engines.weights import newest_checkpoint
 from training.cli import run_tool
@@ -45,12 +46,16 @@ class Detectron2Engine:
     def predict(self, config: CfgNode, dataset: CocoDataset, weights: str | None) -> Path:
         """Detect on every image and write ``inference/coco_instances_results.json``.
 
+        With ``TEST.AUG.ENABLED`` detect once more and write the same file in ``inference_TTA``.
+
         Args:
             weights: a whole detector, in either engine's format; None for the newest checkpoint
                 in ``OUTPUT_DIR``.
         """
         cfg = prepare(config, dataset)
         model = build_detector(cfg, weights or str(newest_checkpoint(Path(cfg.OUTPUT_DIR))))
+        if cfg.TEST.AUG.ENABLED:
+            write_augmented_predictions(cfg, model, dataset)
         return write_predictions(cfg, model, dataset)
 
 

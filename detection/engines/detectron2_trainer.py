@@ -24,6 +24,7 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from torch import nn
 
+import detection.engines.detectron2_heads  # noqa: F401 - registers the heads with soft-NMS
 from backbones.d2_adapter import D2ConvNeXt
 from detection.dataset import CocoDataset, load_dataset
 from detection.engines.detectron2_data import TrainingBatches, write_predictions
@@ -32,7 +33,8 @@ from detection.engines.weights import read_detector
 from detection.evaluate import coco_metrics
 from training.data import seed_generators
 from training.environment import device_name, peak_memory_mb
-from training.loop import MetricsFile, NonFiniteLossError
+from training.loop import NonFiniteLossError
+from training.metrics import MetricsFile
 
 logger = logging.getLogger(__name__)
 # detectron2 logs every exception with its traceback; a ValueError's message says it all.
@@ -94,9 +96,11 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process():
             Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
             MetricsFile(Path(cfg.OUTPUT_DIR) / "metrics.json", self.start_iter)
+            # Only now, since the writers open the file that was just put in place.
+            self.register_hooks([d2_hooks.PeriodicWriter(self.build_writers(), period=20)])
 
     def build_hooks(self) -> list[HookBase]:
-        """Timing, schedule, checkpoints, evaluation and the writers of metrics.json and logs."""
+        """Timing, schedule, checkpoints and evaluation; the writers follow in ``__init__``."""
         found: list[HookBase] = [d2_hooks.IterationTimer(), _Schedule(), _Speed()]
         if comm.is_main_process():
             saver = d2_hooks.PeriodicCheckpointer(
@@ -111,8 +115,6 @@ class Trainer(DefaultTrainer):
             found.append(
                 d2_hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate, eval_after_train=False)
             )
-        if comm.is_main_process():
-            found.append(d2_hooks.PeriodicWriter(self.build_writers(), period=20))
         return found
 
     def run_step(self) -> None:

@@ -31,7 +31,8 @@ from detection.transforms import DetectionSamples, collate
 from training.checkpoints import list_checkpoints
 from training.data import seed_generators
 from training.environment import git_commit, versions
-from training.loop import LoopOptions, train
+from training.loop import train
+from training.options import LoopOptions
 from training.schedule import LrFactor
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,8 @@ class TorchvisionEngine:
         device = use_device(config)
         if config.SEED < 0:
             raise ValueError(f"SEED is {config.SEED}: detection.run draws one; here give a number")
+        if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+            raise ValueError("detection trains without FSDP: start its processes by torchrun")
         seed_generators(config.SEED)
         model = build_mask_rcnn(config)
         if not (resume and list_checkpoints(output_dir)):
@@ -76,7 +79,8 @@ class TorchvisionEngine:
         )
 
         def after_step(step: int, model: nn.Module) -> None:
-            if step % solver.CHECKPOINT_PERIOD == 0 or step == solver.MAX_ITER:
+            due = step % solver.CHECKPOINT_PERIOD == 0 or step == solver.MAX_ITER
+            if due and PartialState().is_main_process:
                 newest = list_checkpoints(output_dir)[-1] / "model.safetensors"
                 point_to(output_dir, newest.relative_to(output_dir))
             period = config.TEST.EVAL_PERIOD
@@ -197,9 +201,18 @@ def tasks(config: CfgNode) -> tuple[str, ...]:
 
 
 def evaluate_in_training(config: CfgNode, model: nn.Module, step: int) -> None:
-    """Evaluate on the main process and add the results to ``metrics.json``."""
+    """Evaluate over all processes; the main one adds the results to ``metrics.json``.
+
+    Not again for a step whose results are there already (of which a run was resumed).
+    """
+    metrics_file = Path(config.OUTPUT_DIR) / "metrics.json"
+    lines = [json.loads(line) for line in metrics_file.read_text().splitlines()]
+    if any(line["iteration"] == step and "bbox/AP" in line for line in lines):
+        return
     dataset = load_dataset(config.DATASETS.TEST[0], config.MODEL.MASK_ON, check_images=False)
-    results = write_predictions(config, model, dataset, None)
+    results = write_predictions(config, model, dataset, PartialState())
+    if not PartialState().is_main_process:
+        return
     metrics = coco_metrics(dataset.annotations, results, tasks(config))
     entry = {"iteration": step} | {
         f"{task}/{name}": value
@@ -207,7 +220,7 @@ def evaluate_in_training(config: CfgNode, model: nn.Module, step: int) -> None:
         for name, value in metrics[task].items()
         if value is not None
     }
-    with (Path(config.OUTPUT_DIR) / "metrics.json").open("a") as stream:
+    with metrics_file.open("a") as stream:
         stream.write(json.dumps(entry) + "\n")
     logger.info("step %d: AP %s", step, {task: metrics[task]["AP"] for task in tasks(config)})
 

@@ -28,14 +28,10 @@ RESULTS_FILE = "coco_instances_results.json"
 
 
 def write_predictions(
-    config: CfgNode, model: nn.Module, dataset: CocoDataset, state: PartialState | None
+    config: CfgNode, model: nn.Module, dataset: CocoDataset, state: PartialState
 ) -> Path:
-    """Detect on every image, over all processes of ``state``, and write COCO results.
-
-    Args:
-        state: None to do it all in this process while others go on.
-    """
-    rank, processes = (state.process_index, state.num_processes) if state else (0, 1)
+    """Detect on every image, over all processes of ``state``, and write COCO results."""
+    rank, processes = state.process_index, state.num_processes
     share = range(rank, len(dataset.records), processes)
     found = list(detect(config, model, dataset, share, progress=rank == 0))
     if processes > 1:
@@ -47,8 +43,7 @@ def write_predictions(
         ]
         write_text(path, json.dumps(results))
         logger.info("%d detections on %d images: %s", len(results), len(found), path)
-    if state:
-        state.wait_for_everyone()
+    state.wait_for_everyone()
     return path
 
 

@@ -15,12 +15,15 @@ References:
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image, roi_align
 
+from detection.engines.soft_nms import SoftNMS
 from detection.engines.torchvision_rpn import is_nonempty
 
 CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4  # FPN paper (arXiv 1612.03144), Eq. 1
@@ -78,7 +81,14 @@ class MaskRoIHeads(RoIHeads):
     """torchvision's ``RoIHeads`` with detectron2's selection and losses.
 
     It has the constructor and the parameter names of ``RoIHeads``.
+
+    Args:
+        soft_nms: what to suppress detections by, instead of ordinary suppression.
     """
+
+    def __init__(self, *args: Any, soft_nms: SoftNMS | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.soft_nms = soft_nms
 
     def forward(
         self,
@@ -168,10 +178,14 @@ class MaskRoIHeads(RoIHeads):
             boxes, scores = clip_boxes_to_image(boxes[finite, 1:], shape), scores[finite, 1:]
             region, category = torch.where(scores > self.score_thresh)
             boxes, scores = boxes[region, category], scores[region, category]
-            keep = batched_nms(boxes, scores, category, self.nms_thresh)
-            if self.detections_per_img >= 0:
-                keep = keep[: self.detections_per_img]
-            results.append((boxes[keep], scores[keep], category[keep] + 1))
+            if self.soft_nms:
+                keep, scores = self.soft_nms(boxes, scores, category, self.detections_per_img)
+            else:
+                keep = batched_nms(boxes, scores, category, self.nms_thresh)
+                if self.detections_per_img >= 0:
+                    keep = keep[: self.detections_per_img]
+                scores = scores[keep]
+            results.append((boxes[keep], scores, category[keep] + 1))
         best_boxes, best_scores, labels = map(list, zip(*results, strict=True))
         return best_boxes, best_scores, labels
 

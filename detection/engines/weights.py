@@ -66,6 +66,7 @@ BACKGROUND_ROWS = {  # torchvision names
     "roi_heads.box_predictor.bbox_pred.": 4,
     "roi_heads.mask_predictor.mask_fcn_logits.": 1,
 }
+CASCADE_STAGE = re.compile(r"roi_heads\.box_(head|predictor)\.\d+\.")  # detectron2's
 FIELDS = {"{n}": r"(?P<n>\d+)", "{p}": "(?P<p>weight|bias)", "{rest}": "(?P<rest>.+)"}
 
 
@@ -78,8 +79,10 @@ def detectron2_to_torchvision(state_dict: StateDict) -> StateDict:
     """A detectron2 detector's weights under torchvision's names; tensors may share memory.
 
     Raises:
-        ValueError: naming every key that is none of a ConvNeXt Mask R-CNN's.
+        ValueError: for heads that torchvision does not have (Cascade, one box or mask for all
+            classes), or naming every key that is none of a ConvNeXt Mask R-CNN's.
     """
+    _check_heads(state_dict)
     renamed = _rename(state_dict, source=0, target=1)
     for name, value in renamed.items():
         if name.startswith(CLASSIFIER):
@@ -110,6 +113,23 @@ def torchvision_to_detectron2(state_dict: StateDict) -> StateDict:
             "them. These weights were not trained by this project's torchvision engine"
         )
     return _rename(values, source=1, target=0)
+
+
+def _check_heads(state_dict: StateDict) -> None:
+    """Raise a ValueError for detectron2's heads that torchvision does not have."""
+    remedy = "which the torchvision engine does not have: evaluate them with ENGINE detectron2"
+    if any(CASCADE_STAGE.match(name) for name in state_dict):
+        raise ValueError(f"these are Cascade heads, {remedy}")
+    classes = len(state_dict.get(f"{CLASSIFIER}bias", ())) - 1
+    for prefix, rows, what in (
+        ("roi_heads.box_predictor.bbox_pred.", 4, "box"),
+        ("roi_heads.mask_head.predictor.", 1, "mask"),
+    ):
+        found = len(state_dict.get(f"{prefix}bias", ()))
+        if classes > 0 and found and found != rows * classes:
+            raise ValueError(
+                f"these heads predict {found // rows} {what} for {classes} classes, {remedy}"
+            )
 
 
 def background_rows(torchvision_name: str) -> int:
@@ -224,3 +244,10 @@ def newest_checkpoint(output_dir: Path) -> Path:
             f"{output_dir} holds no checkpoint: train first, or give a detector in MODEL.WEIGHTS"
         )
     return path
+
+
+def averaged_weights(output_dir: Path) -> Path | None:
+    """The average (``SOLVER.EMA``) of the weights of a finished run, if it has one."""
+    final = newest_checkpoint(output_dir)
+    path = final.with_name(f"{final.stem}_ema{final.suffix}")
+    return path if path.is_file() else None

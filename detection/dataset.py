@@ -14,13 +14,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from detection.dataset_check import Problem, check_coco
+from detection.dataset_check import DECODED_UP_TO, check_coco
+from detection.image_check import ImageFile, shared_images
+from detection.problems import describe, shorten
 from detection.segmentation_check import compressed_rle
 
 logger = logging.getLogger(__name__)
 
 XYWH_ABS = 1  # detectron2's BoxMode.XYWH_ABS
-LISTED = 50
 
 # name -> annotations, image folder; both relative to the environment's DETECTRON2_DATASETS
 REGISTERED = {
@@ -131,13 +132,28 @@ def load_dataset(name: str, masks: bool = True, check_images: bool = True) -> Co
     return dataset
 
 
-def describe(problems: list[Problem], what: str) -> str:
-    """The problems as one message, at most 50 of them in full and the rest counted."""
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    lines = [f"{count} in {what}:", *map(str, problems[:LISTED])]
-    if len(problems) > LISTED:
-        lines.append(f"and {len(problems) - LISTED} more (tools/check_dataset.py lists all)")
-    return "\n  ".join(lines)
+def warn_of_shared_images(train: CocoDataset, test: CocoDataset) -> None:
+    """Log a warning if images of the test set are trained on, which its results would not tell.
+
+    They are known by the files' bytes, and by their pixels if neither set has over 2000 images.
+    """
+    train_files, test_files = (
+        [ImageFile(record["file_name"], (record["height"], record["width"])) for record in records]
+        for records in (train.records, test.records)
+    )
+    is_small = max(len(train_files), len(test_files)) <= DECODED_UP_TO
+    shared = shared_images(test_files, train_files, pixels=is_small)
+    if shared:
+        logger.warning(
+            "%d of the %d images of %s are in %s too, so the results will flatter: %s",
+            len(shared),
+            len(test_files),
+            test.name,
+            train.name,
+            shorten([path if path == other else f"{path} = {other}" for path, other, _ in shared]),
+        )
+    elif not is_small:
+        logger.info("training and test set share no file (compared by bytes, not by pixels)")
 
 
 def _records(

@@ -19,7 +19,7 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from detection.config import resolve_num_classes
-from detection.dataset import CocoDataset, load_dataset
+from detection.dataset import CocoDataset, load_dataset, warn_of_shared_images
 from detection.engines import load_engine
 from detection.evaluate import coco_metrics, write_metrics_summary
 from detection.report import write_report
@@ -204,6 +204,8 @@ def load_datasets(
                 f"the classes of {train_set.annotations} and {test_set.annotations} differ: "
                 f"{classes[0]} and {classes[1]}; give both files the same categories"
             )
+        if is_main_process():
+            warn_of_shared_images(train_set, test_set)
     return train_set, test_set
 
 

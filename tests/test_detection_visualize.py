@@ -1,11 +1,17 @@
 """detection.visualize: what is drawn where, at every image size."""
 
+import logging
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 from pycocotools import mask as rle_codec
 
-from detection import visualize
-from detection.visualize import Instance, class_colour, coco_instances, draw_instances
+from detection import labels, visualize
+from detection.labels import Label, contrast, draw_labels, drawable, font_for, text_colour
+from detection.palette import as_seen, class_colour
+from detection.visualize import Instance, coco_instances, draw_instances
 
 GREY = 128
 
@@ -65,8 +71,8 @@ def test_drawing_works_on_every_image_size_and_keeps_it(size):
 
 def test_labels_do_not_cover_each_other_and_those_left_out_are_counted(monkeypatch):
     taken = []
-    found = visualize._free_place
-    monkeypatch.setattr(visualize, "_free_place", lambda *a: taken.append(found(*a)) or taken[-1])
+    found = labels._free_place
+    monkeypatch.setattr(labels, "_free_place", lambda *a: taken.append(found(*a)) or taken[-1])
     crowded = [Instance((100, 100, 20, 20), 0, f"object {i}") for i in range(30)]
     drawing = draw_instances(canvas(), crowded)
     placed = [place for place in taken if place]
@@ -116,3 +122,131 @@ def test_the_colours_of_eighty_classes_differ():
     colours = [class_colour(index) for index in range(80)]
     assert len(set(colours)) == 80
     assert all(0 <= channel <= 255 for colour in colours for channel in colour)
+
+
+def test_a_class_has_its_colour_however_many_classes_there_are():
+    names = [{number: str(number) for number in range(count)} for count in (3, 80)]
+    entry = {"category_id": 2, "bbox": [1, 2, 3, 4]}
+    indices = [coco_instances([entry], of_set, 20, 30)[0].colour_index for of_set in names]
+    assert indices == [2, 2]
+
+
+def test_the_first_colours_are_apart_for_usual_and_for_colour_blind_eyes():
+    views = as_seen(np.array([class_colour(index) for index in range(12)]))
+    distances = np.linalg.norm(views[:, :, None] - views[:, None], axis=-1)
+    distances[:, range(12), range(12)] = np.inf
+    usual, no_red, no_green = distances.min((1, 2))
+    assert usual > 0.1
+    assert min(no_red, no_green) > 0.06
+
+
+def test_grey_is_grey_to_every_eye_and_red_and_green_are_near_to_the_colour_blind():
+    views = as_seen(np.array([[128, 128, 128], [255, 0, 0], [120, 110, 0]]))
+    assert views[:, 0, 1:] == pytest.approx(0, abs=2e-3)
+    usual, _, no_green = np.linalg.norm(views[:, 1] - views[:, 2], axis=-1)
+    assert no_green < usual / 2
+
+
+def test_contrast_is_wcags():
+    assert contrast((0, 0, 0), (255, 255, 255)) == pytest.approx(21)
+    assert contrast((118, 118, 118), (255, 255, 255)) == pytest.approx(4.54, abs=0.01)
+
+
+def test_labels_can_be_read_on_the_colour_of_every_class():
+    colours = [class_colour(index) for index in range(128)]
+    assert min(contrast(text_colour(colour), colour) for colour in colours) >= 4.5
+    assert text_colour((255, 255, 0)) == labels.DARK
+    assert text_colour((90, 0, 140)) == labels.WHITE
+
+
+def ink(box, text="cat 0.99", size=(400, 300), beside=(), font_size=16):
+    """Where the label of the first box was drawn: left, top, right, bottom; None if nowhere."""
+    picture = Image.new("RGB", size)
+    placed = [Label(text, box, (255, 255, 255)), *(Label("", b, (255, 255, 255)) for b in beside)]
+    draw_labels(ImageDraw.Draw(picture), placed, size, font_size)
+    return picture.getbbox()
+
+
+@pytest.mark.parametrize(
+    "box",
+    [(0, 0, 60, 40), (340, 0, 400, 40), (0, 260, 60, 300), (0, 0, 400, 300), (399, 0, 400, 9)],
+)
+def test_labels_of_boxes_at_the_border_are_whole_and_inside(box):
+    left, top, right, bottom = ink(box)
+    middle = ink((150, 120, 210, 160) if box[2] - box[0] > 9 else (200, 150, 201, 159))
+    assert (right - left, bottom - top) == pytest.approx(
+        (middle[2] - middle[0], middle[3] - middle[1]), abs=2
+    )
+    assert min(left, top) >= 0
+    assert right <= 400
+    assert bottom <= 300
+
+
+def test_a_label_does_not_hide_a_neighbour_of_its_own_size():
+    free = ink((100, 100, 160, 140))
+    assert free[3] <= 102  # above its box
+    neighbour = (90, 75, 170, 98)
+    moved = ink((100, 100, 160, 140), beside=[neighbour])
+    assert moved[1] >= 138  # below it
+
+
+def test_labels_shrink_with_the_objects_and_never_below_what_can_be_read():
+    heights = [
+        bottom - top
+        for side in (120, 45, 6)
+        for _, top, _, bottom in [ink((100, 100, 100 + side, 100 + side), font_size=20)]
+    ]
+    assert heights[0] > heights[1] > heights[2] >= labels.SMALLEST
+
+
+def test_labels_leave_most_of_a_crowded_picture_visible():
+    generator = np.random.default_rng(0)
+    corners = generator.uniform(0, 580, (400, 2))
+    crowd = [
+        Instance((x, y, 12, 12), 0, f"nucleus 0.{number:03d}")
+        for number, (x, y) in enumerate(corners)
+    ]
+    image = canvas(600, 600)
+    unlabelled = [Instance(i.box, 0, "") for i in crowd]
+    differs = draw_instances(image, crowd).image != draw_instances(image, unlabelled).image
+    assert 0.03 < differs.any(-1).mean() <= labels.LABELLED_SHARE * 1.06  # of whole pixels
+
+
+@pytest.fixture
+def no_cached_fonts():
+    """Forget which font has which characters, before and after a test that changes the fonts."""
+    caches = (labels.drawable, labels._font_with)
+    for cached in caches:
+        cached.cache_clear()
+    yield
+    for cached in caches:
+        cached.cache_clear()
+
+
+def test_names_that_no_font_has_are_replaced_and_said_once(monkeypatch, caplog, no_cached_fonts):
+    monkeypatch.setattr(labels, "_other_fonts", list)
+    with caplog.at_level(logging.WARNING):
+        shown = [drawable(name) for name in ("猫", "dog 🐶", "köter", "собака", "猫")]
+    assert shown == ["", "dog", "köter", "собака", ""]
+    first, second = (entry.message for entry in caplog.records)
+    assert "of '猫': pictures show the class's number" in first
+    assert "of 'dog 🐶': pictures show 'dog'" in second
+    (instance,) = coco_instances([{"category_id": 7, "bbox": [0, 0, 1, 1]}], {7: "猫"}, 9, 9)
+    assert instance.label == "class 7"
+
+
+def test_a_font_of_this_machine_draws_what_dejavu_lacks(monkeypatch, no_cached_fonts):
+    other, lacking = Path("/fonts/with a cat.ttf"), Path("/fonts/a latin.ttf")
+    added = {lacking: frozenset(map(ord, "cat 0.9")), other: frozenset(map(ord, "猫 0.9"))}
+    characters = labels._characters
+    monkeypatch.setattr(labels, "_other_fonts", lambda: [lacking, other])
+    monkeypatch.setattr(labels, "_characters", lambda path: added.get(path) or characters(path))
+    monkeypatch.setattr(labels, "_load", lambda path, pixels: (path, pixels))
+    assert font_for("猫 0.9", 20) == (other, 20)
+    assert font_for("cat 0.9", 20) == (labels.DEJAVU, 20)
+    assert drawable("猫") == "猫"
+
+
+def test_a_file_that_is_no_font_has_no_characters(tmp_path):
+    (tmp_path / "a.ttf").write_text("not a font")
+    assert labels._characters(tmp_path / "a.ttf") == frozenset()

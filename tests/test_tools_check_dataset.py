@@ -54,9 +54,11 @@ def test_json_output_and_images_shared_with_another_set(tmp_path):
     )
     assert result.returncode == 1
     problems = json.loads(result.stdout)
-    shared = [problem for problem in problems if "has the pixels of" in problem["message"]]
-    assert sorted(problem["where"] for problem in shared) == ["12.png", "20.png", "3.png", "7.png"]
-    assert set(shared[0]) == {"severity", "file", "where", "message", "remedy"}
+    shared = [problem for problem in problems if "has the bytes of" in problem["message"]]
+    assert sorted(Path(problem["file"]).name for problem in shared) == [
+        *("12.png", "20.png", "3.png", "7.png")
+    ]
+    assert set(shared[0]) == {"severity", "file", "places", "message", "remedy"}
 
 
 def test_a_file_that_is_not_there_is_one_message_without_a_traceback(tmp_path):

@@ -8,7 +8,8 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-from detection.dataset_check import Problem, check_coco, check_overlap
+from detection.dataset_check import check_coco, check_overlap, image_files
+from detection.problems import Problem
 from training.cli import run_tool
 
 EXAMPLES = """
@@ -53,10 +54,13 @@ def main() -> int:
             options.against, folder, masks=not options.no_masks, decode=not options.headers_only
         )
         problems += other_problems
-        if tree and other:
-            problems += check_overlap(
-                (options.annotations, tree, options.images), (options.against, other, folder)
-            )
+        problems += check_overlap(
+            image_files(tree, options.images),
+            image_files(other, folder),
+            f"{options.annotations}",
+            f"{options.against}",
+            pixels=not options.headers_only,
+        )
     found = Counter(problem.severity for problem in problems)
     if options.json:
         print(json.dumps([asdict(problem) for problem in problems], indent=2))

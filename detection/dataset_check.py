@@ -13,7 +13,8 @@ Errors stop a training; warnings do not, but a reader of the results should know
     area within 10 pixels or 10%. Crowds are not held to it: COCO's own are up to 45% off;
   * an image's header must give the size that the annotations give, EXIF rotation applied, since
     that is how both engines read it; a rotation that leaves the size as it is is a warning;
-  * an image must have 8 bits a channel, or no value above 255.
+  * images have 8 or 16 bits a channel, of which the upper 8 are read (``detection.decode``); that
+    there are such with 16, and with both, is a warning, and so is one that would be read as black.
 
 Images are decoded in full where asked; otherwise only their headers are read.
 """
@@ -31,7 +32,7 @@ from typing import Any
 from tqdm import tqdm
 
 from detection.annotation_check import check_annotations, index_by_id
-from detection.image_check import READERS, ImageFile, file_fault, shared_images
+from detection.image_check import READERS, ImageFile, file_state, shared_images
 from detection.problems import Findings, Problem
 
 DECODED_UP_TO = 2000
@@ -164,16 +165,24 @@ def _check_image_files(images: list[dict], folder: Path, decode: bool, findings:
         )
         return
     progress = tqdm(total=len(images), desc=f"checking {folder.name}", unit="image", disable=None)
+    depths: dict[int, list[str]] = {8: [], 16: []}
     with ThreadPoolExecutor(READERS) as readers, progress:
-        faults = readers.map(lambda image: file_fault(image, folder, decode), images)
-        for image, fault in zip(images, faults, strict=True):
+        states = readers.map(lambda image: file_state(image, folder, decode), images)
+        for image, state in zip(images, states, strict=True):
             progress.update()
-            if fault and fault.severity == "error":
-                path = os.path.join(folder, image["file_name"])
-                findings.error(f"image {image['id']}", fault.message, fault.remedy, file=path)
-            elif fault:
-                where = f"image {image['id']} ({image['file_name']})"
-                findings.warn(where, fault.message, fault.remedy)
+            where = f"image {image['id']} ({image['file_name']})"
+            for fault in state.faults:
+                if fault.severity == "error":
+                    path = os.path.join(folder, image["file_name"])
+                    findings.error(f"image {image['id']}", fault.message, fault.remedy, file=path)
+                else:
+                    findings.warn(where, fault.message, fault.remedy)
+            if state.bits:
+                depths[state.bits].append(where)
+    for where in depths[16]:
+        others = f", but {len(depths[8])} other images have 8" if depths[8] else ""
+        remedy = "the upper 8 are read, 65535 as 255: make sure that 65535 is white"
+        findings.warn(where, f"has 16 bits a channel{others}", remedy)
 
 
 def image_files(tree: dict[str, Any], folder: Path) -> list[ImageFile]:

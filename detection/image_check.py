@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
+from detection.decode import bits_per_channel, decode_image, with_8_bits
+
 READERS = 8
+LARGEST, DIM = 65535, 4095  # of 16 bits; below DIM are those of a 12-bit camera, not stretched
 EXIF_ORIENTATION = 0x0112
 # How such an image is shown; 5 to 8 swap its sides.
 ORIENTATIONS = {
@@ -52,32 +55,43 @@ class SharedImage(NamedTuple):
     how: Literal["bytes", "pixels"]
 
 
-def file_fault(image: dict, folder: Path, decode: bool) -> FileFault | None:
-    """What is wrong with the file of one image entry; ``None`` if nothing is."""
+class FileState(NamedTuple):
+    """What is wrong with an image file, and how many bits its channels have (0 if unreadable)."""
+
+    faults: list[FileFault]
+    bits: int = 0
+
+
+def file_state(image: dict, folder: Path, decode: bool) -> FileState:
+    """Look at the file of one image entry: at its header, or at its pixels too."""
     name = image["file_name"]
     if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir:
         remedy = "give file_name relative to the image folder"
-        return FileFault("error", "lies outside the image folder", remedy)
+        return FileState([FileFault("error", "lies outside the image folder", remedy)])
     path = folder / name
     if not path.is_file():
         remedy = "add the image, or correct file_name or the image folder"
-        return FileFault("error", "is missing", remedy)
+        return FileState([FileFault("error", "is missing", remedy)])
     try:
         with Image.open(path) as file:
-            width, height = file.size
+            bits, is_dim = bits_per_channel(file), False
             if decode:
-                file.load()
+                with_8_bits(file)
+                is_dim = file.mode.startswith("I") and np.asarray(file).max() <= DIM
             # Pillow decodes a whole PNG to look for EXIF data behind its pixels.
             in_header = decode or file.format != "PNG" or "exif" in file.info
             orientation = file.getexif().get(EXIF_ORIENTATION, 1) if in_header else 1
-            is_deep = is_deeper_than_8_bits(file)
+            size = file.size
     except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
         message = f"does not decode ({type(error).__name__}: {error})"
-        return FileFault("error", message, "replace or remove the image")
-    if is_deep:
-        message = "has more than 8 bits a channel, which both engines would cut"
-        return FileFault("error", message, "scale its values to 0..255 and save it with 8 bits")
-    return _size_fault((width, height), orientation, (image["width"], image["height"]))
+        return FileState([FileFault("error", message, "replace or remove the image")])
+    faults = []
+    if fault := _size_fault(size, orientation, (image["width"], image["height"])):
+        faults.append(fault)
+    if is_dim:
+        remedy = f"it is read nearly black: stretch its values to 0..{LARGEST}"
+        faults.append(FileFault("warning", f"has 16 bits, but no value above {DIM}", remedy))
+    return FileState(faults, bits)
 
 
 def _size_fault(
@@ -103,16 +117,6 @@ def _size_fault(
         )
     said = f"is {shown[0]} x {shown[1]} pixels{why}"
     return FileFault("error", f"{said}, but the annotations say {given[0]} x {given[1]}", remedy)
-
-
-def is_deeper_than_8_bits(image: Image.Image) -> bool:
-    """Whether pixels of an image would be lost in its conversion to 8 bits; decodes it if so."""
-    if image.mode == "F":
-        return True
-    if not image.mode.startswith("I"):
-        return False
-    values = np.asarray(image)
-    return bool(values.min() < 0 or values.max() > 255)
 
 
 def shared_images(
@@ -181,8 +185,7 @@ def _digest_bytes(file: ImageFile) -> str | None:
 def _digest_pixels(file: ImageFile) -> str | None:
     """Of the size and the RGB pixels, EXIF rotation applied."""
     try:
-        with Image.open(file.path) as image:
-            pixels = ImageOps.exif_transpose(image).convert("RGB")
-    except Exception:  # as in file_fault
+        pixels = decode_image(file.path)
+    except (ValueError, FileNotFoundError):
         return None
-    return hashlib.sha256(repr(pixels.size).encode() + pixels.tobytes()).hexdigest()
+    return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()

@@ -27,11 +27,12 @@ import numpy as np
 import pycocotools.mask as mask_util
 import torch
 from fvcore.common.config import CfgNode
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from detection.dataset import CocoDataset
+from detection.decode import decode_image
 
 logger = logging.getLogger(__name__)
 
@@ -243,7 +244,7 @@ def collate(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def read_image(record: dict[str, Any], channels: str) -> np.ndarray:
-    """Decode a record's image, EXIF rotation applied: uint8 ``[H, W, 3]``, or ``[H, W]`` for "L".
+    """Decode a record's image by :mod:`detection.decode`: uint8 ``[H, W, 3]``, or ``[H, W]``.
 
     Args:
         record: a data set's record.
@@ -254,13 +255,10 @@ def read_image(record: dict[str, Any], channels: str) -> np.ndarray:
     """
     path = record["file_name"]
     try:
-        with Image.open(path) as file:
-            oriented = ImageOps.exif_transpose(file)
-            pixels = np.asarray(oriented.convert("L" if channels == "L" else "RGB"))
-    except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
+        pixels = decode_image(path, channels)
+    except ValueError as error:
         raise ValueError(
-            f"{path} does not decode ({type(error).__name__}: {error}); replace the image, or "
-            f"remove image {record['image_id']} from the annotations"
+            f"{error}; replace the image, or remove image {record['image_id']} from the annotations"
         ) from error
     height, width = pixels.shape[:2]
     if (height, width) != (record["height"], record["width"]):
@@ -268,7 +266,7 @@ def read_image(record: dict[str, Any], channels: str) -> np.ndarray:
             f"{path} is {width} x {height} pixels, but the annotations say {record['width']} x "
             f"{record['height']}; correct one of them"
         )
-    return pixels[:, :, ::-1] if channels == "BGR" else pixels
+    return pixels
 
 
 def transformed_box(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from small_coco import small_coco, write_small_coco
+from small_coco import SIZES, small_coco, write_small_coco
 
 from detection import image_check
 from detection.dataset import load_dataset, locate_dataset, warn_of_shared_images
@@ -262,18 +262,47 @@ def test_a_rotation_that_the_size_does_not_tell_is_a_warning(
     assert how in warnings[0].message
 
 
-@pytest.mark.parametrize(
-    ("values", "is_cut"), [((0, 255), False), ((0, 256), True), ((0, 65535), True)]
-)
-def test_images_of_16_bits_are_refused_where_the_engines_would_cut_them(tmp_path, values, is_cut):
-    annotations, images = write_small_coco(tmp_path)
-    pixels = np.full((60, 80), values[0], np.uint16)
+def save_16_bits(path, values, size=(60, 80)):
+    pixels = np.full(size, values[0], np.uint16)
     pixels[5, 7] = values[1]
-    Image.fromarray(pixels).save(images / "3.png")
-    found = [p for p in check_coco(annotations, images)[1] if p.severity == "error"]
-    assert [p.message for p in found] == is_cut * [
-        "has more than 8 bits a channel, which both engines would cut"
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.mark.parametrize("decode", [True, False])
+def test_images_of_16_bits_among_others_are_a_warning(tmp_path, decode):
+    annotations, images = write_small_coco(tmp_path)
+    save_16_bits(images / "3.png", (0, 65535))
+    problems = [p for p in check_coco(annotations, images, decode=decode)[1] if "16" in p.message]
+    assert [(p.severity, p.places, p.message) for p in problems] == [
+        ("warning", ("image 3 (3.png)",), "has 16 bits a channel, but 3 other images have 8")
     ]
+    assert "the upper 8 are read" in problems[0].remedy
+
+
+def test_images_all_of_16_bits_are_said_to_be_read_by_their_upper_8(tmp_path):
+    annotations, images = write_small_coco(tmp_path)
+    for key, size in SIZES.items():
+        save_16_bits(images / f"{key}.png", (0, 65535), size)
+    (problem,) = [p for p in check_coco(annotations, images)[1] if "16 bits" in p.message]
+    assert (problem.severity, problem.message) == ("warning", "has 16 bits a channel")
+    assert len(problem.places) == 4
+
+
+@pytest.mark.parametrize(("largest", "is_dim"), [(4095, True), (4096, False)])
+def test_a_12_bit_image_in_16_bits_is_warned_of_as_nearly_black(tmp_path, largest, is_dim):
+    annotations, images = write_small_coco(tmp_path)
+    save_16_bits(images / "3.png", (0, largest))
+    found = [p for p in check_coco(annotations, images)[1] if "no value above 4095" in p.message]
+    assert [p.severity for p in found] == is_dim * ["warning"]
+
+
+def test_a_floating_point_image_is_refused(tmp_path):
+    tree = small_coco()
+    tree["images"][3]["file_name"] = "3.tif"
+    annotations, images = write_small_coco(tmp_path, tree)
+    Image.fromarray(np.zeros((60, 80), np.float32)).save(images / "3.tif")
+    (found,) = [p for p in check_coco(annotations, images)[1] if p.severity == "error"]
+    assert "floating-point values, which have no stated white" in found.message
 
 
 def test_a_wrong_image_folder_is_one_error_not_one_for_each_image(tmp_path):

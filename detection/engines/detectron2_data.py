@@ -1,9 +1,10 @@
 """Data of the detectron2 engine: our checked records in, COCO results out.
 
-detectron2's own mapper, augmentations and loader do the work. Two things are this project's: the
-order of images and the seed of each sample's augmentation are those of ``training.data``, so that
-both engines see the same samples and a resumed run continues where it stopped; and predictions
-go to ``coco_instances_results.json`` alone, which ``detection.evaluate`` reads for any engine.
+detectron2's own mapper, augmentations and loader do the work. Three things are this project's:
+images are decoded by ``detection.decode``; the order of images and the seed of each sample's
+augmentation are those of ``training.data``, so that both engines see the same samples and a
+resumed run continues where it stopped; and predictions go to ``coco_instances_results.json``
+alone, which ``detection.evaluate`` reads for any engine.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 import detectron2.data.transforms as T
 import numpy as np
+import torch
 from detectron2.data import (
     DatasetCatalog,
     DatasetFromList,
@@ -81,6 +83,22 @@ class _BitmaskCrop(T.FixedSizeCrop):
         return _ShiftingCrop(crop.x0, crop.y0, crop.w, crop.h, crop.orig_w, crop.orig_h)
 
 
+class _OurReader(DatasetMapper):
+    """detectron2's mapper, but the image is decoded as the other engine does."""
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        image = T.AugInput(np.atleast_3d(read_image(record, self.image_format)))
+        transforms = self.augmentations(image)
+        height, width = image.image.shape[:2]
+        pixels = np.array(np.atleast_3d(image.image).transpose(2, 0, 1), order="C")
+        sample = {**record, "image": torch.from_numpy(pixels)}
+        if self.is_train:
+            self._transform_annotations(sample, transforms, (height, width))
+        else:
+            del sample["annotations"]
+        return sample
+
+
 class Mapper:
     """detectron2's mapper, with large-scale jitter where the config asks for it.
 
@@ -92,7 +110,6 @@ class Mapper:
     """
 
     def __init__(self, cfg: Any, is_train: bool) -> None:
-        self.image_format = cfg.INPUT.FORMAT
         options: dict[str, Any] = {}
         if is_train and cfg.INPUT.LSJ.ENABLED:
             jitter = cfg.INPUT.LSJ
@@ -103,15 +120,11 @@ class Mapper:
                 crop((jitter.SIZE, jitter.SIZE), pad=False),
             ]
             options["recompute_boxes"] = cfg.MODEL.MASK_ON
-        self.mapper = DatasetMapper(cfg, is_train, **options)
+        self.mapper = _OurReader(cfg, is_train, **options)
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
-        record = {**record, "annotations": [_in_floats(item) for item in record["annotations"]]}
-        try:
-            return self.mapper(record)
-        except Exception:
-            read_image(record, self.image_format)  # says what is wrong, where the image is
-            raise
+        annotations = [_in_floats(item) for item in record["annotations"]]
+        return self.mapper({**record, "annotations": annotations})
 
 
 def _in_floats(item: dict[str, Any]) -> dict[str, Any]:

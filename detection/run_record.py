@@ -46,6 +46,9 @@ def collect_facts(
         "seed": config.SEED,
         "started": facts.get("started", started),
     }
+    if dataset := train_set or test_set:
+        ids_and_names = zip(dataset.category_ids, dataset.class_names, strict=True)
+        facts["categories"] = [{"id": key, "name": name} for key, name in ids_and_names]
     tensors = detector_tensors(config)
     if tensors is not None:
         facts["parameters"] = sum(

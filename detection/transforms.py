@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from detection.dataset import CocoDataset
-from detection.decode import decode_image
+from detection.decode import decode_image, pixels_of
 
 logger = logging.getLogger(__name__)
 
@@ -205,7 +205,7 @@ class DetectionSamples(Dataset):
         transforms = draw_transforms(self.options, record["height"], record["width"], self.training)
         image = _apply(transforms, image, Image.Resampling.BILINEAR)
         sample = {
-            "image": torch.from_numpy(np.array(np.atleast_3d(image).transpose(2, 0, 1), order="C")),
+            "image": to_tensor(image),
             **{key: record[key] for key in ("height", "width", "image_id", "file_name")},
         }
         if self.training:
@@ -236,6 +236,24 @@ class DetectionSamples(Dataset):
                 targets["boxes"] = boxes = tight_boxes(masks)
         keep &= (boxes[:, 2:] - boxes[:, :2] > EMPTY_SIDE).all(1)
         return {key: value[keep] for key, value in targets.items()}
+
+
+def prediction_sample(pixels: np.ndarray, config: CfgNode, image_id: int) -> dict[str, Any]:
+    """The sample that :class:`DetectionSamples` makes of an image outside of training.
+
+    Args:
+        pixels: ``[H, W, 3]`` uint8 RGB.
+    """
+    height, width = pixels.shape[:2]
+    image = pixels_of(Image.fromarray(pixels), config.INPUT.FORMAT)
+    transforms = draw_transforms(config.INPUT, height, width, training=False)
+    image = _apply(transforms, image, Image.Resampling.BILINEAR)
+    return {"image": to_tensor(image), "height": height, "width": width, "image_id": image_id}
+
+
+def to_tensor(image: np.ndarray) -> Tensor:
+    """``[H, W]`` or ``[H, W, C]`` -> ``[C, H, W]``."""
+    return torch.from_numpy(np.array(np.atleast_3d(image).transpose(2, 0, 1), order="C"))
 
 
 def collate(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -20,6 +20,8 @@ from detection.labels import Label, Rectangle, draw_labels, drawable
 from detection.palette import class_colour
 
 MASK_OPACITY = 0.42
+READABLE = 640, 160  # pixels of the longer and the shorter side that leave room for labels
+MOST_ENLARGED = 3200  # pixels of the longer side of what is enlarged
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ def draw_instances(
         image: ``[H, W, 3]`` uint8, RGB.
         instances: masks and boxes in the image's pixels; the first get their labels placed first.
         long_side: pixels of the drawing's longer side; None keeps the image's size.
-        font_size: pixels of the drawing; by default a 40th of its longer side, at least 11.
+        font_size: pixels of the drawing; by default a 40th of its longer side, less on a strip, at
+            least 11.
     """
     height, width = image.shape[:2]
     scale = 1.0 if long_side is None else long_side / max(height, width)
@@ -115,8 +118,16 @@ def draw_instances(
     labels = [
         Label(i.label, _scaled_box(i, scale, size), class_colour(i.colour_index)) for i in instances
     ]
-    unlabelled = draw_labels(pen, labels, size, font_size or max(11, max(size) / 40))
+    fitting = max(11, min(max(size) / 40, min(size) / 8))
+    unlabelled = draw_labels(pen, labels, size, font_size or fitting)
     return Drawing(np.asarray(picture), unlabelled)
+
+
+def readable_scale(height: int, width: int) -> float:
+    """How many times to enlarge an image so that labels on it can be read; 1 for most."""
+    longer, shorter = max(height, width), min(height, width)
+    wanted = max(READABLE[0] / longer, READABLE[1] / shorter)
+    return max(1.0, min(wanted, MOST_ENLARGED / longer))
 
 
 def _draw_mask(canvas: np.ndarray, instance: Instance, line: int) -> None:

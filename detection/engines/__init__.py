@@ -6,12 +6,15 @@ of :mod:`detection` reads without knowing the engine.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from fvcore.common.config import CfgNode
 
 from detection.dataset import CocoDataset
+
+Detect = Callable[[dict[str, Any]], list[dict[str, Any]]]
 
 
 class Engine(Protocol):
@@ -45,6 +48,21 @@ class Engine(Protocol):
         Raises:
             ValueError: if the weights are not exactly this detector, or there are none.
             FileNotFoundError: if ``weights`` does not exist.
+        """
+
+    def detector(self, config: CfgNode, dataset: CocoDataset, weights: str | None) -> Detect:
+        """A detector as a function of one image; what :meth:`predict` does to each of its images.
+
+        Args:
+            dataset: gives the classes; its records are not read.
+            weights: as for :meth:`predict`.
+
+        Returns:
+            A function from a sample (:func:`detection.transforms.prediction_sample`) to its
+            detections in COCO's results format.
+
+        Raises:
+            ValueError, FileNotFoundError: as :meth:`predict`.
         """
 
 

@@ -33,6 +33,7 @@ from detectron2.data import (
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import Instances
 from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -257,14 +258,10 @@ def prediction_loader(cfg: Any, dataset: CocoDataset) -> DataLoader:
 
 
 class ResultsWriter(DatasetEvaluator):
-    """Collects detections from all processes into ``folder/coco_instances_results.json``.
-
-    COCO's results format: ``bbox`` is x, y, width, height in pixels of the original image,
-    ``segmentation`` a compressed run-length encoding, ``category_id`` the annotations' own.
-    """
+    """Collects detections from all processes into ``folder/coco_instances_results.json``."""
 
     def __init__(self, dataset: CocoDataset, folder: Path) -> None:
-        self.category_ids = {v: k for k, v in dataset.contiguous_ids.items()}
+        self.dataset = dataset
         self.path = folder / RESULTS_FILE
         self.results: list[dict[str, Any]] = []
 
@@ -273,10 +270,7 @@ class ResultsWriter(DatasetEvaluator):
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         for image, output in zip(inputs, outputs, strict=True):
-            instances = output["instances"].to("cpu")
-            for result in instances_to_coco_json(instances, image["image_id"]):
-                result["category_id"] = self.category_ids[result["category_id"]]
-                self.results.append(result)
+            self.results += coco_results(output["instances"], self.dataset, image["image_id"])
 
     def evaluate(self) -> dict[str, Any]:
         gathered = comm.gather(self.results)
@@ -287,6 +281,17 @@ class ResultsWriter(DatasetEvaluator):
             logger.info("%d detections: %s", len(results), self.path)
         comm.synchronize()
         return {}
+
+
+def coco_results(instances: Instances, dataset: CocoDataset, image_id: int) -> list[dict[str, Any]]:
+    """One image's detections in COCO's results format.
+
+    ``bbox`` is x, y, width, height in pixels of the original image, ``segmentation`` a compressed
+    run-length encoding, ``category_id`` the annotations' own.
+    """
+    category_ids = dataset.category_ids
+    results = instances_to_coco_json(instances.to("cpu"), image_id)
+    return [result | {"category_id": category_ids[result["category_id"]]} for result in results]
 
 
 def write_predictions(

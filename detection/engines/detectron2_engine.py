@@ -21,7 +21,8 @@ from fvcore.common.config import CfgNode
 
 from detection.config import resolve_num_classes, to_detectron2
 from detection.dataset import CocoDataset
-from detection.engines.detectron2_data import write_predictions
+from detection.engines import Detect
+from detection.engines.detectron2_data import coco_results, write_predictions
 from detection.engines.detectron2_heads import write_augmented_predictions
 from detection.engines.detectron2_trainer import Trainer, build_detector
 from detection.engines.weights import newest_checkpoint
@@ -57,6 +58,19 @@ class Detectron2Engine:
         if cfg.TEST.AUG.ENABLED:
             write_augmented_predictions(cfg, model, dataset)
         return write_predictions(cfg, model, dataset)
+
+    def detector(self, config: CfgNode, dataset: CocoDataset, weights: str | None) -> Detect:
+        """A detector as a function of one image, without test-time augmentation."""
+        cfg = prepare(config, dataset)
+        newest = weights or str(newest_checkpoint(Path(cfg.OUTPUT_DIR)))
+        model = build_detector(cfg, newest).eval()
+
+        @torch.no_grad()
+        def detect(sample: dict[str, Any]) -> list[dict[str, Any]]:
+            (found,) = model([sample])
+            return coco_results(found["instances"], dataset, sample["image_id"])
+
+        return detect
 
 
 def launch(

@@ -12,6 +12,7 @@ import math
 import os
 from bisect import bisect_right
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -22,9 +23,10 @@ from backbones.checkpoint import load_encoder
 from backbones.weight_files import save_safetensors
 from detection.config import resolve_device, resolve_num_classes
 from detection.dataset import CocoDataset, load_dataset
+from detection.engines import Detect
 from detection.engines.optimizer import build_adamw
 from detection.engines.torchvision_model import MaskRCNN, build_mask_rcnn
-from detection.engines.torchvision_predict import write_predictions, write_text
+from detection.engines.torchvision_predict import coco_results, write_predictions, write_text
 from detection.engines.weights import newest_checkpoint, read_detector
 from detection.evaluate import coco_metrics
 from detection.transforms import DetectionSamples, collate
@@ -107,6 +109,20 @@ class TorchvisionEngine:
         model = build_mask_rcnn(config)
         read_detector(weights or newest_checkpoint(Path(config.OUTPUT_DIR)), model)
         return write_predictions(config, model.to(state.device), dataset, state)
+
+    def detector(self, config: CfgNode, dataset: CocoDataset, weights: str | None) -> Detect:
+        config = with_num_classes(config, dataset)
+        device = use_device(config)
+        model = build_mask_rcnn(config)
+        read_detector(weights or newest_checkpoint(Path(config.OUTPUT_DIR)), model)
+        model.to(device).eval()
+
+        @torch.no_grad()
+        def detect(sample: dict[str, Any]) -> list[dict[str, Any]]:
+            (found,) = model([sample])
+            return coco_results(found, dataset, sample["image_id"])
+
+        return detect
 
 
 def with_num_classes(config: CfgNode, dataset: CocoDataset) -> CfgNode:

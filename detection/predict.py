@@ -1,0 +1,221 @@
+"""Prediction with a finished run: overlays, and COCO results with a list of what the ids mean.
+
+Written to the output folder:
+
+  * ``overlays/``: a picture for each image (JPEG for JPEG, else PNG), a video for each video or, if
+    asked for, a folder of its frames; detections from ``score_threshold`` on, tiny images enlarged
+    until their labels can be read;
+  * ``predictions.json``: every detection in COCO's results format, those below the threshold too
+    (``MODEL.ROI_HEADS.SCORE_THRESH_TEST`` decides), equal to what an evaluation writes;
+  * ``images.json``: ``images`` (``id``, ``file_name``, ``width``, ``height``, ``overlay``, and
+    ``frame`` and ``seconds`` in a video) and the run's ``categories``.
+
+The two JSON files appear when all is done. Each image is read, detected on, drawn and written
+before the next, so memory does not grow with their number.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import cv2
+import numpy as np
+from fvcore.common.config import CfgNode
+from tqdm import tqdm
+
+from backbones.weight_files import write_atomically
+from detection.config import load_config
+from detection.dataset import CocoDataset
+from detection.engines import load_engine
+from detection.prediction_inputs import (
+    Frame,
+    find_files,
+    is_video,
+    output_names,
+    read_frames,
+)
+from detection.transforms import prediction_sample
+from detection.visualize import coco_instances, draw_instances, readable_scale
+
+logger = logging.getLogger(__name__)
+
+OVERLAYS = "overlays"
+JPEG = {".jpg", ".jpeg"}
+
+
+def predict(
+    run: Path,
+    inputs: Sequence[str],
+    output_dir: Path,
+    score_threshold: float = 0.5,
+    every: int = 1,
+    frames: bool = False,
+    weights: str | None = None,
+    overrides: Sequence[str] = (),
+) -> dict[str, int]:
+    """Detect on images and videos with a run's detector and write what the header lists.
+
+    Args:
+        run: the ``OUTPUT_DIR`` of a training.
+        inputs: files, folders and glob patterns.
+        output_dir: must not hold predictions.
+        score_threshold: of what overlays show.
+        every: detect on each ``every``-th frame of a video.
+        frames: write a video's overlays as JPEG files instead of a video.
+        weights: a detector instead of the run's newest checkpoint.
+        overrides: ``KEY VALUE ...`` that change the run's config.
+
+    Returns:
+        The numbers of ``images`` (frames counted), ``detections`` and ``shown`` detections.
+
+    Raises:
+        ValueError: for every input that cannot be read, before any prediction; for a folder that
+            is not a run or holds predictions already.
+        FileNotFoundError: if ``weights`` does not exist.
+    """
+    if (output_dir / "predictions.json").exists():
+        raise ValueError(f"{output_dir} holds predictions already: choose another folder")
+    config, classes = read_run(run, overrides)
+    files = find_files(inputs)
+    detect = load_engine(config.ENGINE).detector(config, classes, weights)
+    category_names = dict(zip(classes.category_ids, classes.class_names, strict=True))
+    output_dir.mkdir(parents=True, exist_ok=True)
+    images: list[dict[str, Any]] = []
+    counts = {"images": 0, "detections": 0, "shown": 0}
+
+    def all_results() -> Iterator[dict[str, Any]]:
+        progress = tqdm(total=len(files), desc="predicting", unit="file", disable=None)
+        for file, name in zip(files, output_names(files), strict=True):
+            with Overlays(output_dir, file, name, frames, every) as overlays:
+                for frame in read_frames(file, every):
+                    entry = image_entry(len(images) + 1, file, frame)
+                    found = detect(prediction_sample(frame.pixels, config, entry["id"]))
+                    shown = [result for result in found if result["score"] >= score_threshold]
+                    overlay = draw(frame.pixels, shown, category_names)
+                    images.append(entry | {"overlay": overlays.write(frame, overlay)})
+                    counts["detections"] += len(found)
+                    counts["shown"] += len(shown)
+                    yield from found
+            progress.update()
+        progress.close()
+
+    write_atomically(output_dir / "predictions.json", lambda path: write_list(path, all_results()))
+    categories = [{"id": key, "name": name} for key, name in category_names.items()]
+    tree = {"images": images, "categories": categories}
+    write_atomically(output_dir / "images.json", lambda path: write_json(path, tree))
+    counts["images"] = len(images)
+    return counts
+
+
+def read_run(run: Path, overrides: Sequence[str] = ()) -> tuple[CfgNode, CocoDataset]:
+    """The config of a run and its classes, as a data set without images.
+
+    Raises:
+        ValueError: if the folder is not a run, or its config does not fit the overrides.
+    """
+    config_file, facts_file = run / "config.yaml", run / "run.json"
+    if missing := [file.name for file in (config_file, facts_file) if not file.is_file()]:
+        raise ValueError(
+            f"{run} is not a run: it has no {' and no '.join(missing)}. Give the OUTPUT_DIR of a "
+            "training by tools/train_net.py"
+        )
+    config = load_config(config_file, ["OUTPUT_DIR", str(run), *overrides])
+    categories = json.loads(facts_file.read_text(encoding="utf-8")).get("categories")
+    if not categories:
+        raise ValueError(
+            f"{facts_file} does not tell the classes: write it anew by tools/train_net.py "
+            f"--config-file {config_file} --eval-only OUTPUT_DIR {run}"
+        )
+    names = tuple(category["name"] for category in categories)
+    ids = {category["id"]: index for index, category in enumerate(categories)}
+    return config, CocoDataset(str(run), facts_file, run, names, ids, [])
+
+
+def image_entry(key: int, file: Path, frame: Frame) -> dict[str, Any]:
+    """What ``images.json`` says about an image or a frame."""
+    height, width = frame.pixels.shape[:2]
+    entry = {"id": key, "file_name": str(file), "width": width, "height": height}
+    if is_video(file):
+        entry |= {"frame": frame.number, "seconds": round(frame.number / frame.rate, 3)}
+    return entry
+
+
+def draw(
+    pixels: np.ndarray, results: Sequence[dict[str, Any]], names: dict[Any, str]
+) -> np.ndarray:
+    """The image ``[H, W, 3]`` with its detections, enlarged if it is too small for labels."""
+    height, width = pixels.shape[:2]
+    long_side = round(max(height, width) * readable_scale(height, width))
+    return draw_instances(pixels, coco_instances(results, names, height, width), long_side).image
+
+
+class Overlays:
+    """Writes the overlays of one file: a picture, a video, or a folder of a video's frames."""
+
+    def __init__(self, output_dir: Path, file: Path, name: str, frames: bool, every: int) -> None:
+        self.root, self.every, self.file = output_dir, every, file
+        self.as_frames = frames and is_video(file)
+        suffix = ".jpg" if file.suffix.lower() in JPEG else ".png"
+        if is_video(file):
+            suffix = "" if frames else ".mp4"
+        self.path = output_dir / OVERLAYS / f"{name}{suffix}"
+        self.video: cv2.VideoWriter | None = None
+
+    def __enter__(self) -> Overlays:
+        folder = self.path if self.as_frames else self.path.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        if self.video is not None:
+            self.video.release()
+
+    def write(self, frame: Frame, overlay: np.ndarray) -> str:
+        """Write one overlay ``[H, W, 3]`` RGB; its path relative to the output folder.
+
+        Raises:
+            ValueError: if this OpenCV writes no MPEG-4 video.
+        """
+        path = self.path / f"{frame.number:06d}.jpg" if self.as_frames else self.path
+        pixels = cv2.cvtColor(overlay, cv2.COLOR_RGB2BGR)
+        if is_video(self.file) and not self.as_frames:
+            self._write_frame(pixels, frame.rate / self.every)
+        else:
+            _, data = cv2.imencode(path.suffix, pixels)  # imwrite fails on some systems' names
+            path.write_bytes(data.tobytes())
+        return path.relative_to(self.root).as_posix()
+
+    def _write_frame(self, pixels: np.ndarray, rate: float) -> None:
+        height, width = (side - side % 2 for side in pixels.shape[:2])  # MPEG-4 has even sides
+        if self.video is None:
+            code = cv2.VideoWriter.fourcc(*"mp4v")
+            self.video = cv2.VideoWriter(str(self.path), code, rate, (width, height))
+            if not self.video.isOpened():
+                raise ValueError(
+                    f"this OpenCV cannot write the video {self.path}: write frames by --frames"
+                )
+        self.video.write(pixels[:height, :width])
+
+
+def write_json(path: Path, tree: dict[str, Any]) -> None:
+    path.write_text(json.dumps(tree, indent=1), encoding="utf-8")
+
+
+def write_list(path: Path, items: Iterator[dict[str, Any]]) -> None:
+    """Write a JSON list item by item, one a line."""
+    with path.open("w", encoding="utf-8") as stream:
+        separator = "["
+        for item in items:
+            stream.write(f"{separator}{json.dumps(item)}")
+            separator = ",\n"
+        stream.write("[]" if separator == "[" else "]")

@@ -1,0 +1,88 @@
+"""Detect on images, folders and videos with a finished run.
+
+Writes to --output-dir: overlays/ (pictures and videos with the detections drawn), predictions.json
+(all detections as COCO results) and images.json (which file or frame each image id is, and the
+categories).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from detection.predict import predict
+from training.cli import log_to, run_tool
+
+EXAMPLES = """\
+examples:
+  python tools/predict.py --run runs/detector --input photos --output-dir predictions
+  python tools/predict.py --run runs/detector --input a.jpg 'scans/**/*.tif' --output-dir out \\
+      --score-threshold 0.3
+  # a video: each fifth frame; overlays as a video, or with --frames as pictures
+  python tools/predict.py --run runs/detector --input street.mp4 --output-dir out --every 5
+  # larger test images, on the CPU, by the other engine
+  python tools/predict.py --run runs/detector --input photos --output-dir out \\
+      --engine detectron2 MODEL.DEVICE cpu INPUT.MIN_SIZE_TEST 1000
+
+exit code: 0; 1 for inputs that cannot be used, all listed before anything is detected; 2 on wrong
+usage
+"""
+
+
+def positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--run", type=Path, required=True, metavar="DIR", help="OUTPUT_DIR of a training")
+    add(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="images, videos, folders (searched with the folders inside) or glob patterns",
+    )
+    add("--output-dir", type=Path, required=True, metavar="DIR", help="gets what is written")
+    add(
+        "--score-threshold",
+        type=float,
+        default=0.5,
+        help="overlays show detections of at least this score (default: 0.5); predictions.json "
+        "holds those below, too",
+    )
+    add("--every", type=positive, default=1, metavar="N", help="each Nth frame of videos")
+    add("--frames", action="store_true", help="overlays of videos as JPEG files")
+    add("--weights", metavar="FILE", help="a detector instead of the run's newest checkpoint")
+    add("--engine", choices=["torchvision", "detectron2"], help="instead of the run's ENGINE")
+    add("opts", nargs="*", metavar="KEY VALUE", help="settings that override the run's")
+    return parser.parse_intermixed_args()
+
+
+def main() -> None:
+    arguments = parse()
+    log_to()
+    engine = ["ENGINE", arguments.engine] if arguments.engine else []
+    counts = predict(
+        arguments.run,
+        arguments.input,
+        arguments.output_dir,
+        arguments.score_threshold,
+        arguments.every,
+        arguments.frames,
+        arguments.weights,
+        [*arguments.opts, *engine],
+    )
+    print(
+        f"{counts['detections']} detections on {counts['images']} images, {counts['shown']} of "
+        f"them drawn: {arguments.output_dir}"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_tool(main))

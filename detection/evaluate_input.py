@@ -1,6 +1,7 @@
 """Read and check the two files of an evaluation: COCO ground truth and COCO results.
 
-Everything that pycocotools would assert, drop or misread is said here in words instead.
+Everything that an evaluator would assert, drop or misread is said here in words instead: given an
+RLE whose runs end too early, pycocotools does not even return.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import hotcoco
 from pycocotools import mask as rle_codec
 
 logger = logging.getLogger(__name__)
 
 Sizes = Mapping[Any, tuple[int, int]]  # image id -> height, width
+
+_EVALUATED = ("id", "bbox", "segmentation", "area", "iscrowd", "score")  # beside the two ids
 
 TASKS = {"bbox": "bbox", "segm": "segmentation"}  # task -> the key that holds its geometry
 
@@ -52,19 +56,37 @@ def segmentation_to_rle(segmentation: Any, height: int, width: int) -> dict[str,
     """A COCO segmentation (polygons, plain or compressed RLE) as one compressed RLE.
 
     Raises:
-        ValueError: if it is none of the three.
+        ValueError: if it is none of the three, or the RLE's runs do not fill its size.
     """
     try:
         if isinstance(segmentation, list):
             return rle_codec.merge(rle_codec.frPyObjects(segmentation, height, width))
         if isinstance(segmentation["counts"], list):
-            return rle_codec.frPyObjects(segmentation, height, width)
-        rle_codec.area(segmentation)  # decodes, so that bad counts fail here
-        return {"size": list(segmentation["size"]), "counts": segmentation["counts"]}
+            segmentation = rle_codec.frPyObjects(segmentation, *segmentation["size"])
+        rle = {"size": list(segmentation["size"]), "counts": segmentation["counts"]}
+        _check_runs(rle["counts"], math.prod(rle["size"]))
+        return rle
     except Exception as error:  # pycocotools raises bare Exception, TypeError, IndexError, ...
         raise ValueError(
-            f"neither polygons of at least 3 points nor an RLE: {str(segmentation)[:80]}"
+            f"neither polygons of at least 3 points nor an RLE whose runs fill its size ({error}): "
+            f"{str(segmentation)[:80]}"
         ) from error
+
+
+def _check_runs(counts: str | bytes, pixels: int) -> None:
+    """Raise ValueError unless an RLE's runs sum to its pixels.
+
+    hotcoco refuses runs beyond a size, so those that it takes for one pixel less are too short.
+    """
+    encoded = counts.encode() if isinstance(counts, str) else counts
+    if encoded and encoded[-1] - 48 & 32:  # the flag that the number goes on
+        raise ValueError("it ends within a number")
+    hotcoco.mask.area({"size": [1, pixels], "counts": counts})
+    try:
+        hotcoco.mask.area({"size": [1, pixels - 1], "counts": counts})
+    except ValueError:
+        return
+    raise ValueError(f"its runs end before pixel {pixels}")
 
 
 def _read_json(path: str | Path) -> Any:
@@ -129,6 +151,10 @@ def _check_ground_truth(truth: Any, path: str | Path) -> None:
         ids = Counter(entry["id"] for entry in truth[part])
         if twice := [value for value, count in ids.items() if count > 1]:
             raise ValueError(f"{path}: ids used twice in {part}: {_listed(twice)}")
+        if len(words := [value for value in ids if isinstance(value, str)]) not in (0, len(ids)):
+            raise ValueError(
+                f"{path}: ids in {part} are numbers and also words: {_listed(words)}"
+            )
     _check_ids(truth["annotations"], f"{path}: annotations", truth, "the same file: {}")
 
 
@@ -223,7 +249,7 @@ def prepare_annotations(
 def prepare_results(
     results: list[dict[str, Any]], sizes: Sizes, task: str, path: str | Path
 ) -> list[dict[str, Any]]:
-    """Detections for COCOeval; ``area`` is the box's for "bbox" and the mask's for "segm"."""
+    """Detections for an evaluator; ``area`` is the box's for "bbox" and the mask's for "segm"."""
     prepared = []
     for index, result in enumerate(results):
         entry = {key: result[key] for key in ("image_id", "category_id", "score", TASKS[task])}
@@ -234,3 +260,36 @@ def prepare_results(
             area = float(rle_codec.area(entry["segmentation"]))
         prepared.append(entry | {"id": index + 1, "iscrowd": 0, "area": area})
     return prepared
+
+
+def number_ids(
+    truth: dict[str, Any], detections: list[dict[str, Any]]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Ground truth and detections as two data sets of what evaluators read and no more.
+
+    Images and categories are numbered from 1 in the order of their ids, which hotcoco wants to be
+    integers. Evaluators treat them in that order.
+    """
+
+    def numbers(part: str) -> dict[Any, int]:
+        return {key: n for n, key in enumerate(sorted(entry["id"] for entry in truth[part]), 1)}
+
+    image_numbers, category_numbers = numbers("images"), numbers("categories")
+    images = [
+        {"id": image_numbers[image["id"]], "height": image["height"], "width": image["width"]}
+        for image in truth["images"]
+    ]
+    categories = [{"id": n, "name": str(n)} for n in category_numbers.values()]
+
+    def dataset(entries: list[dict[str, Any]]) -> dict[str, Any]:
+        annotations = [
+            {key: entry[key] for key in _EVALUATED if key in entry}
+            | {
+                "image_id": image_numbers[entry["image_id"]],
+                "category_id": category_numbers[entry["category_id"]],
+            }
+            for entry in entries
+        ]
+        return {"images": images, "categories": categories, "annotations": annotations}
+
+    return dataset(truth["annotations"]), dataset(detections)

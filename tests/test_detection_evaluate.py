@@ -9,9 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pycocotools import mask as rle_codec
 
+from detection import evaluate as module
 from detection.evaluate import METRICS, coco_metrics, write_metrics_summary
+from detection.evaluate_input import segmentation_to_rle
 
 IOU_THRESHOLDS = [0.5 + 0.05 * i for i in range(10)]
 AREA_RANGES = {"all": (0, 1e10), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}
@@ -360,6 +364,205 @@ def test_metrics_equal_a_naive_loop_on_random_scenes(tmp_path, seed, task):
         assert metrics[name] == (None if expected is None else pytest.approx(expected)), name
 
 
+# --- the two evaluators -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def both_arrays(monkeypatch):
+    """Run both evaluators; returns the metrics after holding every array of the two equal."""
+    found = {}
+
+    def spied(truth, detections, task, evaluator):
+        found[evaluator, task] = original(truth, detections, task, evaluator)
+        return found[evaluator, task]
+
+    original = module._evaluate
+    monkeypatch.setattr(module, "_evaluate", spied)
+
+    def run(truth_path, results_path):
+        metrics = coco_metrics(truth_path, results_path)
+        assert metrics == coco_metrics(truth_path, results_path, evaluator="pycocotools")
+        tasks = [task for task in ("bbox", "segm") if task in metrics]
+        for task in tasks:
+            ours, reference = found["hotcoco", task], found["pycocotools", task]
+            assert list(ours) == list(reference) == ["precision", "recall", "scores"]
+            for name, array in ours.items():
+                assert array.dtype == reference[name].dtype == np.float64
+                assert array.shape == reference[name].shape
+                assert array.tobytes() == reference[name].tobytes(), (task, name)
+        found.clear()
+        return metrics
+
+    return run
+
+
+def written(folder, truth, results):
+    paths = folder / "truth.json", folder / "results.json"
+    for path, content in zip(paths, (truth, results), strict=True):
+        path.write_text(json.dumps(content))
+    return paths
+
+
+COORDINATE = st.integers(0, 60) | st.floats(0, 60, width=32)
+SIDE = st.integers(0, 60) | st.floats(0, 60, width=32)  # of no area, too
+BOXES = st.tuples(COORDINATE, COORDINATE, SIDE, SIDE).map(list)
+
+
+def some_mask(kind, box, size):
+    """An L in a box as polygons, or as a plain or compressed RLE."""
+    x, y, w, h = box
+    parts = [[x, y, x + w / 2, y, x + w / 2, y + h, x, y + h]]
+    parts.append([x, y + h / 2, x + w, y + h / 2, x + w, y + h, x, y + h])
+    if kind == "polygons":
+        return parts
+    rle = rle_codec.merge(rle_codec.frPyObjects(parts, *size))
+    text = rle["counts"].decode()
+    return {"size": list(size), "counts": runs_of(text) if kind == "plain" else text}
+
+
+@st.composite
+def cases(draw):
+    """Three images and three classes of any ids, crowds, missing areas, ties of scores."""
+    ids = [
+        st.lists(kind, min_size=3, max_size=3, unique=True)
+        for kind in (st.integers(-5, 10**12), st.text(max_size=3))
+    ]
+    image_ids, category_ids = draw(st.one_of(ids)), draw(st.one_of(ids))
+    truth = {
+        "images": [{"id": i, "height": 70, "width": 90} for i in image_ids],
+        "categories": [{"id": k, "name": f"class {k}"} for k in category_ids],
+        "annotations": [],
+    }
+
+    def entry():
+        box = draw(BOXES)
+        kind = draw(st.sampled_from(["polygons", "plain", "compressed"]))
+        return {
+            "image_id": draw(st.sampled_from(image_ids)),
+            "category_id": draw(st.sampled_from(category_ids)),
+            "bbox": box,
+            "segmentation": some_mask(kind, box, (70, 90)),
+        }
+
+    for number in range(draw(st.integers(0, 12))):
+        extra = {"id": number, "iscrowd": int(draw(st.integers(0, 5)) == 0)}
+        if draw(st.booleans()):
+            extra["area"] = draw(st.floats(0, 5000))
+        truth["annotations"].append(entry() | extra)
+    scores = st.sampled_from([0.1, 0.5, 0.9, 1.0, 1]) | st.floats(-1, 1)
+    results = []
+    for _ in range(draw(st.integers(0, 20))):
+        copied = truth["annotations"] and draw(st.booleans())
+        source = draw(st.sampled_from(truth["annotations"])) if copied else entry()
+        keys = ("image_id", "category_id", "bbox", "segmentation")
+        results.append({key: source[key] for key in keys} | {"score": draw(scores)})
+    return truth, results
+
+
+def test_both_evaluators_give_the_same_bits_on_any_small_case(both_arrays, tmp_path):
+    @settings(max_examples=60, deadline=None)
+    @given(cases())
+    def check(case):
+        both_arrays(*written(tmp_path, *case))
+
+    check()
+
+
+def test_both_evaluators_give_the_same_bits_on_random_scenes(both_arrays, tmp_path):
+    for seed in range(5):
+        metrics = both_arrays(*written(tmp_path, *random_case(seed, images=12)))
+        assert metrics["bbox"]["AP"] > 0
+
+
+def test_both_evaluators_look_at_the_same_100_of_150_detections(both_arrays, tmp_path):
+    # One object is found by a detection of rank 100, another by one of rank 101.
+    truth = ground_truth([[10, 10, 40, 40], [100, 100, 40, 40]])
+    results = [detection([60, 60, 9, 9], 0.9 - 0.001 * i) for i in range(99)]
+    results += [detection([10, 10, 40, 40], 0.5), detection([100, 100, 40, 40], 0.4)]
+    results += [detection([60, 60, 9, 9], 0.3) for _ in range(49)]
+    metrics = both_arrays(*written(tmp_path, truth, results))
+    assert metrics["bbox"]["AR100"] == 50
+    assert metrics["bbox"]["AR10"] == 0
+
+
+def test_both_evaluators_give_the_same_on_nothing(both_arrays, tmp_path):
+    square = [[0, 0, 40, 0, 40, 40, 0, 40]]
+    objects = ground_truth([[0, 0, 40, 40]], segmentation=square)
+    assert both_arrays(*written(tmp_path, objects, []))["segm"]["AP"] == 0
+    found = [detection([0, 0, 9, 9], 0.5)]
+    assert both_arrays(*written(tmp_path, ground_truth([]), found))["bbox"]["AP"] is None
+    assert both_arrays(*written(tmp_path, ground_truth([]), []))["per_class"]["thing"]
+
+
+def test_both_evaluators_give_the_same_bits_on_cocos_own_results(both_arrays):
+    folder = published("coco_fake100")
+    truth = folder / "instances_val2014_100.json"
+    for task in ("bbox", "segm"):
+        both_arrays(truth, folder / f"instances_val2014_fake{task}100_results.json")
+    folder = published("tiny")
+    both_arrays(folder / "gt_dataset.json", folder / "dt_dataset.json")
+
+
+def test_unknown_evaluators_are_refused(tmp_path, known_case):
+    paths = written(tmp_path, *known_case)
+    with pytest.raises(ValueError, match="unknown evaluator 'x'; allowed: hotcoco, pycocotools"):
+        coco_metrics(*paths, evaluator="x")
+
+
+def runs_of(counts):
+    """The runs of a compressed RLE, by cocoapi's rleFrString; None if the text ends too early."""
+    runs, value, shift = [], 0, 0
+    for code in counts.encode():
+        value |= (code - 48 & 31) << shift
+        shift += 5
+        if not code - 48 & 32:
+            value -= (code - 48 & 16) << shift - 4
+            runs.append(value + runs[-2] if len(runs) > 2 else value)
+            value = shift = 0
+    return None if shift else runs
+
+
+@given(
+    st.lists(st.integers(0, 40), max_size=8),
+    st.integers(-50, 50),
+    st.none() | st.tuples(st.integers(0, 30), st.characters(min_codepoint=48, max_codepoint=111)),
+)
+@settings(deadline=None)
+def test_an_rle_is_taken_if_and_only_if_its_runs_fill_its_size(runs, missing, damage):
+    pixels = max(1, sum(runs) + missing)
+    text = rle_codec.frPyObjects({"size": [1, 10**6], "counts": runs}, 1, 10**6)["counts"].decode()
+    if damage and text:
+        place, character = damage[0] % len(text), damage[1]
+        text = text[:place] + character + text[place + 1 :]
+    true_runs = runs_of(text)
+    fills = true_runs is not None and sum(true_runs) == pixels and min(true_runs, default=0) >= 0
+    rle = {"size": [1, pixels], "counts": text}
+    if fills:
+        assert segmentation_to_rle(rle, 1, pixels) == rle
+    else:
+        with pytest.raises(ValueError, match="nor an RLE whose runs fill its size"):
+            segmentation_to_rle(rle, 1, pixels)
+    if not damage:
+        plain = {"size": [1, pixels], "counts": runs}
+        if sum(runs) == pixels:
+            assert segmentation_to_rle(plain, 1, pixels)["counts"] == text.encode()
+        else:
+            with pytest.raises(ValueError, match=r"runs end before pixel|exceed"):
+                segmentation_to_rle(plain, 1, pixels)
+
+
+def test_an_rle_on_which_pycocotools_does_not_return_is_refused_with_its_place(tmp_path):
+    square = [[0, 0, 40, 0, 40, 40, 0, 40]]
+    truth = ground_truth([[0, 0, 40, 40]], segmentation=square)
+    short = {"size": [200, 200], "counts": [100, 20]}
+    for results in ([detection([0, 0, 40, 40], 0.9, segmentation=short)], []):
+        with pytest.raises(
+            ValueError, match=r"(detections\[0\]|annotation 1) has .*before pixel 40000"
+        ):
+            evaluate(tmp_path, truth, results)
+        truth["annotations"][0]["segmentation"] = short
+
+
 # --- bad input ----------------------------------------------------------------------------------
 
 
@@ -376,6 +579,10 @@ def test_metrics_equal_a_naive_loop_on_random_scenes(tmp_path, seed, task):
         (lambda t, r: t.pop("categories"), r"truth.json is not COCO ground truth"),
         (lambda t, r: t.update(categories=[]), r"no categories"),
         (lambda t, r: t["images"].append(t["images"][0]), r"ids used twice in images: 1"),
+        (
+            lambda t, r: t["images"].append(t["images"][0] | {"id": "a"}),
+            r"ids in images are numbers and also words: a",
+        ),
         (lambda t, r: t["images"][0].pop("height"), r"images\[0\] lacks height"),
         (lambda t, r: t["annotations"][0].update(image_id=3), r"annotations name image_ids .*: 3"),
         (lambda t, r: t["annotations"][1].pop("bbox"), r"annotations\[1\] lacks bbox"),

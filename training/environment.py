@@ -19,6 +19,7 @@ PACKAGES = (
     "detectron2",
     "fvcore",
     "pycocotools",
+    "hotcoco",
     "numpy",
     "Pillow",
     "tifffile",

@@ -152,9 +152,7 @@ def _check_ground_truth(truth: Any, path: str | Path) -> None:
         if twice := [value for value, count in ids.items() if count > 1]:
             raise ValueError(f"{path}: ids used twice in {part}: {_listed(twice)}")
         if len(words := [value for value in ids if isinstance(value, str)]) not in (0, len(ids)):
-            raise ValueError(
-                f"{path}: ids in {part} are numbers and also words: {_listed(words)}"
-            )
+            raise ValueError(f"{path}: ids in {part} are numbers and also words: {_listed(words)}")
     _check_ids(truth["annotations"], f"{path}: annotations", truth, "the same file: {}")
 
 

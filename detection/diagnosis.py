@@ -204,7 +204,7 @@ def calibration(matches: Matches) -> dict[str, Any]:
         means = [float(v[inside].mean() * 100) if count else None for v in (score, right)]
         if count:
             error += count / len(score) * abs(means[0] - means[1])  # type: ignore[operator]
-        bounds = {"low": index / SCORE_BINS, "high": (index + 1) / SCORE_BINS}
+        bounds: dict[str, Any] = {"low": index / SCORE_BINS, "high": (index + 1) / SCORE_BINS}
         bins.append(bounds | {"count": count, "score": means[0], "precision": means[1]})
     return {"bins": bins, "error": error if len(score) else None}
 

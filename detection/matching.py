@@ -71,8 +71,10 @@ def match(truth: dict[str, Any], detections: list[dict[str, Any]], task: str) ->
         detections: from ``prepare_results``.
         task: "bbox" or "segm": whose IoU counts.
     """
-    image_ids = sorted(image["id"] for image in truth["images"])
-    category_ids = sorted(category["id"] for category in truth["categories"])
+    image_ids, category_ids = (
+        sorted((entry["id"] for entry in truth[part]), key=lambda i: (isinstance(i, str), i))
+        for part in ("images", "categories")
+    )
     categories = {category: index for index, category in enumerate(category_ids)}
     objects, found_in = defaultdict(list), defaultdict(list)
     for annotation in truth["annotations"]:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from detection.diagnosis import diagnose
 from detection.report_blocks import (
     NOT_RECORDED,
     Block,
     Cards,
     Cell,
     Details,
+    Gallery,
     Number,
     Page,
     Paragraph,
@@ -25,6 +28,7 @@ from detection.report_blocks import (
     Table,
     Term,
 )
+from detection.report_diagnosis import confusion_blocks, error_blocks, score_blocks
 from detection.report_facts import (
     data_mismatch,
     duration,
@@ -32,11 +36,12 @@ from detection.report_facts import (
     facts_table,
     started,
 )
-from detection.report_figures import SCORE_THRESHOLD, prediction_panels
+from detection.report_figures import prediction_panels
+from detection.report_gallery import choose_images
 from detection.report_html import render_html
 from detection.report_markdown import write_markdown
 from detection.report_run import Run, config_differences, read_runs
-from detection.report_training import curve_blocks, pretraining_blocks
+from detection.report_training import curve_blocks, pretraining_blocks, pretraining_folder
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +78,8 @@ def write_report(
         output: the HTML file; its folder is made where it is missing.
         names: what to call the runs; default: their folders' names.
         notes: paragraphs under the headline, such as what the comparison does not show.
-        pretraining: the folder of the pretraining whose encoder the runs used.
+        pretraining: the folder of the pretraining whose encoder the runs used; default: the folder
+            of the encoder's file, if that is a pretraining's.
         reconstructions: pictures of its progress; default: its first and last panel.
 
     Raises:
@@ -84,27 +90,55 @@ def write_report(
     if output.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"{output}: the report's name must end in .html")
     found = read_runs([Path(run) for run in runs], names)
-    page = _page(found, notes, pretraining_blocks(pretraining, reconstructions))
+    found = [_with_diagnosis(run) for run in found]
+    if pretraining is None:
+        pretraining = pretraining_folder(found)
+    page = _page(found, notes, pretraining_blocks(pretraining, reconstructions), output)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(render_html(page), encoding="utf-8")
     write_markdown(page, output.with_suffix(".md"))
+    _write_full_pictures(page, output.parent)
     logger.info("report written: %s and %s", output, output.with_suffix(".md").name)
 
 
-def _page(runs: Sequence[Run], notes: Sequence[str], pretraining: Sequence[Block]) -> Page:
+def _with_diagnosis(run: Run) -> Run:
+    """The run with its diagnosis, made now if another tool wrote the run's files."""
+    annotations = run.fact("datasets", "test", "annotations")
+    if run.diagnosis or run.results is None or not annotations:
+        return run
+    try:
+        return replace(run, diagnosis=diagnose(str(annotations), run.results))
+    except (OSError, ValueError) as error:
+        return replace(run, problems=[*run.problems, f"no diagnosis of the errors: {error}"])
+
+
+def _write_full_pictures(page: Page, folder: Path) -> None:
+    for section in page.sections:
+        for gallery in section.blocks:
+            if isinstance(gallery, Gallery):
+                for picture in (p for member in gallery.members for p in member.pictures):
+                    if picture.full:
+                        (folder / picture.full[0]).write_bytes(picture.full[1])
+
+
+def _page(
+    runs: Sequence[Run], notes: Sequence[str], pretraining: Sequence[Block], output: Path
+) -> Page:
+    named = list(zip(_run_names(runs), runs, strict=True))
     sections = [
         Section("headline", "Result", _headline_blocks(runs, notes)),
         Section("metrics", "All COCO metrics", _metrics_blocks(runs)),
         Section("classes", "Classes", _class_blocks(runs)),
-        Section(
-            "curves",
-            "Training curves",
-            curve_blocks(list(zip(_run_names(runs), runs, strict=True))),
-        ),
+        Section("errors", "What the errors are", error_blocks(named)),
+        Section("scores", "Scores and thresholds", score_blocks(named)),
+        Section("confusion", "Confusion of classes", confusion_blocks(named)),
+        Section("curves", "Training curves", curve_blocks(named)),
     ]
     if pretraining:
         sections.append(Section("pretraining", "Pretraining", pretraining))
-    sections.append(Section("predictions", "Predictions", _prediction_blocks(runs)))
+    sections.append(
+        Section("predictions", "Predictions", _prediction_blocks(runs, f"{output.stem}_files"))
+    )
     if len(runs) > 1:
         sections.append(Section("differences", "What differs", _difference_blocks(runs)))
     sections.append(Section("facts", "How it was made", _fact_blocks(runs)))
@@ -249,7 +283,7 @@ def _class_blocks(runs: Sequence[Run]) -> list[Block]:
     return [Table(columns, rows, caption, groups, long=len(rows) > 20)]
 
 
-def _prediction_blocks(runs: Sequence[Run]) -> list[Block]:
+def _prediction_blocks(runs: Sequence[Run], full_folder: str) -> list[Block]:
     source = next((run for run in runs if run.fact("datasets", "test", "annotations")), None)
     if source is None:
         return [Paragraph(f"The data that the runs were tested on: {NOT_RECORDED}.")]
@@ -260,21 +294,24 @@ def _prediction_blocks(runs: Sequence[Run]) -> list[Block]:
         blocks.append(Paragraph(f"Of {source.name} only, since the test sets differ.", "small"))
     if without := [run.name for _, run in shown if run.results is None]:
         blocks.append(Paragraph(f"Predictions of {', '.join(without)}: {NOT_RECORDED}."))
+    shown = [(name, run) for name, run in shown if run.results is not None and run.diagnosis]
+    chosen = choose_images(shown)
+    if not chosen:
+        return blocks or [Paragraph(f"Images with predictions: {NOT_RECORDED}.")]
     test = source.fact("datasets", "test")
+    annotations, image_root = Path(str(test["annotations"])), Path(str(test.get("image_root", "")))
     try:
-        panels, omissions = prediction_panels(
-            shown, Path(str(test["annotations"])), Path(str(test.get("image_root", "")))
-        )
+        panels, omissions = prediction_panels(shown, annotations, image_root, chosen, full_folder)
     except (OSError, ValueError) as error:
         return [*blocks, Paragraph(f"The predictions cannot be shown: {error}", "warning")]
     blocks.append(
         Paragraph(
-            f"{len(panels)} images spread over the test set, ground truth first; predictions with "
-            f"a score of at least {SCORE_THRESHOLD}. Crowd regions are outlined only.",
+            "The images that went worst and best, by F1, ground truth first; predictions over the "
+            "best threshold of their class. Crowd regions are outlined only.",
             "small",
         )
     )
-    return [*blocks, *(Paragraph(omission, "small") for omission in omissions), *panels]
+    return [*blocks, *(Paragraph(omission, "small") for omission in omissions), Gallery(panels)]
 
 
 def _difference_blocks(runs: Sequence[Run]) -> list[Block]:

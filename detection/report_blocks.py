@@ -6,7 +6,7 @@ a class name or a config file included: the renderers escape it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -23,12 +23,14 @@ class Number:
         digits: decimals shown.
         signed: show a plus sign: it is a difference.
         bar: a bar behind it, as a share of the cell's width (0 to 1).
+        shade: how strongly the cell is coloured (0 to 1), as in a heat map.
     """
 
     value: float | None
     digits: int = 1
     signed: bool = False
     bar: float | None = None
+    shade: float | None = None
 
     def __str__(self) -> str:
         if self.value is None:
@@ -137,20 +139,37 @@ class Charts:
 
 @dataclass(frozen=True)
 class Picture:
-    """A JPEG with its label and the text for those who cannot see it."""
+    """A JPEG with its label and the text for those who cannot see it.
+
+    Args:
+        jpeg: what the page shows.
+        full: the name and JPEG of a larger version, a file beside the page that is linked.
+    """
 
     jpeg: bytes
     label: str
     alternative: str
     run: RunName | None = None
+    full: tuple[str, bytes] | None = None
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures that belong beside each other, under one title."""
+    """Pictures that belong beside each other, under one title.
+
+    ``tags``: filter's name -> the values that these pictures have, in a :class:`Gallery`.
+    """
 
     title: str
     pictures: Sequence[Picture]
+    tags: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Many pictures; a reader chooses among them by their tags."""
+
+    members: Sequence[Pictures]
 
 
 @dataclass(frozen=True)
@@ -161,7 +180,7 @@ class Details:
     text: str
 
 
-Block = Paragraph | Cards | Table | Charts | Pictures | Details
+Block = Paragraph | Cards | Table | Charts | Pictures | Gallery | Details
 
 
 @dataclass(frozen=True)

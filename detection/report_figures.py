@@ -12,11 +12,13 @@ import numpy as np
 
 from detection.evaluate_input import read_ground_truth, read_results
 from detection.report_blocks import Picture, Pictures, RunName
+from detection.report_gallery import Chosen
 from detection.report_run import Run
 from detection.visualize import Instance, coco_instances, draw_instances
 
-SCORE_THRESHOLD = 0.5
-PICTURE_BYTES = 2_500_000  # of all predictions together; base64 adds a third
+PICTURE_BYTES = 3_300_000  # of all predictions together; base64 adds a third
+FULL_FROM = 1.4  # times the size in the page: a larger image has its full size as a linked file
+FULL_BYTES = 1_500_000
 LISTED = 12  # instances that an alternative text names
 
 Entries = dict[Any, list[dict[str, Any]]]  # image id -> annotations or detections
@@ -43,21 +45,17 @@ def read_image(path: Path) -> np.ndarray | None:
     return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def choose_images(truth: dict[str, Any], count: int) -> list[dict[str, Any]]:
-    """``count`` images spread over the data set in its order; those with objects come first."""
-    annotated = {annotation["image_id"] for annotation in truth["annotations"]}
-    chosen: list[dict[str, Any]] = []
-    for wanted in (True, False):
-        pool = [image for image in truth["images"] if (image["id"] in annotated) is wanted]
-        take = min(count - len(chosen), len(pool))
-        chosen += [pool[index * len(pool) // take] for index in range(take)]
-    return chosen
-
-
 def prediction_panels(
-    runs: Sequence[tuple[RunName, Run]], annotations: Path, image_root: Path, count: int = 12
+    runs: Sequence[tuple[RunName, Run]],
+    annotations: Path,
+    image_root: Path,
+    chosen: Sequence[Chosen],
+    full_folder: str,
 ) -> tuple[list[Pictures], list[str]]:
-    """Ground truth and each run's predictions (score >= 0.5) of some images, side by side.
+    """Ground truth and each run's predictions of the chosen images, side by side.
+
+    Shown are predictions over the best threshold of their class. A picture that would lose by being
+    made small has its full size too, under ``full_folder``, relative to the page.
 
     Returns:
         The panels, and in words what is not in them.
@@ -70,34 +68,52 @@ def prediction_panels(
     names = {category["id"]: category["name"] for category in classes}
     sources: list[tuple[RunName | None, Entries]] = [(None, _by_image(truth["annotations"]))]
     for run_name, run in runs:
-        if run.results is not None:
-            found = read_results(run.results, truth, annotations)
-            sources.append(
-                (run_name, _by_image([r for r in found if r["score"] >= SCORE_THRESHOLD]))
-            )
-    chosen = choose_images(truth, count)
+        assert run.results is not None
+        found = read_results(run.results, truth, annotations)
+        least = _thresholds(run)
+        kept = [r for r in found if r["score"] >= least.get(r["category_id"], 0)]
+        sources.append((run_name, _by_image(kept)))
+    images = {image["id"]: image for image in truth["images"]}
     long_side = 600 if len(sources) < 3 else 480  # as wide as the page shows them, and a bit more
     budget = PICTURE_BYTES // max(1, len(sources) * len(chosen))
     panels, missing, unlabelled = [], [], 0
-    for entry in chosen:
+    for number, choice in enumerate(chosen):
+        entry = images.get(choice.image_id, {})
         image = read_image(image_root / entry["file_name"]) if "file_name" in entry else None
-        size = (entry["height"], entry["width"])
-        if image is None or image.shape[:2] != size:
-            missing.append(str(entry.get("file_name", entry["id"])))
+        if image is None or image.shape[:2] != (entry["height"], entry["width"]):
+            missing.append(str(entry.get("file_name", choice.image_id)))
             continue
-        pictures = []
-        for source, entries in sources:
-            shown = coco_instances(entries[entry["id"]], names, *size)
+        size, file_name = image.shape[:2], entry["file_name"]
+        pictures, present = [], set()
+        for place, (source, entries) in enumerate(sources):
+            shown = coco_instances(entries[choice.image_id], names, *size)
+            present |= {names[e["category_id"]] for e in entries[choice.image_id]}
             drawing = draw_instances(image, shown, long_side, font_size=15)
             unlabelled += drawing.unlabelled
+            full = None
+            if max(size) > FULL_FROM * long_side:
+                large = draw_instances(image, shown).image
+                name = f"{full_folder}/full-{number:03d}-{place}.jpg"
+                full = (name, encode_jpeg(large, FULL_BYTES))
             jpeg = encode_jpeg(drawing.image, budget)
-            pictures.append(_picture(jpeg, source, shown, entry["file_name"]))
-        panels.append(Pictures(str(entry["file_name"]), pictures))
+            pictures.append(_picture(jpeg, source, shown, file_name, full))
+        tags = {"Images": choice.groups, "Class": sorted(present), "Error": choice.errors}
+        panels.append(Pictures(f"{file_name} · {choice.why}", pictures, tags))
     return panels, _omissions(missing, len(chosen), image_root, unlabelled)
 
 
+def _thresholds(run: Run) -> dict[Any, float]:
+    """category id -> the box's best threshold, or the mask's where there are no boxes."""
+    task = next(task for task in ("bbox", "segm") if task in run.diagnosis)
+    return {row["category_id"]: row["threshold"] for row in run.diagnosis[task]["thresholds"]}
+
+
 def _picture(
-    jpeg: bytes, source: RunName | None, shown: Sequence[Instance], file_name: str
+    jpeg: bytes,
+    source: RunName | None,
+    shown: Sequence[Instance],
+    file_name: str,
+    full: tuple[str, bytes] | None,
 ) -> Picture:
     what = "Ground truth" if source is None else source.name
     number = f"{len(shown)} object{'' if len(shown) == 1 else 's'}"
@@ -105,7 +121,7 @@ def _picture(
     if len(shown) > LISTED:
         labels.append(f"{len(shown) - LISTED} more")
     alternative = f"{what}, {file_name}: {number}" + (f": {', '.join(labels)}" if labels else "")
-    return Picture(jpeg, f"{what} · {number}", alternative, source)
+    return Picture(jpeg, f"{what} · {number}", alternative, source, full)
 
 
 def _omissions(missing: Sequence[str], chosen: int, image_root: Path, unlabelled: int) -> list[str]:

@@ -1,13 +1,16 @@
 """Render a report's page as one HTML file that needs no network: style, curves, pictures inside.
 
 Every child of an element is escaped unless it is :class:`Markup`, which only :func:`tag` and the
-charts make. The page's own policy forbids scripts and requests.
+charts make. The page's own policy forbids requests and every script but ``report_script.SCRIPT``,
+which it knows by its hash.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
+import json
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
@@ -20,6 +23,7 @@ from detection.report_blocks import (
     Charts,
     Code,
     Details,
+    Gallery,
     Number,
     Page,
     Paragraph,
@@ -30,9 +34,14 @@ from detection.report_blocks import (
     Term,
 )
 from detection.report_charts import chart_svg
+from detection.report_script import SCRIPT
 from detection.report_style import STYLE
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+SCRIPT_HASH = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+    f"script-src 'sha256-{SCRIPT_HASH}'"
+)
 
 
 class Markup(str):
@@ -79,6 +88,7 @@ def render_html(page: Page) -> str:
             tag("nav", *links, aria_label="Sections"),
         ),
         tag("main", *map(_section, page.sections)),
+        tag("script", Markup(SCRIPT)),
     )
     return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
 
@@ -109,6 +119,9 @@ def _cell(cell: Cell) -> Markup:
         return tag("span", NO_GROUND_TRUTH, class_="none", title="no ground truth to measure this")
     sign = "" if not cell.signed else "up" if cell.value > 0 else "down" if cell.value < 0 else ""
     number = tag("data", str(cell), value=repr(cell.value), class_=sign or None)
+    if cell.shade is not None:
+        share = f"{100 * min(max(cell.shade, 0), 1):.0f}%"
+        return tag("span", number, class_="shade", style=f"--share:{share}")
     if cell.bar is None:
         return number
     width = f"{100 * min(max(cell.bar, 0), 1):.1f}%"
@@ -184,10 +197,35 @@ def _pictures(block: Pictures) -> Markup:
         source = "data:image/jpeg;base64," + base64.b64encode(picture.jpeg).decode()
         dot = tag("i", class_=f"dot b{picture.run.index % 6}") if picture.run else Markup("")
         image = tag("img", src=source, alt=picture.alternative, loading="lazy")
-        figures.append(tag("figure", tag("figcaption", dot, picture.label), image))
+        zoom = tag("button", image, type="button", class_="zoom", title="Enlarge")
+        link = Markup("")
+        if picture.full:
+            link = tag("a", "full size", href=picture.full[0], class_="full")
+        figures.append(tag("figure", tag("figcaption", dot, picture.label, link), zoom))
     columns = f"--columns:{min(3, len(figures))}"
     strip = tag("div", *figures, class_="strip", style=columns)
-    return tag("article", tag("h3", block.title), strip, class_="pictures")
+    tags = json.dumps(dict(block.tags)) if block.tags else None
+    return tag("article", tag("h3", block.title), strip, class_="pictures", data_tags=tags)
+
+
+def _gallery(block: Gallery) -> Markup:
+    """The filters are hidden until the script, which works them, shows them."""
+    values: dict[str, dict[str, int]] = {}
+    for member in block.members:
+        for name, held in member.tags.items():
+            for value in held:
+                counts = values.setdefault(name, {})
+                counts[value] = counts.get(value, 0) + 1
+    selects = []
+    for name, counts in values.items():
+        options = [
+            tag("option", f"{value} ({count})", value=value) for value, count in counts.items()
+        ]
+        select = tag("select", tag("option", "all", value=""), *options, data_filter=name)
+        selects.append(tag("label", name, select))
+    shown = tag("output", f"{len(block.members)} of {len(block.members)}", aria_live="polite")
+    filters = tag("form", *selects, shown, class_="filters", hidden="", aria_label="Filter")
+    return tag("div", filters, *map(_pictures, block.members), class_="gallery")
 
 
 def _details(block: Details) -> Markup:
@@ -200,5 +238,6 @@ RENDERERS: dict[type, Callable[[Any], Markup]] = {
     Table: _table,
     Charts: _charts,
     Pictures: _pictures,
+    Gallery: _gallery,
     Details: _details,
 }

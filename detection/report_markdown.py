@@ -13,6 +13,7 @@ from detection.report_blocks import (
     Charts,
     Code,
     Details,
+    Gallery,
     Page,
     Paragraph,
     Pictures,
@@ -24,8 +25,9 @@ from detection.report_charts import chart_svg, describe
 def write_markdown(page: Page, path: Path) -> None:
     """Write the page to ``path`` and its figures to a folder beside it, ``{stem}_files``."""
     writer = _Writer(path.parent / f"{path.stem}_files")
-    for earlier in writer.folder.glob("[0-9][0-9][0-9].*"):
-        earlier.unlink()
+    for pattern in ("[0-9][0-9][0-9].*", "full-[0-9]*.jpg"):
+        for earlier in writer.folder.glob(pattern):
+            earlier.unlink()
     lines = [f"# {escape(page.title)}", escape(page.subtitle)]
     for section in page.sections:
         lines.append(f"## {escape(section.title)}")
@@ -73,6 +75,8 @@ class _Writer:
                 self.figure(chart_svg(chart, standalone=True).encode(), "svg", describe(chart))
                 for chart in block.charts
             )
+        if isinstance(block, Gallery):
+            return "\n\n".join(map(self.pictures, block.members))
         return self.pictures(block)
 
     def pictures(self, block: Pictures) -> str:

@@ -14,7 +14,8 @@ import yaml
 
 METRICS_SUMMARY = Path("inference") / "metrics_summary.json"
 RESULTS = Path("inference") / "coco_instances_results.json"
-METRICS_KEYS = ("bbox", "segm", "per_class", "counts")
+DIAGNOSIS = Path("inference") / "diagnosis.json"
+METRICS_KEYS = ("bbox", "segm", "per_class", "curves", "counts")
 FILES = (
     Path("config.yaml"),
     Path("metrics.json"),
@@ -32,6 +33,7 @@ class Run:
         name: how the report calls it.
         folder: where it is.
         metrics: what ``detection.evaluate`` wrote.
+        diagnosis: what ``detection.diagnosis`` wrote.
         history: name -> (iteration, value) in the order of iterations, from metrics.json.
         facts: run.json.
         config: config.yaml as dotted keys; ``config_text`` as it stands.
@@ -42,6 +44,7 @@ class Run:
     name: str
     folder: Path
     metrics: dict[str, Any] = field(default_factory=dict)
+    diagnosis: dict[str, Any] = field(default_factory=dict)
     history: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
@@ -87,6 +90,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
         name=name or folder.resolve().name,
         folder=folder,
         metrics=_read_metrics(folder / METRICS_SUMMARY, problems),
+        diagnosis=_read_object(folder / DIAGNOSIS, problems),
         history=_read_history(folder / "metrics.json", problems),
         facts=_read_object(folder / "run.json", problems),
         config=_read_config(config_text, folder / "config.yaml", problems),

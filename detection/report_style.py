@@ -101,6 +101,27 @@ svg text[class]{font-weight:650}
   overflow-wrap:anywhere}
 img{display:block;max-width:100%;max-height:26rem;height:auto;border-radius:6px}
 
+.zoom{display:block;width:100%;margin:0;padding:0;border:0;background:none;cursor:zoom-in;
+  text-align:left}
+.full{margin-left:auto;white-space:nowrap}
+.filters{display:flex;flex-wrap:wrap;gap:10px 18px;align-items:center;margin:0 0 16px;
+  font-size:.9rem}
+.filters[hidden],.pictures[hidden]{display:none}
+.filters label{display:flex;gap:8px;align-items:center;color:var(--muted);max-width:100%}
+select,.viewer button{font:inherit;color:var(--ink);background:var(--soft);
+  border:1px solid var(--hair);border-radius:8px;padding:5px 9px;min-width:0;max-width:16em}
+output{color:var(--muted)}
+.shade{display:block;margin:-7px -12px;padding:7px 12px;
+  background:color-mix(in srgb,var(--accent) calc(var(--share)*.7),transparent)}
+.viewer{width:100vw;height:100vh;max-width:none;max-height:none;margin:0;padding:0;border:0;
+  background:var(--page);color:var(--ink)}
+.viewer[open]{display:flex;flex-direction:column}
+.viewer>div:first-child{display:flex;gap:8px;align-items:center;padding:10px 14px;flex-wrap:wrap;
+  border-bottom:1px solid var(--hair)}
+.viewer p{flex:1 1 10em;margin:0;max-width:none;max-height:4.7em;overflow:auto;font-size:.9rem}
+.viewer>div:last-child{flex:1;overflow:auto;display:flex}
+.viewer img{flex:none;margin:auto;max-width:none;max-height:none;border-radius:0;image-rendering:auto}
+
 details{margin:0 0 10px;border:1px solid var(--hair);border-radius:8px}
 summary{padding:10px 14px;cursor:pointer;font-size:.92rem;font-weight:500}
 pre{margin:0;padding:14px;max-height:520px;overflow:auto;border-top:1px solid var(--hair);
@@ -128,7 +149,7 @@ pre{margin:0;padding:14px;max-height:520px;overflow:auto;border-top:1px solid va
 @media print{
   body{padding:0;background:#fff}
   section{border:0;padding:12px 0;break-inside:auto}
-  nav{display:none}
+  nav,.filters,.full{display:none}
   .long{max-height:none}
   .pictures,figure{break-inside:avoid}
 }

@@ -20,16 +20,26 @@ from detection.report_charts import thin
 from detection.report_figures import encode_jpeg, read_image
 from detection.report_run import Run, read_run
 
-CHART_TITLES = {"total_loss": "Total loss", "lr": "Learning rate"}
+CHART_TITLES = {
+    "total_loss": "Total loss",
+    "lr": "Learning rate",
+    "images_per_second": "Images per second",
+    "time": "Seconds per iteration",
+    "data_time": "Seconds waiting for data",
+    "max_mem": "Peak memory (MB)",
+}
+COSTS = ("images_per_second", "time", "data_time", "max_mem")
+FEATURES = "feature_"  # what pretraining says about the diversity of its features
 RECONSTRUCTION_BYTES = 700_000  # of all reconstruction panels together
 
 
 def curve_blocks(runs: Sequence[tuple[RunName, Run]]) -> list[Block]:
-    """Total loss, every other loss, the learning rate: one chart each, all runs in it."""
+    """Losses, learning rate, features' diversity, speed and memory: one chart each, all runs."""
     recorded = list(dict.fromkeys(key for _, run in runs for key in run.history))
     losses = [key for key in recorded if "loss" in key and key != "total_loss"]
     charts, largest = [], 1
-    for key in ["total_loss", *losses, "lr"]:
+    features = [key for key in recorded if key.startswith(FEATURES)]
+    for key in ["total_loss", *losses, "lr", *features, *COSTS]:
         lines = []
         for name, run in runs:
             if points := run.history.get(key):
@@ -49,6 +59,16 @@ def curve_blocks(runs: Sequence[tuple[RunName, Run]]) -> list[Block]:
             )
         )
     return blocks
+
+
+def pretraining_folder(runs: Sequence[Run]) -> Path | None:
+    """The folder of the first run's encoder file that is a pretraining's, None without one."""
+    for run in runs:
+        source = run.fact("encoder", "source")
+        folder = Path(str(source)).parent if source else None
+        if folder and (folder / "metrics.json").is_file() and (folder / "reconstructions").is_dir():
+            return folder
+    return None
 
 
 def pretraining_blocks(folder: Path | None, reconstructions: Sequence[Path] | None) -> list[Block]:

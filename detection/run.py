@@ -20,7 +20,9 @@ from fvcore.common.config import CfgNode
 
 from detection.config import resolve_num_classes
 from detection.dataset import CocoDataset, load_dataset, warn_of_shared_images
-from detection.engines import load_engine
+from detection.diagnosis import diagnose, write_diagnosis
+from detection.engines import Engine, load_engine
+from detection.engines.weights import AVERAGE_FOLDER, averaged_weights
 from detection.evaluate import coco_metrics, write_metrics_summary
 from detection.report import write_report
 from detection.run_record import collect_facts, log_header, write_facts
@@ -31,7 +33,14 @@ from training.environment import peak_memory_mb
 logger = logging.getLogger(__name__)
 
 # With these changed, a resumed run's weights and optimizer state would not fit.
-FIXED_ON_RESUME = ("MODEL.", "ENGINE", "SEED", "SOLVER.OPTIMIZER", "SOLVER.LAYER_DECAY")
+FIXED_ON_RESUME = (
+    "MODEL.",
+    "ENGINE",
+    "SEED",
+    "SOLVER.OPTIMIZER",
+    "SOLVER.LAYER_DECAY",
+    "SOLVER.EMA.ENABLED",
+)
 FREE_ON_RESUME = (".WEIGHTS", ".DEVICE", "_TEST")
 
 
@@ -83,10 +92,13 @@ def run(
     metrics: dict[str, Any] = {}
     if test_set:
         began = time.perf_counter()
-        results = engine.predict(config, test_set, config.MODEL.WEIGHTS if eval_only else None)
+        given = config.MODEL.WEIGHTS if eval_only else ""
+        metrics = predict_and_evaluate(engine, config, test_set, given)
         if is_main:
             facts["predict_seconds"] = time.perf_counter() - began
-            metrics = evaluate(config, test_set, results)
+        if not given and (average := averaged_weights(output_dir)):
+            logger.info("the averaged weights (SOLVER.EMA), %s:", average.name)
+            predict_and_evaluate(engine, config, test_set, str(average), AVERAGE_FOLDER)
     if is_main:
         write_facts(output_dir, facts | {"peak_memory_mb": peak_memory_mb()})
         write_report([output_dir], output_dir / "report.html")
@@ -233,11 +245,31 @@ def complete(config: CfgNode, datasets: list[CocoDataset | None], resume: bool) 
     return config
 
 
+def predict_and_evaluate(
+    engine: Engine, config: CfgNode, dataset: CocoDataset, weights: str, folder: str = "inference"
+) -> dict[str, Any]:
+    """Predict in all processes; the main one evaluates, those with test-time augmentation, too.
+
+    Returns:
+        The metrics without test-time augmentation; empty in processes that are not the main one.
+    """
+    results = engine.predict(config, dataset, weights or None, folder)
+    if not is_main_process():
+        return {}
+    metrics = evaluate(config, dataset, results)
+    if config.TEST.AUG.ENABLED:
+        logger.info("with test-time augmentation (TEST.AUG):")
+        evaluate(config, dataset, results.parent.with_name(f"{folder}_TTA") / results.name)
+    return metrics
+
+
 def evaluate(config: CfgNode, dataset: CocoDataset, results: Path) -> dict[str, Any]:
     """COCO metrics of a results file, logged and written to ``metrics_summary.json``."""
     tasks = ("bbox", "segm") if config.MODEL.MASK_ON else ("bbox",)
     metrics = coco_metrics(dataset.annotations, results, tasks)
     write_metrics_summary(metrics, results.parent / "metrics_summary.json")
+    found = diagnose(dataset.annotations, results, tasks)
+    write_diagnosis(found, results.parent / "diagnosis.json")
     for task in tasks:
         row = "  ".join(f"{k} {'-' if v is None else f'{v:.2f}'}" for k, v in metrics[task].items())
         logger.info("%s: %s", task, row)

@@ -97,6 +97,7 @@ def train(
     options: LoopOptions,
     after_step: Callable[[int, nn.Module], None] | None = None,
     ema: ModelEmaV3 | None = None,
+    measure: Callable[[int, nn.Module], dict[str, float]] | None = None,
 ) -> nn.Module:
     """Train ``model`` and return it, unwrapped (with FSDP: a whole copy on the CPU).
 
@@ -114,6 +115,8 @@ def train(
             run calls it again for the step it resumes from.
         ema: made from ``model``; updated with the number of finished steps after each of them
             (its first update copies the weights), see this module's header.
+        measure: called as ``after_step``, but before each line of ``metrics.json``, which what it
+            returns joins: by name, the same in every process.
 
     Raises:
         ValueError: for an output folder that holds a run when not resuming, or a batch size that
@@ -158,7 +161,8 @@ def train(
             progress.update()
             last = done == options.max_steps
             if last or done % options.log_every == 0:
-                run.report(done, progress)
+                run.report(done, progress, measure(done, run.bare_model) if measure else {})
+                run.model.train()
             stop = in_any_process(accelerator, bool(terminated))
             if last or done % options.checkpoint_every == 0 or stop:
                 run.save(done)
@@ -281,10 +285,10 @@ class _Run:
             self.ema.update(self.bare_model, step + 1)
         window.add(time=time.perf_counter() - began)
 
-    def report(self, done: int, progress: tqdm) -> None:
+    def report(self, done: int, progress: tqdm, measured: dict[str, float]) -> None:
         """Tell the window's means to ``metrics.json``, the trackers and whoever looks on."""
         means = mean_over_processes(self.accelerator, self.window.means())
-        entry = self.window.entry(done, self.optimizer.param_groups[-1]["lr"], means)
+        entry = self.window.entry(done, self.optimizer.param_groups[-1]["lr"], means) | measured
         if self.accelerator.is_main_process:
             self.metrics_file.write(entry)
             progress.set_postfix(loss=f"{entry['total_loss']:.4f}")

@@ -196,7 +196,7 @@ def _pictures(block: Pictures) -> Markup:
     for picture in block.pictures:
         source = "data:image/jpeg;base64," + base64.b64encode(picture.jpeg).decode()
         dot = tag("i", class_=f"dot b{picture.run.index % 6}") if picture.run else Markup("")
-        image = tag("img", src=source, alt=picture.alternative, loading="lazy")
+        image = tag("img", src=source, alt=picture.alternative, decoding="async")
         zoom = tag("button", image, type="button", class_="zoom", title="Enlarge")
         link = Markup("")
         if picture.full:

@@ -120,7 +120,7 @@ output{color:var(--muted)}
   border-bottom:1px solid var(--hair)}
 .viewer p{flex:1 1 10em;margin:0;max-width:none;max-height:4.7em;overflow:auto;font-size:.9rem}
 .viewer>div:last-child{flex:1;overflow:auto;display:flex}
-.viewer img{flex:none;margin:auto;max-width:none;max-height:none;border-radius:0;image-rendering:auto}
+.viewer img{flex:none;margin:auto;max-width:none;max-height:none;border-radius:0}
 
 details{margin:0 0 10px;border:1px solid var(--hair);border-radius:8px}
 summary{padding:10px 14px;cursor:pointer;font-size:.92rem;font-weight:500}

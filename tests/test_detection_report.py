@@ -739,7 +739,6 @@ def test_a_browser_shows_every_section_without_errors_or_requests(
         section = page.locator(f"section#{key}")
         assert section.count() == 1, key
         assert section.is_visible(), key
-    page.evaluate("document.querySelectorAll('img').forEach(i => i.loading = 'eager')")
     wait_until(page, "[...document.images].every(i => !i.src || i.naturalWidth > 0)")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert said == []

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from functools import reduce
 from operator import getitem
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import yaml
@@ -102,7 +102,7 @@ def to_detectron2(config: CfgNode) -> Any:
     """The config as detectron2's ``CfgNode``, with all of detectron2's other keys; not frozen.
 
     ``MODEL.DEVICE: auto`` becomes the device itself, and the ROI heads become those with soft-NMS
-    where that is enabled; every other value is taken over as it is.
+    (which this registers) where that is enabled; every other value is taken over as it is.
 
     Raises:
         ValueError: if detectron2 is not installed.
@@ -120,7 +120,9 @@ def to_detectron2(config: CfgNode) -> Any:
         *sections, leaf = name.split(".")
         reduce(getitem, sections, cfg)[leaf] = copy.deepcopy(get(config, name))
     cfg.MODEL.DEVICE = resolve_device(config)
-    if cfg.MODEL.ROI_HEADS.SOFT_NMS.ENABLED:  # registered by detection.engines.detectron2_heads
+    if cfg.MODEL.ROI_HEADS.SOFT_NMS.ENABLED:
+        import detection.engines.detectron2_heads  # noqa: F401 - registers these heads
+
         cfg.MODEL.ROI_HEADS.NAME = f"SoftNMS{cfg.MODEL.ROI_HEADS.NAME}"
     return cfg
 
@@ -130,6 +132,26 @@ def resolve_device(config: CfgNode) -> str:
     if config.MODEL.DEVICE != "auto":
         return config.MODEL.DEVICE
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def resolve_precision(config: Any) -> Literal["no", "bf16", "fp16"]:
+    """The precision of ``SOLVER.AMP``, by the words of ``training.options``.
+
+    Args:
+        config: this project's config or detectron2's.
+
+    Raises:
+        ValueError: for fp16 on a CPU.
+    """
+    amp = config.SOLVER.AMP
+    if not amp.ENABLED:
+        return "no"
+    if amp.PRECISION == "fp16" and torch.device(resolve_device(config)).type == "cpu":
+        raise ValueError(
+            "SOLVER.AMP.PRECISION is fp16, which needs a GPU, but MODEL.DEVICE is "
+            f"{config.MODEL.DEVICE} and trains on the CPU: use bf16, or SOLVER.AMP.ENABLED False"
+        )
+    return amp.PRECISION
 
 
 def resolve_num_classes(config: CfgNode, dataset: CocoDataset) -> int:
@@ -266,6 +288,12 @@ def _contradictions(config: CfgNode) -> Iterator[tuple[tuple[str, ...], str]]:
     yield from _channel_contradictions(config)
     yield from _level_contradictions(model)
     yield from _cascade_contradictions(model)
+    if config.SOLVER.IMS_PER_BATCH % config.SOLVER.ACCUMULATE:
+        yield (
+            ("SOLVER.IMS_PER_BATCH", "SOLVER.ACCUMULATE"),
+            f"SOLVER.IMS_PER_BATCH is {config.SOLVER.IMS_PER_BATCH}, the images of one optimizer "
+            f"step, which SOLVER.ACCUMULATE {config.SOLVER.ACCUMULATE} does not divide",
+        )
     low, high = model.RPN.IOU_THRESHOLDS
     if not low <= high <= 1:
         yield (

@@ -3,9 +3,9 @@
 A key that detectron2 has keeps detectron2's name, type and meaning (the source is its
 ``config/defaults.py``), so that the same file merges into ``get_cfg()``. Keys of this project:
 ``ENGINE``, ``MODEL.CONVNEXT.*``, ``MODEL.ROI_HEADS.SOFT_NMS.*``, ``INPUT.LSJ.*``,
-``SOLVER.OPTIMIZER``, ``SOLVER.LAYER_DECAY*``, ``SOLVER.AMP.PRECISION``. The defaults are a Mask
-R-CNN with a feature pyramid, as in detectron2's ``Base-RCNN-FPN.yaml``; where that departs from
-``get_cfg()``, ``det_configs/_base_`` says it again.
+``SOLVER.OPTIMIZER``, ``SOLVER.LAYER_DECAY*``, ``SOLVER.ACCUMULATE``, ``SOLVER.EMA.*``,
+``SOLVER.AMP.PRECISION``. The defaults are a Mask R-CNN with a feature pyramid, as in detectron2's
+``Base-RCNN-FPN.yaml``; where that departs from ``get_cfg()``, ``det_configs/_base_`` says it again.
 
 Three values mean more here than in detectron2: ``MODEL.DEVICE: auto`` takes a GPU where there is
 one, ``ROI_HEADS.NUM_CLASSES: 0`` counts the categories of the annotations, and
@@ -220,7 +220,8 @@ SCHEMA: dict[str, Key] = {
     "MODEL.ROI_MASK_HEAD.POOLER_TYPE": one_of("ROIAlignV2", "ROIAlign"),
     "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": flag(False),
 
-    "SOLVER.IMS_PER_BATCH": number(16, 1),                      # over all processes
+    "SOLVER.IMS_PER_BATCH": number(16, 1),                      # of a step, over all processes
+    "SOLVER.ACCUMULATE": number(1, 1),                          # micro-batches of a step
     "SOLVER.MAX_ITER": number(40000, 1),
     "SOLVER.BASE_LR": number(1e-4, 0, above=True),
     "SOLVER.LR_SCHEDULER_NAME": one_of("WarmupMultiStepLR", "WarmupCosineLR"),
@@ -239,6 +240,8 @@ SCHEMA: dict[str, Key] = {
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("full_model", "norm", "value"),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": number(1.0, 0, above=True),
     "SOLVER.CLIP_GRADIENTS.NORM_TYPE": number(2.0, 0, above=True),
+    "SOLVER.EMA.ENABLED": flag(False),                          # averages the weights
+    "SOLVER.EMA.DECAY": number(0.9999, 0, 1),                   # reached over a warm-up
     "SOLVER.AMP.ENABLED": flag(False),
     "SOLVER.AMP.PRECISION": one_of("bf16", "fp16"),
     "SOLVER.CHECKPOINT_PERIOD": number(5000, 1),

@@ -362,7 +362,10 @@ def test_evaluation_in_training_adds_ap_to_metrics(dataset, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"SOLVER.AMP.ENABLED": True}, r"SOLVER\.AMP\.ENABLED is True.*GPU"),
+        (
+            {"SOLVER.AMP.ENABLED": True, "SOLVER.AMP.PRECISION": "fp16"},
+            r"SOLVER\.AMP\.PRECISION is fp16, which needs a GPU.*use bf16",
+        ),
         ({"MODEL.ROI_HEADS.NUM_CLASSES": 5}, "NUM_CLASSES is 5.*2 categories"),
         ({"INPUT.MASK_FORMAT": "polygon"}, "run-length encoded.*bitmask"),
         ({"MODEL.DEVICE": "cuda:99"}, "cuda:99.*GPU"),

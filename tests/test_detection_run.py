@@ -185,7 +185,7 @@ def test_a_random_seed_is_drawn_once_and_recorded(data, tmp_path):
         ({"MODEL.WEIGHTS": "no/such.pth"}, r"no checkpoint file no/such\.pth"),
         ({"DATASETS.TRAIN": ()}, "DATASETS.TRAIN is empty"),
         ({"DATASETS.TRAIN": ("coco_2018",)}, "unknown data set 'coco_2018'"),
-        ({"SOLVER.AMP.ENABLED": True, "SOLVER.AMP.PRECISION": "fp16"}, "fp16 needs a GPU"),
+        ({"SOLVER.AMP.ENABLED": True, "SOLVER.AMP.PRECISION": "fp16"}, "fp16, which needs a GPU"),
     ],
 )
 def test_what_cannot_work_ends_before_training(data, tmp_path, changes, message):

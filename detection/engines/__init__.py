@@ -25,6 +25,8 @@ class Engine(Protocol):
     def train(self, config: CfgNode, dataset_train: CocoDataset, resume: bool) -> None:
         """Train and write ``metrics.json``, ``model_final.*`` and ``last_checkpoint``.
 
+        With ``SOLVER.EMA.ENABLED`` also ``model_final_ema.*``, the average of the weights.
+
         Args:
             config: as :func:`detection.config.load_config` gives it; ``OUTPUT_DIR`` gets the files.
             resume: continue from the newest checkpoint in ``OUTPUT_DIR``, where there is one.
@@ -34,15 +36,22 @@ class Engine(Protocol):
             FileNotFoundError: for weights that do not exist.
         """
 
-    def predict(self, config: CfgNode, dataset: CocoDataset, weights: str | None) -> Path:
+    def predict(
+        self,
+        config: CfgNode,
+        dataset: CocoDataset,
+        weights: str | None,
+        folder: str = "inference",
+    ) -> Path:
         """Detect on every image, resized by the config.
 
         Args:
             weights: a whole detector in either engine's format; None for the newest checkpoint
                 in ``OUTPUT_DIR``.
+            folder: where in ``OUTPUT_DIR`` the results go.
 
         Returns:
-            ``OUTPUT_DIR/inference/coco_instances_results.json``: COCO's results format with the
+            ``OUTPUT_DIR/FOLDER/coco_instances_results.json``: COCO's results format with the
             annotations' own category ids, boxes in the original images' pixels.
 
         Raises:

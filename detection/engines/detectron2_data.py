@@ -167,16 +167,18 @@ class _Order(Sampler):
 class TrainingBatches:
     """An endless iterable of this process's batches from step ``first_step`` on.
 
-    Each batch is a list of detectron2's sample dictionaries. Before it is handed out, the global
-    generators are seeded by the step, so that drop path and the sampling of proposals repeat in
-    a resumed run. (With ``ASPECT_RATIO_GROUPING`` images wait in two buckets, which a resumed
-    run refills: then its data order is the same only from the next few batches on.)
+    Each batch is a list of detectron2's sample dictionaries; ``SOLVER.ACCUMULATE`` of them make a
+    step. Before one is handed out, the global generators are seeded by the step, so that drop
+    path and the sampling of proposals repeat in a resumed run. (With ``ASPECT_RATIO_GROUPING``
+    images wait in two buckets, which a resumed run refills: then its data order is the same only
+    from the next few batches on.)
 
     Attributes:
-        files: the image files of the newest batch.
+        files: the image files of the newest step.
 
     Raises:
-        ValueError: if no image is left to train on, or the processes do not divide the batch.
+        ValueError: if no image is left to train on, or processes and micro-batches do not divide
+            the batch.
     """
 
     cfg: Any
@@ -187,10 +189,11 @@ class TrainingBatches:
 
     def __post_init__(self) -> None:
         cfg, world_size = self.cfg, comm.get_world_size()
-        if cfg.SOLVER.IMS_PER_BATCH % world_size:
+        if cfg.SOLVER.IMS_PER_BATCH % (world_size * cfg.SOLVER.ACCUMULATE):
             raise ValueError(
-                f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {world_size} "
-                "processes cannot share evenly: make it a multiple"
+                f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {world_size} processes "
+                f"x SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE} cannot share evenly: make it a "
+                "multiple"
             )
         _check_trainable(cfg, self.dataset)
         self.records = get_detection_dataset_dicts(
@@ -198,12 +201,12 @@ class TrainingBatches:
         )
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        cfg = self.cfg
+        cfg, accumulate = self.cfg, self.cfg.SOLVER.ACCUMULATE
         order = BatchOrder(
             len(self.records),
-            cfg.SOLVER.IMS_PER_BATCH,
+            cfg.SOLVER.IMS_PER_BATCH // accumulate,
             self.seed,
-            self.first_step,
+            self.first_step * accumulate,
             comm.get_rank(),
             comm.get_world_size(),
         )
@@ -211,13 +214,14 @@ class TrainingBatches:
             _SeededRecords(self.records, Mapper(cfg, is_train=True), self.seed),
             mapper=None,
             sampler=_Order(order),
-            total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            total_batch_size=cfg.SOLVER.IMS_PER_BATCH // accumulate,
             aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
-        for step, batch in enumerate(loader, self.first_step):
-            self.files = [sample["file_name"] for sample in batch]
-            seed_generators(self.seed, 2, step, 0, comm.get_rank())
+        for number, batch in enumerate(loader, self.first_step * accumulate):
+            step, micro = divmod(number, accumulate)
+            self.files = (self.files if micro else []) + [sample["file_name"] for sample in batch]
+            seed_generators(self.seed, 2, step, micro, comm.get_rank())
             yield batch
 
 

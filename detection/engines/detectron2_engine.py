@@ -19,7 +19,7 @@ from detectron2.engine import launch as d2_launch
 from detectron2.utils import comm
 from fvcore.common.config import CfgNode
 
-from detection.config import resolve_num_classes, to_detectron2
+from detection.config import resolve_device, resolve_num_classes, to_detectron2
 from detection.dataset import CocoDataset
 from detection.engines import Detect
 from detection.engines.detectron2_data import coco_results, write_predictions
@@ -44,20 +44,27 @@ class Detectron2Engine:
         Trainer(prepare(config, dataset_train), dataset_train, resume).train()
         comm.synchronize()  # until the main process has written the last checkpoint
 
-    def predict(self, config: CfgNode, dataset: CocoDataset, weights: str | None) -> Path:
-        """Detect on every image and write ``inference/coco_instances_results.json``.
+    def predict(
+        self,
+        config: CfgNode,
+        dataset: CocoDataset,
+        weights: str | None,
+        folder: str = "inference",
+    ) -> Path:
+        """Detect on every image and write ``FOLDER/coco_instances_results.json``.
 
-        With ``TEST.AUG.ENABLED`` detect once more and write the same file in ``inference_TTA``.
+        With ``TEST.AUG.ENABLED`` detect once more and write the same file in ``FOLDER_TTA``.
 
         Args:
             weights: a whole detector, in either engine's format; None for the newest checkpoint
                 in ``OUTPUT_DIR``.
+            folder: in ``OUTPUT_DIR``.
         """
         cfg = prepare(config, dataset)
         model = build_detector(cfg, weights or str(newest_checkpoint(Path(cfg.OUTPUT_DIR))))
         if cfg.TEST.AUG.ENABLED:
-            write_augmented_predictions(cfg, model, dataset)
-        return write_predictions(cfg, model, dataset)
+            write_augmented_predictions(cfg, model, dataset, f"{folder}_TTA")
+        return write_predictions(cfg, model, dataset, folder)
 
     def detector(self, config: CfgNode, dataset: CocoDataset, weights: str | None) -> Detect:
         """A detector as a function of one image, without test-time augmentation."""
@@ -115,14 +122,13 @@ def _call_as_torchrun(function: Callable[..., Any], *args: Any) -> None:
         sys.exit(code)
 
 
-def join_process_group() -> None:
+def join_process_group(on_gpu: bool) -> None:
     """Join the processes that ``torchrun`` started, if it did and nobody has joined yet."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or torch.distributed.is_initialized():
         return
-    has_gpu = torch.cuda.is_available()
-    if has_gpu:
+    if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.distributed.init_process_group("nccl" if has_gpu else "gloo")
+    torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     comm.synchronize()
 
@@ -131,9 +137,9 @@ def prepare(config: CfgNode, dataset: CocoDataset) -> Any:
     """The config as detectron2 wants it, checked against the data set and this machine.
 
     Raises:
-        ValueError: if the classes, the device or the precision do not fit.
+        ValueError: if the classes or the device do not fit.
     """
-    join_process_group()
+    join_process_group(on_gpu=resolve_device(config) != "cpu")
     level = logging.INFO if comm.is_main_process() else logging.WARNING
     logging.getLogger("detectron2").setLevel(level)
     cfg = to_detectron2(config)
@@ -153,10 +159,5 @@ def prepare(config: CfgNode, dataset: CocoDataset) -> Any:
                 "set it to cuda or auto"
             )
         torch.cuda.set_device(device)
-    if cfg.SOLVER.AMP.ENABLED and device.type != "cuda":
-        raise ValueError(
-            "SOLVER.AMP.ENABLED is True, but detectron2's mixed precision needs a GPU: "
-            "set SOLVER.AMP.ENABLED to False"
-        )
     cfg.freeze()
     return cfg

@@ -1,8 +1,8 @@
 """Training of the detectron2 engine: DefaultTrainer with what the recipe needs and it lacks.
 
 AdamW with layer-wise decay and this project's no-decay rule, clipping of the gradients' global
-norm, bf16, two processes on a CPU, weights loaded completely or not at all, and a resume that
-continues the order of the data.
+norm, accumulated gradients, bf16 and averaged weights, several processes on a CPU, weights loaded
+completely or not at all, and a resume that continues the order of the data.
 
 References:
     detectron2 (Apache-2.0), ``engine/defaults.py``.
@@ -17,19 +17,19 @@ from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, create_ddp_model
+from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model
 from detectron2.engine import hooks as d2_hooks
 from detectron2.modeling import build_model
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from torch import nn
 
-import detection.engines.detectron2_heads  # noqa: F401 - registers the heads with soft-NMS
 from backbones.d2_adapter import D2ConvNeXt
 from detection.dataset import CocoDataset, load_dataset
 from detection.engines.detectron2_data import TrainingBatches, write_predictions
-from detection.engines.optimizer import build_adamw
-from detection.engines.weights import read_detector
+from detection.engines.detectron2_step import Average, Step
+from detection.engines.optimizer import build_adamw, build_average
+from detection.engines.weights import AVERAGE_FOLDER, read_detector
 from detection.evaluate import coco_metrics
 from training.data import seed_generators
 from training.environment import device_name, peak_memory_mb
@@ -82,10 +82,11 @@ class Trainer(DefaultTrainer):
         if not (has_run or cfg.MODEL.WEIGHTS):
             _log_origin(cfg, model)
         optimizer = build_optimizer(cfg, model)
+        self.average = build_average(cfg, model)
         on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
         devices = [comm.get_local_rank()] if on_gpu else None
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=devices)
-        self._trainer = _make_step(cfg, model, batches, optimizer)
+        self._trainer = Step(cfg, model, batches, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = _StrictCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.register_hooks(self.build_hooks())
@@ -102,6 +103,8 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase]:
         """Timing, schedule, checkpoints and evaluation; the writers follow in ``__init__``."""
         found: list[HookBase] = [d2_hooks.IterationTimer(), _Schedule(), _Speed()]
+        if self.average is not None:
+            found.append(Average(self.average))
         if comm.is_main_process():
             saver = d2_hooks.PeriodicCheckpointer(
                 self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=KEEP_CHECKPOINTS
@@ -130,12 +133,19 @@ class Trainer(DefaultTrainer):
             ) from error
 
     def _evaluate(self) -> dict[str, Any]:
-        has_masks = self.cfg.MODEL.MASK_ON
-        dataset = load_dataset(self.cfg.DATASETS.TEST[0], has_masks, check_images=False)
-        results = write_predictions(self.cfg, self.model, dataset)
+        dataset = load_dataset(
+            self.cfg.DATASETS.TEST[0], self.cfg.MODEL.MASK_ON, check_images=False
+        )
+        found = self._metrics(self.model, dataset, "inference")
+        if self.average is not None:
+            found |= {"ema": self._metrics(self.average.module, dataset, AVERAGE_FOLDER)}
+        return found if comm.is_main_process() else {}
+
+    def _metrics(self, model: nn.Module, dataset: CocoDataset, folder: str) -> dict[str, Any]:
+        results = write_predictions(self.cfg, model, dataset, folder)
         if not comm.is_main_process():
             return {}
-        tasks = ("bbox", "segm") if has_masks else ("bbox",)
+        tasks = ("bbox", "segm") if self.cfg.MODEL.MASK_ON else ("bbox",)
         metrics = coco_metrics(dataset.annotations, results, tasks)
         return {
             task: {name: value for name, value in metrics[task].items() if value is not None}
@@ -216,22 +226,6 @@ def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
 
     optimizer.register_step_pre_hook(clip_global_norm)
     return optimizer
-
-
-def _make_step(
-    cfg: Any, model: nn.Module, batches: TrainingBatches, optimizer: torch.optim.Optimizer
-) -> SimpleTrainer:
-    """One optimizer step in the config's precision; bf16 needs no loss scaling."""
-    if not cfg.SOLVER.AMP.ENABLED:
-        return SimpleTrainer(model, batches, optimizer)
-    is_fp16 = cfg.SOLVER.AMP.PRECISION == "fp16"
-    return AMPTrainer(
-        model,
-        batches,
-        optimizer,
-        grad_scaler=torch.amp.GradScaler("cuda", enabled=is_fp16),
-        precision=torch.float16 if is_fp16 else torch.bfloat16,
-    )
 
 
 def _log_origin(cfg: Any, model: Any) -> None:

@@ -21,13 +21,13 @@ from torch import nn
 
 from backbones.checkpoint import load_encoder
 from backbones.weight_files import save_safetensors
-from detection.config import resolve_device, resolve_num_classes
+from detection.config import resolve_device, resolve_num_classes, resolve_precision
 from detection.dataset import CocoDataset, load_dataset
 from detection.engines import Detect
-from detection.engines.optimizer import build_adamw
+from detection.engines.optimizer import build_adamw, build_average
 from detection.engines.torchvision_model import MaskRCNN, build_mask_rcnn
 from detection.engines.torchvision_predict import coco_results, write_predictions, write_text
-from detection.engines.weights import newest_checkpoint, read_detector
+from detection.engines.weights import AVERAGE_FOLDER, newest_checkpoint, read_detector
 from detection.evaluate import coco_metrics
 from detection.transforms import DetectionSamples, collate
 from training.checkpoints import list_checkpoints
@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 ENCODER_PREFIX = "backbone.body."
 FINAL_WEIGHTS = "model_final.safetensors"
+FINAL_AVERAGE = "model_final_ema.safetensors"
 
 
 class TrainingSamples(DetectionSamples):
@@ -67,12 +68,14 @@ class TorchvisionEngine:
         model = build_mask_rcnn(config)
         if not (resume and list_checkpoints(output_dir)):
             load_initial_weights(config, model)
+        ema = build_average(config, model)
         options = LoopOptions(
             output_dir=output_dir,
             max_steps=solver.MAX_ITER,
             batch_size=solver.IMS_PER_BATCH,
             workers=config.DATALOADER.NUM_WORKERS,
-            precision=solver.AMP.PRECISION if solver.AMP.ENABLED else "no",
+            precision=resolve_precision(config),
+            accumulate=solver.ACCUMULATE,
             checkpoint_every=solver.CHECKPOINT_PERIOD,
             clip_norm=solver.CLIP_GRADIENTS.CLIP_VALUE if solver.CLIP_GRADIENTS.ENABLED else None,
             seed=config.SEED,
@@ -87,7 +90,7 @@ class TorchvisionEngine:
                 point_to(output_dir, newest.relative_to(output_dir))
             period = config.TEST.EVAL_PERIOD
             if period and step % period == 0 and step < solver.MAX_ITER and config.DATASETS.TEST:
-                evaluate_in_training(config, model, step)
+                evaluate_in_training(config, model, ema.module if ema else None, step)
 
         trained = train(
             model,
@@ -98,17 +101,27 @@ class TorchvisionEngine:
             lambda model, batch: model(batch),
             options,
             after_step,
+            ema,
         )
         if PartialState().is_main_process:
-            save_detector(config, dataset_train, trained)
+            if ema is not None:
+                save_detector(config, dataset_train, ema.module, FINAL_AVERAGE)
+            save_detector(config, dataset_train, trained, FINAL_WEIGHTS)
+            point_to(output_dir, Path(FINAL_WEIGHTS))
         PartialState().wait_for_everyone()  # the others predict with what was just saved
 
-    def predict(self, config: CfgNode, dataset: CocoDataset, weights: str | None) -> Path:
+    def predict(
+        self,
+        config: CfgNode,
+        dataset: CocoDataset,
+        weights: str | None,
+        folder: str = "inference",
+    ) -> Path:
         config = with_num_classes(config, dataset)
         state = PartialState(cpu=use_device(config).type == "cpu")
         model = build_mask_rcnn(config)
         read_detector(weights or newest_checkpoint(Path(config.OUTPUT_DIR)), model)
-        return write_predictions(config, model.to(state.device), dataset, state)
+        return write_predictions(config, model.to(state.device), dataset, state, folder)
 
     def detector(self, config: CfgNode, dataset: CocoDataset, weights: str | None) -> Detect:
         config = with_num_classes(config, dataset)
@@ -216,34 +229,45 @@ def tasks(config: CfgNode) -> tuple[str, ...]:
     return ("bbox", "segm") if config.MODEL.MASK_ON else ("bbox",)
 
 
-def evaluate_in_training(config: CfgNode, model: nn.Module, step: int) -> None:
+def evaluate_in_training(
+    config: CfgNode, model: nn.Module, average: nn.Module | None, step: int
+) -> None:
     """Evaluate over all processes; the main one adds the results to ``metrics.json``.
 
     Not again for a step whose results are there already (of which a run was resumed).
+
+    Args:
+        average: the model with averaged weights, whose metrics are named ``ema/...``.
     """
     metrics_file = Path(config.OUTPUT_DIR) / "metrics.json"
     lines = [json.loads(line) for line in metrics_file.read_text().splitlines()]
     if any(line["iteration"] == step and "bbox/AP" in line for line in lines):
         return
     dataset = load_dataset(config.DATASETS.TEST[0], config.MODEL.MASK_ON, check_images=False)
-    results = write_predictions(config, model, dataset, PartialState())
-    if not PartialState().is_main_process:
-        return
-    metrics = coco_metrics(dataset.annotations, results, tasks(config))
-    entry = {"iteration": step} | {
-        f"{task}/{name}": value
-        for task in tasks(config)
-        for name, value in metrics[task].items()
-        if value is not None
-    }
-    with metrics_file.open("a") as stream:
-        stream.write(json.dumps(entry) + "\n")
-    logger.info("step %d: AP %s", step, {task: metrics[task]["AP"] for task in tasks(config)})
+    entry: dict[str, float] = {"iteration": step}
+    plain = ("", model, "inference")
+    for prefix, detector, folder in (
+        [plain] if average is None else [plain, ("ema/", average, AVERAGE_FOLDER)]
+    ):
+        results = write_predictions(config, detector, dataset, PartialState(), folder)
+        if PartialState().is_main_process:
+            metrics = coco_metrics(dataset.annotations, results, tasks(config))
+            entry |= {
+                f"{prefix}{task}/{name}": value
+                for task in tasks(config)
+                for name, value in metrics[task].items()
+                if value is not None
+            }
+    if PartialState().is_main_process:
+        with metrics_file.open("a") as stream:
+            stream.write(json.dumps(entry) + "\n")
+        found = {name: value for name, value in entry.items() if name.endswith("/AP")}
+        logger.info("step %d: %s", step, found)
 
 
-def save_detector(config: CfgNode, dataset: CocoDataset, model: nn.Module) -> None:
-    """Write ``model_final.safetensors``, with what made it as metadata, and point to it."""
-    output_dir = Path(config.OUTPUT_DIR)
+def save_detector(config: CfgNode, dataset: CocoDataset, model: nn.Module, name: str) -> None:
+    """Write a whole detector into ``OUTPUT_DIR``, with what made it as metadata."""
+    path = Path(config.OUTPUT_DIR) / name
     metadata = {
         "layout": "detection.engines.torchvision_model",
         "format_version": "1",
@@ -256,9 +280,8 @@ def save_detector(config: CfgNode, dataset: CocoDataset, model: nn.Module) -> No
         "versions": json.dumps(versions()),
     }
     tensors = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-    save_safetensors(tensors, output_dir / FINAL_WEIGHTS, metadata)
-    point_to(output_dir, Path(FINAL_WEIGHTS))
-    logger.info("wrote %s", output_dir / FINAL_WEIGHTS)
+    save_safetensors(tensors, path, metadata)
+    logger.info("wrote %s", path)
 
 
 def point_to(output_dir: Path, weights: Path) -> None:

@@ -28,7 +28,11 @@ RESULTS_FILE = "coco_instances_results.json"
 
 
 def write_predictions(
-    config: CfgNode, model: nn.Module, dataset: CocoDataset, state: PartialState
+    config: CfgNode,
+    model: nn.Module,
+    dataset: CocoDataset,
+    state: PartialState,
+    folder: str = "inference",
 ) -> Path:
     """Detect on every image, over all processes of ``state``, and write COCO results."""
     rank, processes = state.process_index, state.num_processes
@@ -36,7 +40,7 @@ def write_predictions(
     found = list(detect(config, model, dataset, share, progress=rank == 0))
     if processes > 1:
         found = gather_object(found)
-    path = Path(config.OUTPUT_DIR) / "inference" / RESULTS_FILE
+    path = Path(config.OUTPUT_DIR) / folder / RESULTS_FILE
     if rank == 0:
         results = [
             result for _, of_image in sorted(found, key=lambda pair: pair[0]) for result in of_image

@@ -29,6 +29,7 @@ from backbones.weight_files import read_state_dict
 logger = logging.getLogger(__name__)
 
 StateDict = dict[str, Tensor]
+AVERAGE_FOLDER = "inference_EMA"  # results of the averaged weights, in OUTPUT_DIR
 
 # Of these two rules one applies, by the number of the RPN's convolutions.
 SINGLE_RPN_CONV = "proposal_generator.rpn_head.conv.{p}"

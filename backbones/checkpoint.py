@@ -16,14 +16,14 @@ import hashlib
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import timm
 import torch
 from torch import Tensor
 
-from backbones.convnext import GRN, ConvNeXt
+from backbones.convnext import ConvNeXt
 from backbones.key_adapters import (
     ENCODER,
     OUT_NORMS,
@@ -34,6 +34,7 @@ from backbones.key_adapters import (
     size_name,
     to_ours,
 )
+from backbones.normalization import GRNOptions
 from backbones.weight_files import read_metadata, read_state_dict, save_safetensors
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,8 @@ class LoadResult:
         unexpected: encoder tensors of the source (our names) that the model lacks.
         ignored: the source's tensors that are no encoder's (head, decoder, detector).
         new: output norms of the model that the source does not have: they stay as initialised.
+        grn_left_out, grn_new: where another form of GRN was allowed, the source's tensors of it
+            that were not used, and the model's that stay as initialised.
         fingerprint: of the source's encoder, see :func:`fingerprint`.
         licence: of the weights; None where the source does not tell.
     """
@@ -74,6 +77,8 @@ class LoadResult:
     new: list[str]
     fingerprint: str
     licence: str | None
+    grn_left_out: list[str] = field(default_factory=list)
+    grn_new: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         return (
@@ -82,7 +87,13 @@ class LoadResult:
         )
 
 
-def load_encoder(source: str | Path, model: ConvNeXt, *, allow_partial: bool = False) -> LoadResult:
+def load_encoder(
+    source: str | Path,
+    model: ConvNeXt,
+    *,
+    allow_partial: bool = False,
+    allow_other_grn: bool = False,
+) -> LoadResult:
     """Load encoder weights of any known format into ``model``, completely or not at all.
 
     Output norms are loaded where the source has them and stay new otherwise; a head never is.
@@ -91,17 +102,21 @@ def load_encoder(source: str | Path, model: ConvNeXt, *, allow_partial: bool = F
         source: a file, or ``timm:NAME`` such as ``"timm:convnextv2_base.fcmae"``.
         model: changed in place; untouched if an error is raised.
         allow_partial: accept missing, unexpected and misshapen tensors; all are logged.
+        allow_other_grn: the source may have been trained with another form of GRN, or something
+            else in its place. What both have is loaded, gamma and beta of another form of GRN
+            too; the rest is left out and newly initialised, as the log says.
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if the source is unreadable, unsafe, no ConvNeXt, of another size, or misses
-            a tensor; every one that does not fit is named.
+        ValueError: if the source is unreadable, unsafe, no ConvNeXt, of another size, was trained
+            with another GRN, or misses a tensor; every one that does not fit is named.
     """
     recognised, metadata = read_encoder(source, model.in_chans)
-    _check_grn(source, metadata, model)
     wanted = {n: t for n, t in model.state_dict().items() if n.startswith(ENCODER + OUT_NORMS)}
     found = {n: t for n, t in recognised.tensors.items() if n.startswith(ENCODER + OUT_NORMS)}
-    expected = [name for name in wanted if name.startswith(ENCODER)]
+    grn_left_out, grn_new = _unlike_grn(source, found, metadata, model, allow_other_grn)
+    found = {name: tensor for name, tensor in found.items() if name not in grn_left_out}
+    expected = [name for name in wanted if name.startswith(ENCODER) and name not in grn_new]
     misshapen = [n for n in wanted if n in found and found[n].shape != wanted[n].shape]
     missing = [name for name in expected if name not in found]
     unexpected = [n for n in found if n.startswith(ENCODER) and n not in wanted]
@@ -120,14 +135,16 @@ def load_encoder(source: str | Path, model: ConvNeXt, *, allow_partial: bool = F
         source=str(source),
         format=recognised.format,
         loaded=loaded,
-        total=len(expected),
+        total=len(expected) + len(grn_new),
         missing=missing + misshapen,
         unexpected=unexpected,
-        ignored=[n for n in recognised.tensors if n not in wanted and n not in unexpected]
+        ignored=[n for n in recognised.tensors if n not in {*wanted, *unexpected, *grn_left_out}]
         + recognised.others,
-        new=[name for name in wanted if name not in found and name not in missing],
-        fingerprint=fingerprint(found),
+        new=[n for n in wanted if n.startswith(OUT_NORMS) and n not in found],
+        fingerprint=fingerprint(recognised.tensors),
         licence=metadata.get("licence"),
+        grn_left_out=grn_left_out,
+        grn_new=grn_new,
     )
     _log(result)
     return result
@@ -174,20 +191,41 @@ def _problems(
     return lines
 
 
-def _check_grn(source: str | Path, metadata: Mapping[str, str], model: ConvNeXt) -> None:
-    theirs, ours = metadata.get("grn"), _grn_form(model)
-    if theirs and ours and theirs != ours:
-        raise ValueError(f"{source} was trained with {theirs}; the model has {ours}")
+def _unlike_grn(
+    source: str | Path,
+    found: StateDict,
+    metadata: Mapping[str, str],
+    model: ConvNeXt,
+    allow_other_grn: bool,
+) -> tuple[list[str], list[str]]:
+    """The source's and the model's tensors of GRN, or in its place, that are not each other's.
 
-
-def _grn_form(model: ConvNeXt) -> str | None:
-    grn = next((module for module in model.modules() if isinstance(module, GRN)), None)
-    return str(grn.options) if grn else None
+    Raises:
+        ValueError: if the two differ in it, even if only in GRN's form, and may not.
+    """
+    has_grn = any(name.endswith(".grn.gamma") for name in found)
+    theirs = metadata.get("grn", str(GRNOptions()) if has_grn else None)
+    if theirs is None or model.grn is None or theirs == str(model.grn):
+        return [], []
+    if not allow_other_grn:
+        raise ValueError(
+            f"{source} was trained with {theirs}; the model has {model.grn}: choose the same, or "
+            "allow another (--allow-other-grn, MODEL.CONVNEXT.ALLOW_OTHER_GRN)"
+        )
+    logger.warning("%s was trained with %s; the model has %s", source, theirs, model.grn)
+    if theirs.startswith("GRNOptions") and model.grn.kind == "grn":
+        return [], []  # two forms of GRN have the same parameters
+    left_out, new = ([n for n in names if ".grn." in n] for names in (found, model.state_dict()))
+    return left_out, new
 
 
 def _log(result: LoadResult) -> None:
     logger.info("%s", result)
-    for what, names in (("ignored", result.ignored), ("new, not in the file", result.new)):
+    for what, names in (
+        ("ignored", result.ignored),
+        ("of its GRN left out", result.grn_left_out),
+        ("new, not in the file", result.new + result.grn_new),
+    ):
         if names:
             logger.info("%d tensors %s: %s", len(names), what, ", ".join(names))
     logger.info(
@@ -276,8 +314,8 @@ def save_encoder(model: ConvNeXt, path: str | Path, metadata: Mapping[str, str])
             ``git_commit``, ``licence``.
     """
     tensors = {n: t for n, t in model.state_dict().items() if n.startswith(ENCODER + OUT_NORMS)}
-    grn = _grn_form(model)
-    save_ours(tensors, path, {**metadata, **({"grn": grn} if grn else {})})
+    grn = {"grn": str(model.grn)} if model.grn is not None else {}
+    save_ours(tensors, path, {**metadata, **grn})
 
 
 def save_ours(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str]) -> None:

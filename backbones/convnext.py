@@ -30,12 +30,20 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from backbones.fused import depthwise_convolution, gelu_grn
+from backbones.normalization import (
+    GRN,
+    NORM_EPS,
+    Convolve,
+    GRNOptions,
+    Nothing,
+    build_response_norm,
+    convolve_map,
+)
 
 logger = logging.getLogger(__name__)
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 STRIDES = {"stage1": 4, "stage2": 8, "stage3": 16, "stage4": 32}
-NORM_EPS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -64,84 +72,6 @@ SIZES = {
 }
 
 
-@dataclass(frozen=True)
-class GRNOptions:
-    """The choices of the paper's GRN ablation (Table 2); the defaults are its final form.
-
-    Args:
-        aggregate: the statistic over an image's sites, per channel: "l2", "l1" or "avg".
-        normalize: how it is set against the other channels: "mean" (x / mean), "sum" (x / sum)
-            or "standardize" ((x - mean) / std).
-        residual: add the block's input to the calibrated output.
-    """
-
-    aggregate: Literal["l2", "l1", "avg"] = "l2"
-    normalize: Literal["mean", "sum", "standardize"] = "mean"
-    residual: bool = True
-
-    def __post_init__(self) -> None:
-        for name, allowed in (
-            ("aggregate", ("l2", "l1", "avg")),
-            ("normalize", ("mean", "sum", "standardize")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"GRNOptions.{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}"
-                )
-
-
-class GRN(nn.Module):
-    """Global Response Normalization (paper, section 3.3, Algorithm 1), channels last.
-
-    The response of each channel is aggregated over the sites of *one image*; the statistics are
-    accumulated in float32 at least, since a sum of squares overflows float16.
-
-    References:
-        arXiv 2301.00808, Eq. 1-3.
-    """
-
-    def __init__(self, channels: int, options: GRNOptions | None = None) -> None:
-        super().__init__()
-        self.options = options or GRNOptions()
-        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, channels))
-        self.beta = nn.Parameter(torch.zeros(1, 1, 1, channels))
-
-    def aggregate(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
-        """G(X), Eq. 1: ``[B, ..., C]`` -> ``[B, C]`` over the sites where ``visible`` is 1."""
-        x_bsc = x.flatten(1, -2)
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        sites: Tensor | int = x_bsc.shape[1]
-        if visible is not None:
-            v_bs1 = visible.flatten(1).unsqueeze(-1).to(x.dtype)
-            x_bsc, sites = x_bsc * v_bs1, v_bs1.sum(1, dtype=dtype)
-        if self.options.aggregate == "l2":
-            return torch.linalg.vector_norm(x_bsc, ord=2, dim=1, dtype=dtype)
-        if self.options.aggregate == "l1":
-            return torch.linalg.vector_norm(x_bsc, ord=1, dim=1, dtype=dtype)
-        return x_bsc.sum(1, dtype=dtype) / sites
-
-    def normalize(self, g_bc: Tensor) -> Tensor:
-        """N(G(X)), Eq. 2: each channel's response relative to the others', ``[B, C]``."""
-        if self.options.normalize == "mean":
-            return g_bc / (g_bc.mean(-1, keepdim=True) + NORM_EPS)
-        if self.options.normalize == "sum":
-            return g_bc / (g_bc.sum(-1, keepdim=True) + NORM_EPS)
-        mean, std = g_bc.mean(-1, keepdim=True), g_bc.std(-1, keepdim=True)
-        return (g_bc - mean) / (std + NORM_EPS)
-
-    def calibrate(self, x: Tensor, n_bc: Tensor) -> Tensor:
-        """Eq. 3: gamma * X * N(G(X)) + beta, plus X: ``[B, ..., C]``."""
-        n = n_bc.view(x.shape[0], *[1] * (x.ndim - 2), -1)
-        scale = self.gamma.flatten() * n.to(x.dtype)
-        if self.options.residual:
-            scale = scale + 1
-        return torch.addcmul(self.beta.flatten().to(x.dtype), x, scale.to(x.dtype))
-
-    def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
-        """``[B, ..., C]`` -> the same; ``visible [B, ...]`` (1 = counted) limits the statistic."""
-        return self.calibrate(x, self.normalize(self.aggregate(x, visible)))
-
-
 class LayerNorm2d(nn.LayerNorm):
     """LayerNorm over the channels of an NCHW tensor, computed on its channels-last view."""
 
@@ -153,7 +83,7 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class Block(nn.Module):
-    """Depthwise 7x7, then LayerNorm, 1x1 to 4C, GELU, GRN (V2), 1x1 to C, layer scale (V1)."""
+    """Depthwise 7x7, LayerNorm, 1x1 to 4C, GELU, GRN (V2), 1x1 to C, layer scale (V1)."""
 
     gamma: nn.Parameter | None
 
@@ -170,7 +100,7 @@ class Block(nn.Module):
         self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
         self.pwconv1 = nn.Linear(channels, 4 * channels)
         self.act = nn.GELU()
-        self.grn = GRN(4 * channels, grn) if version == 2 else nn.Identity()
+        self.grn = build_response_norm(4 * channels, grn) if version == 2 else Nothing()
         self.pwconv2 = nn.Linear(4 * channels, channels)
         if version == 1:
             self.gamma = nn.Parameter(layer_scale * torch.ones(channels))
@@ -185,15 +115,23 @@ class Block(nn.Module):
         """
         return self.mix_normalised_channels(self.norm(x), visible)
 
-    def mix_normalised_channels(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
-        """What follows the LayerNorm; see :meth:`mix_channels`."""
+    def mix_normalised_channels(
+        self, x: Tensor, visible: Tensor | None = None, convolve: Convolve = convolve_map
+    ) -> Tensor:
+        """What follows the LayerNorm; see :meth:`mix_channels`.
+
+        ``convolve`` is how CBAM, in GRN's place, convolves maps of the layout of ``x``.
+        """
         x = self.pwconv1(x)
-        if not isinstance(self.grn, GRN):
-            x = self.act(x)
-        elif visible is None and self.grn.options == GRNOptions() and torch.is_grad_enabled():
+        if (
+            visible is None
+            and isinstance(self.grn, GRN)
+            and self.grn.options == GRNOptions()
+            and torch.is_grad_enabled()
+        ):
             x = gelu_grn(x, self.grn.gamma, self.grn.beta)
         else:
-            x = self.grn(self.act(x), visible)
+            x = self.grn(self.act(x), visible, convolve)
         x = self.pwconv2(x)
         if self.gamma is not None:
             x = self.gamma * x
@@ -206,7 +144,7 @@ class Block(nn.Module):
 
 def init_weights(module: nn.Module) -> None:
     """The authors' initialisation: truncated normal of std 0.02, biases 0; for ``Module.apply``."""
-    if isinstance(module, (nn.Conv2d, nn.Linear)):
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
@@ -222,13 +160,15 @@ class ConvNeXt(nn.Module):
         drop_path_rate: stochastic depth of the last block; linear from 0 at the first.
         out_norms: stages whose output gets a LayerNorm (detection needs one on each).
         checkpoint_stages: stages that recompute their blocks in backward, to save memory.
-        grn: GRN's form (V2 only).
+        grn: GRN's form, or what stands in its place (V2 only).
 
     Attributes:
         out_channels, out_strides: by stage name, what ``forward_features`` gives.
+        grn: as given; None for V1.
 
     Raises:
-        ValueError: for a stage name that does not exist or a drop path rate outside [0, 1).
+        ValueError: for a stage name that does not exist, a drop path rate outside [0, 1), or a
+            V1 that is to have another form of GRN.
     """
 
     def __init__(
@@ -249,7 +189,10 @@ class ConvNeXt(nn.Module):
             raise ValueError(f"drop_path_rate is {drop_path_rate}; it must be in [0, 1)")
         if in_chans < 1:
             raise ValueError(f"in_chans is {in_chans}; an image has at least 1 channel")
+        if size.version == 1 and grn not in (None, GRNOptions()):
+            raise ValueError(f"grn is {grn}; a ConvNeXt V1 has no GRN: choose a convnextv2 size")
         self.size = size
+        self.grn = (grn or GRNOptions()) if size.version == 2 else None
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.checkpoint_stages = frozenset(checkpoint_stages)

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from math import isqrt
+from typing import Literal
 
 from torch import Tensor
 
@@ -91,6 +92,7 @@ class Format:
 
 
 _OUR_STEM = "downsample_layers.0.0.weight"
+_LAYER_SCALE = re.compile(r"stages\.\d+\.\d+\.gamma")
 FORMATS = {
     "ours": Format(_OUR_STEM, parts=ENCODER + OUT_NORMS + HEAD),
     "official": Format(_OUR_STEM),
@@ -106,6 +108,9 @@ FORMATS = {
         parts=ENCODER + OUT_NORMS + HEAD,
     ),
 }
+
+# formats that store our names as they are, whatever stands in GRN's place
+HAS_ANY_NORM = ("ours", "fcmae", "detectron2", "torchvision")
 
 
 @dataclass(frozen=True)
@@ -192,18 +197,21 @@ def from_ours(tensors: Mapping[str, Tensor], target: str) -> tuple[StateDict, li
         The state dict, and our names of the tensors that the format has no place for.
 
     Raises:
-        ValueError: if the encoder is none that the target can hold (sparse V1).
+        ValueError: if the encoder is none that the target can hold (sparse V1; something else in
+            GRN's place).
     """
     row = FORMATS[target]
     prefix, parts = row.prefix, row.parts
-    is_v2 = any(".grn." in name for name in tensors)
+    size = guess_size(tensors)
+    is_v2 = _version(tensors) == 2
+    if is_v2 and "stages.0.0.grn.gamma" not in tensors and target not in HAS_ANY_NORM:
+        raise ValueError(f"no GRN, but something else in its place, which {target} cannot express")
     if target == "official-sparse" and not is_v2:
         raise ValueError("this is a ConvNeXt V1; the sparse format exists for V2 alone")
     if target == "huggingface" and "head.weight" in tensors:
         prefix, parts = ("convnextv2." if is_v2 else "convnext."), ENCODER + HEAD
     elif target == "huggingface" and any(name.startswith(OUT_NORMS) for name in tensors):
         parts = ENCODER + OUT_NORMS
-    size = guess_size(tensors)
     convolutional = size is not None and size.depths[0] == 2
     written, dropped = {}, []
     for name, tensor in tensors.items():
@@ -230,7 +238,14 @@ def guess_size(tensors: Mapping[str, Tensor]) -> Size | None:
     dims = tuple(norm.shape[0] for norm in norms if norm is not None and norm.ndim == 1)
     if len(dims) != 4:
         return None
-    return Size(dims, depths, 2 if any(".grn." in name for name in tensors) else 1)  # type: ignore[arg-type]
+    return Size(dims, depths, _version(tensors))  # type: ignore[arg-type]
+
+
+def _version(tensors: Mapping[str, Tensor]) -> Literal[1, 2]:
+    """V1 has layer scale, and V2 GRN or something else in its place, which may be nothing."""
+    if any(".grn." in name for name in tensors):
+        return 2
+    return 1 if any(_LAYER_SCALE.fullmatch(name) for name in tensors) else 2
 
 
 def size_name(size: Size | None) -> str:
@@ -261,7 +276,7 @@ def _is_pointwise(name: str) -> bool:
 
 
 def _to_our_layout(name: str, tensor: Tensor) -> Tensor:
-    if ".grn." in name:
+    if name.endswith((".grn.gamma", ".grn.beta")):
         return tensor.reshape(1, 1, 1, -1)
     if name.endswith(".bias"):
         return tensor.reshape(-1)

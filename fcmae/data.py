@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from fcmae.bad_images import refuse_bad
 from fcmae.image_io import EIGHT_BITS, ImageError, Picture, convert, open_picture, scaled
-from fcmae.masking import grid_size, random_mask
+from fcmae.masking import PATCH, draw_mask, grid_size
 from fcmae.readers import Reader, open_images
 
 logger = logging.getLogger(__name__)
@@ -64,6 +64,7 @@ class PretrainingSamples:
         in_chans: channels of a sample.
         skip_bad_images: replace images that cannot be used; otherwise they are errors.
         bad: index and reason of those that are known beforehand.
+        patch_size: side of the patches that are removed, in pixels.
     """
 
     reader: Reader
@@ -72,6 +73,7 @@ class PretrainingSamples:
     in_chans: int = 3
     skip_bad_images: bool = False
     bad: dict[int, str] = field(default_factory=dict)
+    patch_size: int = PATCH
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -94,7 +96,8 @@ class PretrainingSamples:
                 met[candidate] = str(error)
                 torch.set_rng_state(state)
             else:
-                return image, random_mask(1, grid_size(*self.image_size), self.mask_ratio)[0], met
+                mask = draw_mask(1, self.image_size, self.mask_ratio, self.patch_size)[0]
+                return image, mask, met
         raise ImageError(f"{self.describe(index)} and half of all images behind it cannot be used")
 
     def _candidates(self, index: int) -> Iterator[int]:
@@ -187,21 +190,25 @@ def pretraining_samples(
     in_chans: int = 3,
     split: str = "train",
     skip_bad_images: bool = False,
+    patch_size: int = PATCH,
 ) -> PretrainingSamples:
     """Everything from a name to samples, checked: see :func:`fcmae.readers.open_images`.
 
     Args:
-        image_size: height and width in pixels, multiples of 32.
+        image_size: height and width in pixels, multiples of ``patch_size``.
+        patch_size: side of the patches that are removed, a multiple of 32.
 
     Raises:
         ImageError: with every file that is known to be bad; if ``skip_bad_images``, only where
             more than half are.
     """
     height, width = image_size
-    grid_size(height, width)
+    grid_size(height, width, patch_size)
     reader = open_images(name, split)
     bad = find_bad_headers(reader, in_chans)
     if bad and (not skip_bad_images or 2 * len(bad) > len(reader)):
         refuse_bad(reader, bad)
     logger.info("%d images from %s, %d of them bad", len(reader), name, len(bad))
-    return PretrainingSamples(reader, (height, width), mask_ratio, in_chans, skip_bad_images, bad)
+    return PretrainingSamples(
+        reader, (height, width), mask_ratio, in_chans, skip_bad_images, bad, patch_size
+    )

@@ -1,6 +1,11 @@
 """Random patch masks of FCMAE (paper, section 3.1) and the layouts that follow from them.
 
 One polarity everywhere: ``mask`` is bool ``[B, H/32, W/32]``, True = removed.
+
+A site of the encoder's last stage stands for 32x32 pixels and is visible or not, so patches are
+multiples of 32 pixels: of smaller ones, a site would hold both kinds, and what the sparse encoder
+hides from the decoder would not be what was removed. Patches of 64 or 96 pixels remove several
+sites together; prediction and its normalisation stay those of 32x32 cells.
 """
 
 from __future__ import annotations
@@ -11,21 +16,26 @@ from torch import Tensor
 PATCH = 32
 
 
-def grid_size(height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of 32x32 patches in an image of this size (pixels).
+def grid_size(height: int, width: int, patch: int = PATCH) -> tuple[int, int]:
+    """Rows and columns of patches in an image of this size (pixels).
 
     Raises:
-        ValueError: if either is not a positive multiple of 32.
+        ValueError: if either is not a positive multiple of ``patch``, or that not one of 32.
     """
+    if patch < PATCH or patch % PATCH:
+        raise ValueError(
+            f"patch size is {patch} pixels; the encoder's last stage sees {PATCH}x{PATCH} pixels "
+            f"as one site, so it must be a multiple of {PATCH}"
+        )
     for name, value in (("height", height), ("width", width)):
-        if value < PATCH or value % PATCH:
-            below = max(PATCH, value // PATCH * PATCH)
-            nearest = f"{below}" if value < PATCH else f"{below} or {below + PATCH}"
+        if value < patch or value % patch:
+            below = max(patch, value // patch * patch)
+            nearest = f"{below}" if value < patch else f"{below} or {below + patch}"
             raise ValueError(
-                f"image {name} is {value} pixels; FCMAE masks {PATCH}x{PATCH} patches, so it must "
-                f"be a multiple of {PATCH}: use {nearest}"
+                f"image {name} is {value} pixels; FCMAE masks {patch}x{patch} patches, so it must "
+                f"be a multiple of {patch}: use {nearest}"
             )
-    return height // PATCH, width // PATCH
+    return height // patch, width // patch
 
 
 def visible_count(patches: int, mask_ratio: float) -> int:
@@ -65,6 +75,31 @@ def random_mask(
     visible = noise.argsort(dim=1)[:, : visible_count(rows * columns, mask_ratio)]
     mask = torch.ones(batch, rows * columns, dtype=torch.bool, device=device)
     return mask.scatter_(1, visible, False).view(batch, rows, columns)
+
+
+def draw_mask(
+    batch: int,
+    image_size: tuple[int, int],
+    mask_ratio: float,
+    patch: int = PATCH,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """A random mask of images, whose patches may be larger than the mask's 32x32 cells.
+
+    Args:
+        image_size: height and width in pixels.
+        patch: side of what is removed together, in pixels.
+
+    Returns:
+        bool ``[B, H/32, W/32]``, True = removed; see :func:`random_mask`.
+
+    Raises:
+        ValueError: as :func:`grid_size`.
+    """
+    grid = grid_size(*image_size, patch)
+    mask = random_mask(batch, grid, mask_ratio, generator, device)
+    return mask if patch == PATCH else upsample_mask(mask, patch // PATCH)
 
 
 def visible_patches(mask: Tensor) -> Tensor:

@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from backbones.convnext import GRN, STRIDES, Block, ConvNeXt
+from backbones.convnext import STRIDES, Block, ConvNeXt
 from backbones.fused import GRN_EPS
+from backbones.normalization import GRN
 from fcmae.masking import PATCH, check_mask, upsample_mask
 
 

@@ -13,15 +13,20 @@ Deliberate deviations from the authors' code (facebookresearch/ConvNeXt-V2):
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from backbones.convnext import Block, ConvNeXt, init_weights
-from fcmae.masking import PATCH, grid_size, random_mask
+from fcmae.decoders import UP, Transformer, UNet, check_decoder, new_mask_token
+from fcmae.mask_token import MaskTokenEncoder
+from fcmae.masking import PATCH, draw_mask, grid_size
 from fcmae.packed import ENCODERS
 
+MODES = (*ENCODERS, "mask-token")
+UNET_PATCH = 4  # a UNet predicts at 1/4
 PIXEL_EPS = 1e-6
 
 
@@ -39,20 +44,21 @@ class FCMAEOutput(NamedTuple):
     mask: Tensor
 
 
-def patchify(images: Tensor) -> Tensor:
-    """``[B, C, H, W]`` -> ``[B, 32*32*C, H/32, W/32]``, values by (row, column, channel)."""
+def patchify(images: Tensor, side: int = PATCH) -> Tensor:
+    """``[B, C, H, W]`` -> ``[B, s*s*C, H/s, W/s]`` of side s, values by (row, column, channel)."""
     b, c, height, width = images.shape
-    rows, columns = grid_size(height, width)
-    x = images.reshape(b, c, rows, PATCH, columns, PATCH).permute(0, 3, 5, 1, 2, 4)
-    return x.reshape(b, PATCH * PATCH * c, rows, columns)
+    grid_size(height, width)
+    rows, columns = height // side, width // side
+    x = images.reshape(b, c, rows, side, columns, side).permute(0, 3, 5, 1, 2, 4)
+    return x.reshape(b, side * side * c, rows, columns)
 
 
-def unpatchify(patches: Tensor) -> Tensor:
+def unpatchify(patches: Tensor, side: int = PATCH) -> Tensor:
     """The inverse of :func:`patchify`."""
     b, values, rows, columns = patches.shape
-    c = values // PATCH**2
-    x = patches.reshape(b, PATCH, PATCH, c, rows, columns).permute(0, 3, 4, 1, 5, 2)
-    return x.reshape(b, c, rows * PATCH, columns * PATCH)
+    c = values // side**2
+    x = patches.reshape(b, side, side, c, rows, columns).permute(0, 3, 4, 1, 5, 2)
+    return x.reshape(b, c, rows * side, columns * side)
 
 
 class FCMAE(nn.Module):
@@ -61,13 +67,17 @@ class FCMAE(nn.Module):
     Args:
         encoder: the ConvNeXt to pretrain; only its stages are used and trained.
         decoder_dim: channels of the decoder (paper, Table 1: 512).
-        decoder_depth: its ConvNeXt V2 blocks (paper: 1).
+        decoder_depth: its blocks (paper: 1); a UNet's at each scale.
         mask_ratio: share of patches removed (paper: 0.6).
         norm_pix_loss: predict pixels normalised per patch (paper: yes).
-        encoder_mode: "packed", or "masked-dense" for the reference computation.
+        encoder_mode: "packed"; "masked-dense" for the reference computation; "mask-token" for
+            whole images with a learnt token at removed patches (``fcmae.mask_token``).
+        decoder: "convnext", "unet", "unet-skips" or "transformer", see ``fcmae.decoders``.
+        patch_size: side of the patches that are removed, a multiple of 32 pixels (paper: 32).
 
     Raises:
-        ValueError: for an encoder mode that does not exist or a mask ratio outside [0, 1).
+        ValueError: for an encoder mode or decoder that does not exist, a width that the decoder
+            cannot have, or a mask ratio outside [0, 1).
     """
 
     def __init__(
@@ -78,23 +88,39 @@ class FCMAE(nn.Module):
         mask_ratio: float = 0.6,
         norm_pix_loss: bool = True,
         encoder_mode: str = "packed",
+        decoder: str = "convnext",
+        patch_size: int = PATCH,
     ) -> None:
         super().__init__()
-        if encoder_mode not in ENCODERS:
-            raise ValueError(f"encoder mode is {encoder_mode!r}; allowed: {', '.join(ENCODERS)}")
+        if encoder_mode not in MODES:
+            raise ValueError(f"encoder mode is {encoder_mode!r}; allowed: {', '.join(MODES)}")
+        check_decoder(decoder, decoder_dim)
         if not 0 <= mask_ratio < 1:
             raise ValueError(f"mask ratio is {mask_ratio}; it must be in [0, 1)")
         self.mask_ratio = mask_ratio
         self.norm_pix_loss = norm_pix_loss
+        self.patch_size = patch_size
         self.encoder_mode = encoder_mode
         self.encoder = encoder
-        self.proj = nn.Conv2d(encoder.out_channels["stage4"], decoder_dim, kernel_size=1)
-        self.mask_token = nn.Parameter(torch.zeros(1, decoder_dim, 1, 1))
-        self.decoder = nn.Sequential(*[Block(decoder_dim) for _ in range(decoder_depth)])
-        self.pred = nn.Conv2d(decoder_dim, PATCH**2 * encoder.in_chans, kernel_size=1)
+        channels, tokens = encoder.out_channels, encoder_mode == "mask-token"
+        self.proj = nn.Conv2d(channels["stage4"], decoder_dim, kernel_size=1)
+        self.skips = UP if decoder == "unet-skips" else ()
+        self.decoder: nn.Module
+        pred_dim, pred_side = decoder_dim, PATCH
+        if decoder == "convnext":
+            self.decoder = nn.Sequential(*[Block(decoder_dim) for _ in range(decoder_depth)])
+        elif decoder == "transformer":
+            self.decoder = Transformer(decoder_dim, decoder_depth)
+        else:
+            skips = {name: channels[name] for name in self.skips}
+            self.decoder = UNet(decoder_dim, decoder_depth, skips, mask_tokens=not tokens)
+            pred_dim, pred_side = decoder_dim // 2 ** len(UP), UNET_PATCH
+        self.pred = nn.Conv2d(pred_dim, pred_side**2 * encoder.in_chans, kernel_size=1)
         for module in (self.proj, self.decoder, self.pred):
             module.apply(init_weights)
-        nn.init.normal_(self.mask_token, std=0.02)
+        # the token stands in the decoder, or already in the encoder
+        self.mask_token = None if tokens else new_mask_token(decoder_dim)
+        self.input_token = new_mask_token(channels["stage1"]) if tokens else None
 
     def forward(
         self,
@@ -114,19 +140,31 @@ class FCMAE(nn.Module):
         """
         # 1. remove 60% of the patches, the same number of each image
         if mask is None:
-            grid = grid_size(*images.shape[-2:])
-            mask = random_mask(len(images), grid, self.mask_ratio, generator, images.device)
+            height, width = images.shape[-2:]
+            ratio, patch = self.mask_ratio, self.patch_size
+            mask = draw_mask(len(images), (height, width), ratio, patch, generator, images.device)
         # 2. encode what is left
-        latent = ENCODERS[self.encoder_mode](self.encoder)(images, mask)
+        features = self.forward_encoder(images, mask)
         # 3. decode: project, put the mask token at removed sites, mix, predict pixels
-        prediction = self.forward_decoder(latent, mask)
+        prediction = self.forward_decoder(features, mask)
         # 4. mean squared error on removed patches
         return FCMAEOutput(self.reconstruction_loss(images, prediction, mask), prediction, mask)
 
-    def forward_decoder(self, latent: Tensor, mask: Tensor) -> Tensor:
-        """Encoder output ``[B, C4, h, w]`` -> predicted patches ``[B, 32*32*C, h, w]``."""
-        x = self.proj(latent)
-        x = torch.where(mask.unsqueeze(1), self.mask_token.to(x.dtype), x)
+    def forward_encoder(self, images: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """The stages that the decoder takes, by name: ``[B, C, H/stride, W/stride]``."""
+        names = ("stage4", *self.skips)
+        if self.input_token is not None:
+            return MaskTokenEncoder(self.encoder, self.input_token).features(images, mask, names)
+        return ENCODERS[self.encoder_mode](self.encoder).features(images, mask, names)
+
+    def forward_decoder(self, features: Mapping[str, Tensor], mask: Tensor) -> Tensor:
+        """The encoder's stages -> predicted patches ``[B, 32*32*C, h, w]``."""
+        x = self.proj(features["stage4"])
+        if self.mask_token is not None:
+            x = torch.where(mask.unsqueeze(1), self.mask_token.to(x.dtype), x)
+        if isinstance(self.decoder, UNet):
+            small_patches = self.pred(self.decoder(x, features, mask))
+            return patchify(unpatchify(small_patches, UNET_PATCH))
         return self.pred(self.decoder(x))
 
     def targets(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -24,6 +24,7 @@ n = b*v; ``x_nppc`` is the packed layout.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -41,8 +42,10 @@ from backbones.fused import (
     tiles_of,
 )
 from backbones.kernels import triton_runs
+from backbones.normalization import convolve_map
 from fcmae.masking import PATCH, check_mask, upsample_mask, visible_patches
 
+LAST = ("stage4",)
 SMALLEST_TILE = 4  # smaller patches: halos would cost more than whole maps
 
 
@@ -57,30 +60,45 @@ class _MaskedEncoder(nn.Module):
         super().__init__()
         self.encoder = encoder
 
-
-class MaskedDenseEncoder(_MaskedEncoder):
-    """The reference: dense operators, masked before and after every spatial one."""
-
-    def forward(self, images: Tensor, mask: Tensor) -> Tensor:
-        """Images ``[B, C, H, W]`` and mask (True = removed) -> ``[B, C4, H/32, W/32]``.
+    def features(
+        self, images: Tensor, mask: Tensor, names: Sequence[str] = LAST
+    ) -> dict[str, Tensor]:
+        """Images ``[B, C, H, W]`` and mask (True = removed) -> the named stages, made dense.
 
         Returns:
-            The last stage, 0 at removed sites.
+            By name, ``[B, C, H/stride, W/stride]``, 0 at removed sites.
 
         Raises:
             ValueError: if the mask does not fit the images.
         """
+        raise NotImplementedError
+
+    def forward(self, images: Tensor, mask: Tensor) -> Tensor:
+        """The last stage, ``[B, C4, H/32, W/32]``; see :meth:`features`."""
+        return self.features(images, mask)["stage4"]
+
+
+class MaskedDenseEncoder(_MaskedEncoder):
+    """The reference: dense operators, masked before and after every spatial one."""
+
+    def features(
+        self, images: Tensor, mask: Tensor, names: Sequence[str] = LAST
+    ) -> dict[str, Tensor]:
+        """See :meth:`_MaskedEncoder.features`."""
         check_mask(mask, images)
+        features = {}
         x = images.contiguous(memory_format=torch.channels_last)
         x = x * upsample_mask(~mask, PATCH).unsqueeze(1)
-        for stride, downsample, blocks in zip(
-            STRIDES.values(), self.encoder.downsample_layers, self.encoder.stages, strict=True
+        for name, downsample, blocks in zip(
+            STRIDES, self.encoder.downsample_layers, self.encoder.stages, strict=True
         ):
-            visible = upsample_mask(~mask, PATCH // stride)
+            visible = upsample_mask(~mask, PATCH // STRIDES[name])
             x = downsample(x) * visible.unsqueeze(1)
             for block in blocks.children():
                 x = self._block(block, x, visible)
-        return x
+            if name in names:
+                features[name] = x
+        return features
 
     @staticmethod
     def _block(block: nn.Module, x_nchw: Tensor, visible: Tensor) -> Tensor:
@@ -93,25 +111,28 @@ class MaskedDenseEncoder(_MaskedEncoder):
 class PackedEncoder(_MaskedEncoder):
     """The encoder on visible sites alone; equal to :class:`MaskedDenseEncoder`, at less cost."""
 
-    def forward(self, images: Tensor, mask: Tensor) -> Tensor:
-        """As :meth:`MaskedDenseEncoder.forward`; equal visible counts only."""
+    def features(
+        self, images: Tensor, mask: Tensor, names: Sequence[str] = LAST
+    ) -> dict[str, Tensor]:
+        """See :meth:`_MaskedEncoder.features`; equal visible counts only."""
         check_mask(mask, images)
+        features = {}
         # 1. keep the pixels of visible patches
         patches_n = visible_patches(mask)
         x_nppc = _blocks_of(images.permute(0, 2, 3, 1), PATCH).index_select(0, patches_n)
         neighbours = _neighbours(mask, patches_n)
         # 2. four stages on packed sites
-        for downsample, blocks in zip(
-            self.encoder.downsample_layers, self.encoder.stages, strict=True
+        for name, downsample, blocks in zip(
+            STRIDES, self.encoder.downsample_layers, self.encoder.stages, strict=True
         ):
             x_nppc = _downsample(downsample, x_nppc)
             places = _Places.of_stage(mask, patches_n, x_nppc.shape[1])
             for block in blocks.children():
                 x_nppc = _block(block, x_nppc, places, neighbours)
-        # 3. make the last stage, one site a patch, dense again
-        dense = x_nppc.new_zeros(mask.numel(), x_nppc.shape[-1])
-        dense = dense.index_copy(0, patches_n, x_nppc.flatten(0, 2))
-        return dense.view(*mask.shape, -1).permute(0, 3, 1, 2)
+            # 3. make dense again what the decoder takes
+            if name in names:
+                features[name] = places.scatter(x_nppc).permute(0, 3, 1, 2)
+        return features
 
 
 def _blocks_of(x_bhwc: Tensor, side: int) -> Tensor:
@@ -171,6 +192,11 @@ class _Places(NamedTuple):
         n, c = len(self.patches), x_bhwc.shape[-1]
         p = len(self.rows) // n
         return x_bhwc.reshape(-1, p * c).index_select(0, self.rows).view(n, p, p, c)
+
+    def convolve(self, conv: nn.Conv2d, x_bvppc: Tensor) -> Tensor:
+        """Submanifold convolution of packed sites, for few channels."""
+        x_bhwc = self.scatter(x_bvppc.flatten(0, 1))
+        return self.gather(convolve_map(conv, x_bhwc)).view(*x_bvppc.shape[:-1], -1)
 
 
 def _convolve(x_bhwc: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -247,7 +273,8 @@ def _block(block: nn.Module, x_nppc: Tensor, places: _Places, neighbours: Tensor
 
         y_nppc = depthwise_norm(block.dwconv, block.norm, x_nppc, neighbours)
     y_bvppc = y_nppc.view(places.shape[0], -1, *x_nppc.shape[1:])
-    return x_nppc + block.mix_normalised_channels(y_bvppc).view(x_nppc.shape)
+    mixed = block.mix_normalised_channels(y_bvppc, convolve=places.convolve)
+    return x_nppc + mixed.view(x_nppc.shape)
 
 
 ENCODERS = {"packed": PackedEncoder, "masked-dense": MaskedDenseEncoder}

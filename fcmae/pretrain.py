@@ -88,12 +88,13 @@ def pretrain(options: PretrainOptions, resume: bool = False) -> Path:
         options.in_chans,
         options.split,
         options.skip_bad_images,
+        options.patch_size,
     )
     statistics = _statistics(options, samples, resume)
     seed_generators(options.seed)
-    encoder = build_convnext(options.model, in_chans=options.in_chans)
+    encoder = build_convnext(options.model, in_chans=options.in_chans, grn=options.grn)
     if options.init is not None:
-        load_encoder(options.init, encoder)
+        load_encoder(options.init, encoder, allow_other_grn=options.allow_other_grn)
     model = FCMAE(
         encoder,
         options.decoder_dim,
@@ -101,6 +102,8 @@ def pretrain(options: PretrainOptions, resume: bool = False) -> Path:
         options.mask_ratio,
         options.norm_pix_loss,
         options.encoder,
+        options.decoder,
+        options.patch_size,
     )
     steps = total_steps(options, len(samples))
     warmup = min(
@@ -182,7 +185,7 @@ class _Panels:
         if step % self.every and step != self.last:
             return
         assert isinstance(model, FCMAE)
-        device = model.mask_token.device
+        device = model.pred.weight.device
         images = self.statistics.normalise(self.images.to(device))
         panel = reconstruction_panel(model, images, self.masks.to(device), *self.statistics.shown())
         if is_main_process():

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
 from backbones.kernels import Kernels, why_no_triton
-from fcmae.masking import grid_size, visible_count
+from backbones.normalization import GRNOptions
+from fcmae.decoders import check_decoder
+from fcmae.masking import PATCH, grid_size, visible_count
 from fcmae.statistics import problems_of
 from training.options import loop_problems
 
@@ -35,13 +37,16 @@ class PretrainOptions:
         batch_size: images of one optimizer step, over all processes.
         epochs: passes over the data.
         max_steps: ends the run (and its schedule) after that many steps, whatever ``epochs`` says.
-        encoder: "packed", or "masked-dense" for the reference computation.
+        encoder: "packed", "masked-dense" for the reference computation, or "mask-token".
+        grn: the form of GRN in the encoder, or what stands in its place (V2 only).
+        allow_other_grn: ``init`` may have been trained with another.
         kernels: Triton's on a GPU ("auto" takes them where they run) or PyTorch's own.
-        mask_ratio: share of 32x32 patches removed.
+        mask_ratio: share of patches removed.
+        patch_size: their side, a multiple of 32 pixels.
         base_lr: learning rate for a batch of 256; it scales linearly with the batch.
         warmup_epochs: linear warm-up; at most a tenth of the run where that is shorter.
         weight_decay: on everything but norms, biases and GRN.
-        decoder_dim, decoder_depth, norm_pix_loss: see :class:`fcmae.model.FCMAE`.
+        decoder, decoder_dim, decoder_depth, norm_pix_loss: see :class:`fcmae.model.FCMAE`.
         init: an encoder checkpoint (path or ``timm:NAME``) to start from.
         clip_norm: largest global gradient norm; none by default, as in the paper.
         panel_every: steps between two reconstruction panels; 0 for about ten over the run.
@@ -61,12 +66,16 @@ class PretrainOptions:
     batch_size: int = 64
     epochs: int = 800
     max_steps: int | None = None
-    encoder: Literal["packed", "masked-dense"] = "packed"
+    encoder: Literal["packed", "masked-dense", "mask-token"] = "packed"
+    grn: GRNOptions = field(default_factory=GRNOptions)
+    allow_other_grn: bool = False
     kernels: Kernels = "auto"
     mask_ratio: float = 0.6
+    patch_size: int = PATCH
     base_lr: float = 1.5e-4
     warmup_epochs: float = 40
     weight_decay: float = 0.05
+    decoder: Literal["convnext", "unet", "unet-skips", "transformer"] = "convnext"
     decoder_dim: int = 512
     decoder_depth: int = 1
     norm_pix_loss: bool = True
@@ -86,7 +95,11 @@ class PretrainOptions:
     def __post_init__(self) -> None:
         counts = ("epochs", "decoder_dim", "decoder_depth", "in_chans", "statistics_images")
         problems = loop_problems(self, counts)
-        checks = ((grid_size, self.image_size), (visible_count, (1, self.mask_ratio)))
+        checks: tuple[tuple[Callable[..., object], tuple], ...] = (
+            (grid_size, (*self.image_size, self.patch_size)),
+            (visible_count, (1, self.mask_ratio)),
+            (check_decoder, (self.decoder, self.decoder_dim)),
+        )
         for check, values in checks:
             try:
                 check(*values)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from typing import get_args
+
 import pytest
 import torch
 
-from backbones.convnext import GRNOptions, build_convnext
+from backbones.convnext import STAGES, STRIDES, build_convnext
+from backbones.normalization import GRNOptions, Kind
 from fcmae.masking import random_mask, upsample_mask, visible_patches
 from fcmae.packed import (
     ENCODERS,
@@ -98,6 +102,34 @@ def test_packed_equals_masked_dense_for_every_grn(aggregate):
         encoder = lively_encoder(grn=grn)
         images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
         assert_packed_equals_masked_dense(encoder, images, random_mask(2, (2, 3), 0.5), 1e-10)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in get_args(Kind) if kind != "grn"])
+def test_packed_equals_masked_dense_for_all_that_replaces_grn(kind):
+    """In outputs and gradients, and BatchNorm in the statistics that it keeps."""
+    encoder = lively_encoder(grn=GRNOptions(kind=kind)).train()
+    images, mask = torch.randn(2, 3, 64, 96, dtype=torch.float64), random_mask(2, (2, 3), 0.5)
+    assert_packed_equals_masked_dense(encoder, images, mask, 1e-9)
+    buffers = []
+    for make in ENCODERS.values():
+        copy = deepcopy(encoder)
+        make(copy)(images, mask)
+        buffers.append(dict(copy.named_buffers()))
+    assert bool(buffers[0]) == (kind == "batchnorm")
+    for name, tensor in buffers[0].items():
+        torch.testing.assert_close(tensor, buffers[1][name], rtol=1e-10, atol=1e-12)
+        assert not torch.equal(tensor, encoder.get_buffer(name)), name
+
+
+def test_packed_equals_masked_dense_at_every_stage():
+    encoder = lively_encoder()
+    images, mask = torch.randn(2, 3, 64, 96, dtype=torch.float64), random_mask(2, (2, 3), 0.5)
+    packed, dense = (make(encoder).features(images, mask, STAGES) for make in ENCODERS.values())
+    assert list(packed) == list(dense) == list(STAGES)
+    for name, stride in STRIDES.items():
+        assert packed[name].shape[2:] == (64 // stride, 96 // stride)
+        assert relative_error(packed[name], dense[name]) < 1e-10
+        assert (packed[name][0][:, upsample_mask(mask, 32 // stride)[0]] == 0).all()
 
 
 def test_packed_equals_masked_dense_for_thirteen_channels_and_nothing_removed():

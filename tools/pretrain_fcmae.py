@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from backbones.convnext import SIZES
+from backbones.grn_flags import add_grn_flags, pop_grn_options
 from backbones.kernels import KERNELS
-from fcmae.packed import ENCODERS
+from backbones.normalization import GRNOptions
+from fcmae.decoders import DECODERS
+from fcmae.model import MODES
 from fcmae.pretrain import pretrain
 from fcmae.pretrain_options import PretrainOptions, parse_image_size
 from training.cli import log_to, run_tool
@@ -45,6 +48,10 @@ DATA = (
 CHANNELS = (
     "converted are grey to 3 (repeated), RGB to 1 (luma) and a dropped alpha; a file of any other "
     "number of channels is bad"
+)
+ENCODER = (
+    "packed computes visible patches alone; masked-dense is its slow reference; mask-token sees "
+    "whole images with a learnt token at removed patches"
 )
 STATISTICS = (
     "where mean and std come from if not given; auto: ImageNet's for 3 channels of 8 bits, "
@@ -91,14 +98,16 @@ def parse() -> argparse.Namespace:
     add("--batch-size", "images a step, all processes")
     add("--epochs", "passes over the images")
     add("--max-steps", "end (and schedule) after that many steps instead", type=int)
-    add("--encoder", "masked-dense: the slow reference", choices=list(ENCODERS))
+    add("--encoder", ENCODER, choices=MODES)
     add("--kernels", "auto: Triton on a GPU", choices=KERNELS)
-    add("--mask-ratio", "share of the 32x32 patches that is removed")
+    add("--mask-ratio", "share of the patches that is removed")
+    add("--patch-size", "of a patch in pixels, a multiple of 32")
     add("--base-lr", "learning rate for a batch of 256; it scales with the batch")
     add("--warmup-epochs", "of linear warm-up, at most a tenth of the run", type=float)
     add("--weight-decay", "on all but norms, biases and GRN")
+    add("--decoder", "what predicts pixels", choices=list(DECODERS))
     add("--decoder-dim", "channels of the decoder")
-    add("--decoder-depth", "blocks of the decoder")
+    add("--decoder-depth", "blocks of the decoder (a UNet's, at each scale)")
     add("--raw-pixels", "do not normalise the targets per patch", action="store_true")
     add("--init", "encoder weights to start from: a file or timm:NAME", metavar="ENCODER")
     add("--clip-norm", "largest global gradient norm", type=float)
@@ -113,12 +122,14 @@ def parse() -> argparse.Namespace:
     add("--panel-every", "steps between two pictures of progress; 0: ten over the run")
     add("--wandb", "log to Weights & Biases too (extra: wandb)", action="store_true")
     add("--resume", "continue the run in --output-dir", action="store_true")
+    add_grn_flags(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     arguments = vars(parse())
     resume = arguments.pop("resume", False)
+    arguments["grn"] = pop_grn_options(arguments) or GRNOptions()
     arguments["norm_pix_loss"] = not arguments.pop("raw_pixels", False)
     wandb = ["wandb"] if arguments.pop("wandb", False) else []
     arguments["trackers"] = ("tensorboard", *wandb)

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from backbones.checkpoint import LoadResult, load_encoder
 from backbones.convnext import SIZES, STAGES, ConvNeXt
+from backbones.normalization import GRNOptions
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,8 @@ class D2ConvNeXt(ConvNeXt, Backbone):
             0 none, 1 the stem, 2 the stem and stage 1, ... 5 all (detectron2's
             ``MODEL.BACKBONE.FREEZE_AT``). Output norms always learn.
         weights: an encoder checkpoint, or ``timm:NAME``, to load completely; "" for none.
+        allow_other_grn: they may have another form of GRN, see
+            :func:`backbones.checkpoint.load_encoder`.
         **options: ``in_chans``, ``drop_path_rate``, ``checkpoint_stages`` and ``grn`` of
             :class:`backbones.convnext.ConvNeXt`.
 
@@ -70,6 +73,7 @@ class D2ConvNeXt(ConvNeXt, Backbone):
         out_norms: bool = True,
         freeze_at: int = 0,
         weights: str = "",
+        allow_other_grn: bool = False,
         **options: Any,
     ) -> None:
         if size not in SIZES:
@@ -81,7 +85,9 @@ class D2ConvNeXt(ConvNeXt, Backbone):
             )
         super().__init__(SIZES[size], out_norms=out_features if out_norms else (), **options)
         self.out_features = tuple(out_features)
-        self.loaded = load_encoder(weights, self) if weights else None
+        self.loaded = None
+        if weights:
+            self.loaded = load_encoder(weights, self, allow_other_grn=allow_other_grn)
         self.freeze(freeze_at)
 
     def forward(self, x_nchw: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
@@ -120,7 +126,8 @@ def build_convnext_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> D2ConvNeXt:
         raise ValueError(
             f"MODEL.ROI_HEADS.SOFT_NMS.ENABLED is True, which {heads.NAME} would ignore: import "
             "detection.engines.detectron2_heads and set MODEL.ROI_HEADS.NAME to "
-            f"SoftNMS{heads.NAME}"
+            f"SoftNMS{heads.NAME}, or take the config from "
+            "detection.config.to_detectron2(load_config(FILE)), which does both"
         )
     if cfg.MODEL.BACKBONE.FREEZE_AT == 2:
         logger.warning(
@@ -141,6 +148,8 @@ def build_convnext_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> D2ConvNeXt:
         in_chans=convnext.IN_CHANS,
         drop_path_rate=convnext.DROP_PATH_RATE,
         checkpoint_stages=convnext.CHECKPOINT_STAGES,
+        grn=GRNOptions.of_config(convnext.GRN),
+        allow_other_grn=convnext.ALLOW_OTHER_GRN,
     )
 
 

@@ -2,8 +2,10 @@
 
 # ruff: noqa: E402 - the skip comes before the imports
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ pytestmark = pytest.mark.detectron2
 from detectron2.config import LazyCall, get_cfg, instantiate
 from detectron2.modeling import build_backbone
 
+import det_configs
 from backbones.checkpoint import save_encoder
 from backbones.convnext import STAGES, build_convnext
 from backbones.d2_adapter import D2ConvNeXt
@@ -156,22 +159,11 @@ MODEL:
 INPUT: {MASK_FORMAT: bitmask}
 """
 
-PLAIN_SCRIPT = """
-import sys
+TRAIN = """
 import torch
-from detectron2.config import get_cfg
 from detectron2.engine import SimpleTrainer
-from detectron2.modeling import build_model
-from detectron2.solver import build_optimizer
 from detectron2.structures import BitMasks, Boxes, Instances
 
-import backbones.d2_adapter
-from detection.config import add_convnext_config
-
-cfg = get_cfg()
-add_convnext_config(cfg)
-cfg.merge_from_file(sys.argv[1])
-model = build_model(cfg)
 objects = Instances((64, 80))
 objects.gt_boxes = Boxes(torch.tensor([[8.0, 8.0, 40.0, 48.0]]))
 objects.gt_classes = torch.tensor([1])
@@ -179,21 +171,70 @@ masks = torch.zeros(1, 64, 80, dtype=torch.bool)
 masks[:, 8:48, 8:40] = True
 objects.gt_masks = BitMasks(masks)
 sample = {"image": torch.zeros(3, 64, 80, dtype=torch.uint8), "instances": objects}
-trainer = SimpleTrainer(model, [[sample]] * 2, build_optimizer(cfg, model))
-before = model.backbone.bottom_up.stages[0][0].pwconv1.weight.clone()
-trainer.train(0, 2)
-assert not torch.equal(before, model.backbone.bottom_up.stages[0][0].pwconv1.weight)
+encoder = model.backbone.bottom_up
+before = encoder.stages[0][0].pwconv1.weight.clone()
+SimpleTrainer(model, [[sample]], torch.optim.SGD(model.parameters(), 1e-3)).train(0, 1)
+assert not torch.equal(before, encoder.stages[0][0].pwconv1.weight)
 print("trained")
 """
 
+AFTER_YAML = """
+from detectron2.modeling import build_model
 
-def test_plain_detectron2_script_trains_with_two_lines_of_ours(tmp_path):
-    (tmp_path / "my.yaml").write_text(PLAIN_YAML)
-    (tmp_path / "script.py").write_text(PLAIN_SCRIPT)
+model = build_model(cfg)
+"""
+
+AFTER_OUR_FILE = """
+from detectron2.modeling import build_model
+
+cfg.MODEL.CONVNEXT.WEIGHTS, cfg.MODEL.DEVICE = "", "meta"
+model = build_model(cfg)
+print(type(model.roi_heads).__name__, model.roi_heads.num_classes)
+"""
+
+BEFORE_LAZY = """
+from pathlib import Path
+import detectron2
+from detectron2.config import LazyConfig, instantiate
+
+file = Path(detectron2.__file__).parent / "model_zoo/configs/common/models/mask_rcnn_fpn.py"
+model = LazyConfig.load(str(file)).model
+"""
+
+AFTER_LAZY = """
+model.roi_heads.num_classes = 2
+model = instantiate(model)
+assert model.backbone.bottom_up.loaded.loaded > 0
+"""
+
+
+def readme_blocks():
+    """The Python blocks of the README's section for detectron2's users."""
+    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    section = text.partition("\n## detectron2\n")[2].partition("\n## ")[0]
+    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+
+
+def run_script(folder, *parts):
+    (folder / "script.py").write_text("\n".join(parts))
     done = subprocess.run(
-        [sys.executable, tmp_path / "script.py", tmp_path / "my.yaml"],
-        capture_output=True,
-        text=True,
-        timeout=300,
+        [sys.executable, "script.py"], capture_output=True, text=True, timeout=300, cwd=folder
     )
-    assert done.stdout == "trained\n", done.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_readmes_yaml_trains_and_our_files_bring_soft_nms_along(tmp_path):
+    """In one script, for the imports take seconds; both begin with the same import."""
+    (tmp_path / "my_config.yaml").write_text(PLAIN_YAML)
+    (tmp_path / "det_configs").symlink_to(Path(det_configs.__file__).parent)
+    own_file, our_file, _ = readme_blocks()
+    shown = run_script(tmp_path, own_file, AFTER_YAML, TRAIN, our_file, AFTER_OUR_FILE)
+    assert shown == "trained\nSoftNMSStandardROIHeads 80\n"
+
+
+def test_the_readmes_lazy_config_trains_from_the_encoders_weights(tmp_path):
+    (tmp_path / "runs/fcmae").mkdir(parents=True)
+    save_encoder(encoder(), tmp_path / "runs/fcmae/encoder.safetensors", {})
+    shown = run_script(tmp_path, BEFORE_LAZY, readme_blocks()[2], AFTER_LAZY, TRAIN)
+    assert shown.endswith("trained\n")

@@ -1,11 +1,14 @@
 """tools/check_dataset.py: what it prints and its exit codes."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from small_coco import small_coco, write_small_coco
+import pycocotools.mask as mask_util
+from PIL import Image
+from small_coco import SIZES, small_coco, write_small_coco
 
 ROOT = Path(__file__).parent.parent
 
@@ -73,3 +76,94 @@ def test_wrong_usage_exits_2_and_help_has_examples():
     result = run("--help")
     assert result.returncode == 0
     assert "python tools/check_dataset.py train.json --images images" in result.stdout
+
+
+def planted(folder):
+    """One data set with every kind of mistake, and a validation set that shares an image with it.
+
+    Returns:
+        The two (annotations, images) pairs, and place -> (severity, words) of each mistake.
+    """
+    tree = small_coco()
+    sizes = {30: (60, 80), 31: (60, 80), 32: (60, 80), 33: (60, 80), 34: (60, 80)}
+    tree["images"] += [
+        {"id": key, "file_name": f"{key}.png", "height": h, "width": w}
+        for key, (h, w) in sizes.items()
+    ]
+    tree["images"].append(dict(tree["images"][-1]))
+    tree["categories"].append({"id": 5, "name": "unused"})
+    square = [[10, 10, 30, 10, 30, 30, 10, 30]]
+    good = {"image_id": 3, "category_id": 2, "iscrowd": 0, "bbox": [10, 10, 20, 20], "area": 400}
+    good["segmentation"] = square
+    short = {"size": [60, 80], "counts": [100, 50, 4649]}  # 4799 of 4800
+    compressed = mask_util.frPyObjects({**short, "counts": [100, 50, 4649]}, 60, 80)
+    compressed["counts"] = compressed["counts"].decode()
+    mistakes = {
+        100: ({"bbox": [70, 10, 20, 20]}, "error", "reaches outside its image of 80 x 60"),
+        101: ({"bbox": [90, 70, 5, 5]}, "error", "reaches outside its image of 80 x 60"),
+        102: ({"bbox": [10, 10, 0, 20]}, "warning", "box has no area"),
+        103: ({"segmentation": [[1, 1, 9, 9]]}, "error", "no polygon of at least 3 points"),
+        104: ({"segmentation": [*square, [1, 1, 9, 9]]}, "warning", "fewer than 3 points"),
+        105: ({"segmentation": {"size": [80, 60], "counts": [4800]}}, "error", "size is [80, 60]"),
+        106: ({"segmentation": short}, "error", "add up to 4799 pixels, but its image has 4800"),
+        107: ({"segmentation": compressed}, "error", "add up to 4799 pixels, but its image has"),
+        108: ({"area": 40}, "warning", "area is not the mask's"),
+        109: ({"bbox": [20, 20, 20, 20]}, "warning", "box and mask are of different places"),
+        110: ({"category_id": 77}, "error", "category_id 77 is not in 'categories'"),
+        111: ({"image_id": 99}, "error", "image_id 99 is not in 'images'"),
+        0: ({}, "warning", "id 0 means 'no match'"),
+    }
+    expected = {f"annotation {key} (": found[1:] for key, found in mistakes.items()}
+    tree["annotations"] += [{**good, "id": key, **m[0]} for key, m in mistakes.items()]
+    tree["annotations"].append({**good, "id": 100})
+    annotations, images = write_small_coco(folder / "train", tree)
+    for key, (height, width) in sizes.items():
+        Image.new("RGB", (width, height), (key, 0, 0)).save(images / f"{key}.png")
+    (images / "30.png").unlink()
+    (images / "31.png").write_bytes((images / "31.png").read_bytes()[:60])
+    Image.new("RGB", (81, 60)).save(images / "32.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (80, 60)).save(images / "33.png", exif=exif)
+    expected |= {
+        "image 30": ("error", "is missing"),
+        "image 31": ("error", "does not decode"),
+        "image 32": ("error", "is 81 x 60 pixels, but the annotations say 80 x 60"),
+        "image 33": ("error", "by its EXIF orientation, but the annotations say 80 x 60"),
+        "images[9]": ("error", "id 34 is used twice"),
+        f"annotations[{len(tree['annotations']) - 1}]": ("error", "id 100 is used twice"),
+        "category 5": ("warning", "has no annotation"),
+        "34.png": ("error", "has the bytes of"),
+    }
+    other = small_coco()
+    other["images"][0]["file_name"] = "renamed.png"
+    validation = write_small_coco(folder / "val", other)
+    for key in (3, 7, 12):
+        Image.new("RGB", (SIZES[key][1], SIZES[key][0])).save(validation[1] / f"{key}.png")
+    shutil.copy(images / "34.png", validation[1] / "renamed.png")
+    return (annotations, images), validation, expected
+
+
+def test_each_kind_of_mistake_is_listed_in_one_go_as_error_or_warning(tmp_path):
+    first, second, expected = planted(tmp_path)
+    result = run(
+        *(first[0], "--images", first[1], "--against", second[0]),
+        *("--against-images", second[1], "--json"),
+    )
+    assert result.returncode == 1
+    problems = json.loads(result.stdout)
+    for place, (severity, words) in expected.items():
+        found = [
+            problem
+            for problem in problems
+            if words in problem["message"]
+            and any(
+                where.startswith(place)
+                for where in [*problem["places"], problem["file"].rsplit("/")[-1]]
+            )
+        ]
+        assert [problem["severity"] for problem in found] == [severity], (place, words)
+        assert found[0]["remedy"]
+    errors = sum(severity == "error" for severity, _ in expected.values())
+    of_val = 1  # its renamed image has another size than its entry
+    assert sum(problem["severity"] == "error" for problem in problems) == errors + of_val

@@ -57,10 +57,15 @@ class AlignedRoIPool(MultiScaleRoIAlign):
         """Features ``[B, C, H, W]`` by level, boxes ``[R_i, 4]`` by image -> ``[R, C, S, S]``."""
         counts = torch.tensor([len(b) for b in boxes], device=boxes[0].device)
         image_of = torch.arange(len(boxes), device=boxes[0].device).repeat_interleave(counts)
-        rois = torch.cat((image_of[:, None].to(boxes[0].dtype), torch.cat(boxes)), dim=1)
+        return self.pool(
+            x, torch.cat((image_of[:, None].to(boxes[0].dtype), torch.cat(boxes)), dim=1)
+        )
+
+    def pool(self, x: dict[str, Tensor], rois: Tensor) -> Tensor:
+        """As :meth:`forward`, for rows ``[R, 5]`` of (index of the image, x0, y0, x1, y1)."""
         levels = self.levels(rois[:, 1:])
         first = x[self.featmap_names[0]]
-        pooled = first.new_zeros(len(rois), first.shape[1], *self.output_size)
+        pooled = first.new_zeros(rois.shape[0], first.shape[1], *self.output_size)
         for index, (name, stride) in enumerate(self.strides.items()):
             here = torch.where(levels == index)[0]
             pooled = pooled.index_put(

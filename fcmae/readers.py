@@ -103,6 +103,7 @@ class HuggingFaceReader:
         if not columns:
             raise ValueError(f"hfds/{name} has no image column; it has {', '.join(rows.features)}")
         self._name, self._column = f"hfds/{name}", columns[0]
+        self._all_rows = rows
         self._rows = rows.select_columns(columns[:1]).cast_column(
             columns[0], datasets.Image(decode=False)
         )
@@ -124,6 +125,22 @@ class HuggingFaceReader:
 
     def contents(self) -> Iterator[tuple[str, int]]:
         yield self._rows._fingerprint, len(self)  # of datasets' own: over the data
+
+    def labels(self) -> list[str]:
+        """The class's name of each row: of the one column of classes.
+
+        Raises:
+            ValueError: if there is none, or more than one.
+        """
+        features = self._all_rows.features
+        kinds = {c: f for c, f in features.items() if type(f).__name__ == "ClassLabel"}
+        if len(kinds) != 1:
+            raise ValueError(
+                f"{self._name} has {len(kinds)} columns of classes (ClassLabel), not one; its "
+                f"columns: {', '.join(features)}"
+            )
+        ((column, feature),) = kinds.items()
+        return [feature.int2str(number) for number in self._all_rows[column]]
 
 
 def open_images(name: str, split: str = "train") -> Reader:

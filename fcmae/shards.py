@@ -50,7 +50,7 @@ class ShardReader:
     header_is_cheap = False
 
     def __init__(self, shards: list[Path], by_key: bool = False) -> None:
-        self.shards = shards
+        self.shards, self.by_key = shards, by_key
         self.members: list[_Member] = []
         extensions = tuple(get_img_extensions())
         others, problems = 0, []
@@ -96,6 +96,25 @@ class ShardReader:
     def contents(self) -> Iterator[tuple[str, int]]:
         for member in self.members:
             yield f"{self.shards[member.shard].name}/{member.name}", member.size
+
+    def labels(self) -> list[str]:
+        """webdataset's field ``cls`` of each image's sample, as text; "" where it has none."""
+        found = {}
+        for number, shard in enumerate(self.shards):
+            with tarfile.open(shard, "r:") as archive, shard.open("rb") as file:
+                for name, offset, size in _files(archive):
+                    key, field = _key_and_field(name)
+                    if field.lower() == "cls":
+                        file.seek(offset)
+                        found[number, key] = file.read(size).decode().strip()
+        return [found.get((m.shard, _key_and_field(m.name)[0]), "") for m in self.members]
+
+
+def _key_and_field(name: str) -> tuple[str, str]:
+    """webdataset's: the folder and what precedes a base name's first dot; what follows it."""
+    folder, base = os.path.split(name)
+    key, _, field = base.partition(".")
+    return os.path.join(folder, key), field
 
 
 def _files(archive: tarfile.TarFile, start: int = 0) -> Iterator[tuple[str, int, int]]:

@@ -1,0 +1,183 @@
+"""Classifiers from checkpoints: the encoder, and the head's rows that the data's classes want.
+
+A head is taken over by the names of its classes, so that ImageNet-22K's head becomes ImageNet-1K's
+by selecting and reordering rows. Names are those in our files' metadata; of other files, the
+WordNet synsets of ImageNet's subset of that many classes (timm's lists).
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from timm.data import ImageNetInfo, infer_imagenet_subset
+from torch import Tensor
+
+from backbones.checkpoint import load_encoder, read_encoder
+from backbones.convnext import ConvNeXt, GRNOptions, build_convnext
+
+logger = logging.getLogger(__name__)
+
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a checkpoint holds beside its encoder.
+
+    Args:
+        name: a path or ``timm:NAME``.
+        head: ``norm.*`` and ``head.*`` by our names; empty for an encoder alone.
+        classes: names of the head's rows; None where nothing tells them.
+        metadata: of the file.
+    """
+
+    name: str
+    head: dict[str, Tensor]
+    classes: list[str] | None
+    metadata: dict[str, str]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the head, 0 without one."""
+        return len(self.head["head.weight"]) if "head.weight" in self.head else 0
+
+    def numbers(self, key: str) -> tuple[float, ...] | None:
+        """A list in the metadata, such as ``mean`` or ``image_size``."""
+        text = self.metadata.get(key)
+        return tuple(json.loads(text)) if text else None
+
+    def grn(self) -> GRNOptions | None:
+        """The form of GRN that the encoder was trained with, where the file tells."""
+        text = self.metadata.get("grn")
+        if text is None:
+            return None
+        call = ast.parse(text, mode="eval").body
+        if not isinstance(call, ast.Call):
+            return GRNOptions(kind=text)  # type: ignore[call-arg,arg-type]
+        return GRNOptions(**{k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg})
+
+
+NO_SOURCE = Source("", {}, None, {})
+
+
+def read_classifier(source: str | None) -> Source:
+    """Read a checkpoint of any format that :func:`backbones.checkpoint.load_encoder` knows.
+
+    Raises:
+        FileNotFoundError, ValueError: as that does.
+    """
+    if source is None:
+        return NO_SOURCE
+    recognised, metadata = read_encoder(source)
+    head = {n: t for n, t in recognised.tensors.items() if n.startswith(("norm.", "head."))}
+    rows = len(head.get("head.weight", ()))
+    classes = json.loads(metadata["classes"]) if "classes" in metadata else None
+    subset = infer_imagenet_subset({"num_classes": rows})
+    if classes is None and subset is not None:
+        classes = ImageNetInfo(subset).label_names()
+    return Source(source, head, classes, metadata)
+
+
+def build_classifier(
+    source: Source, model: str, classes: Sequence[str], rows: Sequence[int] | None, drop_path: float
+) -> tuple[ConvNeXt, GRNOptions | None]:
+    """Build a classifier and load its weights.
+
+    Args:
+        source: the weights; all is new for ``NO_SOURCE``.
+        model: a key of ``backbones.convnext.SIZES``.
+        classes: of the data.
+        rows: of the source's head, one for each class; None for a new head.
+        drop_path: stochastic depth.
+
+    Returns:
+        The model, and its form of GRN (None for V1).
+
+    Raises:
+        ValueError: if the encoder does not fit.
+    """
+    grn = (source.grn() or GRNOptions()) if model.startswith("convnextv2") else None
+    built = build_convnext(model, num_classes=len(classes), drop_path_rate=drop_path, grn=grn)
+    if source.name:
+        load_encoder(source.name, built)
+    own = built.state_dict()
+    for name, tensor in source.head.items():
+        if name.startswith("norm."):
+            own[name].copy_(tensor)
+        elif rows is not None:
+            own[name].copy_(tensor[torch.tensor(rows)])
+    return built, grn
+
+
+def choose_rows(source: Source, classes: Sequence[str], class_list: str | None) -> list[int] | None:
+    """Which row of the source's head stands for each class of the data.
+
+    Args:
+        source: the checkpoint.
+        classes: of the data, by number.
+        class_list: a file with a line for each class of the data: the row's number (from 0) in
+            the source's head, or its class's name there. Without it the data's names are looked
+            up, and where all are only numbers (webdataset's) these are the rows.
+
+    Returns:
+        Row numbers; None where the head is to be new, which is said in the log.
+
+    Raises:
+        ValueError: if a class list is given and does not fit; every line that does not is named.
+    """
+    if class_list is not None:
+        return _rows_of_list(source, classes, Path(class_list))
+    if not source.rows:
+        logger.info("the head is new: %s", f"{source.name} has none" if source.name else "all is")
+        return None
+    known = {name: row for row, name in enumerate(source.classes or ())}
+    unknown = [name for name in classes if name not in known]
+    if not unknown:
+        logger.info("the head's %d rows are taken by the names of the classes", len(classes))
+        return [known[name] for name in classes]
+    if all(name.isdecimal() for name in classes) and len(classes) == source.rows:
+        logger.info("the head's %d rows are taken by the numbers of the classes", len(classes))
+        return [int(name) for name in classes]
+    logger.warning(
+        "the head is new: %d of %d classes are none of the %d of %s (%s%s); --class-list can "
+        "name rows",
+        *(len(unknown), len(classes), source.rows, source.name),
+        *(", ".join(unknown[:SHOWN]), ", ..." * (len(unknown) > SHOWN)),
+    )
+    return None
+
+
+def _rows_of_list(source: Source, classes: Sequence[str], path: Path) -> list[int]:
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [line for line in lines if line]
+    if not source.rows:
+        raise ValueError(
+            f"--class-list {path} selects rows of a head, and "
+            + (f"{source.name} has none" if source.name else "there is no --init")
+        )
+    problems = []
+    if len(lines) != len(classes):
+        problems.append(f"it has {len(lines)} lines for {len(classes)} classes of the data")
+    known = {name: row for row, name in enumerate(source.classes or ())}
+    rows = [known.get(line, int(line) if line.isdecimal() else -1) for line in lines]
+    wrong = [
+        f"line {number}: {line}"
+        for number, (line, row) in enumerate(zip(lines, rows, strict=True), 1)
+        if not 0 <= row < source.rows
+    ]
+    if wrong:
+        problems.append(
+            f"{len(wrong)} line(s) name no row of the head, which has 0 to {source.rows - 1}"
+            + ("" if known else " and whose classes have no known names")
+            + f": {', '.join(wrong[:SHOWN])}{', ...' * (len(wrong) > SHOWN)}"
+        )
+    if problems:
+        raise ValueError(f"--class-list {path} does not fit: {'; '.join(problems)}")
+    logger.info("the head's rows are those of %s", path)
+    return rows

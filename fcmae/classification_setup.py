@@ -1,0 +1,111 @@
+"""What training and evaluating a classifier share: data, checkpoint, how images are seen."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from backbones.weight_files import write_atomically
+from fcmae.class_head import Source, choose_rows, read_classifier
+from fcmae.classification_data import LabelledData, evaluation_transform, labelled_data
+from fcmae.finetune_options import FinetuneOptions
+from fcmae.statistics import IMAGENET
+from training.cli import is_main_process
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_SIZE = (224, 224)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What follows from the options, the data and the checkpoint.
+
+    Args:
+        data: training and validation images.
+        source: the checkpoint.
+        rows: of its head, one for each class of the data; None for a new head.
+        image_size, crop_pct, mean, std: how images are seen.
+    """
+
+    data: LabelledData
+    source: Source
+    rows: list[int] | None
+    image_size: tuple[int, int]
+    crop_pct: float | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def evaluation(self) -> Any:
+        return evaluation_transform(self.image_size, self.mean, self.std, self.crop_pct)
+
+    def vision(self) -> dict[str, Any]:
+        """How images are seen, as YAML and JSON know it."""
+        return {
+            "image_size": list(self.image_size),
+            "crop_pct": self.crop_pct,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+
+def set_up(options: FinetuneOptions, only_val: bool = False) -> Setup:
+    """Open data and checkpoint.
+
+    Raises:
+        ValueError, FileNotFoundError: for those that cannot be used, or do not fit each other.
+    """
+    data = labelled_data(
+        options.data,
+        options.val_data,
+        options.split,
+        options.val_split,
+        options.val_fraction,
+        options.split_seed,
+        only_val,
+    )
+    source = read_classifier(options.init)
+    rows = choose_rows(source, data.classes, options.class_list)
+    size = options.image_size or source.numbers("image_size") or DEFAULT_SIZE
+    crop_pct = options.crop_pct
+    if crop_pct is None and options.image_size is None and "crop_pct" in source.metadata:
+        crop_pct = json.loads(source.metadata["crop_pct"])
+    mean = options.mean or source.numbers("mean") or IMAGENET.mean
+    std = options.std or source.numbers("std") or IMAGENET.std
+    if len(mean) != 3:
+        raise ValueError(
+            f"{options.init} is of images of {len(mean)} channels; classification is of RGB images"
+        )
+    height, width = (int(side) for side in size)
+    return Setup(data, source, rows, (height, width), crop_pct, tuple(mean), tuple(std))
+
+
+def as_yaml(options: FinetuneOptions) -> dict[str, Any]:
+    """Fields as YAML knows them."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items()}
+
+
+def write_config(options: FinetuneOptions, derived: Mapping[str, Any]) -> None:
+    """The run's options and what follows from them, to ``config.yaml`` and to the log."""
+    text = yaml.safe_dump({**as_yaml(options), "derived": dict(derived)}, sort_keys=False)
+    logger.info("configuration:\n%s", text)
+    _write(Path(options.output_dir) / "config.yaml", text)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write figures, atomically, by the first of several processes."""
+    _write(path, json.dumps(values, indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    def write(partial: Path) -> None:
+        partial.write_text(text)
+
+    if is_main_process():
+        write_atomically(path, write)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -17,6 +16,8 @@ from golden import inputs
 from backbones.checkpoint import load_encoder, read_metadata, read_state_dict, save_encoder
 from backbones.convnext import SIZES, STAGES, ConvNeXt, GRNOptions, Size, build_convnext
 from backbones.weight_files import save_pickle
+from detection.engines.torchvision_model import build_mask_rcnn
+from detection.engines.weights import detectron2_to_torchvision
 from training.cli import run_tool
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -196,30 +197,57 @@ def test_metadata_and_licence_survive_a_change_of_format(convert, tmp_path: Path
     assert read_metadata(back)["git_commit"] == "abc"
 
 
-@pytest.fixture(scope="module")
-def detectron2_detector(tmp_path_factory) -> Path:
-    """A whole Mask R-CNN's weights as detectron2 saves them."""
-    golden = json.loads((ROOT / "tests" / "golden" / "detectron2.json").read_text())
-    state = {n: torch.from_numpy(a) for n, a in inputs.weights(golden["shapes"]).items()}
-    path = tmp_path_factory.mktemp("detector") / "model_final.pth"
+@pytest.fixture(scope="module", params=["plain", "LN"])
+def detectron2_detector(request, tmp_path_factory) -> Path:
+    """A whole trained Mask R-CNN's weights as detectron2 saves them."""
+    state = inputs.Case(request.param, "trained", ()).state({})
+    path = tmp_path_factory.mktemp("detector") / f"{request.param}.pth"
     torch.save({"model": state, "iteration": 9}, path)
     return path
 
 
-def test_whole_detectors_convert_between_the_engines_and_back(
+def test_whole_detectors_convert_between_the_engines_and_back_bit_by_bit(
     detectron2_detector: Path, convert, tmp_path: Path
 ) -> None:
-    from detection.config import default_config
-    from detection.engines.torchvision_model import build_mask_rcnn
-
-    there, back = tmp_path / "torchvision.safetensors", tmp_path / "back.pth"
+    there, back, again = (tmp_path / name for name in ("a.safetensors", "b.pth", "c.safetensors"))
     code, out, _ = convert(detectron2_detector, there, "--to", "torchvision")
     assert code == 0
     assert "not carried over" not in out
-    model = build_mask_rcnn(inputs.apply_overrides(default_config()))
+    with inputs.tiny_encoder():
+        model = build_mask_rcnn(inputs.Case(detectron2_detector.stem, "trained", ()).config())
     model.load_state_dict(read_state_dict(there), strict=True)
     assert convert(there, back, "--to", "detectron2")[0] == 0
     assert_equal_files(back, detectron2_detector)
+    assert convert(back, again, "--to", "torchvision")[0] == 0
+    assert_equal_files(again, there)
+
+
+@pytest.mark.parametrize(
+    ("part", "rows", "message"),
+    [("box_predictor.bbox_pred", 4, "1 box"), ("mask_head.predictor", 1, "1 mask")],
+)
+def test_heads_of_one_output_for_all_classes_are_not_for_torchvision(
+    part: str, rows: int, message: str, convert, tmp_path: Path
+) -> None:
+    state = inputs.Case("plain", "trained", ()).state({})
+    for name in (f"roi_heads.{part}.weight", f"roi_heads.{part}.bias"):
+        state[name] = state[name][:rows]
+    torch.save({"model": state}, tmp_path / "agnostic.pth")
+    output = tmp_path / "out.safetensors"
+    code, _, err = convert(tmp_path / "agnostic.pth", output, "--to", "torchvision")
+    assert code == 1
+    assert f"predict {message} for 3 classes, which the torchvision engine does not have" in err
+    assert not output.exists()
+
+
+def test_rows_that_detectron2_has_no_place_for_are_not_dropped(convert, tmp_path: Path) -> None:
+    state = detectron2_to_torchvision(inputs.Case("plain", "trained", ()).state({}))
+    state["roi_heads.box_predictor.bbox_pred.bias"][2] = 1e-9
+    torch.save(state, tmp_path / "in.pth")
+    code, _, err = convert(tmp_path / "in.pth", tmp_path / "out.pth", "--to", "detectron2")
+    assert code == 1
+    assert "background's rows are not 0 in roi_heads.box_predictor.bbox_pred.bias" in err
+    assert not (tmp_path / "out.pth").exists()
 
 
 def test_cascade_heads_are_not_for_torchvision(convert, tmp_path: Path) -> None:

@@ -1,60 +1,82 @@
-"""What detectron2 computes on the golden inputs: the only source of the golden files."""
+"""What the golden file says of a detector on a batch, in JSON's types; read back for comparison."""
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import numpy as np
 import torch
-from detectron2.modeling import build_model
-from detectron2.structures import BitMasks, Boxes, Instances
-from detectron2.utils.events import EventStorage
 from golden import inputs
 from pycocotools import mask as rle
+from torch import Tensor
+from two_engines import Detections, Detectron2Detector, TorchvisionDetector
 
-import backbones.d2_adapter  # noqa: F401 - registers the backbone
-from detection.config import default_config, to_detectron2
-
-
-def compute_golden() -> dict:
-    """The golden detector's names and shapes, detections and losses."""
-    model = build_model(to_detectron2(inputs.apply_overrides(default_config())))
-    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    state = {name: torch.from_numpy(array) for name, array in inputs.weights(shapes).items()}
-    model.load_state_dict(state)
-    return {"shapes": shapes, "detections": detections(model), "losses": losses(model)}
+FILE = inputs.FOLDER / "detectron2.json"
+SAMPLES = 4  # of each gradient, at even distances
 
 
-def detections(model: torch.nn.Module) -> list[dict]:
-    """What the model finds on each golden image, all in one padded batch."""
-    batch = [
-        {"image": torch.from_numpy(inputs.image(i)), "height": size[0], "width": size[1]}
-        for i, (_, size) in enumerate(inputs.SIZES)
-    ]
-    model.eval()
-    with torch.no_grad():
-        outputs = [output["instances"] for output in model(batch)]
-    return [
-        {
-            "boxes": found.pred_boxes.tensor.tolist(),
-            "scores": found.scores.tolist(),
-            "classes": found.pred_classes.tolist(),
-            "masks": [
-                rle.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))["counts"].decode()
-                for mask in found.pred_masks
-            ],
-        }
-        for found in outputs
-    ]
+def build(case: inputs.Case, engine: type) -> TorchvisionDetector | Detectron2Detector:
+    """A golden detector of an engine with its weights."""
+    with inputs.tiny_encoder():
+        detector = engine(case.config())
+    detector.load(case.state(shapes(detector)))
+    return detector
 
 
-def losses(model: torch.nn.Module) -> dict[str, float]:
-    """The training losses of the golden images with their objects."""
-    batch = []
-    for i, (size, _) in enumerate(inputs.SIZES):
-        objects = Instances(size)
-        objects.gt_boxes = Boxes(torch.from_numpy(inputs.boxes(i)).float())
-        objects.gt_classes = torch.from_numpy(inputs.labels(i))
-        objects.gt_masks = BitMasks(torch.from_numpy(inputs.masks(i)))
-        batch.append({"image": torch.from_numpy(inputs.image(i)), "instances": objects})
-    model.train()
-    with EventStorage(), torch.no_grad():
-        return {name: float(value) for name, value in model(batch).items()}
+def shapes(detector: TorchvisionDetector | Detectron2Detector) -> dict[str, list[int]]:
+    """The shapes of a detector's tensors, by detectron2's names."""
+    return {name: list(tensor.shape) for name, tensor in detector.state().items()}
+
+
+def compute(case: inputs.Case, engine: type) -> dict[str, Any]:
+    """An engine's detections, losses and gradients, and the shapes of its weights."""
+    detector, samples = build(case, engine), case.samples()
+    losses, gradients = detector.learn(samples)
+    return {
+        "shapes": shapes(detector),
+        "detections": [pack(found) for found in detector.detect(samples)],
+        "losses": losses,
+        "gradients": {name: summary(gradient) for name, gradient in gradients.items()},
+    }
+
+
+def pack(found: Detections) -> dict[str, Any]:
+    """Detections in JSON's types; masks as compressed run lengths."""
+    columns = found.masks.permute(1, 2, 0).to(torch.uint8).numpy()
+    return {
+        "boxes": [[exact(value) for value in box] for box in found.boxes.tolist()],
+        "scores": [exact(value) for value in found.scores.tolist()],
+        "classes": found.classes.tolist(),
+        "size": list(found.masks.shape[1:]),
+        "masks": [code["counts"].decode() for code in rle.encode(np.asfortranarray(columns))],
+    }
+
+
+def unpack(packed: dict[str, Any]) -> Detections:
+    """The inverse of :func:`pack`."""
+    codes = [{"size": packed["size"], "counts": counts.encode()} for counts in packed["masks"]]
+    masks = [torch.from_numpy(rle.decode(code)).bool() for code in codes]
+    return Detections(
+        torch.tensor(packed["boxes"]).view(-1, 4),
+        torch.tensor(packed["scores"]),
+        torch.tensor(packed["classes"], dtype=torch.int64),
+        torch.stack(masks) if masks else torch.zeros(0, *packed["size"], dtype=torch.bool),
+    )
+
+
+def summary(gradient: Tensor) -> list[float]:
+    """The gradient's length, and a few of its values."""
+    values = gradient.flatten()
+    some = values[:: max(1, len(values) // SAMPLES)][:SAMPLES]
+    return [exact(value) for value in (gradient.norm().item(), *some.tolist())]
+
+
+def exact(value: float) -> float:
+    """A float32 in as few digits as name it."""
+    return float(f"{value:.9g}")
+
+
+def read() -> dict[str, dict[str, Any]]:
+    """The golden file: what :func:`compute` gave with detectron2, by case."""
+    return json.loads(FILE.read_text())

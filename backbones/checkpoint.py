@@ -114,7 +114,7 @@ def load_encoder(
     recognised, metadata = read_encoder(source, model.in_chans)
     wanted = {n: t for n, t in model.state_dict().items() if n.startswith(ENCODER + OUT_NORMS)}
     found = {n: t for n, t in recognised.tensors.items() if n.startswith(ENCODER + OUT_NORMS)}
-    grn_left_out, grn_new = _unlike_grn(source, found, metadata, model, allow_other_grn)
+    grn_left_out, grn_new = unlike_grn(source, found, metadata, model, allow_other_grn)
     found = {name: tensor for name, tensor in found.items() if name not in grn_left_out}
     expected = [name for name in wanted if name.startswith(ENCODER) and name not in grn_new]
     misshapen = [n for n in wanted if n in found and found[n].shape != wanted[n].shape]
@@ -191,14 +191,18 @@ def _problems(
     return lines
 
 
-def _unlike_grn(
+def unlike_grn(
     source: str | Path,
-    found: StateDict,
+    found: Mapping[str, Tensor],
     metadata: Mapping[str, str],
     model: ConvNeXt,
     allow_other_grn: bool,
 ) -> tuple[list[str], list[str]]:
     """The source's and the model's tensors of GRN, or in its place, that are not each other's.
+
+    Args:
+        found: the source's, in our names; with its ``metadata``.
+        allow_other_grn: see :func:`load_encoder`.
 
     Raises:
         ValueError: if the two differ in it, even if only in GRN's form, and may not.

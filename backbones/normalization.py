@@ -19,9 +19,9 @@ sites between, such as ``[B, H, W, C]`` or the packed one of ``fcmae.packed``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +74,11 @@ class GRNOptions:
             )
         if problems:
             raise ValueError("; ".join(problems))
+
+    @classmethod
+    def of_config(cls, section: Mapping[str, Any]) -> GRNOptions:
+        """From a config's section, whose keys are this class's names in capitals."""
+        return cls(**{key.lower(): value for key, value in section.items()})
 
     def __str__(self) -> str:
         """What checkpoints store, to tell a wrong pairing."""

@@ -21,7 +21,8 @@ import torch
 import yaml
 from fvcore.common.config import BASE_KEY, CfgNode
 
-from backbones.convnext import STAGES
+from backbones.convnext import SIZES, STAGES
+from backbones.normalization import GRNOptions
 from detection.schema import CHANNELS, LEVELS, SCHEMA, TORCHVISION_ONLY
 
 if TYPE_CHECKING:
@@ -286,6 +287,7 @@ def _contradictions(config: CfgNode) -> Iterator[tuple[tuple[str, ...], str]]:
             f"INPUT.LSJ.MIN_SCALE {lsj.MIN_SCALE} is above MAX_SCALE {lsj.MAX_SCALE}",
         )
     yield from _channel_contradictions(config)
+    yield from _grn_contradictions(model.CONVNEXT)
     yield from _level_contradictions(model)
     yield from _cascade_contradictions(model)
     if config.SOLVER.IMS_PER_BATCH % config.SOLVER.ACCUMULATE:
@@ -323,6 +325,20 @@ def _channel_contradictions(config: CfgNode) -> Iterator[tuple[tuple[str, ...], 
                 f"{name} is for {count} channels, but INPUT.FORMAT {config.INPUT.FORMAT!r} "
                 f"has {channels}",
             )
+
+
+def _grn_contradictions(convnext: CfgNode) -> Iterator[tuple[tuple[str, ...], str]]:
+    keys = tuple(f"MODEL.CONVNEXT.GRN.{name}" for name in convnext.GRN)
+    try:
+        options = GRNOptions.of_config(convnext.GRN)
+    except ValueError as error:
+        yield keys, f"MODEL.CONVNEXT.GRN: {error}"
+        return
+    if SIZES[convnext.SIZE].version == 1 and options != GRNOptions():
+        yield (
+            ("MODEL.CONVNEXT.SIZE", *keys),
+            f"MODEL.CONVNEXT.GRN is {options}, but {convnext.SIZE}, a ConvNeXt V1, has no GRN",
+        )
 
 
 def _cascade_contradictions(model: CfgNode) -> Iterator[tuple[tuple[str, ...], str]]:

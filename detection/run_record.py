@@ -14,8 +14,10 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor
 
-from backbones.checkpoint import fingerprint, read_encoder
+from backbones.checkpoint import fingerprint, read_encoder, unlike_grn
+from backbones.convnext import build_convnext
 from backbones.key_adapters import ENCODER, OUT_NORMS
+from backbones.normalization import GRNOptions
 from detection.config import get, resolve_device
 from detection.dataset import CocoDataset
 from detection.engines.torchvision_model import build_mask_rcnn
@@ -88,7 +90,8 @@ def detector_tensors(config: CfgNode) -> dict[str, Tensor] | None:
 def encoder_facts(config: CfgNode, total_tensors: int | None) -> dict[str, Any] | None:
     """Where the encoder's weights come from; None from scratch.
 
-    Engines load all of an encoder or fail, so what the file holds is what gets loaded.
+    Engines load all of an encoder or fail, so what the file holds is what gets loaded; but not
+    of another form of GRN, where that is allowed.
 
     Raises:
         FileNotFoundError, ValueError: if the weights cannot be read.
@@ -97,18 +100,29 @@ def encoder_facts(config: CfgNode, total_tensors: int | None) -> dict[str, Any] 
     if not source:
         return None
     recognised, metadata = read_encoder(source, config.MODEL.CONVNEXT.IN_CHANS)
-    loaded = sum(name.startswith(ENCODER) for name in recognised.tensors)
+    is_detector = bool(config.MODEL.WEIGHTS)
+    left_out: list[str] = []
+    new_grn: list[str] = []
+    if not is_detector:
+        convnext = config.MODEL.CONVNEXT
+        with torch.device("meta"):
+            encoder = build_convnext(convnext.SIZE, grn=GRNOptions.of_config(convnext.GRN))
+        left_out, new_grn = unlike_grn(
+            source, recognised.tensors, metadata, encoder, convnext.ALLOW_OTHER_GRN
+        )
+    loaded = sum(n.startswith(ENCODER) for n in recognised.tensors) - len(left_out)
     norms = sum(name.startswith(OUT_NORMS) for name in recognised.tensors)
     new_parts = ["fpn", "rpn", "roi_heads"]
     if config.MODEL.CONVNEXT.OUT_NORMS and not norms:
         new_parts.insert(0, "out_norms")
-    is_detector = bool(config.MODEL.WEIGHTS)
+    if new_grn:
+        new_parts.insert(0, "grn")
     new = total_tensors - loaded - norms if total_tensors is not None else None
     return {
         "source": source,
         "format": recognised.format,
         "loaded": loaded,
-        "total": loaded,
+        "total": loaded + len(new_grn),
         "new": 0 if is_detector else new,
         "new_parts": [] if is_detector else new_parts,
         "fingerprint": fingerprint(recognised.tensors),

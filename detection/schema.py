@@ -16,9 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from backbones.convnext import SIZES, STAGES
+from backbones.normalization import Aggregate, Kind, Normalize
 
 LEVELS = ("p2", "p3", "p4", "p5", "p6")
 CHANNELS = {"RGB": 3, "BGR": 3, "L": 1}
@@ -160,6 +161,11 @@ SCHEMA: dict[str, Key] = {
     "MODEL.CONVNEXT.OUT_FEATURES": names_of(list(STAGES), STAGES),
     "MODEL.CONVNEXT.OUT_NORMS": flag(True),                     # a LayerNorm on each OUT_FEATURE
     "MODEL.CONVNEXT.CHECKPOINT_STAGES": names_of([], STAGES, empty=True),
+    "MODEL.CONVNEXT.GRN.KIND": one_of(*get_args(Kind)),         # what stands in GRN's place
+    "MODEL.CONVNEXT.GRN.AGGREGATE": one_of(*get_args(Aggregate)),
+    "MODEL.CONVNEXT.GRN.NORMALIZE": one_of(*get_args(Normalize)),
+    "MODEL.CONVNEXT.GRN.RESIDUAL": flag(True),
+    "MODEL.CONVNEXT.ALLOW_OTHER_GRN": flag(False),              # of CONVNEXT.WEIGHTS
     "MODEL.FPN.IN_FEATURES": names_of(list(STAGES), STAGES),
     "MODEL.FPN.OUT_CHANNELS": number(256, 1),
     "MODEL.FPN.NORM": norm(),

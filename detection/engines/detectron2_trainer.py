@@ -237,7 +237,7 @@ def _log_origin(cfg: Any, model: Any) -> None:
         logger.info("every tensor is new: MODEL.CONVNEXT.WEIGHTS is empty")
         return
     known = {n for n in model.state_dict() if n.startswith(ENCODER_PREFIX)}
-    known -= {ENCODER_PREFIX + name for name in encoder.loaded.new}
+    known -= {ENCODER_PREFIX + name for name in encoder.loaded.new + encoder.loaded.grn_new}
     new = {
         part: [n for n in model.state_dict() if n.startswith(prefix) and n not in known]
         for part, prefix in PARTS.items()

@@ -20,6 +20,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from backbones.checkpoint import load_encoder
+from backbones.normalization import GRNOptions
 from backbones.weight_files import save_safetensors
 from detection.config import resolve_device, resolve_num_classes, resolve_precision
 from detection.dataset import CocoDataset, load_dataset
@@ -189,7 +190,9 @@ def load_initial_weights(config: CfgNode, model: MaskRCNN) -> None:
     if not (source := config.MODEL.CONVNEXT.WEIGHTS):
         logger.info("no weights given: all %d tensors start from scratch", total)
         return
-    result = load_encoder(source, model.backbone.body)
+    result = load_encoder(
+        source, model.backbone.body, allow_other_grn=config.MODEL.CONVNEXT.ALLOW_OTHER_GRN
+    )
     with_norms = sum(name.startswith("out_norms.") for name in model.backbone.body.state_dict())
     kept = result.loaded + with_norms - len(result.new)
     logger.info(
@@ -198,7 +201,13 @@ def load_initial_weights(config: CfgNode, model: MaskRCNN) -> None:
         result.total,
         result.source,
         total - kept,
-        ", ".join([*(["out_norms"] if result.new else []), "fpn", "rpn", "roi_heads"]),
+        ", ".join(
+            [
+                *(["grn"] if result.grn_new else []),
+                *(["out_norms"] if result.new else []),
+                *("fpn", "rpn", "roi_heads"),
+            ]
+        ),
     )
 
 
@@ -272,6 +281,7 @@ def save_detector(config: CfgNode, dataset: CocoDataset, model: nn.Module, name:
         "layout": "detection.engines.torchvision_model",
         "format_version": "1",
         "size": config.MODEL.CONVNEXT.SIZE,
+        "grn": str(GRNOptions.of_config(config.MODEL.CONVNEXT.GRN)),
         "config": config.dump(),
         "class_names": json.dumps(dataset.class_names),
         "category_ids": json.dumps(dataset.category_ids),

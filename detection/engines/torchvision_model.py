@@ -30,7 +30,8 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from backbones.convnext import NORM_EPS, STRIDES, ConvNeXt, build_convnext
+from backbones.convnext import STRIDES, ConvNeXt, build_convnext
+from backbones.normalization import NORM_EPS, GRNOptions
 from detection.engines.soft_nms import SoftNMS
 from detection.engines.torchvision_roi import AlignedRoIPool, MaskRoIHeads, rescale_detections
 from detection.engines.torchvision_rpn import RPN, Anchors, Float32RPNHead
@@ -230,6 +231,7 @@ def build_mask_rcnn(config: CfgNode) -> MaskRCNN:
         drop_path_rate=convnext.DROP_PATH_RATE,
         out_norms=convnext.OUT_FEATURES if convnext.OUT_NORMS else (),
         checkpoint_stages=convnext.CHECKPOINT_STAGES,
+        grn=GRNOptions.of_config(convnext.GRN),
     )
     body.freeze(model.BACKBONE.FREEZE_AT)
     backbone = ConvNeXtFPN(body, model.FPN.IN_FEATURES, model.FPN.OUT_CHANNELS, model.FPN.NORM)

@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backbones.weight_files import read_state_dict
+from backbones.convnext import ConvNeXt
+from backbones.weight_files import read_metadata, read_state_dict
 
 logger = logging.getLogger(__name__)
 
@@ -227,6 +228,11 @@ def read_detector(path: str | Path, model: nn.Module) -> None:
         )
         if names
     ]
+    encoders = [module for module in model.modules() if isinstance(module, ConvNeXt)]
+    theirs = read_metadata(path).get("grn")
+    for ours in (encoder.grn for encoder in encoders):
+        if None not in (ours, theirs) and str(ours) != theirs:
+            problems.append(f"trained with {theirs}; MODEL.CONVNEXT.GRN is {ours}")
     if problems:
         raise ValueError("\n  ".join([f"{path} is not this detector. {remedy}", *problems]))
     model.load_state_dict(tensors)

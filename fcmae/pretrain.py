@@ -23,6 +23,7 @@ from backbones.convnext import build_convnext
 from backbones.kernels import use_kernels
 from backbones.param_groups import parameter_groups
 from fcmae.bad_images import BadImages
+from fcmae.collapse import WATCHED_IMAGES, CollapseWatch, steps_between_measures
 from fcmae.data import PretrainingSamples, collate, pretraining_samples
 from fcmae.model import FCMAE
 from fcmae.pretrain_options import PretrainOptions, total_steps
@@ -128,6 +129,17 @@ def pretrain(options: PretrainOptions, resume: bool = False) -> Path:
     bad_images.add(samples.bad)
     every = options.panel_every or max(1, steps // 10)
     panels = _Panels(samples, statistics, bad_images, output_dir, every, steps)
+    watch = CollapseWatch(
+        *_fixed_batch(samples, bad_images, WATCHED_IMAGES),
+        statistics,
+        steps_between_measures(
+            options.measure_features_every,
+            len(samples) / options.batch_size,
+            steps,
+            options.log_every,
+        ),
+        steps,
+    )
     with use_kernels(options.kernels):
         trained = train(
             model,
@@ -138,6 +150,7 @@ def pretrain(options: PretrainOptions, resume: bool = False) -> Path:
             PretrainingStep(statistics, bad_images),
             loop,
             panels,
+            measure=watch,
         )
     bad_images.summary()
     assert isinstance(trained, FCMAE)
@@ -161,6 +174,17 @@ def pretrain(options: PretrainOptions, resume: bool = False) -> Path:
     return path
 
 
+def _fixed_batch(
+    samples: PretrainingSamples, bad_images: BadImages, number: int
+) -> tuple[Tensor, Tensor]:
+    """Images and masks, the same in every run on these samples, spread evenly over them."""
+    indices = torch.linspace(0, len(samples) - 1, min(number, len(samples))).long()
+    seed_generators(0)
+    images, masks, met = collate([samples[i] for i in indices.tolist()])
+    bad_images.add(met)
+    return images, masks
+
+
 class _Panels:
     """Draws the same images with the same masks now and then, so that progress can be seen."""
 
@@ -176,10 +200,7 @@ class _Panels:
         self.statistics = statistics
         self.folder = output_dir / "reconstructions"
         self.every, self.last = every, last
-        indices = torch.linspace(0, len(samples) - 1, min(PANEL_IMAGES, len(samples))).long()
-        seed_generators(0)
-        self.images, self.masks, met = collate([samples[i] for i in indices.tolist()])
-        bad_images.add(met)
+        self.images, self.masks = _fixed_batch(samples, bad_images, PANEL_IMAGES)
 
     def __call__(self, step: int, model: nn.Module) -> None:
         if step % self.every and step != self.last:

@@ -50,6 +50,8 @@ class PretrainOptions:
         init: an encoder checkpoint (path or ``timm:NAME``) to start from.
         clip_norm: largest global gradient norm; none by default, as in the paper.
         panel_every: steps between two reconstruction panels; 0 for about ten over the run.
+        measure_features_every: epochs between two measures of the features' diversity, see
+            ``fcmae.collapse``; None for about fifty over the run, 0 for none.
     """
 
     model: str
@@ -90,6 +92,7 @@ class PretrainOptions:
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     panel_every: int = 0
+    measure_features_every: float | None = None
     trackers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
@@ -108,6 +111,10 @@ class PretrainOptions:
         problems += problems_of(self.mean, self.std, self.statistics, self.in_chans)
         if self.base_lr <= 0:
             problems.append(f"base_lr is {self.base_lr}; it must be positive")
+        if self.measure_features_every is not None and self.measure_features_every < 0:
+            problems.append(
+                f"measure_features_every is {self.measure_features_every}; 0 is for never"
+            )
         if self.kernels == "triton":
             on_gpu = self.device != "cpu" and torch.cuda.is_available()
             problem = why_no_triton(torch.device("cuda" if on_gpu else "cpu"))

@@ -57,6 +57,10 @@ STATISTICS = (
     "where mean and std come from if not given; auto: ImageNet's for 3 channels of 8 bits, "
     "measured for all others"
 )
+MEASURE = (
+    "how far apart the channels of each block are, with a warning where they collapse; 0: never; "
+    "else about fifty times over the run"
+)
 SKIP = (
     "replace an image that cannot be used by the next good one, count it and list it in "
     "bad_images.txt; without this flag it ends the run with an error that names it"
@@ -120,6 +124,7 @@ def parse() -> argparse.Namespace:
     add("--checkpoint-every", "steps between two checkpoints")
     add("--keep-checkpoints", "how many of the newest stay")
     add("--panel-every", "steps between two pictures of progress; 0: ten over the run")
+    add("--measure-features-every", MEASURE, type=float, metavar="EPOCHS")
     add("--wandb", "log to Weights & Biases too (extra: wandb)", action="store_true")
     add("--resume", "continue the run in --output-dir", action="store_true")
     add_grn_flags(parser)

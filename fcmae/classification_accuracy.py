@@ -69,11 +69,12 @@ def accuracy(
 
 
 def evaluate_classifier(options: FinetuneOptions) -> dict[str, Any]:
-    """Evaluate a classifier on the validation images: ``--eval-only``.
+    """Evaluate a classifier: ``--eval-only``.
 
     Args:
-        options: ``init`` is the classifier, or that of the run in ``output_dir``. Without
-            ``val_data`` and without a ``val`` folder in ``data``, all of ``data`` is evaluated.
+        options: ``init`` is the classifier, evaluated on the validation images, or where there are
+            none apart (``val_data``, a ``val`` folder) on all of ``data``. Without ``init`` it is
+            that of the run in ``output_dir``, on the images that the run set apart.
 
     Returns:
         ``top1`` and ``top5`` in percent, ``loss``, ``images``, ``classes`` and ``weights``; also
@@ -84,9 +85,10 @@ def evaluate_classifier(options: FinetuneOptions) -> dict[str, Any]:
             all classes of the data.
     """
     output_dir = Path(options.output_dir)
-    if options.init is None:
+    of_run = options.init is None
+    if of_run:
         options = replace(options, init=str(output_dir / CLASSIFIER))
-    setup = set_up(options, only_val=True)
+    setup = set_up(options, only_val=not of_run)
     if setup.rows is None:
         unknown = [name for name in setup.data.classes if name not in (setup.source.classes or ())]
         raise ValueError(

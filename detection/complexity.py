@@ -14,6 +14,7 @@ from fvcore.common.config import CfgNode
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
+from detection.config import to_detectron2
 from detection.engines.torchvision_model import MaskRCNN, build_mask_rcnn
 
 WIDTH, HEIGHT = 1280, 800
@@ -45,6 +46,28 @@ class _Layers(nn.Module):
         return outputs
 
 
+class _CascadeLayers(nn.Module):
+    """The same of detectron2's Cascade heads, whose every stage sees every proposal."""
+
+    def __init__(self, config: CfgNode) -> None:
+        from detectron2.modeling import build_model
+
+        import backbones.d2_adapter  # noqa: F401 - registers the backbone
+
+        cfg = to_detectron2(config)
+        cfg.MODEL.DEVICE, cfg.MODEL.CONVNEXT.WEIGHTS = "cpu", ""
+        super().__init__()
+        self.detector = build_model(cfg)
+
+    def forward(self, image: Tensor, boxes: Tensor, masks: Tensor) -> list[Tensor]:
+        features, rpn = self.detector.backbone(image), self.detector.proposal_generator
+        objectness, deltas = rpn.rpn_head([features[name] for name in rpn.in_features])
+        outputs, heads = [*objectness, *deltas], self.detector.roi_heads
+        for head, predictor in zip(heads.box_head, heads.box_predictor, strict=True):
+            outputs += predictor(head(boxes))
+        return [*outputs, heads.mask_head.layers(masks)] if heads.mask_on else outputs
+
+
 def build_on_meta(config: CfgNode) -> MaskRCNN:
     """The detector without memory for its weights; ``NUM_CLASSES`` must be given."""
     with torch.device("meta"):
@@ -54,11 +77,17 @@ def build_on_meta(config: CfgNode) -> MaskRCNN:
 def complexity(config: CfgNode, width: int = WIDTH, height: int = HEIGHT) -> Complexity:
     """Count a config's detector; runs it once on a CPU (base: about 10 seconds on one thread).
 
+    Cascade heads are counted in detectron2, which alone has them, all others in torchvision.
+
     Args:
         config: with ``NUM_CLASSES`` given.
         width, height: of the image, pixels.
+
+    Raises:
+        ValueError: for Cascade heads where detectron2 is not installed.
     """
-    detector = build_mask_rcnn(config).eval()
+    is_cascade = config.MODEL.ROI_HEADS.NAME == "CascadeROIHeads"
+    layers = (_CascadeLayers(config) if is_cascade else _Layers(build_mask_rcnn(config))).eval()
     channels = config.MODEL.FPN.OUT_CHANNELS
     box, mask = (config.MODEL[head].POOLER_RESOLUTION for head in ("ROI_BOX_HEAD", "ROI_MASK_HEAD"))
     inputs = (
@@ -67,6 +96,6 @@ def complexity(config: CfgNode, width: int = WIDTH, height: int = HEIGHT) -> Com
         torch.zeros(DETECTIONS, channels, mask, mask),
     )
     with torch.no_grad():
-        count = FlopCountAnalysis(_Layers(detector), inputs).unsupported_ops_warnings(False)
+        count = FlopCountAnalysis(layers, inputs).unsupported_ops_warnings(False)
         flops = count.uncalled_modules_warnings(False).total()
-    return Complexity(sum(p.numel() for p in detector.parameters()), int(flops))
+    return Complexity(sum(p.numel() for p in layers.parameters()), int(flops))

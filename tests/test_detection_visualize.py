@@ -11,7 +11,7 @@ from pycocotools import mask as rle_codec
 from detection import labels, visualize
 from detection.labels import Label, contrast, draw_labels, drawable, font_for, text_colour
 from detection.palette import as_seen, class_colour
-from detection.visualize import Instance, coco_instances, draw_instances
+from detection.visualize import Instance, coco_instances, draw_instances, readable_scale
 
 GREY = 128
 
@@ -250,3 +250,17 @@ def test_a_font_of_this_machine_draws_what_dejavu_lacks(monkeypatch, no_cached_f
 def test_a_file_that_is_no_font_has_no_characters(tmp_path):
     (tmp_path / "a.ttf").write_text("not a font")
     assert labels._characters(tmp_path / "a.ttf") == frozenset()
+
+
+@pytest.mark.parametrize("size", [(40, 60), (60, 2000), (1500, 50), (480, 640), (3000, 4000)])
+def test_a_label_can_be_read_at_any_size_and_large_images_keep_theirs(size):
+    height, width = size
+    scale = readable_scale(*size)
+    assert (scale == 1) == (min(size) >= 400)
+    box = (0.3 * width, 0.3 * height, 0.4 * width, 0.4 * height)
+    long_side = round(max(size) * scale)
+    drawing = draw_instances(canvas(*size), [Instance(box, 0, "person 0.97")], long_side)
+    assert drawing.unlabelled == 0
+    background = draw_instances(canvas(*size), [Instance(box, 0, "")], long_side).image
+    rows = np.flatnonzero((drawing.image != background).any((1, 2)))
+    assert 12 <= np.ptp(rows) <= drawing.image.shape[0] / 3

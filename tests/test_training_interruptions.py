@@ -6,6 +6,7 @@ such a run.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ import random
 import signal
 import subprocess
 import time
+from collections.abc import Set
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -68,9 +70,20 @@ def whole(image_folder, tmp_path) -> Path:
     return tmp_path / "whole"
 
 
-def wait_for_writing(folder: Path, process: ForkServerProcess) -> None:
-    """Return when a checkpoint is being written, or the process has ended."""
-    while process.is_alive() and not list((folder / "checkpoints").glob("*.partial")):
+def half_written(folder: Path) -> set[tuple[str, int]]:
+    """The half-written checkpoints, told apart from those of an earlier process by their times."""
+    found = set()
+    for partial in (folder / "checkpoints").glob("*.partial"):
+        with contextlib.suppress(FileNotFoundError):  # renamed, or removed, since
+            found.add((partial.name, partial.stat().st_ctime_ns))
+    return found
+
+
+def wait_for_writing(
+    folder: Path, process: ForkServerProcess, stale: Set[tuple[str, int]] = frozenset()
+) -> None:
+    """Return when the process writes a checkpoint, or has ended."""
+    while process.is_alive() and not half_written(folder) - stale:
         time.sleep(0.001)
 
 
@@ -105,9 +118,10 @@ def test_killed_at_any_moment_and_resumed_a_run_ends_with_the_same_bits(image_fo
         runs += 1
         folder = whole.with_name(f"run{runs}")
         while True:
+            stale = half_written(folder)
             process = start(image_folder, folder)
             if kills < KILLS and kills % 2:
-                wait_for_writing(folder, process)
+                wait_for_writing(folder, process, stale)
                 time.sleep(generator.uniform(0, duration / STEPS / 2))
             elif kills < KILLS:
                 process.join(generator.uniform(0, duration))
@@ -119,7 +133,7 @@ def test_killed_at_any_moment_and_resumed_a_run_ends_with_the_same_bits(image_fo
                 break
             assert process.exitcode == -signal.SIGKILL
             kills += 1
-            while_writing += bool(list((folder / "checkpoints").glob("*.partial")))
+            while_writing += bool(half_written(folder) - stale)
         assert_equal_runs(whole, folder)
     assert while_writing >= KILLS / 5, "the kills missed the writing of checkpoints"
     print(f"{kills} kills, {while_writing} while writing, {runs} runs of {duration:.1f} s")

@@ -19,7 +19,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor
 
 from backbones.checkpoint import load_encoder, read_encoder
-from backbones.convnext import ConvNeXt, GRNOptions, build_convnext
+from backbones.convnext import SIZES, ConvNeXt, GRNOptions, build_convnext
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,13 @@ def read_classifier(source: str | None) -> Source:
 
 
 def build_classifier(
-    source: Source, model: str, classes: Sequence[str], rows: Sequence[int] | None, drop_path: float
+    source: Source,
+    model: str,
+    classes: Sequence[str],
+    rows: Sequence[int] | None,
+    drop_path: float,
+    grn: GRNOptions | None = None,
+    allow_other_grn: bool = False,
 ) -> tuple[ConvNeXt, GRNOptions | None]:
     """Build a classifier and load its weights.
 
@@ -95,6 +101,8 @@ def build_classifier(
         classes: of the data.
         rows: of the source's head, one for each class; None for a new head.
         drop_path: stochastic depth.
+        grn: the form of GRN, or what stands in its place; None for the source's.
+        allow_other_grn: the source's may be another.
 
     Returns:
         The model, and its form of GRN (None for V1).
@@ -102,17 +110,18 @@ def build_classifier(
     Raises:
         ValueError: if the encoder does not fit.
     """
-    grn = (source.grn() or GRNOptions()) if model.startswith("convnextv2") else None
+    if grn is None and SIZES[model].version == 2:
+        grn = source.grn() or GRNOptions()
     built = build_convnext(model, num_classes=len(classes), drop_path_rate=drop_path, grn=grn)
     if source.name:
-        load_encoder(source.name, built)
+        load_encoder(source.name, built, allow_other_grn=allow_other_grn)
     own = built.state_dict()
     for name, tensor in source.head.items():
         if name.startswith("norm."):
             own[name].copy_(tensor)
         elif rows is not None:
             own[name].copy_(tensor[torch.tensor(rows)])
-    return built, grn
+    return built, built.grn
 
 
 def choose_rows(source: Source, classes: Sequence[str], class_list: str | None) -> list[int] | None:

@@ -116,7 +116,13 @@ def finetune(options: FinetuneOptions, resume: bool = False) -> Path:
     )
     seed_generators(options.seed)
     model, grn = build_classifier(
-        setup.source, options.model, classes, setup.rows, recipe.drop_path
+        setup.source,
+        options.model,
+        classes,
+        setup.rows,
+        recipe.drop_path,
+        options.grn,
+        options.allow_other_grn,
     )
     if setup.rows is None:
         with torch.no_grad():

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from backbones.kernels import Kernels
+from backbones.normalization import GRNOptions
 from fcmae.finetune_recipes import RECIPES, Recipe
 from fcmae.statistics import problems_of
 from training.options import loop_problems
@@ -27,6 +28,8 @@ class FinetuneOptions:
             :func:`fcmae.class_head.choose_rows`.
         recipe: a key of ``RECIPES``, or "auto" for the chain's step that classes and head imply.
         overrides: fields of :class:`Recipe` that replace the recipe's.
+        grn: the form of GRN, or what stands in its place (V2 only); None for that of ``init``.
+        allow_other_grn: ``init`` may have been trained with another.
         image_size: height and width in pixels; None for the classifier's own, or 224.
         crop_pct: share of a resized image that evaluation sees; None for the authors' way.
         mean, std: of values scaled to 0..1; None for the checkpoint's own, or ImageNet's.
@@ -53,6 +56,8 @@ class FinetuneOptions:
     class_list: str | None = None
     recipe: str = "auto"
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    grn: GRNOptions | None = None
+    allow_other_grn: bool = False
     image_size: tuple[int, int] | None = None
     crop_pct: float | None = None
     mean: tuple[float, ...] | None = None

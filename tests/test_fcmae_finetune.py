@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -223,6 +224,16 @@ def test_recipes_are_the_published_ones(step, model, expected):
     assert (recipe.random_erasing, recipe.head_init_scale) == (0.25, 0.001)
 
 
+def test_the_table_in_the_docs_is_the_recipes():
+    docs = (Path(__file__).parents[1] / "docs/classification.md").read_text()
+    for step, sizes in RECIPES.items():
+        for size, r in sizes.items():
+            row = (step, size, f"{r.base_lr:g}", f"{r.weight_decay:g}")
+            row += (f"{r.layer_decay:g} {r.layer_decay_type}", f"{r.epochs}, {r.warmup_epochs:g}")
+            row += (f"{r.label_smoothing:g}", f"{r.mixup:g}, {r.cutmix:g}", f"{r.drop_path:g}")
+            assert f"| {' | '.join(row)} |" in docs
+
+
 def test_auto_takes_the_step_that_classes_and_head_imply():
     assert step_of_chain(1000, 0) == step_of_chain(10, 1000) == "in1k"
     assert step_of_chain(21841, 0) == "in22k"
@@ -368,6 +379,18 @@ def test_the_form_of_grn_comes_from_the_checkpoint(coloured, tmp_path):
     values = {"overrides": PLAIN, "max_steps": 1, "init": str(tmp_path / "e.safetensors")}
     path = finetune(options(coloured, tmp_path / "run", **values))
     assert read_classifier(str(path)).grn() == grn
+    evaluate_classifier(options(coloured, tmp_path / "eval", init=str(path)))
+
+
+def test_grn_can_be_in_pretraining_alone_if_that_is_asked_for(coloured, tmp_path):
+    save_encoder(build_convnext("convnextv2_atto"), tmp_path / "e.safetensors", {})
+    values = {"overrides": PLAIN, "max_steps": 1, "init": str(tmp_path / "e.safetensors")}
+    values |= {"grn": GRNOptions(kind="none")}
+    with pytest.raises(ValueError, match=r"was trained with GRNOptions.*the model has none"):
+        finetune(options(coloured, tmp_path / "run", **values))
+    path = finetune(options(coloured, tmp_path / "run", **values, allow_other_grn=True))
+    assert not [name for name in read_source(path)[0] if ".grn." in name]
+    assert read_classifier(str(path)).grn() == GRNOptions(kind="none")
     evaluate_classifier(options(coloured, tmp_path / "eval", init=str(path)))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from backbones.convnext import SIZES
+from backbones.grn_flags import add_grn_flags, pop_grn_options
 from backbones.kernels import KERNELS
 from fcmae.classification_accuracy import evaluate_classifier
 from fcmae.finetune import finetune
@@ -110,12 +111,14 @@ def parse() -> argparse.Namespace:
     add("--keep-checkpoints", "how many of the newest stay")
     add("--wandb", "log to Weights & Biases too (extra: wandb)", action="store_true")
     add("--resume", "continue the run in --output-dir", action="store_true")
+    add_grn_flags(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     arguments = vars(parse())
     resume, eval_only = (arguments.pop(flag, False) for flag in ("resume", "eval_only"))
+    arguments["grn"] = pop_grn_options(arguments)
     wandb = ["wandb"] if arguments.pop("wandb", False) else []
     arguments["trackers"] = ("tensorboard", *wandb)
     if "image_size" in arguments:

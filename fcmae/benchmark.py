@@ -1,19 +1,15 @@
 """What packing costs and saves, as ratios measured interleaved in one process.
 
-Every round runs each variant once, so that a machine that slows down slows all of them; the table
-shows medians over rounds. The masked-dense baseline is made of stock PyTorch operators on
+The table shows medians over rounds. The masked-dense baseline is made of stock PyTorch operators on
 channels-last tensors.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import timm
 import torch
@@ -25,8 +21,7 @@ from fcmae.masking import grid_size, random_mask, visible_count
 from fcmae.minkowski import MinkowskiEncoder, has_minkowski
 from fcmae.model import FCMAE
 from fcmae.packed import MaskedDenseEncoder, PackedEncoder
-
-Row = dict[str, Any]
+from training.measure import Row, interleaved
 
 
 @dataclass(frozen=True)
@@ -87,28 +82,6 @@ def saved_bytes(run: Callable[[], Tensor], parameters: set[int]) -> int:
         output = run()
     del output
     return sum(kept.values())
-
-
-def interleaved(
-    variants: Mapping[str, Callable[[], None]], rounds: int, device: torch.device
-) -> dict[str, float]:
-    """Median seconds of each variant over ``rounds`` rounds, after one that is not counted."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(rounds + 1):
-        for name, run in variants.items():
-            synchronise(device)
-            began = time.perf_counter()
-            run()
-            synchronise(device)
-            if number:
-                times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait until a GPU has done what it was asked to."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def encoder_case(case: Case, rounds: int, device: torch.device) -> Row:
@@ -200,14 +173,3 @@ def described(case: Case) -> Row:
         "pixels": case.image_size,
         "mask": case.mask_ratio,
     }
-
-
-def table(rows: list[Row]) -> str:
-    """Rows as a Markdown table; numbers with three significant digits, nothing where none is."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    lines = ["| " + " | ".join(names) + " |", "| " + " | ".join("---" for _ in names) + " |"]
-    for row in rows:
-        values = [row.get(name, "") for name in names]
-        cells = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in values]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)

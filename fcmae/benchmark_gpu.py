@@ -21,9 +21,10 @@ from torch import Tensor
 
 from backbones.convnext import SIZES, STRIDES, build_convnext
 from backbones.kernels import Kernels, use_kernels, why_no_triton
-from fcmae.benchmark import Case, Row, described, interleaved, synchronise
+from fcmae.benchmark import Case, described
 from fcmae.masking import grid_size, random_mask
 from fcmae.packed import MaskedDenseEncoder, PackedEncoder
+from training.measure import Row, interleaved, synchronise
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from fcmae.benchmark import Case, Row
+from fcmae.benchmark import Case
+from training.measure import Row
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,16 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from fcmae.benchmark import Case, arithmetic_bound, encoder_case, interleaved, saved_bytes, table
+from backbones.convnext import build_convnext
+from fcmae import packed
+from fcmae.benchmark import Case, arithmetic_bound, encoder_case, saved_bytes
+from fcmae.benchmark_data import data_case, index_tables, write_photographs
 from fcmae.benchmark_growth import Sweep, draw_growth, measure_growth
+from fcmae.masking import random_mask
+from training.measure import interleaved, peak_bytes, table
 
 
 def test_bound_is_the_visible_share_where_nothing_is_depthwise():
@@ -31,6 +37,19 @@ def test_interleaving_runs_every_variant_once_a_round():
     variants = {name: (lambda name=name: calls.append(name)) for name in "ab"}
     assert set(interleaved(variants, 2, torch.device("cpu"))) == {"a", "b"}
     assert calls == ["a", "b"] * 3
+
+
+def test_peak_is_what_tensors_hold_at_once_and_not_their_sum():
+    x = torch.ones(1000)
+
+    def run():
+        a = x * 2  # 4000 bytes
+        b = a + a  # 8000
+        del a
+        return torch.cat((b, b)).sum()  # 4000 + 8000
+
+    torch.ones(1000).mul(2)  # warm
+    assert 12000 <= peak_bytes(run, torch.device("cpu")) < 12600
 
 
 def test_packed_saves_less_for_backward_than_masked_dense():
@@ -86,3 +105,39 @@ def test_table_leaves_a_cell_empty_where_a_row_has_no_such_column():
         "| 1 |  |",
         "| 2 | 0.123 |",
     ]
+
+
+def test_a_pretraining_run_is_timed_on_its_own_images(image_folder):
+    case = Case("convnextv2_atto", batch=2, image_size=64)
+    row = data_case(case, workers=0, steps=2, data=image_folder)
+    assert row["images"] == "12 of images"
+    assert 0 < row["data wait %"] < 100  # without workers each step reads its batch itself
+    assert 0 < row["index tables %"] < 20
+    assert row["images/s a worker"] > 1
+    assert row["step ms"] > 1
+
+
+def test_the_timed_index_tables_are_those_that_the_packed_encoder_makes(monkeypatch):
+    mask = random_mask(2, (3, 2), 0.5)
+    made = []
+    original = packed._Places.of_stage
+
+    def recorded(*arguments):
+        made.append(original(*arguments))
+        return made[-1]
+
+    expected = index_tables(mask)
+    monkeypatch.setattr(packed._Places, "of_stage", recorded)
+    packed.PackedEncoder(build_convnext("convnextv2_atto"))(torch.randn(2, 3, 96, 64), mask)
+    assert len(made) == len(expected) == 4
+    for ours, theirs in zip(expected, made, strict=True):
+        assert ours.shape == theirs.shape
+        assert torch.equal(ours.rows, theirs.rows)
+
+
+def test_synthetic_photographs_have_the_size_of_imagenets(tmp_path):
+    files = sorted(write_photographs(tmp_path / "images").iterdir())
+    with Image.open(files[0]) as picture:
+        assert (picture.format, picture.size) == ("JPEG", (500, 375))
+    assert 30_000 < files[0].stat().st_size < 200_000
+    assert files[0].read_bytes() != files[1].read_bytes()

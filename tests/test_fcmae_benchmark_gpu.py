@@ -11,10 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from backbones.convnext import SIZES, ConvNeXt, Size
 from backbones.kernels import use_kernels, why_no_triton
 from fcmae import benchmark_gpu
-from fcmae.benchmark import Case, table
+from fcmae.benchmark import Case
 from fcmae.benchmark_gpu import Rates, gpu_encoder_case, measure_rates, roofline_seconds
 from fcmae.masking import random_mask
 from fcmae.packed import PackedEncoder
+from training.measure import table
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PROBLEM = why_no_triton(DEVICE)

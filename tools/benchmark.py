@@ -10,11 +10,14 @@ from pathlib import Path
 import torch
 
 from backbones.kernels import KERNELS, use_kernels
-from fcmae.benchmark import Case, Row, encoder_case, pretrain_case, table
+from detection.benchmark_tables import detection_tables
+from fcmae.benchmark import Case, encoder_case, pretrain_case
+from fcmae.benchmark_data import data_case
 from fcmae.benchmark_gpu import gpu_encoder_case
 from fcmae.benchmark_growth import COLUMNS, draw_growth, measure_growth
 from training.cli import run_tool
 from training.environment import device_name, versions
+from training.measure import Row, table
 
 EXAMPLES = """\
 examples:
@@ -23,6 +26,10 @@ examples:
   python tools/benchmark.py encoder --device cuda --sizes convnextv2_base --precision bf16 \\
       --batch 256
   OMP_NUM_THREADS=1 python tools/benchmark.py growth --picture growth.png
+  OMP_NUM_THREADS=1 python tools/benchmark.py data --data PHOTOGRAPHS --workers 2
+  OMP_NUM_THREADS=1 python tools/benchmark.py detection --rounds 3
+  python tools/benchmark.py detection --device cuda --sizes convnextv2_base --precision bf16 \\
+      --image-size 1024
 """
 
 DEFAULTS = {
@@ -38,6 +45,8 @@ DEFAULTS = {
         ("convnextv2_tiny", "fp32"),
         ("convnextv2_tiny", "bf16"),
     ],
+    "data": [("convnextv2_atto", "fp32")],
+    "detection": [("convnextv2_atto", "fp32"), ("convnextv2_nano", "fp32")],
 }
 
 
@@ -49,12 +58,13 @@ def parse() -> argparse.Namespace:
     add(
         "what",
         choices=[*DEFAULTS, "growth"],
-        help="the encoder alone, a whole pretraining step, or how the encoder's cost grows",
+        help="the encoder alone, a whole pretraining step, its input pipeline, detectors on both "
+        "engines and their evaluation, or how the encoder's cost grows",
     )
     add("--sizes", nargs="+", metavar="NAME", help="encoders (default: those of the table)")
     add("--precision", nargs="+", choices=["fp32", "bf16"], help="with --sizes")
-    add("--batch", type=int, nargs="+", default=[8], help="images; several make several lines")
-    add("--image-size", type=int, nargs="+", default=[224], help="pixels, multiples of 32")
+    add("--batch", type=int, nargs="+", help="images (default: 8, of detection 1)")
+    add("--image-size", type=int, nargs="+", help="pixels (default: 224, of detection 512)")
     add("--mask-ratio", type=float, nargs="+", default=[0.6])
     add("--rounds", type=int, default=7, help="rounds that are counted")
     add("--device", default="cpu", help="cpu or cuda")
@@ -64,6 +74,9 @@ def parse() -> argparse.Namespace:
         default="auto",
         help="of the packed encoder; encoder --device cuda: auto measures each",
     )
+    add("--workers", type=int, default=2, help="of data: loader processes")
+    add("--data", type=Path, metavar="DIR", help="of data: images (default: synthetic ones)")
+    add("--images", type=int, default=5000, help="of detection's evaluation; 0 leaves it out")
     add("--picture", type=Path, metavar="FILE", help="of growth: a PNG or SVG")
     add("--json", action="store_true", help="print JSON instead of a table")
     return parser.parse_args()
@@ -80,14 +93,22 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> dict[str, li
     if arguments.sizes:
         precisions = arguments.precision or ["fp32"]
         models = [(size, precision) for size in arguments.sizes for precision in precisions]
+    batches = arguments.batch or [1 if arguments.what == "detection" else 8]
+    sides = arguments.image_size or [512 if arguments.what == "detection" else 224]
+    if arguments.what == "detection":
+        shapes = [(*model, batch, side) for model in models for batch in batches for side in sides]
+        return detection_tables(shapes, arguments.rounds, device, arguments.images)
     cases = [
         Case(size, precision, batch, pixels, ratio)
         for size, precision in models
-        for batch in arguments.batch
-        for pixels in arguments.image_size
+        for batch in batches
+        for pixels in sides
         for ratio in arguments.mask_ratio
     ]
-    if arguments.what == "encoder" and device.type == "cuda":
+    if arguments.what == "data":
+        options = (arguments.workers, arguments.rounds, arguments.data, arguments.device)
+        rows = [data_case(case, *options) for case in cases]
+    elif arguments.what == "encoder" and device.type == "cuda":
         variants = partial(gpu_encoder_case, rounds=arguments.rounds, device=device)
         rows = [row for case in cases for row in variants(case, kernels=arguments.kernels)]
     else:

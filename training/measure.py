@@ -1,0 +1,94 @@
+"""Measure what a step takes: seconds, interleaved among variants, and memory.
+
+Every round runs each variant once, so that a machine that slows down slows all of them.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+Row = dict[str, Any]
+
+
+def interleaved(
+    variants: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
+    """Median seconds of each variant over ``rounds`` rounds, after one that is not counted.
+
+    Args:
+        variants: what to run, by name.
+        clock: ``time.process_time`` counts the processor time of all threads, which neighbours on
+            a busy machine disturb less.
+    """
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(rounds + 1):
+        for name, run in variants.items():
+            synchronise(device)
+            began = clock()
+            run()
+            synchronise(device)
+            if number:
+                times[name].append(clock() - began)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def device_clock(device: torch.device) -> Callable[[], float]:
+    """Processor time on a CPU, time on a GPU."""
+    return time.process_time if device.type == "cpu" else time.perf_counter
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until a GPU has done what it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
+    """The most bytes that PyTorch's allocator held at once during ``run``, above those before it.
+
+    On a CPU these are the allocator's events as the profiler sees them: all tensors and operators'
+    temporary ones, but neither NumPy's arrays nor oneDNN's scratch memory.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    recorded = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    changes = [(e.start_ns(), e.nbytes()) for e in recorded if e.name() == "[memory]"]
+    held = peak = 0
+    for _, change in sorted(changes, key=lambda pair: pair[0]):
+        held += change
+        peak = max(peak, held)
+    return peak
+
+
+def held_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the tensors' memory, each piece once."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
+
+
+def table(rows: list[Row]) -> str:
+    """Rows as a Markdown table; numbers with three significant digits, nothing where none is."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = ["| " + " | ".join(names) + " |", "| " + " | ".join("---" for _ in names) + " |"]
+    for row in rows:
+        values = [row.get(name, "") for name in names]
+        cells = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in values]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)

@@ -1,0 +1,108 @@
+"""Measure and draw what the features of models are like, block by block.
+
+Diversity (mean pairwise cosine distance of channels), dead and saturated channels, effective rank
+and, of images in folders of classes, class selectivity; channel maps; and pretraining runs'
+diversity by epoch. docs/feature_analysis.md tells how to read them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from fcmae.analysed_models import SOURCES
+from fcmae.analysis_run import AnalysisOptions, analyze_models, draw_runs
+from fcmae.pretrain_options import parse_image_size
+from fcmae.taps import TAPS
+from training.cli import log_to, run_tool
+
+EXAMPLES = """\
+examples:
+  # FCMAE with GRN beside an untrained encoder and a ViT of timm, on the same 1,000 images
+  python tools/analyze_features.py --data imagenet/val --output-dir runs/features \\
+      --model fcmae=runs/fcmae/encoder.safetensors --model untrained=random:convnextv2_atto \\
+      --model mae=timm:vit_base_patch16_224.mae
+
+  # one run's checkpoints in their order, features before GRN
+  python tools/analyze_features.py --data my_images --output-dir runs/features --tap gelu \\
+      --model step500=runs/fcmae/checkpoints/step_00000500/model.safetensors \\
+      --model step1000=runs/fcmae/checkpoints/step_00001000/model.safetensors
+
+  # diversity by block and epoch of pretraining runs, from their metrics.json: no images needed
+  python tools/analyze_features.py --run grn=runs/fcmae --run none=runs/fcmae_no_grn \\
+      --output-dir runs/features
+"""
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Examples as they are written, and every flag's default."""
+
+
+def parse() -> argparse.Namespace:
+    defaults = AnalysisOptions({}, "", Path())
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=Formatter
+    )
+    named = {"action": "append", "default": [], "metavar": "NAME=SOURCE"}
+    parser.add_argument("--model", help=f"repeatable: {SOURCES}", **named)
+    parser.add_argument("--run", help="repeatable: a pretraining run's folder", **named)
+    parser.add_argument("--data", help="images (folder, .tar shards, hfds/NAME) for --model")
+    parser.add_argument("--output-dir", type=Path, required=True, help="where the files go")
+    parser.add_argument("--tap", choices=TAPS, default=defaults.tap, help="what is measured")
+    parser.add_argument(
+        "--images", type=int, default=defaults.images, help="at most, over all classes; 0: all"
+    )
+    parser.add_argument(
+        "--map-image", type=int, default=defaults.map_image, help="whose channel maps are drawn"
+    )
+    parser.add_argument("--image-size", default="224", help="pixels, 224 or 160x96")
+    parser.add_argument("--batch-size", type=int, default=defaults.batch_size, help="images")
+    parser.add_argument("--workers", type=int, default=defaults.workers, help="reading images")
+    parser.add_argument("--split", default=defaults.split, help="of hfds/ and some shards")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="of untrained weights")
+    parser.add_argument("--device", choices=["cpu"], help="keep off a GPU that is there")
+    arguments = parser.parse_args()
+    if not arguments.model and not arguments.run:
+        parser.error("nothing to analyse: give --model NAME=SOURCE or --run NAME=FOLDER")
+    if arguments.model and not arguments.data:
+        parser.error("--model needs --data, the images to analyse it on")
+    return arguments
+
+
+def named_sources(flag: str, entries: Sequence[str]) -> dict[str, str]:
+    """NAME=SOURCE -> {NAME: SOURCE}.
+
+    Raises:
+        ValueError: for an entry without a name or a source, or a name given twice; all at once.
+    """
+    found: dict[str, str] = {}
+    problems = []
+    for entry in entries:
+        name, _, source = entry.partition("=")
+        if not name or not source or Path(name).name != name:
+            problems.append(f"{flag} {entry} is not NAME=SOURCE, with a NAME fit for a file's")
+        elif name in found:
+            problems.append(f"{flag} {name} is given twice: {found[name]} and {source}")
+        found[name] = source
+    if problems:
+        raise ValueError("; ".join(problems))
+    return found
+
+
+def main() -> None:
+    arguments = vars(parse())
+    runs = named_sources("--run", arguments.pop("run"))
+    models = named_sources("--model", arguments.pop("model"))
+    size = parse_image_size(arguments.pop("image_size"))
+    images = arguments.pop("images") or None
+    log_to()
+    if runs:
+        draw_runs({name: Path(folder) for name, folder in runs.items()}, arguments["output_dir"])
+    if models:
+        analyze_models(AnalysisOptions(models=models, image_size=size, images=images, **arguments))
+    print(f"analysis: {arguments['output_dir']}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_tool(main))

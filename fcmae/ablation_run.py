@@ -1,0 +1,216 @@
+"""Run a grid: every stage of every row and seed by the project's command lines, once.
+
+A run's folder is ``OUT/STAGE/ROW_seed_N``; beside it lie what it was run with (``.yaml``) and what
+it said (``.log``). Runs that are finished are skipped, interrupted ones go on from their last
+checkpoint, and rows whose pretraining is the same share one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fcmae.ablation import STAGES, Grid, Row
+from fcmae.ablation_table import Results, write_tables
+
+logger = logging.getLogger(__name__)
+
+TOOLS = {"pretrain": "pretrain_fcmae", "classify": "finetune_classifier", "detect": "train_net"}
+FINISHED = {
+    "pretrain": "encoder.safetensors",
+    "classify": "metrics_summary.json",
+    "detect": "inference/metrics_summary.json",
+}
+# runs a command, its output appended to a file; returns the exit code
+RunCommand = Callable[[Sequence[str], Path], int]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of one tool.
+
+    Args:
+        stage: a key of ``TOOLS``.
+        folder: the run's.
+        arguments: of the tool, all but the folder.
+        init: the folder of the pretraining that it starts from.
+    """
+
+    stage: str
+    folder: Path
+    arguments: Mapping[str, Any]
+    init: Path | None = None
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / FINISHED[self.stage]).is_file()
+
+    def command(self, tools: Path, launcher: Sequence[str]) -> list[str]:
+        """What to run; every tool starts anew with ``--resume`` where there is nothing yet."""
+        start = [*(launcher or [sys.executable]), str(tools / f"{TOOLS[self.stage]}.py")]
+        if self.stage != "detect":
+            init = ["--init", str(self.init / FINISHED["pretrain"])] if self.init else []
+            return [*start, *_flags(self.arguments), *init, "--output-dir", str(self.folder),
+                    "--resume"]  # fmt: skip
+        keys = dict(self.arguments)
+        command = [*start, "--config-file", str(keys.pop("config-file")), "--resume"]
+        keys |= {"OUTPUT_DIR": str(self.folder)}
+        if self.init:
+            keys["MODEL.CONVNEXT.WEIGHTS"] = str(self.init / FINISHED["pretrain"])
+        return [*command, *(str(item) for pair in keys.items() for item in pair)]
+
+
+def _flags(arguments: Mapping[str, Any]) -> list[str]:
+    flags = []
+    for name, value in arguments.items():
+        if value is not False:
+            values = value if isinstance(value, list) else [] if value is True else [value]
+            flags += [f"--{name}", *map(str, values)]
+    return flags
+
+
+def plan(grid: Grid, output_dir: Path) -> dict[tuple[str, int], list[Job]]:
+    """The jobs of each (row, seed), in their order; seed by seed, so that a table fills evenly."""
+    pretrainings: dict[str, Path] = {}
+    return {
+        (row.name, seed): _jobs(row, seed, output_dir, pretrainings)
+        for seed in grid.seeds
+        for row in grid.rows
+    }
+
+
+def _jobs(row: Row, seed: int, output_dir: Path, pretrainings: dict[str, Path]) -> list[Job]:
+    jobs: list[Job] = []
+    init = None
+    for stage in STAGES:
+        if stage not in row.stages:
+            continue
+        name = "".join(c if c.isalnum() or c in "-_." else "_" for c in row.name)
+        folder = output_dir / stage / f"{name}_seed_{seed}"
+        arguments = {**row.stages[stage], "SEED" if stage == "detect" else "seed": seed}
+        if stage == "pretrain":
+            folder = init = pretrainings.setdefault(json.dumps(arguments, sort_keys=True), folder)
+        jobs.append(Job(stage, folder, arguments, init if stage != "pretrain" else None))
+    return jobs
+
+
+def run_grid(
+    grid: Grid,
+    output_dir: Path,
+    tools: Path,
+    rows: Sequence[str] = (),
+    run_command: RunCommand | None = None,
+) -> Path:
+    """Run what is not finished, and write the table after every row.
+
+    Args:
+        tools: the folder of the command lines.
+        rows: run these alone; all if none is named.
+        run_command: in place of a process of its own for each job.
+
+    Returns:
+        The path of ``table.md``. Beside it: ``table.csv`` and ``runs.csv``.
+
+    Raises:
+        ValueError: for a row that does not exist, a run in the folder that had other arguments,
+            and, when all else is done, with every run that failed.
+    """
+    names = [row.name for row in grid.rows]
+    if unknown := [name for name in rows if name not in names]:
+        raise ValueError(f"no row is named {', '.join(unknown)}; the rows are {', '.join(names)}")
+    jobs = plan(grid, output_dir)
+    chosen = {key: value for key, value in jobs.items() if not rows or key[0] in rows}
+    _refuse_other_arguments(chosen)
+    failures: list[str] = []
+    broken: set[Path] = set()
+    for number, ((name, seed), steps) in enumerate(chosen.items(), 1):
+        logger.info("%s, seed %d (%d of %d)", name, seed, number, len(chosen))
+        for job in steps:
+            if job.finished or job.folder in broken or job.init in broken:
+                continue
+            if (code := _run(job, tools, grid.launcher, run_command or run_process)) != 0:
+                failures.append(f"{job.folder}: exit code {code}, see {job.folder}.log")
+                logger.error("failed: %s", failures[-1])
+                broken.add(job.folder)
+        write_tables(grid, _results(jobs), output_dir)
+    if failures:
+        raise ValueError("\n  ".join([f"{len(failures)} runs failed:", *failures]))
+    return output_dir / "table.md"
+
+
+def _beside(folder: Path, suffix: str) -> Path:
+    return folder.parent / (folder.name + suffix)
+
+
+def _refuse_other_arguments(jobs: Mapping[tuple[str, int], Sequence[Job]]) -> None:
+    problems = []
+    for job in (job for steps in jobs.values() for job in steps):
+        file = _beside(job.folder, ".yaml")
+        stored = yaml.safe_load(file.read_text()) if file.is_file() else None
+        if stored is not None and stored != dict(job.arguments):
+            keys = sorted(stored.keys() | job.arguments.keys())
+            problems += [
+                f"{job.folder}: {key} was {stored.get(key)!r}, is {job.arguments.get(key)!r}"
+                for key in keys
+                if stored.get(key) != job.arguments.get(key)
+            ]
+    if problems:
+        text = "runs in the folder had other arguments; name another --output-dir, or remove them:"
+        raise ValueError("\n  ".join([text, *problems]))
+
+
+def _run(job: Job, tools: Path, launcher: Sequence[str], run_command: RunCommand) -> int:
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    _beside(job.folder, ".yaml").write_text(yaml.safe_dump(dict(job.arguments), sort_keys=False))
+    command = job.command(tools, launcher)
+    logger.info("%s", shlex.join(command))
+    code = run_command(command, _beside(job.folder, ".log"))
+    return code if code or job.finished else 1
+
+
+def run_process(command: Sequence[str], log: Path) -> int:
+    """Run a command; when this process is interrupted or ended, the command is ended too."""
+    with log.open("a") as stream:
+        stream.write(f"$ {shlex.join(command)}\n")
+        stream.flush()
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
+        try:
+            return process.wait()
+        finally:  # SIGTERM makes the tools write a checkpoint first
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+
+
+def _results(jobs: Mapping[tuple[str, int], Sequence[Job]]) -> Results:
+    """By row and metric, the value of each seed."""
+    results: Results = {}
+    for (name, seed), steps in jobs.items():
+        for metric, value in (pair for job in steps if job.finished for pair in _measured(job)):
+            results.setdefault(name, {}).setdefault(metric, {})[seed] = value
+    return results
+
+
+def _measured(job: Job) -> list[tuple[str, float]]:
+    if job.stage == "pretrain":
+        lines = [json.loads(line) for line in (job.folder / "metrics.json").open()]
+        windows = [{"iteration": 0}, *(line for line in lines if "time" in line)]
+        # of each window, its steps and the mean seconds of one
+        seconds = [(b["iteration"] - a["iteration"]) * b["time"] for a, b in pairwise(windows)]
+        return [("pretraining hours", sum(seconds) / 3600)]
+    summary = json.loads((job.folder / FINISHED[job.stage]).read_text())
+    if job.stage == "classify":
+        names = {"top-1": "trained", "top-1 (averaged)": "averaged"}
+        return [(m, summary[name]["top1"]) for m, name in names.items() if name in summary]
+    names = {"box AP": "bbox", "mask AP": "segm"}
+    return [(m, summary[name]["AP"]) for m, name in names.items() if name in summary]

@@ -1,0 +1,242 @@
+"""Ablation grids: the shipped ones, a tiny one that really runs, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import math
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors import safe_open
+
+from fcmae.ablation import Grid, Row, load_grid
+from fcmae.ablation_run import plan, run_grid, run_process
+from fcmae.ablation_table import write_tables
+from training.intervals import estimate, paired_difference, t_quantile
+
+ROOT = Path(__file__).resolve().parent.parent
+TOOLS = ROOT / "tools"
+GRIDS = sorted((ROOT / "ablations").glob("*.yaml"))
+TINY = {
+    "model": "convnextv2_atto",
+    "image-size": 32,
+    "batch-size": 6,
+    "max-steps": 1,
+    "workers": 0,
+    "device": "cpu",
+}
+GRID = {
+    "title": "A tiny grid",
+    "source": "nobody's paper",
+    "baseline": "both",
+    "seeds": [0, 1],
+    "pretrain": {**TINY, "decoder-dim": 16},
+    "classify": TINY,
+    "rows": {
+        "both": {"paper": {"top-1": 84.6}},
+        "pretraining only": {
+            "paper": {"top-1": 78.8},
+            "classify": {"grn": "none", "allow-other-grn": True},
+        },
+    },
+}
+
+
+def in_this_process(monkeypatch, calls=None):
+    """Run commands here: imports are slow."""
+
+    def run(command, log):
+        if calls is not None:
+            calls.append(command)
+        monkeypatch.setattr(sys, "argv", command[1:])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(command[1], run_name="__main__")
+        return int(ended.value.code or 0)
+
+    return run
+
+
+def write_grid(folder, tree, **changes):
+    path = folder / "grid.yaml"
+    path.write_text(yaml.safe_dump({**tree, **changes}, sort_keys=False))
+    return path
+
+
+def test_a_tiny_grid_runs_resumes_and_writes_its_table(image_folder, tmp_path, monkeypatch):
+    settings = [f"pretrain.data={image_folder}", f"classify.data={image_folder}"]
+    grid = load_grid(write_grid(tmp_path, GRID), settings)
+    out, calls = tmp_path / "out", []
+    table = run_grid(grid, out, TOOLS, run_command=in_this_process(monkeypatch, calls))
+    names = [Path(command[1]).stem for command in calls]
+    # the two rows of a seed share their pretraining
+    assert names == ["pretrain_fcmae", "finetune_classifier", "finetune_classifier"] * 2
+    with safe_open(out / "classify/pretraining_only_seed_1/classifier.safetensors", "pt") as file:
+        assert file.metadata()["grn"] == "none"
+    with safe_open(out / "classify/both_seed_1/classifier.safetensors", "pt") as file:
+        assert file.metadata()["grn"].startswith("GRNOptions")
+    text = table.read_text()
+    assert "| pretraining only |" in text
+    assert "| 78.8 | -5.8 |" in text
+    with (out / "runs.csv").open() as file:
+        runs = [row for row in csv.DictReader(file) if row["metric"] == "top-1"]
+    assert [(row["row"], row["seed"]) for row in runs] == [
+        ("both", "0"), ("both", "1"), ("pretraining only", "0"), ("pretraining only", "1"),
+    ]  # fmt: skip
+    # what is finished is skipped, what is not goes on
+    (out / "classify/both_seed_0/metrics_summary.json").unlink()
+    calls.clear()
+    run_grid(grid, out, TOOLS, run_command=in_this_process(monkeypatch, calls))
+    assert [command[command.index("--output-dir") + 1] for command in calls] == [
+        str(out / "classify/both_seed_0")
+    ]
+    other = load_grid(write_grid(tmp_path, GRID), [*settings, "pretrain.mask-ratio=0.5"])
+    with pytest.raises(ValueError, match=r"mask-ratio was None, is 0\.5"):
+        run_grid(other, out, TOOLS)
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path):
+    def run(command, log):
+        folder = Path(command[command.index("--output-dir") + 1])
+        if "pretrain" in command[1] and "both_seed_0" in str(folder):
+            return 1
+        folder.mkdir(parents=True)
+        (folder / "encoder.safetensors").touch()
+        (folder / "metrics.json").touch()
+        (folder / "metrics_summary.json").write_text('{"trained": {"top1": 50.0}}')
+        return 0
+
+    rows = {**GRID["rows"], "ratio": {"pretrain": {"mask-ratio": 0.5}}}
+    grid = load_grid(write_grid(tmp_path, GRID, rows=rows))
+    with pytest.raises(ValueError, match=r"1 runs failed:\n.*both_seed_0: exit code 1, see .*log"):
+        run_grid(grid, tmp_path / "out", TOOLS, run_command=run)
+    with (tmp_path / "out/table.csv").open() as file:
+        counts = {r["row"]: r["runs"] for r in csv.DictReader(file) if r["metric"] == "top-1"}
+    assert counts == {"both": "1", "pretraining only": "1", "ratio": "2"}
+
+
+def test_rows_are_deltas_and_grn_reaches_every_stage(tmp_path):
+    tree = {
+        **GRID,
+        "detect": {"config-file": "c.yaml", "SOLVER.MAX_ITER": 7},
+        "rows": {
+            "both": None,
+            "l1": {"grn": {"aggregate": "l1", "residual": False}, "pretrain": {"mask-ratio": 0.5}},
+            "scratch": {"pretrain": None, "classify": None},
+        },
+    }
+    path = write_grid(tmp_path, tree)
+    grid = load_grid(path, ["detect.SOLVER.MAX_ITER=9", "rows.l1.pretrain.epochs=3", "seeds=[4]"])
+    jobs = plan(grid, Path("out"))
+    assert list(jobs) == [("both", 4), ("l1", 4), ("scratch", 4)]
+    pretrain, classify, detect = (job.command(TOOLS, ["torchrun"]) for job in jobs["l1", 4])
+    assert pretrain[:2] == ["torchrun", str(TOOLS / "pretrain_fcmae.py")]
+    for command in (pretrain, classify):
+        assert command[command.index("--grn-aggregate") + 1] == "l1"
+        assert "--no-grn-residual" in command
+    assert pretrain[pretrain.index("--mask-ratio") + 1] == "0.5"
+    assert pretrain[pretrain.index("--epochs") + 1] == "3"
+    assert classify[classify.index("--init") + 1] == "out/pretrain/l1_seed_4/encoder.safetensors"
+    keys = dict(zip(detect[5::2], detect[6::2], strict=True))
+    assert keys["MODEL.CONVNEXT.GRN.AGGREGATE"] == "l1"
+    assert keys["MODEL.CONVNEXT.WEIGHTS"] == "out/pretrain/l1_seed_4/encoder.safetensors"
+    assert (keys["SOLVER.MAX_ITER"], keys["SEED"]) == ("9", "4")
+    (scratch,) = jobs["scratch", 4]
+    assert "MODEL.CONVNEXT.WEIGHTS" not in scratch.command(TOOLS, [])
+
+
+def test_everything_wrong_in_a_grid_is_named_at_once(tmp_path):
+    rows = {
+        "a": {"pretrain": {"epoch": 3, "seed": 1}, "paper": {"top1": 1.0}},
+        "b": {"grn": {"aggregate": "max"}},
+        "c": {"classify": {"layer-decai": 0.9}, "detect": {"SOLVER.MAX_ITER": 1}},
+    }
+    path = write_grid(tmp_path, GRID, rows=rows, seeds=[1, 1], titel="x")
+    with pytest.raises(ValueError, match="has problems") as caught:
+        load_grid(path)
+    for message in (
+        "'titel' is unknown; did you mean 'title'?",
+        "baseline is 'both'; name one of the rows: a, b, c",
+        "seeds is [1, 1]; give a list of different integers",
+        "row a: paper: 'top1' is unknown; did you mean 'top-1'?",
+        "pretrain: seed is set for every run",
+        "row b: GRNOptions.aggregate is 'max'",
+        "row c: classify: 'layer-decai' is unknown; did you mean 'layer-decay'?",
+        "row c: detect: it needs a config-file",
+    ):
+        assert message in str(caught.value), message
+
+
+def test_a_job_runs_as_a_process_and_its_output_is_kept(tmp_path):
+    log = tmp_path / "job.log"
+    code = run_process([sys.executable, "-c", "import sys; print('seen'); sys.exit(3)"], log)
+    assert code == 3
+    assert log.read_text().splitlines()[1] == "seen"
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+def test_shipped_grids_are_valid_and_name_their_source(path):
+    grid = load_grid(path)
+    assert "2301.00808" in grid.source
+    assert grid.seeds
+    name = path.relative_to(ROOT)
+    assert f"python tools/ablate.py {name} --output-dir" in path.read_text()
+    # a row without a figure says so, or belongs to a grid for which the paper only tells its choice
+    if "chooses" not in grid.source:
+        assert all(bool(row.paper) != ("not in the paper" in row.name) for row in grid.rows)
+
+
+def test_shipped_grids_hold_every_figure_of_the_papers_tables():
+    figures = {path.stem: [r.paper.get("top-1") for r in load_grid(path).rows] for path in GRIDS}
+    for stem, values in {
+        "grn_aggregation": {83.7, 84.3, 84.6},
+        "grn_normalization": {84.5, 83.8, 84.6},
+        "grn_residual": {84.0, 84.6},
+        "normalization_layers": {83.7, 83.2, 80.5, 83.8, 84.6},
+        "feature_gating": {84.4, 84.5, 84.6},
+        "grn_stages": {78.8, 80.6, 84.6},
+        "decoders": {83.7, 83.5, 83.4},
+        "encoders": {79.3, 83.7},
+    }.items():
+        assert values <= set(figures[stem]), stem
+
+
+def integrated(limit: float, degrees: int) -> float:
+    """Student's t distribution function by Simpson's rule."""
+    scale = math.gamma((degrees + 1) / 2) / math.gamma(degrees / 2) / math.sqrt(degrees * math.pi)
+    steps = 4000
+    width = limit / steps
+    values = [
+        scale * (1 + (i * width) ** 2 / degrees) ** (-(degrees + 1) / 2) for i in range(steps + 1)
+    ]
+    area = values[0] + values[-1] + 4 * sum(values[1:-1:2]) + 2 * sum(values[2:-1:2])
+    return 0.5 + area * width / 3
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 5, 10, 11, 19, 100])
+def test_quantiles_leave_two_and_a_half_percent_outside(degrees):
+    assert integrated(t_quantile(degrees), degrees) == pytest.approx(0.975, abs=1e-4)
+
+
+def test_intervals_follow_the_textbook():
+    # 5 values of mean 3 and standard deviation sqrt(2.5): 2.7764 * sqrt(2.5 / 5)
+    found = estimate([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert (found.mean, found.runs) == (3.0, 5)
+    assert found.half_width == pytest.approx(1.9633, abs=1e-4)
+    assert estimate([7.0]).half_width is None
+    apart = paired_difference({0: 5.0, 1: 7.0, 9: 100.0}, {0: 4.0, 1: 5.0, 2: -100.0})
+    assert (apart.mean, apart.runs) == (1.5, 2)
+    assert apart.half_width == pytest.approx(12.7062 * 0.5, abs=1e-4)
+    assert paired_difference({0: 1.0}, {1: 1.0}) is None
+
+
+def test_the_table_pairs_by_seed_and_stands_beside_the_paper(tmp_path):
+    rows = [Row("a", {"top-1": 84.6}, {}), Row("b", {"top-1": 83.0}, {}), Row("c", {}, {})]
+    grid = Grid("T", "S", "a", [0, 1], [], rows)
+    results = {"a": {"top-1": {0: 50.0, 1: 60.0}}, "b": {"top-1": {0: 49.0, 1: 58.0}}}
+    write_tables(grid, results, tmp_path)
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    assert lines[-2] == "| a | 55.00 ± 63.53 | 7.07 | 2 |  | 84.6 |  |"
+    assert lines[-1] == "| b | 53.50 ± 57.18 | 6.36 | 2 | -1.50 ± 6.35 | 83.0 | -1.6 |"

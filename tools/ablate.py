@@ -1,0 +1,60 @@
+"""Run a grid of ablations, several seeds each, and write their table beside the paper's figures.
+
+Each run pretrains an encoder and fine-tunes it, for classification, detection or both. OUTPUT_DIR
+gets table.md, table.csv, runs.csv, and a folder for every run. Start it again after an
+interruption: finished runs are skipped, the others go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+from fcmae.ablation import load_grid
+from fcmae.ablation_run import run_grid
+from training.cli import log_to, run_tool
+
+EXAMPLES = """\
+examples:
+  # a table of the paper, as it was made (8 GPUs, ImageNet at the paths that the grid names)
+  python tools/ablate.py ablations/grn_aggregation.yaml --output-dir runs/aggregation \\
+      --set launcher='torchrun --nproc-per-node 8'
+
+  # one row of it
+  python tools/ablate.py ablations/grn_aggregation.yaml --output-dir runs/aggregation --rows l1
+
+  # the same comparison at a scale that fits a laptop, on images of one's own
+  python tools/ablate.py ablations/grn_aggregation.yaml --output-dir runs/small \\
+      --set pretrain.model=convnextv2_atto classify.model=convnextv2_atto \\
+      pretrain.data=my_images classify.data=my_images pretrain.image-size=64 \\
+      classify.image-size=64 pretrain.batch-size=32 classify.batch-size=32 \\
+      pretrain.max-steps=2000 classify.max-steps=500 pretrain.base-lr=6e-3 classify.base-lr=8e-3
+"""
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("grid", metavar="GRID.yaml", help="what to run; see ablations/ and docs/ablations.md")
+    add("--output-dir", required=True, type=Path, help="for the table and every run's folder")
+    add("--rows", nargs="+", default=[], metavar="NAME", help="run these rows alone")
+    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change values of the grid")
+    return parser.parse_args()
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the run in progress too
+    arguments = parse()
+    grid = load_grid(arguments.grid, arguments.set)
+    log_to(arguments.output_dir)
+    table = run_grid(grid, arguments.output_dir, Path(__file__).resolve().parent, arguments.rows)
+    print(table.read_text())
+    print(f"wrote {table}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_tool(main))

@@ -125,6 +125,7 @@ def test_a_bad_value_is_told_what_is_allowed(tmp_path, key, value, message):
         ("MODEL.FPN.IN_FEATURES ('stage1','stage2','stage4')", "must be consecutive"),
         ("MODEL.RPN.IN_FEATURES ('p3','p4')", "ANCHOR_GENERATOR.SIZES is"),
         ("MODEL.RPN.IOU_THRESHOLDS [0.7,0.3]", "it must be [low, high], at most 1"),
+        ("SOLVER.ACCUMULATE 3", "IMS_PER_BATCH is 16, the images of one optimizer step, which"),
         ("INPUT.MASK_FORMAT polygon", "ENGINE torchvision only has 'bitmask'"),
         ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE norm", "ENGINE torchvision only has 'full_model'"),
         ("TEST.AUG.ENABLED True", "ENGINE torchvision only has False"),

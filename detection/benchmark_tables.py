@@ -18,7 +18,7 @@ from detection.benchmark import (
 from detection.benchmark_evaluation import evaluation_case
 from training.measure import Row
 
-ADAPTER_PIXELS, ADAPTER_ROUNDS = 224, 5  # small and often: what the adapter adds is constant
+ADAPTER_PIXELS, ADAPTER_ROUNDS = 224, 30  # small and often: what the adapter adds is constant
 
 
 def detection_tables(

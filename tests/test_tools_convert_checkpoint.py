@@ -15,7 +15,7 @@ from golden import inputs
 
 from backbones.checkpoint import load_encoder, read_metadata, read_state_dict, save_encoder
 from backbones.convnext import SIZES, STAGES, ConvNeXt, GRNOptions, Size, build_convnext
-from backbones.weight_files import save_pickle
+from backbones.weight_files import save_pickle, save_safetensors
 from detection.engines.torchvision_model import build_mask_rcnn
 from detection.engines.weights import detectron2_to_torchvision
 from training.cli import run_tool
@@ -220,6 +220,21 @@ def test_whole_detectors_convert_between_the_engines_and_back_bit_by_bit(
     assert_equal_files(back, detectron2_detector)
     assert convert(back, again, "--to", "torchvision")[0] == 0
     assert_equal_files(again, there)
+
+
+def test_what_a_detector_was_trained_on_stays_in_the_file_or_is_said_to_be_lost(
+    convert, tmp_path: Path
+) -> None:
+    state = detectron2_to_torchvision(inputs.Case("plain", "trained", ()).state({}))
+    metadata = {"licence": "CC0", "class_names": '["a", "b", "c"]', "grn": str(GRNOptions())}
+    save_safetensors(state, tmp_path / "in.safetensors", metadata)
+    output = tmp_path / "out.safetensors"
+    code, out, _ = convert(tmp_path / "in.safetensors", output, "--to", "torchvision")
+    assert code == 0
+    assert read_metadata(output).items() >= metadata.items()
+    assert "no place for" not in out
+    _, out, _ = convert(tmp_path / "in.safetensors", tmp_path / "out.pth", "--to", "detectron2")
+    assert "metadata that out.pth has no place for: class_names, format, grn, licence\n" in out
 
 
 @pytest.mark.parametrize(

@@ -91,8 +91,8 @@ def main() -> None:
     try:
         recognised = to_ours(state_dict)
         check_complete(recognised.tensors)
-        is_detector = any(name.startswith("roi_heads.") for name in state_dict)
-        if is_detector and target in DETECTORS:
+        is_detector = target in DETECTORS and any(n.startswith("roi_heads.") for n in state_dict)
+        if is_detector:
             converted = convert_detector(state_dict, recognised.format, target)
             dropped: list[str] = []
         else:
@@ -105,11 +105,14 @@ def main() -> None:
         raise ValueError(f"{arguments.input} was trained with {grn}, which {target} cannot express")
 
     licence = metadata.get("licence")
+    kept = {name: metadata[name] for name in metadata if is_detector or name == "licence"}
     if target == "ours":
-        save_ours(converted, output, {**metadata, "converted_from": str(arguments.input)})
+        kept = {**metadata, "converted_from": str(arguments.input)}
+        save_ours(converted, output, kept)
     elif output.suffix == ".safetensors":
-        save_safetensors(converted, output, {"licence": licence} if licence else {})
+        save_safetensors(converted, output, kept)
     else:
+        kept = {}
         save_pickle(converted, output, "model" if target in IN_A_CONTAINER else None)
     source = "ours" if metadata.get("layout") == LAYOUT else recognised.format
     size = size_name(guess_size(recognised.tensors))
@@ -117,6 +120,8 @@ def main() -> None:
     print(f"wrote   {output}: {target} format, {len(converted)} tensors")
     if dropped:
         print(f"not carried over, {len(dropped)} tensors: {', '.join(dropped)}")
+    if lost := sorted(metadata.keys() - kept.keys()):
+        print(f"metadata that {output.name} has no place for: {', '.join(lost)}")
     print(f"licence of the weights: {licence or 'unknown'}")
 
 

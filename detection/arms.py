@@ -1,0 +1,101 @@
+"""Arms of an experiment, several seeds each, compared: mean, spread, paired difference, curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from detection.report_blocks import Chart, RunName, Series
+from detection.report_charts import chart_svg, thin
+from detection.report_run import Run, read_run
+from training.intervals import Estimate, estimate, paired_difference
+
+TASKS = {"bbox": "box AP", "segm": "mask AP"}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs that differ in their seed only: ``runs`` is seed -> run."""
+
+    name: str
+    runs: Mapping[int, Run]
+
+    def values(self, task: str) -> dict[int, float]:
+        """seed -> AP in percent."""
+        found = {seed: run.metric(task, "AP") for seed, run in self.runs.items()}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+
+def read_arms(folders: Mapping[str, Sequence[Path]]) -> list[Arm]:
+    """The runs of each arm, by their recorded seeds.
+
+    Raises:
+        ValueError: all at once: folders that hold no finished run, seeds that are missing or used
+            twice in an arm, and test data that is not the same in all runs.
+    """
+    arms, problems, tested = [], [], {}
+    for name, members in folders.items():
+        runs: dict[int, Run] = {}
+        for folder in members:
+            try:
+                run = read_run(folder)
+            except ValueError as error:
+                problems.append(str(error))
+                continue
+            seed = run.fact("seed")
+            if not run.metrics:
+                problems.append(f"{folder} has no metrics: its run is not finished")
+            if not isinstance(seed, int) or seed in runs:
+                problems.append(f"{folder}: seed {seed!r} is no number or twice in arm {name}")
+                continue
+            runs[seed] = run
+            tested[str(folder)] = run.fact("datasets", "test", "fingerprint")
+        arms.append(Arm(name, runs))
+    if len(set(tested.values())) > 1:
+        listed = ", ".join(f"{folder}: {mark}" for folder, mark in tested.items())
+        problems.append(f"the runs were not tested on the same data: {listed}")
+    if problems:
+        raise ValueError("\n".join(problems))
+    return arms
+
+
+def compare(arms: Sequence[Arm]) -> str:
+    """A Markdown table: AP of each arm and its difference to the first arm, paired by seed."""
+    head = ["", "seeds"]
+    for title in TASKS.values():
+        head += [title, "of each seed", "difference to the first"]
+    lines = [head, ["---"] * len(head)]
+    for arm in arms:
+        row = [arm.name, ", ".join(map(str, sorted(arm.runs)))]
+        for task in TASKS:
+            values = arm.values(task)
+            row.append(_spread(estimate(list(values.values()))) if values else "not recorded")
+            row.append(", ".join(f"{values[seed]:.2f}" for seed in sorted(values)))
+            found = paired_difference(values, arms[0].values(task)) if arm is not arms[0] else None
+            row.append(_spread(found, sign="+") if found else "")
+        lines.append(row)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def loss_curves(arms: Sequence[Arm]) -> str:
+    """The mean total loss of each arm by iteration, as an SVG file's text."""
+    series = []
+    for index, arm in enumerate(arms):
+        by_iteration: dict[float, list[float]] = {}
+        for run in arm.runs.values():
+            for iteration, value in run.history.get("total_loss", []):
+                by_iteration.setdefault(iteration, []).append(value)
+        points = [(i, sum(v) / len(v)) for i, v in sorted(by_iteration.items())]
+        if points:
+            series.append(Series(RunName(index, arm.name), thin(points)[0]))
+    if not series:
+        raise ValueError("no run has losses in its metrics.json")
+    return chart_svg(Chart("Total loss, the mean over seeds", series), standalone=True)
+
+
+def _spread(found: Estimate, sign: str = "") -> str:
+    """A mean with its 95% interval, or alone for one run."""
+    if found.half_width is None:
+        return f"{found.mean:{sign}.2f}"
+    return f"{found.mean:{sign}.2f} ± {found.half_width:.2f}"

@@ -52,9 +52,11 @@ class ChannelNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x_nchw: Tensor) -> Tensor:
-        centred = x_nchw - x_nchw.mean(1, keepdim=True)
+        # in float32 at least: the square of 256 overflows float16
+        x = x_nchw.to(torch.promote_types(x_nchw.dtype, torch.float32))
+        centred = x - x.mean(1, keepdim=True)
         variance = centred.pow(2).mean(1, keepdim=True)
-        normalised = centred / torch.sqrt(variance + NORM_EPS)
+        normalised = (centred / torch.sqrt(variance + NORM_EPS)).to(x_nchw.dtype)
         return self.weight[:, None, None] * normalised + self.bias[:, None, None]
 
 

@@ -1,0 +1,238 @@
+"""Trained modules as ONNX files and as programs of ``torch.export``.
+
+:func:`encoder_export` describes an encoder, :mod:`detection.export` a detector;
+:func:`write_export` writes either. Both are captured by ``torch.export``, so what is written is
+what ran, and batch, height and width stay free.
+
+Precisions:
+  * ``fp32``: the module's own.
+  * ``fp16``: weights and activations are halved. GRN's statistic is a sum of squares over a whole
+    image and overflows in float16, so it stays in float32, in the file as in the module.
+  * ``int8``: weights of the Linear layers (nearly all of an encoder's arithmetic) by output
+    channel, their inputs on the fly, by onnxruntime; convolutions stay in float32. ONNX alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backbones.checkpoint import load_encoder, read_encoder
+from backbones.convnext import ConvNeXt
+from backbones.key_adapters import OUT_NORMS, guess_size, size_name
+from backbones.weight_files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS = ("fp32", "fp16", "int8")
+OPSET = 18
+FORMAT_VERSION = "1"
+METADATA_FILE = "metadata.json"  # inside a .pt2
+
+
+@dataclass
+class Export:
+    """What to write.
+
+    Args:
+        graph: in evaluation mode; from tensors to a dictionary of tensors.
+        inputs: an example of each input: no free dimension may be 1, nor two of them equal.
+        free: for each input, axis -> the name of its free dimension.
+        outputs: names, in the order of the dictionary.
+        metadata: strings that the file carries.
+        operators: torch operator -> a function of onnxscript, for operators of our own.
+    """
+
+    graph: nn.Module
+    inputs: dict[str, Tensor]
+    free: dict[str, dict[int, str]]
+    outputs: list[str]
+    metadata: dict[str, str]
+    operators: Mapping[Callable, Callable] = field(default_factory=dict)
+
+
+class EncoderGraph(nn.Module):
+    """Normalised images ``[B, C, H, W]``, float32 -> ``stage1`` to ``stage4``, float32."""
+
+    def __init__(self, encoder: ConvNeXt) -> None:
+        super().__init__()
+        self.encoder = encoder.eval()
+        self.dtype = next(encoder.parameters()).dtype
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.encoder.forward_features(images.to(self.dtype))
+        return {name: stage.float() for name, stage in features.items()}
+
+
+def encoder_export(source: str | Path, precision: str = "fp32") -> Export:
+    """An encoder's export.
+
+    Args:
+        source: a checkpoint of any format that :mod:`backbones.checkpoint` reads.
+        precision: one of ``PRECISIONS``.
+
+    Raises:
+        FileNotFoundError, ValueError: if it is not there or not a whole encoder.
+    """
+    recognised, metadata = read_encoder(source)
+    tensors = recognised.tensors
+    if (size := guess_size(tensors)) is None:
+        raise ValueError(f"{source}: its encoder is incomplete: whole stages are missing")
+    norms = [name.split(".")[1] for name in tensors if name.startswith(OUT_NORMS)]
+    in_chans = tensors["downsample_layers.0.0.weight"].shape[1]
+    encoder = ConvNeXt(size, in_chans=in_chans, out_norms=sorted(set(norms)))
+    result = load_encoder(source, encoder)
+    if precision == "fp16":
+        encoder.half()
+    return Export(
+        EncoderGraph(encoder),
+        {"images": torch.zeros(2, in_chans, 96, 128)},
+        {"images": {0: "batch", 2: "height", 3: "width"}},
+        list(encoder.out_channels),
+        {
+            "kind": "encoder",
+            "size": size_name(size),
+            "fingerprint": result.fingerprint,
+            "licence": result.licence or "unknown",
+            "pixel_mean": metadata.get("mean", "unknown"),
+            "pixel_std": metadata.get("std", "unknown"),
+            "pixel_range": "0 to 1",
+            "strides": json.dumps(encoder.out_strides),
+        },
+    )
+
+
+def write_export(export: Export, path: str | Path, precision: str = "fp32") -> None:
+    """Write ``.onnx`` or ``.pt2``, whole or not at all, with the metadata.
+
+    Args:
+        precision: that for which ``export`` was made; ``int8`` is made here.
+
+    Raises:
+        ValueError: for another extension, for ``int8`` of a ``.pt2``, or where onnx, onnxscript or
+            onnxruntime is missing.
+    """
+    path = Path(path)
+    check_target(path, precision)
+    metadata = {
+        **export.metadata,
+        "format_version": FORMAT_VERSION,
+        "precision": precision,
+        "torch": torch.__version__,
+    }
+    program = capture(export)
+    if path.suffix == ".pt2":
+        extra = {METADATA_FILE: json.dumps(metadata)}
+        write_atomically(path, lambda partial: _save_program(program, partial, extra))
+    else:
+        model = to_onnx(program, export, metadata | {"onnx": import_module("onnx").__version__})
+        if precision == "int8":
+            model = quantize(model)
+        content = model.SerializeToString()
+
+        def write(partial: Path) -> None:
+            partial.write_bytes(content)
+
+        write_atomically(path, write)
+    logger.info("wrote %s: %s, %.1f MB", path, precision, path.stat().st_size / 1e6)
+
+
+def check_target(path: Path, precision: str) -> None:
+    """Refuse what :func:`write_export` cannot write, before any work is done."""
+    if path.suffix not in (".onnx", ".pt2"):
+        raise ValueError(f"{path}: an export ends in .onnx or .pt2")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}; it is one of {', '.join(PRECISIONS)}")
+    if path.suffix == ".pt2" and precision == "int8":
+        raise ValueError("int8 is made by onnxruntime: give a file that ends in .onnx, or fp16")
+    for package in ("onnx", "onnxscript", "onnxruntime") if path.suffix == ".onnx" else ():
+        try:
+            import_module(package)
+        except ImportError as error:
+            raise ValueError(
+                f'ONNX export needs {package}: pip install -e ".[export]" ({error})'
+            ) from None
+
+
+@torch.no_grad()
+def capture(export: Export) -> torch.export.ExportedProgram:
+    """Trace the graph, its free dimensions free."""
+    shapes = {
+        name: dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for name, axes in export.free.items()
+    }
+    # under one name two inputs' dimensions are one
+    batch = torch.export.Dim("batch", min=1, max=1024)
+    shapes = {name: {**axes, 0: batch} for name, axes in shapes.items()}
+    return torch.export.export(export.graph, (), export.inputs, dynamic_shapes=shapes)
+
+
+def _save_program(program: torch.export.ExportedProgram, path: Path, extra: dict[str, str]) -> None:
+    with open(path, "wb") as stream:  # torch wants a path to end in .pt2
+        torch.export.save(program, stream, extra_files=extra)
+
+
+def to_onnx(
+    program: torch.export.ExportedProgram, export: Export, metadata: Mapping[str, str]
+) -> Any:
+    """The program as an ``onnx.ModelProto`` with named dimensions and metadata."""
+    import onnx
+
+    converted = torch.onnx.export(
+        program,
+        opset_version=OPSET,
+        input_names=list(export.inputs),
+        output_names=export.outputs,
+        custom_translation_table=dict(export.operators),
+        verbose=False,
+    )
+    assert converted is not None
+    model = converted.model_proto
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    symbols = {
+        str(values[name].shape[axis]): word
+        for name, axes in export.free.items()
+        for axis, word in axes.items()
+    }
+    for value in (*model.graph.input, *model.graph.output):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.HasField("dim_param"):
+                axis.dim_param = symbols.get(axis.dim_param, _output_dimension(axis.dim_param))
+    del model.graph.value_info[:]  # inner shapes under the old symbols
+    onnx.helper.set_model_props(model, dict(metadata))
+    onnx.checker.check_model(model)
+    return model
+
+
+def _output_dimension(symbol: str) -> str:
+    """A size that the data decide (torch's ``u3``) is the number of detections."""
+    return "detections" if symbol[:1] == "u" and symbol[1:].isdecimal() else symbol
+
+
+def quantize(model: Any) -> Any:
+    """The Linear layers of an ONNX model in int8: weights by output channel, inputs on the fly."""
+    import tempfile
+
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "int8.onnx"
+        quantize_dynamic(
+            model,
+            target,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            per_channel=True,
+            reduce_range=True,  # without VNNI, 8 bits of both saturate 16-bit sums
+            weight_type=QuantType.QInt8,
+        )
+        quantized = onnx.load(target)
+    onnx.helper.set_model_props(quantized, {p.key: p.value for p in model.metadata_props})
+    return quantized

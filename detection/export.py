@@ -1,0 +1,165 @@
+"""A trained detector as an :class:`backbones.export.Export`, from a run of either engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+
+from backbones.export import Export
+from backbones.weight_files import read_metadata
+from detection.config import load_config
+from detection.dataset import load_dataset
+from detection.engines.torchvision_model import MaskRCNN, build_mask_rcnn
+from detection.engines.weights import newest_checkpoint, read_detector
+from detection.export_graph import DetectorGraph, suppress, suppress_by_torchvision
+from training.environment import git_commit, versions
+
+LOWEST = -3.0e38  # above the -inf of an empty place, below every score
+
+
+def run_export(
+    output_dir: str | Path,
+    suffix: str,
+    precision: str = "fp32",
+    weights: str | Path | None = None,
+    overrides: Sequence[str] = (),
+) -> Export:
+    """The export of a finished run's detector; see :func:`load_run` and :func:`detector_export`."""
+    config, model = load_run(output_dir, weights, overrides)
+    metadata = read_metadata(weights or newest_checkpoint(Path(output_dir)))
+    return detector_export(
+        config,
+        model,
+        suffix,
+        precision,
+        class_facts(config, metadata),
+        metadata.get("licence") or encoder_licence(Path(output_dir)) or "unknown",
+    )
+
+
+def load_run(
+    output_dir: str | Path, weights: str | Path | None = None, overrides: Sequence[str] = ()
+) -> tuple[CfgNode, MaskRCNN]:
+    """The config and the detector of a finished run, whichever engine trained it.
+
+    Args:
+        output_dir: the run's folder.
+        weights: a checkpoint instead of the run's newest.
+        overrides: ``KEY VALUE ...`` that change the run's config.
+
+    Raises:
+        FileNotFoundError, ValueError: if something is missing, or is more than the torchvision
+            engine has (Cascade heads, one box for all classes).
+    """
+    output_dir = Path(output_dir)
+    if not (output_dir / "config.yaml").is_file():
+        raise FileNotFoundError(f"{output_dir} holds no run: there is no config.yaml in it")
+    config = load_config(
+        output_dir / "config.yaml", ["ENGINE", "torchvision", "MODEL.DEVICE", "cpu", *overrides]
+    )
+    model = build_mask_rcnn(config)
+    read_detector(weights or newest_checkpoint(output_dir), model)
+    return config, model.eval()
+
+
+def class_facts(config: CfgNode, metadata: Mapping[str, str]) -> tuple[list[str], list[Any]]:
+    """Names and category ids of the classes: from the weights' metadata, else from the data set.
+
+    Raises:
+        ValueError: if neither tells.
+    """
+    if "class_names" in metadata:
+        return json.loads(metadata["class_names"]), json.loads(metadata["category_ids"])
+    for name in (*config.DATASETS.TRAIN, *config.DATASETS.TEST):
+        dataset = load_dataset(name, masks=False, check_images=False)
+        return list(dataset.class_names), dataset.category_ids
+    raise ValueError(
+        "the weights do not name their classes and the config names no data set: "
+        "give DATASETS.TEST json:ANNOTATIONS:IMAGE_FOLDER"
+    )
+
+
+def encoder_licence(output_dir: Path) -> str | None:
+    """The licence of the encoder that a run began with, as far as ``run.json`` knows."""
+    file = output_dir / "run.json"
+    facts = json.loads(file.read_text()) if file.is_file() else {}
+    return (facts.get("encoder") or {}).get("licence")
+
+
+def detector_export(
+    config: CfgNode,
+    model: MaskRCNN,
+    suffix: str,
+    precision: str = "fp32",
+    classes: tuple[list[str], list[Any]] = ([], []),
+    licence: str = "unknown",
+) -> Export:
+    """A detector's export.
+
+    Args:
+        config: of the detector.
+        model: changed in place for ``fp16``.
+        suffix: ``.onnx`` or ``.pt2``: which operator suppresses.
+        precision: one of ``backbones.export.PRECISIONS``.
+        classes: their names and category ids.
+        licence: of the weights.
+
+    Raises:
+        ValueError: for a detector with soft-NMS.
+    """
+    is_onnx = suffix == ".onnx"
+    if precision == "fp16":
+        for part in (model.backbone, model.rpn.head, model.roi_heads):
+            part.half()
+    channels, height, width = config.MODEL.CONVNEXT.IN_CHANS, 150, 190
+    inputs = {
+        "images": torch.zeros(2, channels, height, width, dtype=torch.uint8),
+        "sizes": torch.tensor([[height, width - 20], [height - 30, width]]),
+    }
+    outputs = ["image", "boxes", "scores", "labels"] + ["masks"] * model.has_mask
+    return Export(
+        DetectorGraph(model, suppress if is_onnx else suppress_by_torchvision),
+        inputs,
+        {"images": {0: "batch", 2: "height", 3: "width"}, "sizes": {0: "batch"}},
+        outputs,
+        {
+            "kind": "detector",
+            "size": config.MODEL.CONVNEXT.SIZE,
+            "class_names": json.dumps(classes[0]),
+            "category_ids": json.dumps(classes[1]),
+            "channels": config.INPUT.FORMAT,
+            "pixel_mean": json.dumps(config.MODEL.PIXEL_MEAN),
+            "pixel_std": json.dumps(config.MODEL.PIXEL_STD),
+            "pixel_range": "0 to 255; the graph normalises",
+            "min_size": str(config.INPUT.MIN_SIZE_TEST),
+            "max_size": str(config.INPUT.MAX_SIZE_TEST),
+            "score_threshold": str(config.MODEL.ROI_HEADS.SCORE_THRESH_TEST),
+            "licence": licence,
+            "git_commit": git_commit(),
+            "versions": json.dumps(versions()),
+        },
+        {torch.ops.convnext_detection.suppress.default: onnx_suppression()} if is_onnx else {},
+    )
+
+
+def onnx_suppression() -> Any:
+    """:func:`detection.export_graph.suppress` in ONNX's operators: a function of onnxscript."""
+    from onnxscript import opset18
+
+    op: Any = opset18
+
+    def suppress_in_onnx(boxes_gn4, scores_gn, threshold: float):
+        chosen = op.NonMaxSuppression(
+            boxes_gn4, op.Unsqueeze(scores_gn, [1]), 2**62, threshold, LOWEST
+        )
+        at = op.Gather(chosen, [0, 2], axis=1)  # rows of (group, 0, member)
+        none = op.Expand(op.Constant(value_float=0.0), op.Shape(scores_gn))
+        ones = op.Expand(op.Constant(value_float=1.0), op.Slice(op.Shape(at), [0], [1]))
+        return op.Cast(op.ScatterND(none, at, ones), to=9)  # 9: bool
+
+    return suppress_in_onnx

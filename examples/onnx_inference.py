@@ -1,0 +1,46 @@
+"""Detect objects with an exported detector: python onnx_inference.py FILE.onnx IMAGE OVERLAY.png"""
+
+import json
+import sys
+
+import cv2
+import numpy as np
+import onnxruntime
+
+
+def shares(low, high, pixels, cells):
+    """How much each pixel centre takes of each cell between low and high, bilinearly."""
+    at = (np.arange(pixels) + 0.5 - low) / (high - low) * cells - 0.5
+    return np.maximum(0, 1 - abs(at[:, None] - np.arange(cells)))
+
+
+session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+facts = session.get_modelmeta().custom_metadata_map
+class_names, shortest, longest = (
+    json.loads(facts[name]) for name in ("class_names", "min_size", "max_size")
+)
+picture = cv2.imread(sys.argv[2])
+colours = {"RGB": cv2.COLOR_BGR2RGB, "L": cv2.COLOR_BGR2GRAY}.get(facts["channels"])
+image = picture if colours is None else cv2.cvtColor(picture, colours)
+
+# The shorter side becomes min_size, the longer at most max_size; a min_size of 0 keeps the size.
+height, width = image.shape[:2]
+scale = min(shortest / min(height, width), longest / max(height, width)) or 1
+size = int(width * scale + 0.5), int(height * scale + 0.5)
+how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+images = np.atleast_3d(cv2.resize(image, size, interpolation=how)).transpose(2, 0, 1)[None]
+values = session.run(None, {"images": images, "sizes": np.array([size[::-1]])})
+found = {output.name: value for output, value in zip(session.get_outputs(), values, strict=True)}
+
+found["boxes"] *= np.array([width / size[0], height / size[1]] * 2, np.float32)
+for index, (x0, y0, x1, y1) in enumerate(found["boxes"]):
+    name, score = class_names[found["labels"][index]], found["scores"][index]
+    pixels = 0
+    if "masks" in found and x1 > x0 and y1 > y0:
+        mask = found["masks"][index]
+        rows, columns = shares(y0, y1, height, len(mask)), shares(x0, x1, width, len(mask))
+        inside = rows @ mask @ columns.T >= 0.5
+        picture[inside], pixels = picture[inside] // 2 + np.uint8([0, 100, 127]), inside.sum()
+    cv2.rectangle(picture, (round(x0), round(y0)), (round(x1), round(y1)), (0, 200, 255))
+    print(f"{name} {score:.4f} {x0:.2f} {y0:.2f} {x1:.2f} {y1:.2f} {pixels}")
+cv2.imwrite(sys.argv[3], picture)

@@ -1,0 +1,318 @@
+"""The exportable graph is the detector, whatever runs it: PyTorch, torch.export or onnxruntime."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_coco import small_coco, write_small_coco
+from small_detector import sample, small_config, spread_scores
+from torch import Tensor
+
+from backbones.convnext import SIZES, Size
+from backbones.export import METADATA_FILE, write_export
+from backbones.weight_files import save_pickle
+from detection.dataset import load_dataset
+from detection.engines.torchvision_model import ChannelNorm, MaskRCNN, build_mask_rcnn
+from detection.engines.torchvision_roi import rescale_detections
+from detection.engines.weights import torchvision_to_detectron2
+from detection.export import class_facts, detector_export, load_run
+from detection.export_evaluate import TORCH, compare, markdown_table, onnx_detector
+from detection.export_graph import DetectorGraph, suppress, suppress_by_torchvision
+
+ROOT = Path(__file__).resolve().parent.parent
+# Few levels and blocks: capturing costs by the number of operators.
+FEW_LEVELS = {
+    "MODEL.FPN.IN_FEATURES": ["stage3", "stage4"],
+    "MODEL.RPN.IN_FEATURES": ["p4", "p6"],
+    "MODEL.ROI_HEADS.IN_FEATURES": ["p4", "p5"],
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[16], [64]],
+}
+# (height, width) of 1 to 3 images; no multiples of 32, smaller and larger than the traced.
+BATCHES = [[(64, 96)], [(70, 50), (64, 90), (33, 100)], [(20, 31)] * 2, [(128, 160)]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_encoder():
+    """An atto of one narrow block a stage."""
+    atto = SIZES["convnextv2_atto"]
+    SIZES["convnextv2_atto"] = Size((8, 16, 24, 32), (1, 1, 1, 1), 2)
+    yield
+    SIZES["convnextv2_atto"] = atto
+
+
+def small_model(changes=None) -> MaskRCNN:
+    torch.manual_seed(0)
+    model = build_mask_rcnn(small_config(changes)).eval()
+    spread_scores(model)
+    return model
+
+
+def batch_of(sizes) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Images, and the graph's inputs with noise where no image is."""
+    images = [sample(h, w, 0, seed)["image"] for seed, (h, w) in enumerate(sizes)]
+    height, width = (max(sides) for sides in zip(*sizes, strict=True))
+    canvas = torch.randint(0, 256, (len(images), 3, height, width), dtype=torch.uint8)
+    for place, image in zip(canvas, images, strict=True):
+        place[:, : image.shape[1], : image.shape[2]] = image
+    return images, {"images": canvas, "sizes": torch.tensor(sizes)}
+
+
+@torch.no_grad()
+def by_the_engine(model: MaskRCNN, images: list[Tensor]) -> list[dict[str, Tensor]]:
+    """Detections of each image in its own pixels, 28 x 28 masks, labels from 0."""
+    batch = model.normalize_and_pad(images)
+    features = model.backbone(batch.tensors)
+    proposals, _ = model.rpn(batch, features, None)
+    detections, _ = model.roi_heads(features, proposals, batch.image_sizes, None)
+    return [found | {"labels": found["labels"] - 1} for found in detections]
+
+
+def assert_same_detections(found: dict[str, Tensor], expected: list[dict[str, Tensor]]) -> None:
+    """Box for box IoU > 0.999, scores and mask probabilities to 1e-3."""
+    assert len(found["image"]) == sum(len(of_image["boxes"]) for of_image in expected)
+    for number, of_image in enumerate(expected):
+        here = found["image"] == number
+        boxes, wanted = found["boxes"][here], of_image["boxes"]
+        assert len(boxes) == len(wanted) > 5
+        low, high = boxes[:, :2].maximum(wanted[:, :2]), boxes[:, 2:].minimum(wanted[:, 2:])
+        shared = (high - low).clamp(min=0).prod(1)
+        areas = sum((b[:, 2:] - b[:, :2]).prod(1) for b in (boxes, wanted))
+        assert (shared / (areas - shared)).min() > 0.999
+        assert torch.equal(found["labels"][here], of_image["labels"])
+        for name in ("scores", *(["masks"] if "masks" in of_image else [])):
+            torch.testing.assert_close(found[name][here], of_image[name], rtol=0, atol=1e-3)
+        assert found["scores"][here].std() > 1e-3  # a constant would be no comparison
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"MODEL.MASK_ON": False, "TEST.DETECTIONS_PER_IMAGE": 7},
+        {"MODEL.FPN.NORM": "LN", "MODEL.RPN.CONV_DIMS": [-1, -1], "MODEL.ROI_BOX_HEAD.NORM": "GN"},
+        FEW_LEVELS,
+    ],
+    ids=["plain", "boxes", "norms", "few levels"],
+)
+@pytest.mark.parametrize("operator", [suppress, suppress_by_torchvision])
+def test_the_graph_computes_what_the_engine_does(changes, operator) -> None:
+    model = small_model(changes)
+    graph = DetectorGraph(model, operator)
+    for sizes in BATCHES:
+        images, inputs = batch_of(sizes)
+        with torch.no_grad():
+            assert_same_detections(graph(**inputs), by_the_engine(model, images))
+
+
+def greedy(boxes: Tensor, scores: Tensor, threshold: float) -> list[bool]:
+    """Suppression by its definition."""
+    kept: list[int] = []
+    for index in scores.argsort(descending=True).tolist():
+        x0, y0, x1, y1 = boxes[index].tolist()
+        overlaps = []
+        for other in kept:
+            u0, v0, u1, v1 = boxes[other].tolist()
+            shared = max(min(x1, u1) - max(x0, u0), 0) * max(min(y1, v1) - max(y0, v0), 0)
+            overlaps.append(shared / ((x1 - x0) * (y1 - y0) + (u1 - u0) * (v1 - v0) - shared))
+        if scores[index] > float("-inf") and all(iou <= threshold for iou in overlaps):
+            kept.append(index)
+    return [index in kept for index in range(len(scores))]
+
+
+@pytest.mark.parametrize("empty", [0.0, 0.4, 1.0])
+def test_suppression_stays_inside_groups_and_leaves_empty_places_empty(empty: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    corner = torch.rand(4, 30, 2, generator=generator) * 40
+    boxes = torch.cat((corner, corner + 5 + 30 * torch.rand(4, 30, 2, generator=generator)), -1)
+    scores = torch.randn(4, 30, generator=generator)
+    scores[torch.rand(4, 30, generator=generator) < empty] = float("-inf")
+    expected = [greedy(b, s, 0.5) for b, s in zip(boxes, scores, strict=True)]
+    assert suppress_by_torchvision(boxes, scores, 0.5).tolist() == expected
+    assert suppress(boxes, scores, 0.5).tolist() == expected
+
+
+def test_soft_nms_is_refused_with_what_replaces_it() -> None:
+    changes = {"MODEL.ROI_HEADS.SOFT_NMS.ENABLED": True}
+    with pytest.raises(ValueError, match=r"soft-NMS cannot be exported.*SOFT_NMS\.ENABLED False"):
+        detector_export(small_config(changes), small_model(changes), ".onnx")
+
+
+def test_the_pyramids_norm_does_not_overflow_in_fp16() -> None:
+    x = 600 * torch.randn(1, 16, 4, 4)
+    norm = ChannelNorm(16)
+    with torch.no_grad():
+        expected, halved = norm(x), norm.half()(x.half())
+    assert halved.dtype == torch.float16
+    torch.testing.assert_close(halved.float(), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_an_image_without_detections_gives_none() -> None:
+    model = small_model({"MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.999})
+    with torch.no_grad():
+        found = DetectorGraph(model, suppress_by_torchvision)(**batch_of([(64, 90)])[1])
+    assert found["boxes"].shape == (0, 4)
+    assert found["masks"].shape == (0, 28, 28)
+
+
+@pytest.mark.parametrize("written_by", ["detectron2", "torchvision"])
+def test_a_run_of_either_engine_is_read(written_by: str, tmp_path: Path) -> None:
+    annotations, images = write_small_coco(tmp_path / "data")
+    changes = {"MODEL.ROI_HEADS.NUM_CLASSES": 2, "ENGINE": written_by}
+    changes["DATASETS.TRAIN"] = (f"json:{annotations}:{images}",)
+    config, model = small_config(changes), small_model({"MODEL.ROI_HEADS.NUM_CLASSES": 2})
+    (tmp_path / "config.yaml").write_text(config.dump())
+    tensors = model.state_dict()
+    if written_by == "detectron2":
+        tensors = torchvision_to_detectron2(tensors)
+    save_pickle(tensors, tmp_path / "model_final.pth", "model")
+    (tmp_path / "last_checkpoint").write_text("model_final.pth")
+    loaded_config, loaded = load_run(tmp_path)
+    assert not loaded.training
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert class_facts(loaded_config, {}) == (["box", "disc"], [2, 9])
+    assert class_facts(loaded_config, {"class_names": '["a"]', "category_ids": "[5]"})[0] == ["a"]
+
+
+@pytest.fixture(scope="module")
+def onnx_file(small_encoder, tmp_path_factory) -> Path:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    path = tmp_path_factory.mktemp("onnx") / "detector.onnx"
+    config = small_config(FEW_LEVELS)
+    classes = (["disc", "box", "ring"], [9, 2, 4])
+    export = detector_export(config, small_model(FEW_LEVELS), ".onnx", "fp32", classes, "CC0")
+    write_export(export, path)
+    return path
+
+
+def run_onnx(path: Path, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    values = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, map(torch.from_numpy, values), strict=True))
+
+
+@pytest.mark.parametrize("sizes", BATCHES, ids=str)
+def test_onnxruntime_finds_the_same_at_every_batch_and_size(onnx_file: Path, sizes) -> None:
+    images, inputs = batch_of(sizes)
+    expected = by_the_engine(small_model(FEW_LEVELS), images)
+    assert_same_detections(run_onnx(onnx_file, inputs), expected)
+
+
+def test_the_onnx_file_names_its_free_dimensions_and_what_it_is(onnx_file: Path) -> None:
+    import onnx
+
+    model = onnx.load(onnx_file)
+    shapes = {
+        value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
+        for value in (*model.graph.input, *model.graph.output)
+    }
+    assert shapes == {
+        "images": ["batch", 3, "height", "width"],
+        "sizes": ["batch", 2],
+        "image": ["detections"],
+        "boxes": ["detections", 4],
+        "scores": ["detections"],
+        "labels": ["detections"],
+        "masks": ["detections", 28, 28],
+    }
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(facts["class_names"]) == ["disc", "box", "ring"]
+    assert json.loads(facts["category_ids"]) == [9, 2, 4]
+    assert json.loads(facts["pixel_mean"]) == [123.675, 116.28, 103.53]
+    assert (facts["min_size"], facts["max_size"], facts["channels"]) == ("64", "96", "RGB")
+    assert (facts["licence"], facts["precision"], facts["torch"]) == (
+        "CC0", "fp32", torch.__version__
+    )  # fmt: skip
+    assert json.loads(facts["versions"])["torchvision"]
+
+
+def test_the_example_needs_no_pytorch_and_finds_what_the_model_does(
+    onnx_file: Path, tmp_path: Path
+) -> None:
+    # of the size that the config asks for: opencv and Pillow then both leave the image alone
+    item = sample(64, 96, 5)
+    pixels = item["image"].numpy().transpose(1, 2, 0)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    example = ROOT / "examples" / "onnx_inference.py"
+    program = (
+        "import runpy, sys\n"
+        f"runpy.run_path({str(example)!r})\n"
+        "assert not {'torch', 'torchvision', 'PIL', 'detection', 'backbones'} & set(sys.modules)"
+    )
+    arguments = [onnx_file, tmp_path / "image.png", tmp_path / "overlay.png"]
+    result = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        capture_output=True, text=True, timeout=120, cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    (found,) = by_the_engine(small_model(FEW_LEVELS), [item["image"]])
+    expected = rescale_detections(found, (64, 96), (64, 96))
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert [line[0] for line in lines] == [
+        ["disc", "box", "ring"][label] for label in expected["labels"]
+    ]
+    numbers = np.array([line[1:] for line in lines], dtype=float)
+    np.testing.assert_allclose(numbers[:, 0], expected["scores"], atol=1e-3)
+    np.testing.assert_allclose(numbers[:, 1:5], expected["boxes"], atol=0.02)
+    counted = expected["masks"].flatten(1).sum(1)
+    assert abs(numbers[:, 5] - counted.numpy()).max() <= 2
+    assert counted.max() > 50
+    overlay = np.asarray(Image.open(tmp_path / "overlay.png"))
+    assert overlay.shape == pixels.shape
+    assert (overlay != pixels).any()
+
+
+def test_the_comparison_measures_every_file_on_the_data_set(
+    onnx_file: Path, tmp_path: Path
+) -> None:
+    tree = small_coco()
+    tree["categories"].append({"id": 11, "name": "ring"})
+    annotations, images = write_small_coco(tmp_path, tree)
+    dataset = load_dataset(f"json:{annotations}:{images}")
+    config, model = small_config(FEW_LEVELS), small_model(FEW_LEVELS)
+    rows = compare(config, model, {"a.onnx": onnx_file}, dataset, timed_images=1)
+    assert [row["file"] for row in rows] == [TORCH, "a.onnx"]
+    for task in ("bbox", "segm"):
+        assert rows[1][task] == pytest.approx(rows[0][task], abs=0.5)
+    assert rows[0]["ratio"] == 1
+    assert rows[1]["mb"] == onnx_file.stat().st_size / 1e6
+    model.roi_heads.score_thresh = 2.0  # none is above: the two rows measure two detectors
+    rows = compare(config, model, {"a.onnx": onnx_file}, dataset, timed_images=1)
+    assert rows[0]["bbox"] == 0
+    table = markdown_table([rows[0] | {"mb": 1.24, "seconds": 0.0213, "segm": None}]).splitlines()
+    assert table[0] == "|  | MB | box AP | mask AP | ms an image | of PyTorch's time |"
+    assert table[2] == "| PyTorch | 1.2 | 0.00 | – | 21 | 1.00 |"
+
+
+def test_a_file_that_is_no_onnx_is_refused_in_words(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "bad.onnx").write_bytes(b"no graph")
+    with pytest.raises(ValueError, match=r"bad\.onnx is no ONNX file that onnxruntime reads"):
+        onnx_detector(tmp_path / "bad.onnx")
+
+
+def test_the_pt2_file_finds_the_same_and_needs_no_operator_of_ours(
+    small_encoder, tmp_path: Path
+) -> None:
+    model, path = small_model(FEW_LEVELS), tmp_path / "detector.pt2"
+    export = detector_export(small_config(FEW_LEVELS), model, ".pt2", "fp32", (["a"], [1]), "CC0")
+    write_export(export, path)
+    extra = {METADATA_FILE: ""}
+    program = torch.export.load(path, extra_files=extra)
+    assert json.loads(extra[METADATA_FILE])["licence"] == "CC0"
+    assert "convnext_detection" not in str(program.graph)
+    module = program.module(check_guards=False)
+    for sizes in BATCHES:
+        images, inputs = batch_of(sizes)
+        assert_same_detections(module(**inputs), by_the_engine(model, images))

@@ -1,0 +1,90 @@
+"""Write a detector or an encoder as ONNX (.onnx) or as a program of torch.export (.pt2).
+
+Batch, height and width stay free. docs/export.md says what goes in and comes out;
+examples/onnx_inference.py runs a detector by onnxruntime and opencv alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from backbones.export import PRECISIONS, check_target, encoder_export, write_export
+from training.cli import ToolParser, log_to, run_tool
+
+EXAMPLES = """examples:
+  python tools/export.py --run runs/mine --output mine.onnx
+  python tools/export.py --run runs/mine --output mine_int8.onnx --precision int8
+  python tools/export.py --run runs/mine --weights runs/mine/model_0000299.pth --output mine.pt2
+  python tools/export.py --encoder runs/fcmae/encoder.safetensors --output encoder.onnx
+
+  # a run with soft-NMS, which cannot be exported: with ordinary suppression instead
+  python tools/export.py --run runs/mine --output mine.onnx MODEL.ROI_HEADS.SOFT_NMS.ENABLED False
+
+  # AP on DATASETS.TEST and time of exported files beside PyTorch's, as a table
+  python tools/export.py --run runs/mine --evaluate mine.onnx mine_int8.onnx
+"""
+
+
+def parse() -> argparse.Namespace:
+    parser = ToolParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    add = source.add_argument
+    add("--run", type=Path, metavar="DIR", help="a finished detection run, of either engine")
+    add("--encoder", metavar="FILE", help="an encoder of any format, or timm:NAME")
+    add = parser.add_argument
+    add("--output", type=Path, metavar="FILE", help="ends in .onnx or .pt2")
+    add("--precision", choices=PRECISIONS, default="fp32")
+    add("--weights", type=Path, metavar="FILE", help="a checkpoint instead of the run's newest")
+    add("--evaluate", type=Path, nargs="+", metavar="ONNX", help="compare these files instead")
+    add("opts", nargs="*", metavar="KEY VALUE", help="settings that override the run's")
+    arguments = parser.parse_intermixed_args()
+    if bool(arguments.output) == bool(arguments.evaluate):
+        parser.error("give one of --output and --evaluate")
+    if arguments.encoder and (arguments.evaluate or arguments.weights or arguments.opts):
+        parser.error("--evaluate, --weights and KEY VALUE are for --run")
+    return arguments
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    from detection.dataset import load_dataset
+    from detection.export import load_run
+    from detection.export_evaluate import compare, markdown_table
+
+    config, model = load_run(arguments.run, arguments.weights, arguments.opts)
+    if not config.DATASETS.TEST:
+        raise ValueError("nothing to evaluate on: give DATASETS.TEST json:ANNOTATIONS:IMAGE_FOLDER")
+    dataset = load_dataset(config.DATASETS.TEST[0], config.MODEL.MASK_ON)
+    files = {path.name: path for path in arguments.evaluate}
+    print(markdown_table(compare(config, model, files, dataset)))
+
+
+def main() -> None:
+    arguments = parse()
+    log_to()
+    if arguments.evaluate:
+        evaluate(arguments)
+        return
+    output, precision = arguments.output, arguments.precision
+    check_target(output, precision)
+    if arguments.encoder:
+        export = encoder_export(arguments.encoder, precision)
+    else:
+        from detection.export import run_export
+
+        export = run_export(
+            arguments.run, output.suffix, precision, arguments.weights, arguments.opts
+        )
+    write_export(export, output, precision)
+    print(
+        f"wrote   {output}: {export.metadata['kind']}, {precision}, {output.stat().st_size} bytes"
+    )
+    for name, axes in export.free.items():
+        print(f"free    in {name}: {', '.join(axes.values())}")
+    print(f"licence of the weights: {export.metadata['licence']}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_tool(main))

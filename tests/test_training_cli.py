@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from training.cli import log_to, run_tool
+from training.cli import ToolParser, log_to, run_tool
 
 
 class Damaged(torch.utils.data.Dataset):
@@ -47,3 +48,59 @@ def test_log_goes_to_the_runs_folder_once(tmp_path):
     logging.getLogger("training").info("a line")
     assert (tmp_path / "a/log.txt").read_text() == ""
     assert (tmp_path / "b/log.txt").read_text().count("a line") == 1
+
+
+def tool_parser() -> ToolParser:
+    parser = ToolParser(prog="tool")
+    parser.add_argument("--model", choices=["atto", "base"], required=True)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("opts", nargs="*")
+    return parser
+
+
+@pytest.mark.parametrize("parse", ["parse_args", "parse_intermixed_args"])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--model atto --epoch 5", None),
+        ("--model atto --epochss 5", ["unknown flag --epochss; the closest is --epochs"]),
+        ("--model atto --epochss=5 --qqqqq", ["the closest is --epochs", "unknown flag --qqqqq\n"]),
+        (
+            "--modle atto --epochs many --eposch 3",
+            [
+                "4 problems:\n",
+                "unknown flag --modle; the closest is --model\n",
+                "unknown flag --eposch; the closest is --epochs\n",
+                "argument --epochs: invalid int value: 'many'\n",
+                "the following arguments are required: --model\n",
+            ],
+        ),
+        (
+            "--model alto --epochs many",
+            ["argument --model: invalid choice: 'alto'", "invalid int value: 'many'"],
+        ),
+    ],
+)
+def test_all_that_is_wrong_with_the_flags_is_said_at_once(capsys, parse, arguments, said):
+    parsing = getattr(tool_parser(), parse)
+    if said is None:
+        assert parsing(arguments.split()).model == "atto"
+        return
+    with pytest.raises(SystemExit) as ended:
+        parsing(arguments.split())
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert [text for text in said if text not in error] == []
+
+
+def test_what_stands_behind_two_dashes_is_no_flag():
+    assert tool_parser().parse_args(["--model", "atto", "--", "--modle"]).opts == ["--modle"]
+
+
+def test_every_tool_says_its_misspelt_flags(run_tool):
+    result = run_tool("check_dataset", "a.json", "--image", "images", "--masks-no", "--jason")
+    assert result.code == 2
+    assert "unknown flag --jason; the closest is --json\n" in result.err
+    assert "unknown flag --masks-no; the closest is --no-masks\n" in result.err
+    for tool in sorted((Path(__file__).parent.parent / "tools").glob("*.py")):
+        assert "argparse.ArgumentParser(" not in tool.read_text(), f"{tool} names no closest flag"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fcmae.ablation import load_grid
 from fcmae.ablation_run import run_grid
-from training.cli import log_to, run_tool
+from training.cli import ToolParser, log_to, run_tool
 
 EXAMPLES = """\
 examples:
@@ -35,7 +35,7 @@ examples:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument

@@ -15,7 +15,7 @@ from fcmae.analysed_models import SOURCES
 from fcmae.analysis_run import AnalysisOptions, analyze_models, draw_runs
 from fcmae.pretrain_options import parse_image_size
 from fcmae.taps import TAPS
-from training.cli import log_to, run_tool
+from training.cli import ToolParser, log_to, run_tool
 
 EXAMPLES = """\
 examples:
@@ -41,9 +41,7 @@ class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsH
 
 def parse() -> argparse.Namespace:
     defaults = AnalysisOptions({}, "", Path())
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=Formatter
-    )
+    parser = ToolParser(description=__doc__, epilog=EXAMPLES, formatter_class=Formatter)
     named = {"action": "append", "default": [], "metavar": "NAME=SOURCE"}
     parser.add_argument("--model", help=f"repeatable: {SOURCES}", **named)
     parser.add_argument("--run", help="repeatable: a pretraining run's folder", **named)

@@ -15,7 +15,7 @@ from fcmae.benchmark import Case, encoder_case, pretrain_case
 from fcmae.benchmark_data import data_case
 from fcmae.benchmark_gpu import gpu_encoder_case
 from fcmae.benchmark_growth import COLUMNS, draw_growth, measure_growth
-from training.cli import run_tool
+from training.cli import ToolParser, run_tool
 from training.environment import device_name, versions
 from training.measure import Row, table
 
@@ -51,7 +51,7 @@ DEFAULTS = {
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from detection.dataset_check import check_coco, check_overlap, image_files
 from detection.problems import Problem
-from training.cli import run_tool
+from training.cli import ToolParser, run_tool
 
 EXAMPLES = """
 examples:
@@ -23,7 +23,7 @@ exit code: 0 without errors (warnings may remain), 1 with errors, 2 on wrong usa
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("annotations", type=Path, help="COCO json")

@@ -16,7 +16,7 @@ from backbones.checkpoint import LAYOUT, read_source, save_ours
 from backbones.convnext import ConvNeXt, GRNOptions
 from backbones.key_adapters import ENCODER, FORMATS, from_ours, guess_size, size_name, to_ours
 from backbones.weight_files import save_pickle, save_safetensors
-from training.cli import log_to, run_tool
+from training.cli import ToolParser, log_to, run_tool
 
 TARGETS = [name for name in FORMATS if name != "fcmae"]
 DETECTORS = ("detectron2", "torchvision")
@@ -29,7 +29,7 @@ EXAMPLES = """examples:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("input", help="a checkpoint of any format, or timm:NAME")

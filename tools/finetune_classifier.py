@@ -15,7 +15,7 @@ from fcmae.finetune import finetune
 from fcmae.finetune_options import FinetuneOptions
 from fcmae.finetune_recipes import RECIPES, VALUES, Recipe
 from fcmae.pretrain_options import parse_image_size
-from training.cli import log_to, run_tool
+from training.cli import ToolParser, log_to, run_tool
 
 EXAMPLES = """\
 examples:
@@ -56,7 +56,7 @@ class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsH
 
 def parse() -> argparse.Namespace:
     defaults = FinetuneOptions(model="", data="", output_dir="")
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         description=__doc__,
         epilog=EXAMPLES,
         formatter_class=Formatter,

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from detection.report import write_report
-from training.cli import log_to, run_tool
+from training.cli import ToolParser, log_to, run_tool
 
 EXAMPLES = """
 examples:
@@ -19,7 +19,7 @@ exit code: 0, 1 for folders that hold no run, 2 on wrong usage
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from detection.predict import predict
-from training.cli import log_to, run_tool
+from training.cli import ToolParser, log_to, run_tool
 
 EXAMPLES = """\
 examples:
@@ -36,7 +36,7 @@ def positive(text: str) -> int:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument

@@ -14,7 +14,7 @@ from fcmae.decoders import DECODERS
 from fcmae.model import MODES
 from fcmae.pretrain import pretrain
 from fcmae.pretrain_options import PretrainOptions, parse_image_size
-from training.cli import log_to, run_tool
+from training.cli import ToolParser, log_to, run_tool
 
 EXAMPLES = """\
 examples:
@@ -73,7 +73,7 @@ class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsH
 
 def parse() -> argparse.Namespace:
     defaults = PretrainOptions(model="", data="", output_dir="")
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         description=__doc__,
         epilog=EXAMPLES,
         formatter_class=Formatter,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from detection.report import write_report
 from detection.scenes import write_scenes
-from training.cli import run_tool
+from training.cli import ToolParser, run_tool
 from training.jobs import Job, run_jobs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,7 +65,7 @@ def jobs_for(arguments: argparse.Namespace, out: Path) -> tuple[Job, list[Job]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument

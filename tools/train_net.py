@@ -13,7 +13,7 @@ from fvcore.common.config import CfgNode
 
 from detection.config import load_config
 from detection.run import run
-from training.cli import run_tool
+from training.cli import ToolParser, run_tool
 
 EXAMPLES = """\
 examples:
@@ -39,7 +39,7 @@ that the environment variable DETECTRON2_DATASETS names.
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument

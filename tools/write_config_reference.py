@@ -9,7 +9,7 @@ from pathlib import Path
 
 import detection.schema
 from detection.schema import SCHEMA, TORCHVISION_ONLY
-from training.cli import run_tool
+from training.cli import ToolParser, run_tool
 
 EXAMPLES = """
 examples:
@@ -52,7 +52,7 @@ def render() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("docs/configuration.md"))

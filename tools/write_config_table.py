@@ -16,7 +16,7 @@ from fvcore.common.config import CfgNode
 
 from detection.complexity import Complexity, complexity
 from detection.config import load_config
-from training.cli import run_tool
+from training.cli import ToolParser, run_tool
 
 FOLDERS = ("quick", "coco")
 CLASSES = ["MODEL.ROI_HEADS.NUM_CLASSES", "80"]
@@ -32,7 +32,7 @@ examples:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--configs", type=Path, default=Path("det_configs"), help="their folder")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+import difflib
 import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 USER_ERRORS = (
     ValueError,
@@ -18,6 +21,70 @@ USER_ERRORS = (
 )
 
 HANDLER_NAME = "log_to"
+
+
+class ToolParser(argparse.ArgumentParser):
+    """An ``ArgumentParser`` that says all that is wrong at once, misspelt flags with the closest.
+
+    argparse itself stops at the first bad value, and names no flag that may have been meant.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._wrong: list[str] = []
+        self._unknown: set[str] = set()
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return self._whole(super().parse_args, args, namespace)
+
+    def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return self._whole(super().parse_intermixed_args, args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2 and every problem that was found so far, ``message`` last."""
+        kind, _, rest = message.partition("unrecognized arguments: ")
+        if self._unknown and not kind:
+            # said already, but for what stands beside the flags
+            beside = [item for item in rest.split() if item.partition("=")[0] not in self._unknown]
+            message = f"not understood: {' '.join(beside)}" if beside else ""
+        lines = [*self._wrong, *filter(None, [message])]
+        count = [f"{len(lines)} problems:"] if len(lines) > 1 else []
+        super().error("\n  ".join([*count, *lines]))
+
+    def _whole(self, parse: Callable[..., Any], args: Sequence[str] | None, namespace: Any) -> Any:
+        given = list(sys.argv[1:] if args is None else args)
+        flags = [item.partition("=")[0] for item in given[: [*given, "--"].index("--")]]
+        known = list(self._option_string_actions)
+        self._wrong, self._unknown = [], set()
+        for flag in dict.fromkeys(flags):
+            if flag.startswith("--") and not any(name.startswith(flag) for name in known):
+                close = difflib.get_close_matches(flag, known, n=1)
+                hint = f"; the closest is {close[0]}" if close else ""
+                self._unknown.add(flag)
+                self._wrong.append(f"unknown flag {flag}{hint}")
+        parsed = parse(given, namespace)
+        if self._wrong:
+            self.error("")
+        return parsed
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        return self._noted(action, super()._get_value, arg_string)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        self._noted(action, super()._check_value, value)
+
+    def _noted(self, action: argparse.Action, check: Callable[..., Any], value: Any) -> Any:
+        """What ``check`` returns; its error is noted and does not keep the others from being."""
+        if value is _BAD:
+            return None
+        try:
+            return check(action, value)
+        except argparse.ArgumentError as error:
+            self._wrong.append(str(error))
+            return _BAD
+
+
+_BAD = object()  # a value that is noted as wrong already
 
 
 def run_tool(main: Callable[[], int | None]) -> int:

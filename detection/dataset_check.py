@@ -32,8 +32,9 @@ from typing import Any
 from tqdm import tqdm
 
 from detection.annotation_check import check_annotations, index_by_id
-from detection.image_check import READERS, ImageFile, file_state, shared_images
-from detection.problems import Findings, Problem
+from detection.image_check import READERS, ImageFile, file_state, leaves_folder, shared_images
+from detection.problems import Findings, Problem, is_text
+from training.image_limit import size_fault
 
 DECODED_UP_TO = 2000
 
@@ -80,7 +81,7 @@ def _read(path: Path, findings: Findings) -> dict[str, Any]:
     except OSError as error:
         findings.error("", f"cannot be read ({error.strerror})", "correct the path")
         return {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # of lists in lists in lists ...
         findings.error("", f"is not JSON ({error})", form)
         return {}
     finally:
@@ -116,14 +117,24 @@ def _check_images(images: list[dict], findings: Findings) -> dict[Any, dict | No
     checked: dict[Any, dict | None] = {}
     for key, image in index_by_id(images, "images", findings).items():
         checked[key] = None
-        size = image.get("height"), image.get("width")
+        size: tuple[Any, Any] = image.get("height"), image.get("width")
         if not all(type(side) is int and side > 0 for side in size):
             findings.error(
                 f"image {key}", f"height and width are {size}", "give positive whole numbers"
             )
-        elif not isinstance(image.get("file_name"), str) or not image["file_name"]:
+        elif fault := size_fault(*size):
+            findings.error(
+                f"image {key}", f"height and width say {fault}", "correct them, or cut the image"
+            )
+        elif not is_text(image.get("file_name")) or not image["file_name"]:
             findings.error(
                 f"image {key}", f"file_name is {image.get('file_name')!r}", "give the file's name"
+            )
+        elif leaves_folder(image["file_name"]):
+            findings.error(
+                f"image {key}",
+                f"file_name {image['file_name']!r} lies outside the image folder",
+                "give file_name relative to the image folder",
             )
         else:
             checked[key] = image
@@ -140,7 +151,7 @@ def _check_categories(categories: list[dict], findings: Findings) -> set[Any]:
         findings.error("", "has no categories", "list the classes in 'categories'")
     by_id = index_by_id(categories, "categories", findings)
     for key, category in by_id.items():
-        if not isinstance(category.get("name"), str):
+        if not is_text(category.get("name")):
             findings.error(
                 f"category {key}", f"name is {category.get('name')!r}", "give the class a name"
             )
@@ -156,7 +167,7 @@ def _check_image_files(images: list[dict], folder: Path, decode: bool, findings:
     if not folder.is_dir():
         findings.error("", "is not a folder", "give the folder of the images", file=str(folder))
         return
-    if len(images) > 1 and not any((folder / image["file_name"]).is_file() for image in images):
+    if len(images) > 1 and not any(os.path.isfile(folder / image["file_name"]) for image in images):
         findings.error(
             f"images {images[0]['file_name']} ... {images[-1]['file_name']}",
             f"none of the {len(images)} images is there",
@@ -195,7 +206,9 @@ def image_files(tree: dict[str, Any], folder: Path) -> list[ImageFile]:
     return [
         ImageFile(os.path.join(folder, image["file_name"]), (image["height"], image["width"]))
         for image in tree.get("images", [])
-        if isinstance(image.get("file_name"), str) and {"height", "width"} <= image.keys()
+        if is_text(image.get("file_name"))
+        and not leaves_folder(image["file_name"])
+        and {"height", "width"} <= image.keys()
     ]
 
 

@@ -8,7 +8,8 @@ grey values at 255):
     grey as in colour;
   * grey becomes colour by repeating it, colour becomes grey ("L") by ITU-R 601's luma;
   * transparency is dropped, and of several pages the first is read;
-  * floating-point and 32-bit images are refused: nothing says which of their values is white.
+  * floating-point and 32-bit images are refused: nothing says which of their values is white;
+  * sizes beyond ``training.image_limit`` are refused by the header, before pixels are decoded.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from training.image_limit import refuse_absurd_size
 
 
 def decode_image(path: str | Path, channels: str = "RGB") -> np.ndarray:
@@ -32,6 +35,7 @@ def decode_image(path: str | Path, channels: str = "RGB") -> np.ndarray:
     """
     try:
         with Image.open(path) as file:
+            refuse_absurd_size(file.height, file.width)
             return pixels_of(with_8_bits(ImageOps.exif_transpose(file)), channels)
     except FileNotFoundError:
         raise

@@ -14,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from detection.decode import bits_per_channel, decode_image, with_8_bits
+from training.image_limit import refuse_absurd_size
 
 READERS = 8
 LARGEST, DIM = 65535, 4095  # of 16 bits; below DIM are those of a 12-bit camera, not stretched
@@ -62,18 +63,26 @@ class FileState(NamedTuple):
     bits: int = 0
 
 
+def leaves_folder(file_name: str) -> bool:
+    """Whether a ``file_name`` of an annotation file leads out of the image folder."""
+    parts = file_name.replace("\\", "/")  # on Windows both separate
+    return (
+        os.path.isabs(parts)
+        or bool(os.path.splitdrive(file_name)[0])
+        or os.path.normpath(parts).split(os.sep)[0] == os.pardir
+    )
+
+
 def file_state(image: dict, folder: Path, decode: bool) -> FileState:
     """Look at the file of one image entry: at its header, or at its pixels too."""
     name = image["file_name"]
-    if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir:
-        remedy = "give file_name relative to the image folder"
-        return FileState([FileFault("error", "lies outside the image folder", remedy)])
     path = folder / name
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
         remedy = "add the image, or correct file_name or the image folder"
         return FileState([FileFault("error", "is missing", remedy)])
     try:
         with Image.open(path) as file:
+            refuse_absurd_size(file.height, file.width)
             bits, is_dim = bits_per_channel(file), False
             if decode:
                 with_8_bits(file)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeGuard
 
 LISTED = 50
 PLACES = 5
@@ -32,7 +32,7 @@ class Problem:
     def __str__(self) -> str:
         """One line, with the first five places and the number of the others."""
         where = f"{self.file}: {shorten(self.places)}" if self.places else self.file
-        return f"{where}: {self.message}; {self.remedy}"
+        return printable(f"{where}: {self.message}; {self.remedy}")
 
 
 class Findings:
@@ -60,6 +60,24 @@ class Findings:
             for (message, remedy), places in self.places.items()
         ]
         return self.errors + warnings
+
+
+def is_text(value: Any) -> TypeGuard[str]:
+    """Whether a value of a json file is text that can be written: half a character cannot."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in value
+
+
+def printable(text: str) -> str:
+    """Text from a file without what would steer a terminal or break a line: it is escaped."""
+    return "".join(
+        character if character.isprintable() else ascii(character)[1:-1] for character in text
+    )
 
 
 def shorten(places: Sequence[str]) -> str:

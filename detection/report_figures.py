@@ -10,7 +10,10 @@ from typing import Any
 import cv2
 import numpy as np
 
+from detection.decode import decode_image
 from detection.evaluate_input import read_ground_truth, read_results
+from detection.image_check import leaves_folder
+from detection.problems import is_text
 from detection.report_blocks import Picture, Pictures, RunName
 from detection.report_gallery import Chosen
 from detection.report_run import Run
@@ -38,11 +41,18 @@ def encode_jpeg(image: np.ndarray, max_bytes: int) -> bytes:
 
 def read_image(path: Path) -> np.ndarray | None:
     """An image as ``[H, W, 3]`` uint8 RGB, None where there is none that can be decoded."""
-    if not path.is_file():
+    try:
+        return decode_image(path)
+    except (ValueError, OSError):
         return None
-    data = np.fromfile(path, np.uint8)  # imread fails on names that are not ASCII on some systems
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def image_of(entry: dict[str, Any], image_root: Path) -> np.ndarray | None:
+    """The image of an entry of the annotations; None if that cannot or may not be read."""
+    name = entry.get("file_name")
+    if not is_text(name) or leaves_folder(name):
+        return None
+    return read_image(image_root / name)
 
 
 def prediction_panels(
@@ -79,7 +89,7 @@ def prediction_panels(
     panels, missing, unlabelled = [], [], 0
     for number, choice in enumerate(chosen):
         entry = images.get(choice.image_id, {})
-        image = read_image(image_root / entry["file_name"]) if "file_name" in entry else None
+        image = image_of(entry, image_root)
         if image is None or image.shape[:2] != (entry["height"], entry["width"]):
             missing.append(str(entry.get("file_name", choice.image_id)))
             continue

@@ -16,7 +16,7 @@ import pycocotools.mask as mask_util
 
 def is_finite(value: Any) -> bool:
     """Whether a value of a json file is a number that can be calculated with."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return are_finite([value])
 
 
 def are_finite(values: Any) -> bool:
@@ -24,11 +24,12 @@ def are_finite(values: Any) -> bool:
 
     Types and sum are looked at in C: the polygons of COCO have 45 million coordinates.
     """
-    return (
-        isinstance(values, list)
-        and set(map(type, values)) <= {int, float}
-        and math.isfinite(sum(values))
-    )
+    if not isinstance(values, list) or not set(map(type, values)) <= {int, float}:
+        return False
+    try:
+        return math.isfinite(sum(values))
+    except OverflowError:  # an integer beyond floating point: json has any
+        return False
 
 
 def mask_bounds(segmentation: Any, height: int, width: int) -> tuple[list[float], int]:
@@ -55,6 +56,10 @@ def mask_bounds(segmentation: Any, height: int, width: int) -> tuple[list[float]
         for pick in (min, max)
         for axis in (0, 1)
     ]
+    sides = (width, height, width, height)
+    if any(not -side <= edge <= 2 * side for edge, side in zip(edges, sides, strict=True)):
+        # pycocotools allocates by the length of an edge, and its integers overflow
+        raise ValueError(f"reaches to {edges}, further out than its image's own {width} x {height}")
     return edges, len(segmentation) - len(polygons)
 
 
@@ -88,17 +93,19 @@ def compressed_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, An
         ValueError: saying what is wrong with it, if it is not one of an image of this size.
     """
     size, counts = rle.get("size"), rle.get("counts")
-    if size != [height, width]:
+    if size != [height, width] or set(map(type, size)) != {int}:
         raise ValueError(f"RLE size is {size}, but its image's is {[height, width]}")
     if isinstance(counts, list):
         if not all(type(count) is int and count >= 0 for count in counts):
             raise ValueError("RLE counts are not all whole numbers of at least 0")
+        if counts and max(counts) > height * width:
+            raise ValueError(f"RLE counts hold {max(counts)}, but its image has {height * width}")
         runs = np.asarray(counts, dtype=np.int64)
     elif isinstance(counts, str):
         runs = _decompress(counts)
     else:
         raise ValueError(f"RLE counts are a {type(counts).__name__}, not a list or a string")
-    if (runs < 0).any() or runs.sum() != height * width:
+    if (runs < 0).any() or (runs > height * width).any() or runs.sum() != height * width:
         raise ValueError(
             f"RLE counts add up to {runs.sum()} pixels, but its image has {height * width}"
         )

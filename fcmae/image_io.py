@@ -26,6 +26,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from training.image_limit import refuse_absurd_size
+
 # What the decoders raise on damaged files; anything else is this project's mistake.
 DECODING_ERRORS = (
     OSError,
@@ -132,6 +134,7 @@ def _words(error: BaseException) -> str:
 def _open_pillow(file: BinaryIO) -> Picture:
     image = Image.open(file)
     width, height = image.size
+    refuse_absurd_size(height, width)
     if image.mode in ("RGB", "RGBA", "LA") and "16B" in str(image.tile[0].args):
         return _open_png_of_16_bits(file, image)
     mode = READ_AS.get(image.mode, image.mode)
@@ -194,6 +197,7 @@ def _open_tiff(file: BinaryIO) -> Picture | None:
         return array.transpose(order).reshape(sides["Y"], sides["X"], -1)
 
     channels = sides[others[0]] if others else 1
+    refuse_absurd_size(sides["Y"], sides["X"], channels)
     return Picture(sides["Y"], sides["X"], channels, alpha, series.dtype == np.uint8, decode)
 
 

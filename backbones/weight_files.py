@@ -39,7 +39,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if _is_safetensors(path):
         with _open_safetensors(path) as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    content = _read_pickle(path)
+    content = read_pickle(path)
     for key in CONTAINERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             beside = [str(other) for other in content if other != key]
@@ -95,7 +95,14 @@ def _open_safetensors(path: Path) -> Any:
         raise ValueError(_damaged(path, "safetensors file", error)) from None
 
 
-def _read_pickle(path: Path) -> Any:
+def read_pickle(path: str | Path) -> Any:
+    """Whatever a pickled checkpoint holds of tensors and plain values, on the CPU.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it would run code or is damaged.
+    """
+    path = _existing_file(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file's bytes are arbitrary, and so is what reading them raises

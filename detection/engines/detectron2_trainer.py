@@ -25,6 +25,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from backbones.d2_adapter import D2ConvNeXt
+from backbones.weight_files import read_pickle
 from detection.dataset import CocoDataset, load_dataset
 from detection.engines.detectron2_data import TrainingBatches, write_predictions
 from detection.engines.detectron2_step import Average, Step
@@ -179,8 +180,11 @@ class _Speed(HookBase):
 class _StrictCheckpointer(DetectionCheckpointer):
     """Resumes the same detector or not at all, and runs no code that is in a pickle."""
 
-    def _torch_load(self, f: str) -> dict[str, Any]:
-        return torch.load(f, map_location="cpu", weights_only=True)
+    def _load_file(self, f: str) -> dict[str, Any]:
+        checkpoint = read_pickle(f)  # detectron2 unpickles .pkl and .pyth whatever they do
+        if not isinstance(checkpoint, dict) or "model" not in checkpoint:
+            raise ValueError(f"{f} is no checkpoint to resume from: it holds no 'model'")
+        return checkpoint
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         result = super()._load_model(checkpoint)

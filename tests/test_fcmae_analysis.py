@@ -88,6 +88,7 @@ def test_dead_and_saturated_channels_equal_their_definition_site_by_site():
     x = random_features(0)
     x[:, :, 0] = 5 + 0.3 * x[:, :, 1]  # hardly varies
     x[:, :, 7] *= 1e-4
+    x[:, :, 8] *= 3e-3  # dead at a hundredth of the mean, alive at a thousandth
     dead, saturated = dead_and_saturated(x)
     for image in range(len(x)):
         maps = x[image].double().numpy()
@@ -98,7 +99,7 @@ def test_dead_and_saturated_channels_equal_their_definition_site_by_site():
             flat = np.std(maps[:, c]) <= 0.1 * response[c]
             assert saturated[image, c] == (flat and not is_dead)
     assert dead[0, 3]
-    assert dead[:2, 7].all()
+    assert dead[:2, 7:9].all()
     assert saturated[:2, 0].all()
 
 
@@ -272,7 +273,7 @@ def test_features_that_are_not_finite_and_no_images_are_errors():
 
 def test_kinds_of_channels_are_found_among_all_of_the_block():
     x = torch.randn(25, 10, generator=torch.Generator().manual_seed(0))
-    x[:, 1] = 1e-5
+    x[:, 1] = 1e-5 * x[:, 3]  # a dead copy makes no duplicate of the living
     x[:, 2] = 3
     x[:, 9] = 2 * x[:, 0] + 0.01  # a copy of one shown, itself not shown
     x[:, 5] = 3.01  # saturated channels are no duplicates of each other

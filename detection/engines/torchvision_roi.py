@@ -68,7 +68,7 @@ class AlignedRoIPool(MultiScaleRoIAlign):
         pooled = first.new_zeros(rois.shape[0], first.shape[1], *self.output_size)
         for index, (name, stride) in enumerate(self.strides.items()):
             here = torch.where(levels == index)[0]
-            pooled.index_put_(  # in place: a copy a level would be the detector's peak of memory
+            pooled.index_put_(  # in place: no copy of all regions a level
                 (here,),
                 roi_align(
                     x[name],

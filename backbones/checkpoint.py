@@ -180,11 +180,13 @@ def _problems(
     ]
     if len(lines) > 8:
         lines = [*lines[:8], f"and {len(lines) - 8} more tensors of another shape"]
+    others = [f"{n} ({t.dtype})" for n, t in found.items() if not t.is_floating_point()]
     broken = [n for n, t in found.items() if t.is_floating_point() and not t.isfinite().all()]
     for kind, names in (
         ("missing", missing),
         ("unexpected", unexpected),
         ("with NaN or infinite values", broken),
+        ("of no floating-point numbers", others),
     ):
         if names:
             lines.append(f"{len(names)} {kind}: {', '.join(names)}")

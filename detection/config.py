@@ -198,7 +198,7 @@ def _read_layers(
         raise FileNotFoundError(f"there is no config file {path}{reader}")
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
         line = f", line {mark.line + 1}" if mark else ""
         problems.append(f"{path}{line}: not readable as YAML: {problem}")

@@ -124,7 +124,7 @@ def _check_images(images: list[dict], findings: Findings) -> dict[Any, dict | No
             )
         elif fault := size_fault(*size):
             findings.error(
-                f"image {key}", f"height and width say {fault}", "correct them, or cut the image"
+                f"image {key}", f"height and width are {fault}", "correct them, or cut the image"
             )
         elif not is_text(image.get("file_name")) or not image["file_name"]:
             findings.error(

@@ -17,6 +17,9 @@ from typing import Any
 import hotcoco
 from pycocotools import mask as rle_codec
 
+from detection.segmentation_check import is_finite, mask_bounds
+from training.image_limit import size_fault
+
 logger = logging.getLogger(__name__)
 
 Sizes = Mapping[Any, tuple[int, int]]  # image id -> height, width
@@ -60,6 +63,7 @@ def segmentation_to_rle(segmentation: Any, height: int, width: int) -> dict[str,
     """
     try:
         if isinstance(segmentation, list):
+            mask_bounds(segmentation, height, width)  # refuses those that overflow pycocotools
             return rle_codec.merge(rle_codec.frPyObjects(segmentation, height, width))
         if isinstance(segmentation["counts"], list):
             segmentation = rle_codec.frPyObjects(segmentation, *segmentation["size"])
@@ -92,7 +96,7 @@ def _check_runs(counts: str | bytes, pixels: int) -> None:
 def _read_json(path: str | Path) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
 
 
@@ -111,15 +115,14 @@ def _check_entries(entries: list[Any], keys: Sequence[str], where: str) -> None:
             )
         if missing := [key for key in keys if key not in entry]:
             raise ValueError(f"{where}[{index}] lacks {_listed(missing)}")
+        for key in ("id", "image_id", "category_id"):
+            if key in keys and type(entry[key]) not in (int, float, str):
+                raise ValueError(f"{where}[{index}] has the {key} {entry[key]!r}; give a number")
         box = entry.get("bbox", [0, 0, 0, 0])
-        if not (isinstance(box, list) and len(box) == 4 and all(map(_is_finite, box))):
+        if not (isinstance(box, list) and len(box) == 4 and all(map(is_finite, box))):
             raise ValueError(
                 f"{where}[{index}] has the bbox {box}; [x, y, width, height] is wanted"
             )
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _check_ids(
@@ -147,6 +150,23 @@ def _check_ground_truth(truth: Any, path: str | Path) -> None:
         raise ValueError(f"{path} has no categories: there is nothing to evaluate")
     for part, keys in parts.items():
         _check_entries(truth[part], keys, f"{path}: {part}")
+    for image in truth["images"]:
+        size = image["height"], image["width"]
+        if not all(type(side) is int and side > 0 for side in size):
+            fault = f"are {size}; positive whole numbers are wanted"
+        elif not (fault := size_fault(*size)):
+            continue
+        raise ValueError(f"{path}: image {image['id']!r}: height and width {fault}")
+    for annotation in truth["annotations"]:
+        for key, allowed in (
+            ("iscrowd", annotation.get("iscrowd", 0) in (0, 1)),
+            ("area", is_finite(annotation.get("area", 0))),
+        ):
+            if not allowed:
+                raise ValueError(
+                    f"{path}: annotation {annotation.get('id')!r} has the {key} "
+                    f"{annotation[key]!r}; {'0 or 1' if key == 'iscrowd' else 'a number'} is wanted"
+                )
     for part in ("images", "categories"):
         ids = Counter(entry["id"] for entry in truth[part])
         if twice := [value for value, count in ids.items() if count > 1]:
@@ -165,7 +185,7 @@ def _check_results(
     for index, result in enumerate(results):
         if not ("bbox" in result or "segmentation" in result):
             raise ValueError(f"{path}: detections[{index}] has neither bbox nor segmentation")
-        if not _is_finite(result["score"]):
+        if not is_finite(result["score"]):
             raise ValueError(f"{path}: detections[{index}] has the score {result['score']!r}")
     remedy = f"{truth_path}: {{}}; were the detections made on another data set?"
     _check_ids(results, f"{path}: detections", truth, remedy)

@@ -35,6 +35,9 @@ DECODING_ERRORS = (
     SyntaxError,
     ValueError,
     LookupError,
+    TypeError,  # tifffile computes with tags before it checks them
+    AttributeError,
+    ArithmeticError,
     struct.error,
     zlib.error,
     cv2.error,
@@ -173,7 +176,10 @@ def _open_tiff(file: BinaryIO) -> Picture | None:
     """A TIFF of many bands or bits; None for those that Pillow reads whole."""
     import tifffile  # here: it takes a fifth of a second, and most data sets need none of it
 
-    series = tifffile.TiffFile(file).series[0]
+    try:
+        series = tifffile.TiffFile(file).series[0]
+    except Exception as error:  # it trusts a header's tags, whose types may be anything
+        raise ValueError(f"tifffile cannot read its tags: {error}") from error
     page: Any = series.keyframe
     photometric, alphas = tifffile.PHOTOMETRIC, ("ASSOCALPHA", "UNASSALPHA")
     alpha = bool(page.extrasamples) and tifffile.EXTRASAMPLE(page.extrasamples[-1]).name in alphas

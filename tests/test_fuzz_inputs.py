@@ -1,6 +1,6 @@
 """Damaged, misspelt and hostile files: an error or warning in words, or the same result as before.
 
-A corpus of 440 files is made by seeds from small valid ones. Of each it is asked that reading it
+A corpus of 513 files is made by seeds from small valid ones. Of each it is asked that reading it
 ends within seconds, raises nothing but what a tool turns into a sentence (``USER_ERRORS``), and
 drops nothing silently.
 """

@@ -180,7 +180,11 @@ def _problems(
     ]
     if len(lines) > 8:
         lines = [*lines[:8], f"and {len(lines) - 8} more tensors of another shape"]
-    others = [f"{n} ({t.dtype})" for n, t in found.items() if not t.is_floating_point()]
+    others = [  # a counter such as BatchNorm's is an integer in the model too
+        f"{n} ({t.dtype})"
+        for n, t in found.items()
+        if not t.is_floating_point() and (n not in wanted or wanted[n].is_floating_point())
+    ]
     broken = [n for n, t in found.items() if t.is_floating_point() and not t.isfinite().all()]
     for kind, names in (
         ("missing", missing),

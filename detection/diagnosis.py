@@ -15,13 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from detection.evaluate_input import (
-    choose_tasks,
-    prepare_annotations,
-    prepare_results,
-    read_ground_truth,
-    read_results,
-)
+from detection.evaluate_input import prepare_results, read_evaluation
 from detection.matching import (
     BOTH,
     CLASS,
@@ -59,13 +53,9 @@ def diagnose(
     Raises:
         FileNotFoundError, ValueError: as ``coco_metrics``.
     """
-    truth = read_ground_truth(ground_truth_json)
-    results = read_results(results_json, truth, ground_truth_json)
-    tasks = choose_tasks(tasks, truth, ground_truth_json, results, results_json)
-    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
-    truth["annotations"] = prepare_annotations(truth["annotations"], sizes, ground_truth_json)
+    truth, results, chosen, sizes = read_evaluation(ground_truth_json, results_json, tasks)
     found: dict[str, Any] = {}
-    for task in tasks:
+    for task in chosen:
         matches = match(truth, prepare_results(results, sizes, task, results_json), task)
         thresholds = best_thresholds(matches)
         kept = matches.score >= [thresholds[c]["threshold"] for c in matches.category]

@@ -31,14 +31,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detection.evaluate_input import (
-    choose_tasks,
-    number_ids,
-    prepare_annotations,
-    prepare_results,
-    read_ground_truth,
-    read_results,
-)
+from detection.evaluate_input import number_ids, prepare_results, read_evaluation
 
 AREAS = ("all", "small", "medium", "large")  # pycocotools' order: bounds at 32^2 and 96^2 pixels
 MAX_DETECTIONS = (1, 10, 100)  # per image and class
@@ -92,16 +85,11 @@ def coco_metrics(
         ValueError: if a file is not in its format, or the two do not belong together.
     """
     with _no_garbage_collection():
-        truth = read_ground_truth(ground_truth_json)
-        results = read_results(results_json, truth, ground_truth_json)
-        tasks = choose_tasks(tasks, truth, ground_truth_json, results, results_json)
-
-        sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
-        truth["annotations"] = prepare_annotations(truth["annotations"], sizes, ground_truth_json)
+        truth, results, chosen, sizes = read_evaluation(ground_truth_json, results_json, tasks)
         metrics: dict[str, Any] = {}
         curves: dict[str, Any] = {}
         per_class = _class_counts(truth)
-        for task in tasks:
+        for task in chosen:
             detections = prepare_results(results, sizes, task, results_json)
             arrays = _evaluate(*number_ids(truth, detections), task, evaluator)
             metrics[task] = {name: _metric(arrays, name) for name in METRICS}

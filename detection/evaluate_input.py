@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import hotcoco
 from pycocotools import mask as rle_codec
@@ -53,6 +53,32 @@ def read_results(
     results = _read_json(path)
     _check_results(results, path, truth, truth_path)
     return results
+
+
+class Evaluation(NamedTuple):
+    """The two files of an evaluation, checked; ``truth``'s annotations are prepared."""
+
+    truth: dict[str, Any]
+    results: list[dict[str, Any]]
+    tasks: list[str]
+    sizes: Sizes
+
+
+def read_evaluation(
+    truth_path: str | Path, results_path: str | Path, tasks: Sequence[str] | None
+) -> Evaluation:
+    """Read both files, choose the tasks and prepare the ground truth's annotations.
+
+    Raises:
+        FileNotFoundError: if a file does not exist.
+        ValueError: if a file is not in its format, or the two do not belong together.
+    """
+    truth = read_ground_truth(truth_path)
+    results = read_results(results_path, truth, truth_path)
+    chosen = choose_tasks(tasks, truth, truth_path, results, results_path)
+    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
+    truth["annotations"] = prepare_annotations(truth["annotations"], sizes, truth_path)
+    return Evaluation(truth, results, chosen, sizes)
 
 
 def segmentation_to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from detection.report_blocks import (
     Table,
     Term,
 )
-from detection.report_diagnosis import confusion_blocks, error_blocks, score_blocks
+from detection.report_diagnosis import TASKS, confusion_blocks, error_blocks, score_blocks
 from detection.report_facts import (
     data_mismatch,
     duration,
@@ -45,7 +45,6 @@ from detection.report_training import curve_blocks, pretraining_blocks, pretrain
 
 logger = logging.getLogger(__name__)
 
-TASKS = {"bbox": "Box", "segm": "Mask"}
 METRICS = {
     "AP": "mean over IoU 0.50 to 0.95",
     "AP50": "IoU 0.50",

@@ -114,8 +114,8 @@ def prediction_panels(
 
 def _thresholds(run: Run) -> dict[Any, float]:
     """category id -> the box's best threshold, or the mask's where there are no boxes."""
-    task = next(task for task in ("bbox", "segm") if task in run.diagnosis)
-    return {row["category_id"]: row["threshold"] for row in run.diagnosis[task]["thresholds"]}
+    rows = run.diagnosis[run.diagnosed_task]["thresholds"]
+    return {row["category_id"]: row["threshold"] for row in rows}
 
 
 def _picture(

@@ -62,8 +62,7 @@ def choose_images(runs: Sequence[tuple[RunName, Run]]) -> list[Chosen]:
 
 
 def _images(run: Run) -> list[dict[str, Any]]:
-    task = next(task for task in ("bbox", "segm") if task in run.diagnosis)
-    rows: list[dict[str, Any]] = run.diagnosis[task]["images"]
+    rows: list[dict[str, Any]] = run.diagnosis[run.diagnosed_task]["images"]
     return rows
 
 

@@ -65,6 +65,11 @@ class Run:
         return value.get(name) if isinstance(value, dict) else None
 
     @property
+    def diagnosed_task(self) -> str:
+        """The task whose images and thresholds the report shows: boxes, if they were diagnosed."""
+        return next(task for task in ("bbox", "segm") if task in self.diagnosis)
+
+    @property
     def results(self) -> Path | None:
         path = self.folder / RESULTS
         return path if path.is_file() else None

@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from backbones.kernels import use_kernels
 from fcmae.class_head import build_classifier
 from fcmae.classification_data import LabelledSamples, collate
-from fcmae.classification_setup import set_up, write_json
+from fcmae.classification_setup import set_up
 from fcmae.finetune_options import FinetuneOptions
+from fcmae.run_files import write_json
 
 logger = logging.getLogger(__name__)
 

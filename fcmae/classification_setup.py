@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
-from backbones.weight_files import write_atomically
 from fcmae.class_head import Source, choose_rows, read_classifier
 from fcmae.classification_data import LabelledData, evaluation_transform, labelled_data
 from fcmae.finetune_options import FinetuneOptions
 from fcmae.statistics import IMAGENET
-from training.cli import is_main_process
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_SIZE = (224, 224)
 
@@ -84,28 +75,3 @@ def set_up(options: FinetuneOptions, only_val: bool = False) -> Setup:
         )
     height, width = (int(side) for side in size)
     return Setup(data, source, rows, (height, width), crop_pct, tuple(mean), tuple(std))
-
-
-def as_yaml(options: FinetuneOptions) -> dict[str, Any]:
-    """Fields as YAML knows them."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items()}
-
-
-def write_config(options: FinetuneOptions, derived: Mapping[str, Any]) -> None:
-    """The run's options and what follows from them, to ``config.yaml`` and to the log."""
-    text = yaml.safe_dump({**as_yaml(options), "derived": dict(derived)}, sort_keys=False)
-    logger.info("configuration:\n%s", text)
-    _write(Path(options.output_dir) / "config.yaml", text)
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write figures, atomically, by the first of several processes."""
-    _write(path, json.dumps(values, indent=2) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    def write(partial: Path) -> None:
-        partial.write_text(text)
-
-    if is_main_process():
-        write_atomically(path, write)

@@ -34,16 +34,17 @@ from backbones.param_groups import parameter_groups
 from fcmae.class_head import build_classifier
 from fcmae.classification_accuracy import CLASSIFIER, accuracy
 from fcmae.classification_data import collate, training_transform
-from fcmae.classification_setup import Setup, as_yaml, set_up, write_config, write_json
+from fcmae.classification_setup import Setup, set_up
 from fcmae.finetune_options import FinetuneOptions
 from fcmae.finetune_recipes import BATCHES, Recipe, choose_recipe, schedule, step_of_chain
 from fcmae.readers import fingerprint
+from fcmae.run_files import as_yaml, write_config, write_json
 from training.checkpoints import refuse_existing_run
 from training.cli import is_main_process
 from training.data import seed_generators
 from training.environment import git_commit, versions
 from training.loop import train
-from training.options import LoopOptions
+from training.options import loop_options
 from training.schedule import cosine_with_warmup
 
 logger = logging.getLogger(__name__)
@@ -169,7 +170,7 @@ def finetune(options: FinetuneOptions, resume: bool = False) -> Path:
             data.train,
             collate,
             FinetuningStep(recipe, len(classes)),
-            _loop_options(options, steps, resume),
+            loop_options(options, steps, resume),
             evaluations,
             ema,
         )
@@ -246,25 +247,3 @@ def _check_batch(options: FinetuneOptions, recipe: Recipe) -> None:
 
 def _save(model: ConvNeXt, path: Path, metadata: Mapping[str, str], grn: GRNOptions | None) -> None:
     save_ours(model.state_dict(), path, {**metadata, **({"grn": str(grn)} if grn else {})})
-
-
-def _loop_options(options: FinetuneOptions, steps: int, resume: bool) -> LoopOptions:
-    return LoopOptions(
-        Path(options.output_dir),
-        max_steps=steps,
-        batch_size=options.batch_size,
-        workers=options.workers,
-        precision=options.precision,
-        log_every=options.log_every,
-        checkpoint_every=options.checkpoint_every,
-        keep_checkpoints=options.keep_checkpoints,
-        clip_norm=options.clip_norm,
-        accumulate=options.accumulate,
-        seed=options.seed,
-        resume=resume,
-        device=options.device,
-        trackers=options.trackers,
-        tracked_config={
-            k: v for k, v in asdict(options).items() if isinstance(v, (int, float, str))
-        },
-    )

@@ -9,10 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -28,6 +25,7 @@ from fcmae.data import PretrainingSamples, collate, pretraining_samples
 from fcmae.model import FCMAE
 from fcmae.pretrain_options import PretrainOptions, total_steps
 from fcmae.readers import fingerprint
+from fcmae.run_files import CONFIG, as_yaml, write_config
 from fcmae.statistics import Statistics, choose
 from fcmae.visualize import reconstruction_panel, save_panel
 from training.checkpoints import refuse_existing_run
@@ -35,12 +33,11 @@ from training.cli import is_main_process
 from training.data import seed_generators
 from training.environment import git_commit, versions
 from training.loop import train
-from training.options import LoopOptions
+from training.options import loop_options
 from training.schedule import cosine_with_warmup
 
 logger = logging.getLogger(__name__)
 
-CONFIG = "config.yaml"
 PANEL_IMAGES = 6
 LOW_LEARNING_RATE = 1e-4
 
@@ -111,7 +108,7 @@ def pretrain(options: PretrainOptions, resume: bool = False) -> Path:
         math.ceil(options.warmup_epochs * len(samples) / options.batch_size),
         max(1, steps // 10),
     )
-    loop = _loop_options(options, steps, resume)
+    loop = loop_options(options, steps, resume)
     lr = _learning_rate(options)
     optimizer = torch.optim.AdamW(
         parameter_groups(model, lr, options.weight_decay), lr=lr, betas=(0.9, 0.95)
@@ -122,9 +119,9 @@ def pretrain(options: PretrainOptions, resume: bool = False) -> Path:
         "steps": steps,
         "warmup_steps": warmup,
         "learning_rate": lr,
-        "statistics": _plain(statistics),
+        "statistics": as_yaml(statistics),
     }
-    _write_config(options, output_dir, {**derived, **origin, "versions": versions()})
+    write_config(options, {**derived, **origin, "versions": versions()})
     bad_images = BadImages(output_dir, samples.reader)
     bad_images.add(samples.bad)
     every = options.panel_every or max(1, steps // 10)
@@ -166,7 +163,7 @@ def pretrain(options: PretrainOptions, resume: bool = False) -> Path:
             "steps": str(steps),
             "mean": json.dumps(statistics.mean),
             "std": json.dumps(statistics.std),
-            "config": yaml.safe_dump(_plain(options), sort_keys=False),
+            "config": yaml.safe_dump(as_yaml(options), sort_keys=False),
             **origin,
         },
     )
@@ -213,28 +210,6 @@ class _Panels:
             save_panel(panel, self.folder / f"step_{step:08d}.png")
 
 
-def _loop_options(options: PretrainOptions, steps: int, resume: bool) -> LoopOptions:
-    return LoopOptions(
-        Path(options.output_dir),
-        max_steps=steps,
-        batch_size=options.batch_size,
-        workers=options.workers,
-        precision=options.precision,
-        log_every=options.log_every,
-        checkpoint_every=options.checkpoint_every,
-        keep_checkpoints=options.keep_checkpoints,
-        clip_norm=options.clip_norm,
-        accumulate=options.accumulate,
-        seed=options.seed,
-        resume=resume,
-        device=options.device,
-        trackers=options.trackers,
-        tracked_config={
-            k: v for k, v in asdict(options).items() if isinstance(v, (int, float, str))
-        },
-    )
-
-
 def _learning_rate(options: PretrainOptions) -> float:
     """Of the whole batch; a warning where it is too low to learn much."""
     lr = options.base_lr * options.batch_size / 256
@@ -273,19 +248,3 @@ def _statistics(options: PretrainOptions, samples: PretrainingSamples, resume: b
         options.seed,
         options.workers,
     )
-
-
-def _plain(values: PretrainOptions | Statistics) -> dict[str, Any]:
-    """Fields as YAML knows them."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(values).items()}
-
-
-def _write_config(options: PretrainOptions, output_dir: Path, derived: dict[str, Any]) -> None:
-    """The run's options and what follows from them, to ``config.yaml`` and to the log."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump({**_plain(options), "derived": derived}, sort_keys=False)
-    logger.info("configuration:\n%s", text)
-    if is_main_process():  # renamed when whole: a resumed run reads it
-        temporary = output_dir / f"{CONFIG}.tmp"
-        temporary.write_text(text)
-        os.replace(temporary, output_dir / CONFIG)

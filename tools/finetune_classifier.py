@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from backbones.convnext import SIZES
 from backbones.grn_flags import add_grn_flags, pop_grn_options
@@ -15,7 +14,7 @@ from fcmae.finetune import finetune
 from fcmae.finetune_options import FinetuneOptions
 from fcmae.finetune_recipes import RECIPES, VALUES, Recipe
 from fcmae.pretrain_options import parse_image_size
-from training.cli import ToolParser, log_to, run_tool
+from training.cli import OptionsParser, log_to, run_tool
 
 EXAMPLES = """\
 examples:
@@ -43,34 +42,16 @@ examples:
       --init timm:convnextv2_atto.fcmae_ft_in1k --output-dir runs/evaluation
 """
 
-NUMBERS = {int: "N", float: "X"}
 DATA = (
     "a folder with a folder of images for each class (or train/ and val/ of these), .tar shards of "
     "such folders, wds/ shards with .cls fields, or hfds/owner/name"
 )
 
 
-class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Examples as they are written, and every flag's default."""
-
-
 def parse() -> argparse.Namespace:
     defaults = FinetuneOptions(model="", data="", output_dir="")
-    parser = ToolParser(
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=Formatter,
-        argument_default=argparse.SUPPRESS,
-    )
-
-    def add(flag: str, text: str, **settings: Any) -> None:
-        default = getattr(defaults, flag[2:].replace("-", "_"), None)
-        if default is not None and "action" not in settings and "required" not in settings:
-            settings = {"type": type(default), "default": default, **settings}
-        if settings.get("type") in NUMBERS and "choices" not in settings:
-            settings = {"metavar": NUMBERS[settings["type"]], **settings}
-        parser.add_argument(flag, help=text, **settings)
-
+    parser = OptionsParser(defaults, __doc__, EXAMPLES)
+    add = parser.add
     add("--model", ", ".join(SIZES), required=True, choices=list(SIZES), metavar="NAME")
     add("--data", DATA, required=True)
     add("--output-dir", "the run's folder", required=True)

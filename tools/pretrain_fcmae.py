@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from backbones.convnext import SIZES
 from backbones.grn_flags import add_grn_flags, pop_grn_options
@@ -14,7 +13,7 @@ from fcmae.decoders import DECODERS
 from fcmae.model import MODES
 from fcmae.pretrain import pretrain
 from fcmae.pretrain_options import PretrainOptions, parse_image_size
-from training.cli import ToolParser, log_to, run_tool
+from training.cli import OptionsParser, log_to, run_tool
 
 EXAMPLES = """\
 examples:
@@ -39,7 +38,6 @@ examples:
 """
 
 
-NUMBERS = {int: "N", float: "X"}
 DATA = (
     "a folder of images (flat or nested), .tar shards (a file, a folder, or a pattern such as "
     "'shards/{000..010}.tar'; with wds/ before it for webdataset's naming of files), or a Hugging "
@@ -67,27 +65,10 @@ SKIP = (
 )
 
 
-class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Examples as they are written, and every flag's default."""
-
-
 def parse() -> argparse.Namespace:
     defaults = PretrainOptions(model="", data="", output_dir="")
-    parser = ToolParser(
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=Formatter,
-        argument_default=argparse.SUPPRESS,
-    )
-
-    def add(flag: str, text: str, **settings: Any) -> None:
-        default = getattr(defaults, flag[2:].replace("-", "_"), None)
-        if default is not None and "action" not in settings and "required" not in settings:
-            settings = {"type": type(default), "default": default, **settings}
-        if settings.get("type") in NUMBERS and "choices" not in settings:
-            settings = {"metavar": NUMBERS[settings["type"]], **settings}
-        parser.add_argument(flag, help=text, **settings)
-
+    parser = OptionsParser(defaults, __doc__, EXAMPLES)
+    add = parser.add
     add("--model", ", ".join(SIZES), required=True, choices=list(SIZES), metavar="NAME")
     add("--data", DATA, required=True)
     add("--output-dir", "the run's folder", required=True)

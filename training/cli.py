@@ -87,6 +87,40 @@ class ToolParser(argparse.ArgumentParser):
 _BAD = object()  # a value that is noted as wrong already
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Examples as they are written, and every flag's default."""
+
+
+class OptionsParser(ToolParser):
+    """Flags that are fields of an options dataclass; those not given are left out of the result.
+
+    Args:
+        defaults: options whose values are the flags' defaults and give their types.
+        description, epilog: of the help.
+    """
+
+    def __init__(self, defaults: Any, description: str | None, epilog: str) -> None:
+        super().__init__(
+            description=description,
+            epilog=epilog,
+            formatter_class=_Formatter,
+            argument_default=argparse.SUPPRESS,
+        )
+        self.options = defaults
+
+    def add(self, flag: str, text: str, **settings: Any) -> None:
+        """A flag with its help; further settings are ``add_argument``'s."""
+        default = getattr(self.options, flag[2:].replace("-", "_"), None)
+        if default is not None and "action" not in settings and "required" not in settings:
+            settings = {"type": type(default), "default": default, **settings}
+        if settings.get("type") in _NUMBERS and "choices" not in settings:
+            settings = {"metavar": _NUMBERS[settings["type"]], **settings}
+        self.add_argument(flag, help=text, **settings)
+
+
+_NUMBERS = {int: "N", float: "X"}
+
+
 def run_tool(main: Callable[[], int | None]) -> int:
     """Run a command line's ``main`` and turn its outcome into an exit code.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,6 +51,22 @@ class LoopOptions:
     def __post_init__(self) -> None:
         if problems := loop_problems(self):
             raise ValueError("; ".join(problems))
+
+
+def loop_options(options: Any, steps: int, resume: bool) -> LoopOptions:
+    """The loop's part of a training's options, whose fields of the same names it takes.
+
+    Args:
+        options: a dataclass with all fields of :class:`LoopOptions` but ``resume`` and
+            ``tracked_config``.
+        steps: optimizer steps of the whole run.
+        resume: continue from the newest complete checkpoint, where there is one.
+    """
+    own = {f.name for f in fields(LoopOptions)} - {"resume", "tracked_config"}
+    values = {name: getattr(options, name) for name in own}
+    values |= {"output_dir": Path(options.output_dir), "max_steps": steps}
+    flat = {k: v for k, v in asdict(options).items() if isinstance(v, (int, float, str))}
+    return LoopOptions(**values, resume=resume, tracked_config=flat)
 
 
 def loop_problems(options: Any, further_counts: Sequence[str] = ()) -> list[str]:

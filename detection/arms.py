@@ -78,20 +78,27 @@ def compare(arms: Sequence[Arm]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def loss_curves(arms: Sequence[Arm]) -> str:
-    """The mean total loss of each arm by iteration, as an SVG file's text."""
+def curves(arms: Sequence[Arm], name: str = "total_loss") -> str:
+    """The mean over seeds of a quantity of ``metrics.json`` by iteration: an SVG file's text.
+
+    Raises:
+        ValueError: if no run recorded it.
+    """
     series = []
     for index, arm in enumerate(arms):
         by_iteration: dict[float, list[float]] = {}
         for run in arm.runs.values():
-            for iteration, value in run.history.get("total_loss", []):
+            for iteration, value in run.history.get(name, []):
                 by_iteration.setdefault(iteration, []).append(value)
         points = [(i, sum(v) / len(v)) for i, v in sorted(by_iteration.items())]
         if points:
             series.append(Series(RunName(index, arm.name), thin(points)[0]))
     if not series:
-        raise ValueError("no run has losses in its metrics.json")
-    return chart_svg(Chart("Total loss, the mean over seeds", series), standalone=True)
+        recorded = sorted({key for arm in arms for run in arm.runs.values() for key in run.history})
+        raise ValueError(
+            f"no run has {name!r} in its metrics.json; recorded: {', '.join(recorded) or 'nothing'}"
+        )
+    return chart_svg(Chart(f"{name}, the mean over seeds", series), standalone=True)
 
 
 def _spread(found: Estimate, sign: str = "") -> str:

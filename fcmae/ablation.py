@@ -15,8 +15,10 @@ lines. A grid file::
       l1: {paper: {top-1: 84.3}, grn: {aggregate: l1}}
 
 ``grn`` goes to every stage of a row; a row's own ``pretrain``, ``classify`` and ``detect`` are
-deltas to the grid's, or ``null`` to leave that stage out. ``launcher`` may replace ``python``, for
-instance by ``torchrun --nproc-per-node 8``.
+deltas to the grid's, or ``null`` to leave that stage out. A row without ``pretrain`` may name the
+weights that it starts from (``init``, ``MODEL.CONVNEXT.WEIGHTS``). ``{seed}`` in a value is the
+run's seed, as in ``labels_{seed}.json``. ``launcher`` may replace ``python``, for instance by
+``torchrun --nproc-per-node 8``.
 """
 
 from __future__ import annotations
@@ -39,10 +41,8 @@ STAGES = ("pretrain", "classify", "detect")
 METRICS = ("top-1", "top-1 (averaged)", "box AP", "mask AP", "pretraining hours")
 GRID_KEYS = ("title", "source", "baseline", "seeds", "launcher", "rows", *STAGES)
 ROW_KEYS = ("paper", "grn", *STAGES)
-SET_BY_GRID = (
-    *("output-dir", "init", "seed", "resume"),
-    *("OUTPUT_DIR", "SEED", "MODEL.CONVNEXT.WEIGHTS"),
-)
+SET_BY_GRID = ("output-dir", "seed", "resume", "OUTPUT_DIR", "SEED")
+SET_BY_PRETRAINING = ("init", "MODEL.CONVNEXT.WEIGHTS")
 FLAGS_APART = {  # from the fields that they set
     "pretrain": ("raw-pixels", "wandb", "grn-aggregate", "grn-normalize", "no-grn-residual"),
     "classify": ("wandb", "grn-aggregate", "grn-normalize", "no-grn-residual"),
@@ -182,7 +182,7 @@ def _row(name: str, entry: Mapping[str, Any], tree: Mapping[str, Any]) -> Row:
         wrong += [
             f"{stage}: {key} is set for every run, leave it out"
             for key in arguments
-            if key in SET_BY_GRID
+            if key in SET_BY_GRID or ("pretrain" in stages and key in SET_BY_PRETRAINING)
         ]
     if not stages:
         wrong.append(f"it has no stage: give at least one of {', '.join(STAGES)}")

@@ -97,11 +97,19 @@ def _jobs(row: Row, seed: int, output_dir: Path, pretrainings: dict[str, Path]) 
             continue
         name = "".join(c if c.isalnum() or c in "-_." else "_" for c in row.name)
         folder = output_dir / stage / f"{name}_seed_{seed}"
-        arguments = {**row.stages[stage], "SEED" if stage == "detect" else "seed": seed}
+        arguments = {key: _of_seed(value, seed) for key, value in row.stages[stage].items()}
+        arguments["SEED" if stage == "detect" else "seed"] = seed
         if stage == "pretrain":
             folder = init = pretrainings.setdefault(json.dumps(arguments, sort_keys=True), folder)
         jobs.append(Job(stage, folder, arguments, init if stage != "pretrain" else None))
     return jobs
+
+
+def _of_seed(value: Any, seed: int) -> Any:
+    """The value with this seed's number in place of ``{seed}``."""
+    if isinstance(value, list):
+        return [_of_seed(item, seed) for item in value]
+    return value.replace("{seed}", str(seed)) if isinstance(value, str) else value
 
 
 def run_grid(

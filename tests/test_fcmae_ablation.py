@@ -20,6 +20,7 @@ from training.intervals import estimate, paired_difference, t_quantile
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / "tools"
 GRIDS = sorted((ROOT / "ablations").glob("*.yaml"))
+REPRODUCTION = sorted((ROOT / "ablations/reproduction/grids").glob("*.yaml"))
 TINY = {
     "model": "convnextv2_atto",
     "image-size": 32,
@@ -147,8 +148,29 @@ def test_rows_are_deltas_and_grn_reaches_every_stage(tmp_path):
     assert "MODEL.CONVNEXT.WEIGHTS" not in scratch.command(TOOLS, [])
 
 
+def test_a_seed_has_its_own_data_and_rows_without_pretraining_name_their_weights(tmp_path):
+    tree = {
+        **GRID,
+        "pretrain": None,
+        "classify": {**TINY, "data": "halves/seed_{seed}"},
+        "detect": {"config-file": "c.yaml", "DATASETS.TRAIN": ["json:few_{seed}.json:images"]},
+        "rows": {
+            "both": {"classify": {"init": "a.pt"}, "detect": {"MODEL.CONVNEXT.WEIGHTS": "a.pt"}}
+        },
+    }
+    jobs = plan(load_grid(write_grid(tmp_path, tree)), Path("out"))
+    for seed in (0, 1):
+        classify, detect = (job.command(TOOLS, []) for job in jobs["both", seed])
+        assert classify[classify.index("--data") + 1] == f"halves/seed_{seed}"
+        assert classify[classify.index("--init") + 1] == "a.pt"
+        keys = dict(zip(detect[5::2], detect[6::2], strict=True))
+        assert keys["DATASETS.TRAIN"] == f"['json:few_{seed}.json:images']"
+        assert keys["MODEL.CONVNEXT.WEIGHTS"] == "a.pt"
+
+
 def test_everything_wrong_in_a_grid_is_named_at_once(tmp_path):
     rows = {
+        "d": {"classify": {"init": "a.pt"}},
         "a": {"pretrain": {"epoch": 3, "seed": 1}, "paper": {"top1": 1.0}},
         "b": {"grn": {"aggregate": "max"}},
         "c": {"classify": {"layer-decai": 0.9}, "detect": {"SOLVER.MAX_ITER": 1}},
@@ -158,7 +180,8 @@ def test_everything_wrong_in_a_grid_is_named_at_once(tmp_path):
         load_grid(path)
     for message in (
         "'titel' is unknown; did you mean 'title'?",
-        "baseline is 'both'; name one of the rows: a, b, c",
+        "baseline is 'both'; name one of the rows: d, a, b, c",
+        "row d: classify: init is set for every run, leave it out",
         "seeds is [1, 1]; give a list of different integers",
         "row a: paper: 'top1' is unknown; did you mean 'top-1'?",
         "pretrain: seed is set for every run",
@@ -186,6 +209,15 @@ def test_shipped_grids_are_valid_and_name_their_source(path):
     # a row without a figure says so, or belongs to a grid for which the paper only tells its choice
     if "chooses" not in grid.source:
         assert all(bool(row.paper) != ("not in the paper" in row.name) for row in grid.rows)
+
+
+@pytest.mark.parametrize("path", REPRODUCTION, ids=lambda path: path.stem)
+def test_the_reproductions_grids_are_valid_and_name_their_files(path):
+    grid = load_grid(path)
+    assert not any(row.paper for row in grid.rows)
+    for row in grid.rows:
+        if "detect" in row.stages:
+            assert (ROOT / row.stages["detect"]["config-file"]).is_file()
 
 
 def test_shipped_grids_hold_every_figure_of_the_papers_tables():

@@ -1,6 +1,7 @@
 """Compare arms of an experiment, several seeds each: AP with 95% intervals, paired by seed.
 
-Prints a Markdown table; with --curves also draws the mean loss of each arm.
+Prints a Markdown table; with --curves also draws each arm's mean loss, or another
+quantity of metrics.json, by iteration.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from detection.arms import compare, loss_curves, read_arms
+from detection.arms import compare, curves, read_arms
 from training.cli import ToolParser, run_tool
 
 EXAMPLES = """
@@ -33,13 +34,16 @@ def main() -> None:
         help="an arm's name and its runs' folders; the first arm is the baseline",
     )
     parser.add_argument("--curves", type=Path, metavar="FILE", help="an .svg file")
+    parser.add_argument(
+        "--metric", default="total_loss", help="what --curves draws, such as bbox/AP"
+    )
     options = parser.parse_args()
     if alone := [arm[0] for arm in options.arm if len(arm) < 2]:
         parser.error(f"--arm needs a name and one or more runs: {', '.join(alone)} has none")
     arms = read_arms({name: [Path(run) for run in runs] for name, *runs in options.arm})
     print(compare(arms), end="")
     if options.curves:
-        options.curves.write_text(loss_curves(arms), encoding="utf-8")
+        options.curves.write_text(curves(arms, options.metric), encoding="utf-8")
 
 
 if __name__ == "__main__":

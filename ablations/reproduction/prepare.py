@@ -89,7 +89,8 @@ def cut_tiles(annotations: Path, images: Path, output: Path) -> dict:
             continue
         name = f"{Path(image['file_name']).stem}.png"
         pixels.crop((left, top, left + TILE, top + TILE)).save(output / name)
-        tiles["images"].append({"id": image["id"], "file_name": name, "width": TILE, "height": TILE})
+        tile = {"id": image["id"], "file_name": name, "width": TILE, "height": TILE}
+        tiles["images"].append(tile)
         tiles["annotations"] += objects
     return tiles
 

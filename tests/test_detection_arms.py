@@ -37,9 +37,7 @@ def test_the_curves_are_means_over_seeds(run_tool, tmp_path):
     text = curves.read_text()
     assert "scratch, iteration 1: 3<" in text
     assert "scratch, iteration 2: 1.5<" in text
-    other = run_tool(
-        "compare_arms", "--arm", "x", *runs, "--curves", curves, "--metric", "bbox/AP"
-    )
+    other = run_tool("compare_arms", "--arm", "x", *runs, "--curves", curves, "--metric", "bbox/AP")
     assert other.code == 1
     assert "no run has 'bbox/AP' in its metrics.json; recorded: total_loss" in other.err
 

@@ -1,0 +1,109 @@
+"""Put the figures of runs/reproduction (made by run.sh) into docs/reproduction.md and docs/images.
+
+Between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` goes the table of that name; a grid that
+has no run yet says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import shutil
+from collections import defaultdict
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from detection.arms import Arm, compare, curves, read_arms
+from fcmae.analysis_plots import COLOURS
+from training.cli import run_tool
+from training.intervals import estimate
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+LABELS = {"16": 16, "64": 64, "all": 400}  # labelled tiles of a grid's runs
+FINISHED = "inference/metrics_summary.json"
+PICTURES = {
+    "diversity_by_epoch/distance_by_epoch.png": "reproduction_by_epoch.png",
+    "diversity/cosine_distance.png": "reproduction_by_block.png",
+}
+
+
+def arms(folder: Path) -> list[Arm]:
+    """The finished detection runs of a grid, the baseline first; seeds that every arm has."""
+    by_arm: dict[str, dict[str, Path]] = defaultdict(dict)
+    for run in sorted(folder.glob("detect/*_seed_*/")):
+        if (run / FINISHED).is_file():
+            name, _, seed = run.name.rpartition("_seed_")
+            by_arm[name][seed] = run
+    names = sorted(by_arm, key=lambda name: (name != "scratch", name != "fcmae", name))
+    return read_arms({name: list(by_arm[name].values()) for name in names})
+
+
+def grid_table(folder: Path) -> str:
+    """The tables that tools/ablate.py wrote, without their headings."""
+    text = (folder / "table.md").read_text()
+    return "\n".join(line for line in text.splitlines() if line.startswith("|"))
+
+
+def measured_pretraining(folder: Path) -> str:
+    """Loss and hours of each pretraining."""
+    with (folder / "runs.csv").open() as stream:
+        hours = {row["row"]: float(row["value"]) for row in csv.DictReader(stream)}
+    lines = ["| encoder | hours of one core, other work beside it |", "| --- | --- |"]
+    return "\n".join(lines + [f"| {name} | {value:.2f} |" for name, value in hours.items()])
+
+
+def table(name: str, out: Path) -> str:
+    folder = out / name
+    if name == "pretraining" and (folder / "runs.csv").is_file():
+        return measured_pretraining(folder)
+    if name.startswith("detection"):
+        return compare(found).rstrip() if (found := arms(folder)) else "Not yet run."
+    return grid_table(folder) if (folder / "table.md").is_file() else "Not yet run."
+
+
+def draw_labels(out: Path, path: Path) -> None:
+    """Box AP by the number of labelled tiles, a line an arm: means and 95% intervals."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axis = figure.subplots()
+    points: dict[str, list[tuple[int, float, float]]] = defaultdict(list)
+    for name, labels in LABELS.items():
+        for arm in arms(out / f"detection_{name}"):
+            found = estimate(list(arm.values("bbox").values()))
+            points[arm.name].append((labels, found.mean, found.half_width or 0.0))
+    for index, (arm_name, of_arm) in enumerate(points.items()):
+        labels, means, widths = zip(*of_arm, strict=True)
+        moved = [count * 1.04**index for count in labels]  # so that intervals do not cover others
+        axis.errorbar(
+            moved, means, widths, color=COLOURS[index], marker="o", capsize=3, label=arm_name
+        )
+    axis.set(xscale="log", xlabel="labelled tiles", ylabel="box AP", ylim=(0, None))
+    axis.set_xticks(list(LABELS.values()), list(map(str, LABELS.values())))
+    axis.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, default=Path("runs/reproduction"))
+    out = parser.parse_args().runs
+    page = ROOT / "docs/reproduction.md"
+    text = page.read_text()
+    for name in re.findall(r"<!-- begin (\w+) -->", text):
+        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}\n\n{table(name, out)}\n\n{end}{rest.partition(end)[2]}"
+    page.write_text(text)
+    images = ROOT / "docs/images"
+    for source, picture in PICTURES.items():
+        if (out / source).is_file():
+            shutil.copyfile(out / source, images / picture)
+    draw_labels(out, images / "reproduction_labels.png")
+    for metric in ("total_loss", "bbox/AP"):
+        picture = f"reproduction_{metric.replace('/', '_').lower()}.svg"
+        (images / picture).write_text(curves(arms(out / "detection_64"), metric))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_tool(main))

@@ -1,0 +1,153 @@
+"""The reproduction's scripts: what is cut from the data sets, and what the page takes from runs."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as rle_codec
+from test_detection_arms import make_run
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = ROOT / "ablations/reproduction"
+SYNSETS = ("n01440764", "n02085620", "n02113978", "n02514041", "n02666196", "n04613696",
+           "n06359193", "n15075141")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Small stand-ins for the three data sets: four photographs a synset, 100 images of squares."""
+    folder = tmp_path_factory.mktemp("data")
+    generator = np.random.default_rng(0)
+    for synset in SYNSETS:
+        (folder / "imagenet_samples/train" / synset).mkdir(parents=True)
+        for i in range(4):
+            pixels = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(
+                folder / f"imagenet_samples/train/{synset}/{synset}_{i}.png"
+            )
+    for name, splits in (("nuclei", {"train": 100, "val": 3}), ("coco_mini", {"train": 2})):
+        (folder / name / "annotations").mkdir(parents=True)
+        (folder / name / "images").mkdir()
+        for split, count in splits.items():
+            write_squares(folder / name, split, count, generator)
+    return folder
+
+
+def write_squares(folder, split, count, generator):
+    images, annotations = [], []
+    for i in range(1, count + 1):
+        pixels = generator.integers(0, 256, (150, 140, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"images/{split}_{i}.png")
+        images.append({"id": i, "file_name": f"{split}_{i}.png", "width": 140, "height": 150})
+        whole = np.zeros((150, 140), np.uint8, order="F")
+        whole[40:90, 5:60] = 1  # wherever the tile is, a part of it is inside
+        rle = rle_codec.encode(whole)
+        annotations.append(
+            {
+                "id": i, "image_id": i, "category_id": 7, "iscrowd": 0, "area": 2750.0,
+                "bbox": [5.0, 40.0, 55.0, 50.0],
+                "segmentation": {"size": [150, 140], "counts": rle["counts"].decode()},
+            }
+        )  # fmt: skip
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 7, "name": "x"}]}
+    (folder / f"annotations/{split}.json").write_text(json.dumps(content))
+
+
+@pytest.fixture(scope="module")
+def prepared(data):
+    folder = data / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["prepare.py", str(data), str(folder), "--seeds", "2"])
+        runpy.run_path(str(SCRIPTS / "prepare.py"), run_name="__main__")
+    return folder
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_tiles_hold_the_pixels_and_masks_of_their_images(prepared, data):
+    tiles = read(prepared / "tiles/val.json")
+    assert [image["id"] for image in tiles["images"]] == [1, 2, 3]
+    for image, annotation in zip(tiles["images"], tiles["annotations"], strict=True):
+        tile = np.array(Image.open(prepared / "tiles/images" / image["file_name"]))
+        whole = np.array(Image.open(data / "nuclei/images" / image["file_name"]))
+        places = [
+            (top, left)
+            for top in range(150 - 128 + 1)
+            for left in range(140 - 128 + 1)
+            if np.array_equal(whole[top : top + 128, left : left + 128], tile)
+        ]
+        ((top, left),) = places
+        mask = rle_codec.decode(annotation["segmentation"])
+        expected = np.zeros((150, 140), np.uint8)
+        expected[40:90, 5:60] = 1
+        assert np.array_equal(mask, expected[top : top + 128, left : left + 128])
+        x, y, width, height = annotation["bbox"]
+        assert (x, y) == (max(5 - left, 0), 40 - top)
+        assert (x + width, y + height) == (60 - left, 90 - top)
+        assert annotation["area"] == mask.sum()
+
+
+def test_label_subsets_grow_and_nothing_is_tuned_on_what_is_trained_on(prepared):
+    def ids(name):
+        return {image["id"] for image in read(prepared / f"tiles/{name}.json")["images"]}
+
+    train, tune = ids("train"), ids("tune")
+    assert (len(train), len(tune)) == (40, 60)
+    assert not train & tune
+    for seed in (0, 1):
+        assert len(ids(f"train_16_seed_{seed}")) == 16
+        assert ids(f"train_16_seed_{seed}") < ids(f"train_64_seed_{seed}") <= train
+    assert ids("train_16_seed_0") != ids("train_16_seed_1")
+
+
+def test_classes_follow_wordnets_numbers_and_are_halved(prepared):
+    folder = prepared / "classes/seed_0"
+    for split in ("train", "val"):
+        sizes = {each.name: len(list(each.iterdir())) for each in (folder / split).iterdir()}
+        assert sizes == {"animal": 4, "dog": 4, "artefact": 4, "food_or_place": 4}
+    dogs = {file.name[:9] for file in folder.glob("*/dog/*")}
+    assert dogs == {"n02085620", "n02113978"}
+    assert not {f.name for f in folder.glob("train/*/*")} & {f.name for f in folder.glob("val/*/*")}
+
+
+def test_no_validation_image_is_pretrained_on(prepared):
+    names = [file.name for file in (prepared / "images").rglob("*.png")]
+    assert len(names) == 4 * len(SYNSETS) + 100 + 2
+    assert not any(name.startswith("val") for name in names)
+
+
+def test_the_page_is_filled_from_runs_and_says_what_was_not_run(tmp_path, monkeypatch):
+    (tmp_path / "docs/images").mkdir(parents=True)
+    shutil.copytree(SCRIPTS, tmp_path / "ablations/reproduction")
+    page = tmp_path / "docs/reproduction.md"
+    names = ("detection_64", "detection_all", "rates")
+    blocks = "\n".join(f"<!-- begin {name} -->\nold\n<!-- end {name} -->" for name in names)
+    page.write_text(f"before\n{blocks}\nafter\n")
+    runs = tmp_path / "runs"
+    for arm, values in (("scratch", (1.0, 2.0)), ("fcmae", (4.0, 7.0))):
+        for seed, value in enumerate(values):
+            folder = runs / f"detection_64/detect/{arm}_seed_{seed}"
+            make_run(folder, seed, value, value, losses=[2, 1])
+            with (folder / "metrics.json").open("a") as stream:
+                stream.write('\n{"iteration": 2, "bbox/AP": 5.0}')
+    monkeypatch.setattr("sys.argv", ["write_page.py", "--runs", str(runs)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(tmp_path / "ablations/reproduction/write_page.py"), run_name="__main__")
+    assert not ended.value.code
+    text = page.read_text()
+    assert "old" not in text
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    # differences 3 and 5: mean 4, standard deviation 1.41, times 12.7062 / sqrt(2)
+    assert "| +4.00 ± 12.71 |" in text
+    assert text.count("Not yet run.") == 2
+    assert (tmp_path / "docs/images/reproduction_labels.png").stat().st_size > 1000
+    assert "iteration 2: 5" in (tmp_path / "docs/images/reproduction_bbox_ap.svg").read_text()

@@ -1,8 +1,8 @@
 """What a detector costs: the adapter, one engine against the other, each size against R50-FPN.
 
 Detectors are those of the COCO configs with fresh weights, on square images of noise that show
-OBJECTS ellipses each. Both engines get the same weights; these are scaled so that classes' logits
-have the spread of a trained detector's, or no box would pass the threshold and no mask be
+OBJECTS ellipses each. Compared engines get the same weights. Weights are scaled so that classes'
+logits have the spread of a trained detector's, or no box would pass the threshold and no mask be
 computed. A training step is forward, backward and AdamW; inference goes from the image to boxes
 and masks in its pixels. Seconds are processor time on a CPU (of all threads) and time on a GPU,
 medians over interleaved rounds. Memory is what PyTorch's allocator held at most, with weights and
@@ -27,7 +27,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from backbones.convnext import STAGES, build_convnext
 from detection.config import load_config, to_detectron2
 from detection.engines.optimizer import build_adamw
-from detection.engines.torchvision_model import ConvNeXtFPN, MaskRCNN, build_mask_rcnn
+from detection.engines.torchvision_model import ConvNeXtFPN, build_mask_rcnn
 from detection.engines.weights import torchvision_to_detectron2
 from training.measure import Row, device_clock, held_bytes, interleaved, peak_bytes
 
@@ -165,7 +165,6 @@ def torchvision_detector(case: Case, device: torch.device) -> Detector:
     torch.manual_seed(0)
     config = case.config()
     model = build_mask_rcnn(config)
-    prefix = "backbone.body."
     if case.size == RESNET:
         model.backbone = ConvNeXtFPN(
             ResNet50(),  # type: ignore[arg-type]
@@ -173,22 +172,26 @@ def torchvision_detector(case: Case, device: torch.device) -> Detector:
             config.MODEL.FPN.OUT_CHANNELS,
             config.MODEL.FPN.NORM,
         )
-        optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            [p for p in model.parameters() if p.requires_grad], lr=config.SOLVER.BASE_LR
-        )
-    else:
-        optimizer = build_adamw(config, model, prefix)
     model.to(device)
-    samples = make_samples(case)
-    detector = Detector(case, device, model, samples, optimizer)
-    _spread_logits(detector, model)
+    optimizer = _build_optimizer(case, model, "backbone.body.")
+    detector = Detector(case, device, model, make_samples(case), optimizer)
+    _spread_logits(detector)
     return detector
 
 
-def _spread_logits(detector: Detector, model: MaskRCNN) -> None:
+def _build_optimizer(case: Case, model: nn.Module, encoder_prefix: str) -> torch.optim.Optimizer:
+    config = case.config()
+    if case.size == RESNET:  # its layers have no ids of ConvNeXt
+        learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return torch.optim.AdamW(learning, lr=config.SOLVER.BASE_LR)
+    return build_adamw(config, model, encoder_prefix)
+
+
+def _spread_logits(detector: Detector) -> None:
     """Scale the classifier so that its logits have the standard deviation LOGIT_SPREAD."""
     seen: list[Tensor] = []
-    predictor = model.roi_heads.box_predictor
+    heads: Any = detector.model.roi_heads
+    predictor = heads.box_predictor  # has one name and one output in both engines
     hook = predictor.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs[0]))
     detector.infer()
     hook.remove()
@@ -196,8 +199,14 @@ def _spread_logits(detector: Detector, model: MaskRCNN) -> None:
         predictor.cls_score.weight *= LOGIT_SPREAD / seen[0].float().std()
 
 
-def detectron2_detector(case: Case, device: torch.device, weights: dict[str, Tensor]) -> Detector:
-    """detectron2's, with the torchvision engine's weights and the same images."""
+def detectron2_detector(
+    case: Case, device: torch.device, weights: dict[str, Tensor] | None = None
+) -> Detector:
+    """detectron2's, with the same images.
+
+    Args:
+        weights: the torchvision engine's; None for fresh ones that detect.
+    """
     from detectron2.modeling import build_model
     from detectron2.structures import BitMasks, Boxes, Instances
     from detectron2.utils.events import EventStorage
@@ -206,8 +215,15 @@ def detectron2_detector(case: Case, device: torch.device, weights: dict[str, Ten
 
     cfg = to_detectron2(case.config())
     cfg.MODEL.DEVICE = str(device)
+    if case.size == RESNET:  # detectron2's own; strides as torchvision's
+        cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.FREEZE_AT = "build_resnet_fpn_backbone", 2
+        stages = [f"res{number}" for number in (2, 3, 4, 5)]
+        cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = stages
+        cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
+    torch.manual_seed(0)
     model = build_model(cfg)
-    model.load_state_dict(torchvision_to_detectron2(weights))
+    if weights is not None:
+        model.load_state_dict(torchvision_to_detectron2(weights))
     inputs = []
     for sample in make_samples(case):
         instances = Instances((sample["height"], sample["width"]))
@@ -216,8 +232,17 @@ def detectron2_detector(case: Case, device: torch.device, weights: dict[str, Ten
         instances.gt_masks = BitMasks(sample["masks"])
         kept = {key: sample[key] for key in ("image", "height", "width")}
         inputs.append(kept | {"instances": instances})
-    optimizer = build_adamw(cfg, model, "backbone.bottom_up.")
-    return Detector(case, device, model, inputs, optimizer, EventStorage)
+    optimizer = _build_optimizer(case, model, "backbone.bottom_up.")
+    detector = Detector(case, device, model, inputs, optimizer, EventStorage)
+    if weights is None:
+        _spread_logits(detector)
+    return detector
+
+
+ENGINES: dict[str, Callable[[Case, torch.device], Detector]] = {
+    "torchvision": torchvision_detector,
+    "detectron2": detectron2_detector,
+}
 
 
 def why_no_detectron2() -> str | None:
@@ -283,13 +308,14 @@ def engines_case(case: Case, rounds: int, device: torch.device) -> list[Row]:
     return rows
 
 
-def cost_cases(cases: list[Case], rounds: int, device: torch.device) -> list[Row]:
-    """Training and inference of each case on the torchvision engine, against R50-FPN there."""
+def cost_cases(cases: list[Case], rounds: int, device: torch.device, engine: str) -> list[Row]:
+    """Training and inference of each case on one engine, against the first: R50-FPN there."""
     rows: list[Row] = []
     for case in cases:
-        detector = torchvision_detector(case, device)
+        detector = ENGINES[engine](case, device)
         runs = {"inference": detector.infer, "training": detector.train}
-        detections = len(detector.infer()[0]["scores"])
+        (found,) = detector.infer()
+        detections = len(found["instances"] if engine == "detectron2" else found["scores"])
         memory = {"inference": detector.mebibytes(detector.infer)}  # before AdamW has a state
         seconds = interleaved(runs, rounds, device, device_clock(device))
         memory["training"] = detector.mebibytes(detector.train)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from detection.benchmark import (
+    ENGINES,
     RESNET,
     Case,
     adapter_case,
@@ -18,6 +19,7 @@ from detection.benchmark import (
 from detection.benchmark_evaluation import evaluation_case
 from training.measure import Row
 
+PARTS = ("adapter", "engines", "cost", "evaluation")
 ADAPTER_PIXELS, ADAPTER_ROUNDS = 224, 30  # small and often: what the adapter adds is constant
 
 
@@ -26,6 +28,7 @@ def detection_tables(
     rounds: int,
     device: torch.device,
     evaluation_images: int,
+    parts: Sequence[str] = PARTS,
 ) -> dict[str, list[Row]]:
     """Tables by their heading.
 
@@ -33,29 +36,35 @@ def detection_tables(
         shapes: encoder, precision, images of a training step, and image side in pixels.
         rounds: that are counted.
         evaluation_images: of the synthetic results to evaluate; 0 for none.
+        parts: which of PARTS to measure.
     """
     cases = [Case(*shape) for shape in shapes]
     tables: dict[str, list[Row]] = {}
-    if missing := why_no_detectron2():
-        tables["adapter and engines"] = [{"skipped": missing}]
-    else:
+    missing = why_no_detectron2()
+    if missing and set(parts) != {"evaluation"}:
+        tables["adapter, engines, cost on detectron2"] = [{"skipped": missing}]
+    if "adapter" in parts and not missing:
         small = [replace(case, batch=1, image_size=ADAPTER_PIXELS) for case in cases]
         tables["detectron2's adapter"] = [
             adapter_case(case, ADAPTER_ROUNDS * rounds, device) for case in small
         ]
+    if "engines" in parts and not missing:
         tables["the two engines"] = [
             row for case in cases for row in engines_case(case, rounds, device)
         ]
-    references = dict.fromkeys(replace(case, size=RESNET) for case in cases)
-    tables["cost on the torchvision engine"] = [
-        row
-        for reference in references
-        for row in cost_cases(
-            [reference, *(case for case in cases if replace(case, size=RESNET) == reference)],
-            rounds,
-            device,
-        )
-    ]
-    if evaluation_images:
+    if "cost" in parts:
+        references = dict.fromkeys(replace(case, size=RESNET) for case in cases)
+        for engine in ["torchvision"] if missing else ENGINES:
+            tables[f"cost on the {engine} engine"] = [
+                row
+                for reference in references
+                for row in cost_cases(
+                    [reference, *(c for c in cases if replace(c, size=RESNET) == reference)],
+                    rounds,
+                    device,
+                    engine,
+                )
+            ]
+    if "evaluation" in parts and evaluation_images:
         tables["evaluation of box and mask results"] = [evaluation_case(evaluation_images)]
     return tables

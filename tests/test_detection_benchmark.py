@@ -98,6 +98,16 @@ def test_ratios_are_quotients_of_what_was_measured():
     assert row["adapter / bare"] == row["adapter s"] / row["bare encoder s"]
 
 
+@pytest.mark.detectron2
+def test_inference_holds_at_most_what_detectron2_holds_where_the_mask_head_is_the_peak():
+    """As in every config of COCO; memory is no timing and the same in each run."""
+    wide = ("MODEL.ROI_MASK_HEAD.CONV_DIM", "128", "MODEL.ROI_MASK_HEAD.NUM_CONV", "2")
+    case = replace(SMALL, overrides=SMALL.overrides + wide)
+    ours = torchvision_detector(case, CPU)
+    theirs = detectron2_detector(case, CPU, ours.model.state_dict())
+    assert ours.mebibytes(ours.infer) <= theirs.mebibytes(theirs.infer)
+
+
 def test_resnet_is_torchvisions_with_stem_and_first_stage_frozen():
     torch.manual_seed(0)
     model = ResNet50().eval()
@@ -113,18 +123,46 @@ def test_resnet_is_torchvisions_with_stem_and_first_stage_frozen():
     assert learns == {"layer2", "layer3", "layer4"}
 
 
-def test_costs_are_relative_to_the_resnet_and_the_missing_engine_is_said(monkeypatch):
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "detectron2" else find_spec(name)
-    )
+@pytest.fixture
+def small_cases(monkeypatch):
     original = Case.config
     monkeypatch.setattr(
         Case, "config", lambda case: original(replace(case, overrides=SMALL.overrides))
     )
+
+
+def test_costs_are_of_torchvision_alone_where_detectron2_is_missing(monkeypatch, small_cases):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "detectron2" else find_spec(name)
+    )
     tables = detection_tables([("convnextv2_atto", "fp32", 1, 96)], 1, CPU, 0)
-    assert tables["adapter and engines"] == [{"skipped": "detectron2 is not installed"}]
-    reference, atto = tables["cost on the torchvision engine"]
+    assert next(iter(tables.values())) == [{"skipped": "detectron2 is not installed"}]
+    check_costs(tables["cost on the torchvision engine"])
+    assert len(tables) == 2
+
+
+@pytest.mark.detectron2
+def test_costs_of_both_engines_alone_are_relative_to_each_ones_resnet(small_cases):
+    tables = detection_tables([("convnextv2_atto", "fp32", 1, 96)], 1, CPU, 5000, ["cost"])
+    assert list(tables) == ["cost on the torchvision engine", "cost on the detectron2 engine"]
+    for rows in tables.values():
+        check_costs(rows)
+
+
+@pytest.mark.detectron2
+def test_both_engines_resnets_have_as_many_weights_and_freeze_as_many():
+    counts = []
+    for build in (torchvision_detector, detectron2_detector):
+        parameters = list(build(replace(SMALL, size=RESNET), CPU).model.parameters())
+        counts.append([sum(p.numel() for p in parameters if p.requires_grad == b) for b in (0, 1)])
+    background = 4 * (32 + 1) + 1 * (16 + 1)  # torchvision's rows of boxes and masks
+    assert counts[0] == [counts[1][0], counts[1][1] + background]
+    assert counts[0][0] > 0
+
+
+def check_costs(rows):
+    reference, atto = rows
     assert (reference["detector"], atto["detector"]) == (RESNET, "convnextv2_atto")
     for name in ("training s", "training MiB", "inference s", "inference MiB"):
         assert reference[f"{name} / {RESNET}"] == 1
@@ -155,18 +193,19 @@ def test_evaluation_whose_numbers_differ_is_no_result(monkeypatch):
 def test_tool_measures_the_shapes_that_were_asked_for(run_tool, monkeypatch):
     calls = []
 
-    def recorded(shapes, rounds, device, images):
-        calls.append((shapes, rounds, device, images))
+    def recorded(*options):
+        calls.append(options)
         return {"heading": [{"ratio": 0.5}]}
 
     monkeypatch.setattr("detection.benchmark_tables.detection_tables", recorded)
     arguments = ["--sizes", "convnextv2_pico", "--image-size", "320", "--rounds", "2"]
-    shown = run_tool("benchmark", "detection", *arguments, "--images", "0", "--json")
+    arguments += ["--images", "0", "--only", "cost", "--json"]
+    shown = run_tool("benchmark", "detection", *arguments)
     assert json.loads(shown.out)["heading"] == [{"ratio": 0.5}]
     run_tool("benchmark", "detection")
-    assert calls[0] == ([("convnextv2_pico", "fp32", 1, 320)], 2, CPU, 0)
+    assert calls[0] == ([("convnextv2_pico", "fp32", 1, 320)], 2, CPU, 0, ["cost"])
     assert [shape[2:] for shape in calls[1][0]] == [(1, 512)] * len(calls[1][0])
-    assert calls[1][3] == 5000
+    assert calls[1][3:] == (5000, ("adapter", "engines", "cost", "evaluation"))
 
 
 def test_unknown_sizes_are_named():

@@ -6,8 +6,10 @@ import json
 
 import pytest
 import torch
+from golden import inputs
+from golden.scenes import config_of, scenes
 from small_coco import write_small_coco
-from small_detector import sample, small_config, spread_scores
+from small_detector import restored_log_handlers, sample, small_config, spread_scores
 
 pytest.importorskip("detectron2", reason="detectron2 is not installed (README, detectron2)")
 pytestmark = pytest.mark.detectron2
@@ -24,6 +26,7 @@ from detection.engines.soft_nms import SoftNMS
 from detection.engines.torchvision_model import build_mask_rcnn
 from detection.engines.weights import torchvision_to_detectron2
 from detection.evaluate import coco_metrics
+from detection.run import run
 
 AGNOSTIC = {"MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True, "ENGINE": "detectron2"}
 CASCADE = AGNOSTIC | {"MODEL.ROI_HEADS.NAME": "CascadeROIHeads"}
@@ -145,6 +148,29 @@ def test_the_engine_writes_both_results_in_coco_format(dataset, tmp_path):
     for path in (plain, augmented):
         metrics = coco_metrics(dataset.annotations, path, ("bbox", "segm"))
         assert metrics["bbox"]["AP"] is not None
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_runs_augmented_metrics_are_written_beside_the_plain_ones(tmp_path, flip):
+    """Of a trained detector; one identical scale without flip scores as the plain test does."""
+    changes = IDENTITY | {"TEST.AUG.MIN_SIZES": (128,), "TEST.AUG.MAX_SIZE": 160}
+    if flip:
+        changes |= {"TEST.AUG.FLIP": True, "TEST.AUG.MIN_SIZES": (96, 128)}
+    changes["MODEL.WEIGHTS"] = str(inputs.trained_file("LN"))
+    annotations = str(scenes(tmp_path / "data").annotations)
+    changes["DATASETS.TEST"] = (f"json:{annotations}:{tmp_path / 'data' / 'images'}",)
+    with restored_log_handlers(), inputs.tiny_encoder():
+        returned = run(config_of(tmp_path / "run", changes), eval_only=True)
+    plain, augmented = tmp_path / "run" / "inference", tmp_path / "run" / "inference_TTA"
+    for folder in (plain, augmented):
+        metrics = coco_metrics(annotations, folder / "coco_instances_results.json")
+        assert read(folder / "metrics_summary.json") == metrics
+        assert (folder / "diagnosis.json").is_file()
+        assert metrics["bbox"]["AP"] > 10 < metrics["segm"]["AP"]
+    assert returned == read(plain / "metrics_summary.json")
+    found = read(augmented / "metrics_summary.json")
+    same = {t: found[t] == pytest.approx(returned[t], abs=1e-3) for t in ("bbox", "segm")}
+    assert same == {"bbox": not flip, "segm": not flip}
 
 
 def test_cascade_stages_have_the_configs_thresholds_and_box_weights():

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from backbones.kernels import KERNELS, use_kernels
-from detection.benchmark_tables import detection_tables
+from detection.benchmark_tables import PARTS, detection_tables
 from fcmae.benchmark import Case, encoder_case, pretrain_case
 from fcmae.benchmark_data import data_case
 from fcmae.benchmark_gpu import gpu_encoder_case
@@ -28,6 +28,7 @@ examples:
   OMP_NUM_THREADS=1 python tools/benchmark.py growth --picture growth.png
   OMP_NUM_THREADS=1 python tools/benchmark.py data --data PHOTOGRAPHS --workers 2
   OMP_NUM_THREADS=1 python tools/benchmark.py detection --rounds 3
+  OMP_NUM_THREADS=1 python tools/benchmark.py detection --only cost --rounds 2
   python tools/benchmark.py detection --device cuda --sizes convnextv2_base --precision bf16 \\
       --image-size 1024
 """
@@ -77,6 +78,7 @@ def parse() -> argparse.Namespace:
     add("--workers", type=int, default=2, help="of data: loader processes")
     add("--data", type=Path, metavar="DIR", help="of data: images (default: synthetic ones)")
     add("--images", type=int, default=5000, help="of detection's evaluation; 0 leaves it out")
+    add("--only", nargs="+", choices=PARTS, default=PARTS, help="of detection: these tables alone")
     add("--picture", type=Path, metavar="FILE", help="of growth: a PNG or SVG")
     add("--json", action="store_true", help="print JSON instead of a table")
     return parser.parse_args()
@@ -97,7 +99,8 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> dict[str, li
     sides = arguments.image_size or [512 if arguments.what == "detection" else 224]
     if arguments.what == "detection":
         shapes = [(*model, batch, side) for model in models for batch in batches for side in sides]
-        return detection_tables(shapes, arguments.rounds, device, arguments.images)
+        options = (arguments.rounds, device, arguments.images, arguments.only)
+        return detection_tables(shapes, *options)
     cases = [
         Case(size, precision, batch, pixels, ratio)
         for size, precision in models

@@ -106,8 +106,9 @@ class MaskRoIHeads(RoIHeads):
         if self.training:
             assert targets is not None
             return [], self.losses(features, proposals, image_shapes, targets)
-        logits, deltas = self.predict_boxes(features, proposals, image_shapes)
-        boxes, scores, labels = self.postprocess_detections(logits, deltas, proposals, image_shapes)
+        boxes, scores, labels = self.postprocess_detections(
+            *self.predict_boxes(features, proposals, image_shapes), proposals, image_shapes
+        )
         detections = [
             {"boxes": b, "scores": s, "labels": n}
             for b, s, n in zip(boxes, scores, labels, strict=True)
@@ -125,9 +126,14 @@ class MaskRoIHeads(RoIHeads):
         return logits.float(), deltas.float()
 
     def predict_masks(self, features, boxes, image_shapes, labels: Tensor) -> Tensor:
-        """Mask logits ``[R, M, M]``, float32: of each box the channel of its label."""
-        pooled = self.mask_roi_pool(features, boxes, image_shapes)
-        logits = self.mask_predictor(self.mask_head(pooled)).float()
+        """Mask logits ``[R, M, M]``, float32: of each box the channel of its label.
+
+        The memory of an inference is highest in the predictor, so the pooled regions have no name
+        that would hold them until then.
+        """
+        logits = self.mask_predictor(
+            self.mask_head(self.mask_roi_pool(features, boxes, image_shapes))
+        ).float()
         return logits[torch.arange(len(labels), device=labels.device), labels]
 
     def losses(self, features, proposals, image_shapes, targets) -> dict[str, Tensor]:

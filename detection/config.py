@@ -60,6 +60,12 @@ def get(config: CfgNode, name: str) -> Any:
     return reduce(getitem, name.split("."), config)
 
 
+def flat_values(config: CfgNode) -> dict[str, int | float | str]:
+    """Every key of the schema with its value, as experiment trackers take them: lists as text."""
+    values = {name: get(config, name) for name in SCHEMA}
+    return {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in values.items()}
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
     """Read a config file with its bases and overrides, checked as a whole, frozen.
 

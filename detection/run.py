@@ -29,6 +29,7 @@ from detection.run_record import collect_facts, log_header, write_facts
 from training.checkpoints import list_checkpoints
 from training.cli import log_to
 from training.environment import peak_memory_mb
+from training.trackers import tracker_problems
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,8 @@ def run(
         FileNotFoundError: for files that do not exist.
     """
     engine = load_engine(config.ENGINE)
+    if problems := tracker_problems(["wandb"] if config.WANDB else []):
+        raise ValueError(f"WANDB is True, but {problems[0]}")
     output_dir, is_main = Path(config.OUTPUT_DIR), is_main_process()
     changes = check_output_dir(config, resume, eval_only)
     log_to(output_dir if is_main else None, logging.INFO if is_main else logging.ERROR)

@@ -2,7 +2,7 @@
 
 A key that detectron2 has keeps detectron2's name, type and meaning (the source is its
 ``config/defaults.py``), so that the same file merges into ``get_cfg()``. Keys of this project:
-``ENGINE``, ``MODEL.CONVNEXT.*``, ``MODEL.ROI_HEADS.SOFT_NMS.*``, ``INPUT.LSJ.*``,
+``ENGINE``, ``WANDB``, ``MODEL.CONVNEXT.*``, ``MODEL.ROI_HEADS.SOFT_NMS.*``, ``INPUT.LSJ.*``,
 ``SOLVER.OPTIMIZER``, ``SOLVER.LAYER_DECAY*``, ``SOLVER.ACCUMULATE``, ``SOLVER.EMA.*``,
 ``SOLVER.AMP.PRECISION``. The defaults are a Mask R-CNN with a feature pyramid, as in detectron2's
 ``Base-RCNN-FPN.yaml``; where that departs from ``get_cfg()``, ``det_configs/_base_`` says it again.
@@ -121,6 +121,7 @@ def norm() -> Key:
 SCHEMA: dict[str, Key] = {
     "VERSION": one_of(2),
     "ENGINE": one_of("torchvision", "detectron2"),
+    "WANDB": flag(False),  # logs to Weights & Biases too, not to TensorBoard alone
     "SEED": number(0, -1),  # -1: a different one in each run
     "OUTPUT_DIR": text("./output"),
 

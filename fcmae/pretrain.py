@@ -11,6 +11,7 @@ import logging
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ from training.environment import git_commit, versions
 from training.loop import train
 from training.options import loop_options
 from training.schedule import cosine_with_warmup
+from training.trackers import Pictures
 
 logger = logging.getLogger(__name__)
 
@@ -199,15 +201,16 @@ class _Panels:
         self.every, self.last = every, last
         self.images, self.masks = _fixed_batch(samples, bad_images, PANEL_IMAGES)
 
-    def __call__(self, step: int, model: nn.Module) -> None:
+    def __call__(self, step: int, model: nn.Module) -> Pictures:
         if step % self.every and step != self.last:
-            return
+            return {}
         assert isinstance(model, FCMAE)
         device = model.pred.weight.device
         images = self.statistics.normalise(self.images.to(device))
         panel = reconstruction_panel(model, images, self.masks.to(device), *self.statistics.shown())
         if is_main_process():
             save_panel(panel, self.folder / f"step_{step:08d}.png")
+        return {"reconstructions": np.asarray(panel)}
 
 
 def _learning_rate(options: PretrainOptions) -> float:

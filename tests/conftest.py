@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tracked import StubWandb
 
 torch.set_num_threads(1)
 if not torch.cuda.is_available():  # Triton, not yet imported, interprets its kernels on the CPU
@@ -68,6 +69,14 @@ def run_tool(monkeypatch, capfd):
         return ToolResult(int(ended.value.code or 0), *capfd.readouterr())
 
     return run
+
+
+@pytest.fixture
+def wandb(monkeypatch) -> StubWandb:
+    """A stand-in for Weights & Biases, which keeps what it is given."""
+    stub = StubWandb()
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    return stub
 
 
 @pytest.fixture(scope="session")

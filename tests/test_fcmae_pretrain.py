@@ -3,16 +3,19 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
 from safetensors import safe_open
+from tracked import logged_pictures
 
 from backbones.checkpoint import load_encoder
 from backbones.convnext import build_convnext
 from fcmae.pretrain import pretrain
 from fcmae.pretrain_options import PretrainOptions, parse_image_size
+from training.trackers import PROJECT
 
 
 def options(data, output_dir, **changes):
@@ -36,7 +39,7 @@ def options(data, output_dir, **changes):
 
 def test_a_run_leaves_everything_behind_that_others_read(image_folder, tmp_path):
     run = tmp_path / "run"
-    path = pretrain(options(image_folder, run))
+    path = pretrain(options(image_folder, run, trackers=("tensorboard",), panel_every=2))
     encoder = build_convnext("convnextv2_atto")
     before = encoder.state_dict()["stages.3.1.pwconv2.weight"].clone()
     result = load_encoder(path, encoder)
@@ -53,6 +56,10 @@ def test_a_run_leaves_everything_behind_that_others_read(image_folder, tmp_path)
     width, height = Image.open(panels[-1]).size
     assert width == 2 * (3 * 96 + 2 * 6) + 12
     assert height > 3 * 64
+    shown = logged_pictures(run / "tensorboard" / PROJECT)
+    assert list(shown) == [("reconstructions", 2), ("reconstructions", 4)]
+    for path, picture in zip(panels, shown.values(), strict=True):
+        assert np.array_equal(picture, np.asarray(Image.open(path)))
 
 
 def test_resumed_pretraining_is_bit_identical(image_folder, tmp_path):

@@ -100,6 +100,13 @@ def test_unknown_keys_and_bad_values_are_one_message(command, call):
     assert not out.exists()
 
 
+def test_wandb_that_is_not_installed_is_one_message_before_training(command, call, monkeypatch):
+    arguments, out = command
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert_one_message(call(*arguments, "--wandb"), "WANDB is True", "pip install wandb")
+    assert not out.exists()
+
+
 def test_a_missing_image_is_one_message_before_training(command, call, tmp_path):
     arguments, out = command
     (tmp_path / "data/images/7.png").unlink()

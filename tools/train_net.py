@@ -47,6 +47,7 @@ def parse() -> argparse.Namespace:
     add("--engine", choices=["torchvision", "detectron2"], help="instead of the config's ENGINE")
     add("--resume", action="store_true", help="continue the run in OUTPUT_DIR, where there is one")
     add("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, or OUTPUT_DIR's run")
+    add("--wandb", action="store_true", help="log to Weights & Biases too (extra: wandb)")
     add("--num-gpus", type=int, default=1, help="processes on this machine (engine detectron2)")
     add("--num-machines", type=int, default=1, help="(engine detectron2)")
     add("--machine-rank", type=int, default=0, help="which machine this is, from 0")
@@ -87,7 +88,8 @@ def launch(arguments: argparse.Namespace, config: CfgNode) -> None:
 def main() -> None:
     arguments = parse()
     engine = ["ENGINE", arguments.engine] if arguments.engine else []
-    config = load_config(arguments.config_file, [*arguments.opts, *engine])
+    wandb = ["WANDB", "True"] if arguments.wandb else []
+    config = load_config(arguments.config_file, [*arguments.opts, *engine, *wandb])
     launch(arguments, config)
 
 

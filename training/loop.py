@@ -61,12 +61,13 @@ from training.processes import (
     terminations,
 )
 from training.schedule import LrFactor
+from training.trackers import PROJECT, Pictures, log_pictures
 
 logger = logging.getLogger(__name__)
 
-PROJECT = "convnextv2"  # its name in experiment trackers
 EMA_FILE = "ema.safetensors"
 ComputeLosses = Callable[[nn.Module, Any], dict[str, Tensor]]
+AfterStep = Callable[[int, nn.Module], Pictures | None]
 
 
 class NonFiniteLossError(ValueError):
@@ -95,7 +96,7 @@ def train(
     collate: Callable[[list[Any]], Any],
     compute_losses: ComputeLosses,
     options: LoopOptions,
-    after_step: Callable[[int, nn.Module], None] | None = None,
+    after_step: AfterStep | None = None,
     ema: ModelEmaV3 | None = None,
     measure: Callable[[int, nn.Module], dict[str, float]] | None = None,
 ) -> nn.Module:
@@ -111,8 +112,9 @@ def train(
             their sum is minimised.
         options: see :class:`LoopOptions`.
         after_step: called with (finished steps, unwrapped model) in every process, of which one
-            should write files. With FSDP, all must run the model's forward as often. A resumed
-            run calls it again for the step it resumes from.
+            should write files. Pictures that it returns go to the trackers. With FSDP, all must
+            run the model's forward as often. A resumed run calls it again for the step it resumes
+            from.
         ema: made from ``model``; updated with the number of finished steps after each of them
             (its first update copies the weights), see this module's header.
         measure: called as ``after_step``, but before each line of ``metrics.json``, which what it
@@ -152,9 +154,8 @@ def train(
         disable=not (sys.stderr.isatty() and accelerator.is_main_process),
     )
     run.model.train()
-    if start and after_step is not None:
-        after_step(start, run.bare_model)  # the interruption may have come before its end
-        run.model.train()
+    if start and after_step is not None:  # the interruption may have come before its end
+        run.call(after_step, start)
     with logging_redirect_tqdm(), progress, terminations() as terminated:
         for done in range(start + 1, options.max_steps + 1):
             run.step(done - 1, batches)
@@ -170,8 +171,7 @@ def train(
                 logger.warning("terminated at step %d: checkpoint written, --resume goes on", done)
                 raise TerminatedError
             if after_step is not None:
-                after_step(done, run.bare_model)
-                run.model.train()
+                run.call(after_step, done)
     for tracker in accelerator.trackers:  # not end_training: it dissolves the process group
         tracker.finish()
     if whole_model is not None:
@@ -295,6 +295,12 @@ class _Run:
             if progress.disable:
                 logger.info("%s", log_line(entry, self.options.max_steps))
         self.accelerator.log({k: v for k, v in entry.items() if k != "iteration"}, step=done)
+
+    def call(self, after_step: AfterStep, done: int) -> None:
+        """Let the caller act, and show its pictures."""
+        if pictures := after_step(done, self.bare_model):
+            log_pictures(self.accelerator.trackers, pictures, done)
+        self.model.train()
 
     def save(self, done: int) -> None:
         """Write a checkpoint, unless the last step spoilt the weights."""

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import torch
 
+from training.trackers import tracker_problems
+
 
 @dataclass(frozen=True)
 class LoopOptions:
@@ -87,4 +89,4 @@ def loop_problems(options: Any, further_counts: Sequence[str] = ()) -> list[str]
         problems.append(f"precision is {options.precision!r}; allowed: no, bf16, fp16")
     if options.precision == "fp16" and (options.device == "cpu" or not torch.cuda.is_available()):
         problems.append("precision fp16 needs a GPU; on a CPU use bf16 or no")
-    return problems
+    return problems + tracker_problems(options.trackers)

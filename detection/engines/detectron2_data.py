@@ -39,6 +39,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from detection.dataset import CocoDataset
+from detection.engines import Detect
 from detection.transforms import read_image
 from training.data import BatchOrder, SampleKey, seed_generators
 
@@ -296,6 +297,17 @@ def coco_results(instances: Instances, dataset: CocoDataset, image_id: int) -> l
     category_ids = dataset.category_ids
     results = instances_to_coco_json(instances.to("cpu"), image_id)
     return [result | {"category_id": category_ids[result["category_id"]]} for result in results]
+
+
+def detector_of(model: nn.Module, dataset: CocoDataset) -> Detect:
+    """A model in evaluation mode as the function of :meth:`detection.engines.Engine.detector`."""
+
+    @torch.no_grad()
+    def detect(sample: dict[str, Any]) -> list[dict[str, Any]]:
+        (found,) = model([sample])
+        return coco_results(found["instances"], dataset, sample["image_id"])
+
+    return detect
 
 
 def write_predictions(

@@ -22,7 +22,7 @@ from fvcore.common.config import CfgNode
 from detection.config import resolve_device, resolve_num_classes, to_detectron2
 from detection.dataset import CocoDataset
 from detection.engines import Detect
-from detection.engines.detectron2_data import coco_results, write_predictions
+from detection.engines.detectron2_data import detector_of, write_predictions
 from detection.engines.detectron2_heads import write_augmented_predictions
 from detection.engines.detectron2_trainer import Trainer, build_detector
 from detection.engines.weights import newest_checkpoint
@@ -70,14 +70,7 @@ class Detectron2Engine:
         """A detector as a function of one image, without test-time augmentation."""
         cfg = prepare(config, dataset)
         newest = weights or str(newest_checkpoint(Path(cfg.OUTPUT_DIR)))
-        model = build_detector(cfg, newest).eval()
-
-        @torch.no_grad()
-        def detect(sample: dict[str, Any]) -> list[dict[str, Any]]:
-            (found,) = model([sample])
-            return coco_results(found["instances"], dataset, sample["image_id"])
-
-        return detect
+        return detector_of(build_detector(cfg, newest).eval(), dataset)
 
 
 def launch(

@@ -29,6 +29,7 @@ from backbones.weight_files import read_pickle
 from detection.dataset import CocoDataset, load_dataset
 from detection.engines.detectron2_data import TrainingBatches, write_predictions
 from detection.engines.detectron2_step import Average, Step
+from detection.engines.detectron2_trackers import Overlays, WandbWriter
 from detection.engines.optimizer import build_adamw, build_average
 from detection.engines.weights import AVERAGE_FOLDER, read_detector
 from detection.evaluate import coco_metrics
@@ -99,7 +100,9 @@ class Trainer(DefaultTrainer):
             Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
             MetricsFile(Path(cfg.OUTPUT_DIR) / "metrics.json", self.start_iter)
             # Only now, since the writers open the file that was just put in place.
-            self.register_hooks([d2_hooks.PeriodicWriter(self.build_writers(), period=20)])
+            wandb = [WandbWriter(cfg)] if cfg.WANDB else []
+            writers = [*wandb, *self.build_writers()]
+            self.register_hooks([Overlays(), d2_hooks.PeriodicWriter(writers, period=20)])
 
     def build_hooks(self) -> list[HookBase]:
         """Timing, schedule, checkpoints and evaluation; the writers follow in ``__init__``."""

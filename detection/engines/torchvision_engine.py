@@ -12,7 +12,6 @@ import math
 import os
 from bisect import bisect_right
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -22,14 +21,15 @@ from torch import nn
 from backbones.checkpoint import load_encoder
 from backbones.normalization import GRNOptions
 from backbones.weight_files import save_safetensors
-from detection.config import resolve_device, resolve_num_classes, resolve_precision
+from detection.config import flat_values, resolve_device, resolve_num_classes, resolve_precision
 from detection.dataset import CocoDataset, load_dataset
 from detection.engines import Detect
 from detection.engines.optimizer import build_adamw, build_average
 from detection.engines.torchvision_model import MaskRCNN, build_mask_rcnn
-from detection.engines.torchvision_predict import coco_results, write_predictions, write_text
+from detection.engines.torchvision_predict import detector_of, write_predictions, write_text
 from detection.engines.weights import AVERAGE_FOLDER, newest_checkpoint, read_detector
 from detection.evaluate import coco_metrics
+from detection.overlays import overlays, overlays_due
 from detection.transforms import DetectionSamples, collate
 from training.checkpoints import list_checkpoints
 from training.data import seed_generators
@@ -37,6 +37,7 @@ from training.environment import git_commit, versions
 from training.loop import train
 from training.options import LoopOptions
 from training.schedule import LrFactor
+from training.trackers import Pictures
 
 logger = logging.getLogger(__name__)
 
@@ -82,16 +83,25 @@ class TorchvisionEngine:
             seed=config.SEED,
             resume=resume,
             device="cpu" if device.type == "cpu" else None,
+            trackers=("tensorboard", *(["wandb"] if config.WANDB else [])),
+            tracked_config=flat_values(config),
         )
 
-        def after_step(step: int, model: nn.Module) -> None:
+        def after_step(step: int, model: nn.Module) -> Pictures:
             due = step % solver.CHECKPOINT_PERIOD == 0 or step == solver.MAX_ITER
             if due and PartialState().is_main_process:
                 newest = list_checkpoints(output_dir)[-1] / "model.safetensors"
                 point_to(output_dir, newest.relative_to(output_dir))
-            period = config.TEST.EVAL_PERIOD
-            if period and step % period == 0 and step < solver.MAX_ITER and config.DATASETS.TEST:
-                evaluate_in_training(config, model, ema.module if ema else None, step)
+            if not overlays_due(config, step):
+                return {}
+            dataset = load_dataset(
+                config.DATASETS.TEST[0], config.MODEL.MASK_ON, check_images=False
+            )
+            if step < solver.MAX_ITER:  # the final weights are evaluated by who called train()
+                evaluate_in_training(config, dataset, model, ema.module if ema else None, step)
+            if not PartialState().is_main_process:
+                return {}
+            return overlays(config, dataset, detector_of(model.eval(), dataset))
 
         trained = train(
             model,
@@ -129,14 +139,7 @@ class TorchvisionEngine:
         device = use_device(config)
         model = build_mask_rcnn(config)
         read_detector(weights or newest_checkpoint(Path(config.OUTPUT_DIR)), model)
-        model.to(device).eval()
-
-        @torch.no_grad()
-        def detect(sample: dict[str, Any]) -> list[dict[str, Any]]:
-            (found,) = model([sample])
-            return coco_results(found, dataset, sample["image_id"])
-
-        return detect
+        return detector_of(model.to(device).eval(), dataset)
 
 
 def with_num_classes(config: CfgNode, dataset: CocoDataset) -> CfgNode:
@@ -239,7 +242,7 @@ def tasks(config: CfgNode) -> tuple[str, ...]:
 
 
 def evaluate_in_training(
-    config: CfgNode, model: nn.Module, average: nn.Module | None, step: int
+    config: CfgNode, dataset: CocoDataset, model: nn.Module, average: nn.Module | None, step: int
 ) -> None:
     """Evaluate over all processes; the main one adds the results to ``metrics.json``.
 
@@ -252,7 +255,6 @@ def evaluate_in_training(
     lines = [json.loads(line) for line in metrics_file.read_text().splitlines()]
     if any(line["iteration"] == step and "bbox/AP" in line for line in lines):
         return
-    dataset = load_dataset(config.DATASETS.TEST[0], config.MODEL.MASK_ON, check_images=False)
     entry: dict[str, float] = {"iteration": step}
     plain = ("", model, "inference")
     for prefix, detector, folder in (

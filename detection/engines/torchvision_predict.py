@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from backbones.weight_files import write_atomically
 from detection.dataset import CocoDataset
+from detection.engines import Detect
 from detection.transforms import DetectionSamples, collate
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,17 @@ def detect(
     ):
         (detections,) = model(batch)
         yield index, coco_results(detections, dataset, dataset.records[index]["image_id"])
+
+
+def detector_of(model: nn.Module, dataset: CocoDataset) -> Detect:
+    """A model in evaluation mode as the function of :meth:`detection.engines.Engine.detector`."""
+
+    @torch.no_grad()
+    def detect_one(sample: dict[str, Any]) -> list[dict[str, Any]]:
+        (found,) = model([sample])
+        return coco_results(found, dataset, sample["image_id"])
+
+    return detect_one
 
 
 def coco_results(

@@ -209,10 +209,9 @@ assert model.backbone.bottom_up.loaded.loaded > 0
 
 
 def readme_blocks():
-    """The Python blocks of the README's section for detectron2's users."""
+    """The README's Python blocks, which are those for detectron2's users."""
     text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    section = text.partition("\n## detectron2\n")[2].partition("\n## ")[0]
-    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
 def run_script(folder, *parts):

@@ -20,7 +20,7 @@ def test_the_pages_build_without_a_warning(tmp_path):
     assert (tmp_path / "site" / "index.html").is_file()
 
 
-def test_every_page_is_in_the_navigation():
+def test_every_page_is_in_the_navigation_and_on_the_first_page():
     def pages(entry):
         if isinstance(entry, str):
             return [entry]
@@ -30,6 +30,8 @@ def test_every_page_is_in_the_navigation():
     listed = pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
     found = [path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.md")]
     assert sorted(listed) == sorted(found)
+    linked = re.findall(r"\]\(([^)#:]+\.md)\)", (ROOT / "docs/index.md").read_text())
+    assert sorted(["index.md", *linked]) == sorted(found)
 
 
 def test_the_configuration_reference_is_what_the_schema_says(run_tool):

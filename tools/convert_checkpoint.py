@@ -24,7 +24,7 @@ IN_A_CONTAINER = ("official", "official-sparse", "detectron2")
 EXAMPLES = """examples:
   python tools/convert_checkpoint.py runs/fcmae/encoder.safetensors encoder.pth --to official
   python tools/convert_checkpoint.py timm:convnextv2_tiny.fcmae tiny.safetensors --to ours
-  python tools/convert_checkpoint.py runs/quick/model_final.pth d2.pth --to detectron2
+  python tools/convert_checkpoint.py runs/quick/model_final.safetensors d2.pth --to detectron2
 """
 
 

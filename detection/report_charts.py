@@ -14,6 +14,7 @@ Place = Callable[[float, float], tuple[float, float]]  # a point of the data -> 
 
 WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 42, 54, 10, 26  # margins of the plot
+LABEL = 13  # height of a line's label
 # Charts in files of their own know nothing of the page's style sheet.
 STANDALONE_COLOURS = ("#2f6fde", "#d9730d", "#0f9d74", "#b44bc2", "#c2410c", "#64748b")
 STANDALONE_STYLE = (
@@ -80,6 +81,11 @@ def chart_svg(chart: Chart, standalone: bool = False) -> str:
     points = [point for series in chart.series for point in series.points]
     xs, ys = [x for x, _ in points], [y for _, y in points]
     x_low, x_high = min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1
+    x_ticks = [t for t in ticks(x_low, x_high, 4) if x_low <= t <= x_high]
+    if max(xs) == min(xs):
+        x_ticks = [x_low]
+    elif chart.x == "iteration":  # there is none between two of them
+        x_ticks = [t for t in x_ticks if math.isclose(t, round(t))]
     y_ticks = ticks(min(0, *ys), max(0, *ys) or 1, 4)
 
     def at(x: float, y: float) -> tuple[float, float]:
@@ -96,7 +102,7 @@ def chart_svg(chart: Chart, standalone: bool = False) -> str:
             f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
             f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{short(tick)}</text>'
         )
-    for tick in (tick for tick in ticks(x_low, x_high, 4) if x_low <= tick <= x_high):
+    for tick in x_ticks:
         x, y = at(tick, y_ticks[0])
         parts.append(
             f'<text x="{x:.1f}" y="{y + 17:.1f}" text-anchor="middle">{short(tick)}</text>'
@@ -130,14 +136,18 @@ def _line(series: Series, at: Place, x_name: str) -> str:
 
 
 def _end_labels(chart: Chart, at: Place) -> list[str]:
-    """Each line's last value beside its end, moved apart where they would overlap."""
+    """Each line's last value beside its end, moved apart where they would overlap.
+
+    They stay above the x axis, whose numbers would overlap with them otherwise.
+    """
     ends = sorted(
         (at(*series.points[-1])[1], series.points[-1][1], series.run.index % 6)
         for series in chart.series
     )
     labels, previous = [], TOP - 14.0
-    for y, value, colour in ends:
-        previous = max(y, previous + 13)
+    for below, (y, value, colour) in zip(range(len(ends) - 1, -1, -1), ends, strict=True):
+        lowest = HEIGHT - BOTTOM - LABEL * below
+        previous = max(min(y, lowest), previous + LABEL)
         labels.append(
             f'<text class="s{colour}" x="{WIDTH - RIGHT + 6}" y="{previous + 4:.1f}">'
             f"{precise(value)}</text>"

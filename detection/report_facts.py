@@ -143,6 +143,7 @@ FACTS: dict[str, Callable[[Run], Cell]] = {
     "Peak memory (MB)": _number("peak_memory_mb"),
     "Device": _plain("device"),
     "Versions": _versions,
+    "Commit": _code("git_commit"),
     "Command": _code("command"),
     "Config file": _code("config_file"),
 }

@@ -8,7 +8,7 @@ STYLE = """
   --note:#eef4ff;--note-edge:#2f6fde;--warn:#fff5e6;--warn-edge:#d9730d;
   --s0:#2f6fde;--s1:#c9640a;--s2:#0c8663;--s3:#a53fb3;--s4:#b83280;--s5:#5c6b80;
 }
-@media(prefers-color-scheme:dark){:root{
+@media screen and (prefers-color-scheme:dark){:root{
   --page:#101318;--sheet:#181c23;--ink:#e7eaf0;--muted:#9aa4b2;--hair:#2a303a;--soft:#20252e;
   --accent:#7fabff;--bar:#223a63;--up:#4fd1a5;--down:#ff8f86;
   --note:#182338;--note-edge:#7fabff;--warn:#2e2415;--warn-edge:#f5a14a;
@@ -147,6 +147,7 @@ pre{margin:0;padding:14px;max-height:520px;overflow:auto;border-top:1px solid va
   .prose td::before{content:attr(data-column);display:block;font-size:.78rem;color:var(--muted)}
 }
 @media print{
+  html{color-scheme:light;print-color-adjust:exact;-webkit-print-color-adjust:exact}
   body{padding:0;background:#fff}
   section{border:0;padding:12px 0;break-inside:auto}
   nav,.filters,.full{display:none}

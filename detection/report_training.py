@@ -27,6 +27,9 @@ CHART_TITLES = {
     "time": "Seconds per iteration",
     "data_time": "Seconds waiting for data",
     "max_mem": "Peak memory (MB)",
+    "feature_distance/mean": "Feature diversity: distance of channels, mean",
+    "feature_distance/lowest": "Feature diversity, the lowest block",
+    "feature_dead/highest": "Share of dead channels, the highest block",
 }
 COSTS = ("images_per_second", "time", "data_time", "max_mem")
 FEATURES = "feature_"  # what pretraining says about the diversity of its features
@@ -99,6 +102,8 @@ def pretraining_blocks(folder: Path | None, reconstructions: Sequence[Path] | No
         pictures.append(Picture(encode_jpeg(image, budget), path.stem, alternative))
     if pictures:
         blocks.append(Pictures("Image, masked, reconstruction", pictures))
+    if folder is not None and (command := run.config.get("derived.command")):
+        blocks.append(Paragraph(f"Command of the pretraining: {command}", "small"))
     if folder is not None and run.config_text:
         blocks.append(Details("Full configuration of the pretraining", run.config_text))
     return blocks

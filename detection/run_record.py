@@ -23,7 +23,7 @@ from detection.dataset import CocoDataset
 from detection.engines.torchvision_model import build_mask_rcnn
 from detection.engines.weights import background_rows
 from detection.schema import TORCHVISION_ONLY
-from training.environment import device_name, versions
+from training.environment import device_name, git_commit, versions
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ def collect_facts(
     facts |= {
         "engine": config.ENGINE,
         "versions": versions(),
+        "git_commit": git_commit(),
         "command": shlex.join(sys.argv),
         "config_file": config_file,
         "device": device_name(resolve_device(config)),

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -93,8 +95,11 @@ def pretrain(options: PretrainOptions, resume: bool = False) -> Path:
     statistics = _statistics(options, samples, resume)
     seed_generators(options.seed)
     encoder = build_convnext(options.model, in_chans=options.in_chans, grn=options.grn)
+    licence: str | None = "your own: trained from random weights"
     if options.init is not None:
-        load_encoder(options.init, encoder, allow_other_grn=options.allow_other_grn)
+        licence = load_encoder(
+            options.init, encoder, allow_other_grn=options.allow_other_grn
+        ).licence
     model = FCMAE(
         encoder,
         options.decoder_dim,
@@ -122,6 +127,7 @@ def pretrain(options: PretrainOptions, resume: bool = False) -> Path:
         "warmup_steps": warmup,
         "learning_rate": lr,
         "statistics": as_yaml(statistics),
+        "command": shlex.join(sys.argv),
     }
     write_config(options, {**derived, **origin, "versions": versions()})
     bad_images = BadImages(output_dir, samples.reader)
@@ -166,6 +172,7 @@ def pretrain(options: PretrainOptions, resume: bool = False) -> Path:
             "mean": json.dumps(statistics.mean),
             "std": json.dumps(statistics.std),
             "config": yaml.safe_dump(as_yaml(options), sort_keys=False),
+            **({"licence": licence} if licence else {}),
             **origin,
         },
     )

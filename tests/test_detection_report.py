@@ -1,6 +1,7 @@
 """detection.report: what the page says is what the files say; nothing crashes, nothing leaks."""
 
 import base64
+import itertools
 import json
 import math
 import re
@@ -145,6 +146,7 @@ def make_run(folder, data, truth, seed=0, lr=1e-3, steps=200, encoder=None):
     facts = {
         "engine": "torchvision",
         "versions": {"torch": "2.4.0", "numpy": "1.26"},
+        "git_commit": "0c62607",
         "command": "tools/train_net.py --config-file x.yaml",
         "config_file": "x.yaml",
         "device": "cpu",
@@ -234,6 +236,55 @@ def test_every_metric_in_the_page_is_the_one_in_the_json(tmp_path, material):
             assert_same_number(cell, value)
 
 
+def numbers_in(tree):
+    """Every number in a tree of lists and dictionaries."""
+    if isinstance(tree, (dict, list)):
+        members = tree.values() if isinstance(tree, dict) else tree
+        return [number for member in members for number in numbers_in(member)]
+    return [] if isinstance(tree, bool) or not isinstance(tree, int | float) else [tree]
+
+
+def numbers_of(run):
+    """Every number that a run's files hold."""
+    files = ["run.json", "inference/metrics_summary.json", "inference/diagnosis.json"]
+    trees = [json.loads((run / file).read_text()) for file in files]
+    trees += [json.loads(line) for line in (run / "metrics.json").read_text().splitlines()]
+    return numbers_in(trees)
+
+
+def test_every_number_and_every_point_of_the_page_is_in_a_json(tmp_path, material):
+    """Whatever a section that comes later shows: nothing is computed on the way to the page."""
+    runs = [material / "scratch", material / "fcmae"]
+    text = write(runs, tmp_path).text
+    known = {run.name: numbers_of(run) for run in runs}
+    held = {float(number) for numbers in known.values() for number in numbers}
+    shown = re.findall(r'<data value="([^"]+)"(?: class="\w+")?>([+−]?)', text)
+    assert len(shown) > 150
+    first, second = map(metrics_of, runs)
+    differences = {second[task]["AP"] - first[task]["AP"] for task in ("bbox", "segm")}
+    strangers = {float(value) for value, _ in shown} - held
+    assert strangers == differences - held
+    drawn = re.findall(r"<title>(scratch|fcmae), [\w ]+ ([\d.e+]+): ([^<]+)</title>", text)
+    assert len(drawn) > 800
+    for run, _, value in drawn:
+        assert value in {f"{number:.5g}" for number in known[run]}
+    summary = text[text.index("Expected calibration error") :].partition("</p>")[0]
+    errors = [
+        json.loads((run / "inference/diagnosis.json").read_text())[task]["calibration"]["error"]
+        for run in runs
+        for task in ("bbox", "segm")
+    ]
+    assert re.findall(r" (\d+\.\d)[;.]", summary) == [f"{error:.1f}" for error in errors]
+    for title in re.findall(r"F1 (\d+): (\d+) of (\d+) found", text):
+        assert title in {
+            (f"{row['F1']:.0f}", str(row["found"]), str(row["objects"]))
+            for row in json.loads((runs[1] / "inference/diagnosis.json").read_text())["bbox"][
+                "images"
+            ]
+            if row["F1"] is not None
+        }
+
+
 def test_the_comparison_gives_differences_to_the_first_run(tmp_path, material):
     runs = [material / "scratch", material / "fcmae"]
     rows = write(runs, tmp_path, names=["from scratch", "FCMAE"]).rows("headline")
@@ -284,6 +335,7 @@ def test_the_facts_are_those_of_run_json(tmp_path, material):
     assert facts["Weights' licence"] == ["no weights", "CC BY-NC 4.0"]
     assert facts["Engine"] == ["torchvision"] * 2
     assert facts["Versions"] == ["torch 2.4.0, numpy 1.26"] * 2
+    assert facts["Commit"] == ["0c62607"] * 2
     assert facts["Parameters"] == ["10,123,456"] * 2
     assert facts["Peak memory (MB)"] == ["1,234"] * 2
     assert facts["Training time"] == ["7 min 32 s"] * 2
@@ -305,6 +357,12 @@ def test_the_markdown_has_the_same_numbers_and_figures_as_files(tmp_path, materi
     write([material / "scratch", material / "fcmae"], tmp_path)
     text = (tmp_path / "report.md").read_text()
     metrics = [metrics_of(material / name) for name in ("scratch", "fcmae")]
+    page = Page(tmp_path / "report.html")
+    for section in ("headline", "metrics", "classes", "errors", "scores", "confusion"):
+        rows = [row[1:] for row in page.tables[section] if any(c["value"] for c in row)]
+        lines = [f"| {' | '.join(cell['text'] for cell in row)} |" for row in rows]
+        assert lines
+        assert [line for line in lines if line not in text] == []
     values = [m[task]["AP75"] for m in metrics for task in ("bbox", "segm")]
     cells = " | ".join(f"{value:.1f}" for value in values)
     assert f"| AP75: IoU 0.75 | {cells} |" in text
@@ -637,6 +695,32 @@ def test_lines_are_drawn_where_their_values_belong():
     assert y0 > y2  # up is more
 
 
+def texts_of(svg):
+    """(x, y, text) of each text of a chart; the lowest are the numbers of the x axis."""
+    found = re.findall(r'<text (?:class="\w+" )?x="([\d.]+)" y="([\d.]+)"[^>]*>([^<]+)<', svg)
+    return [(float(x), float(y), text) for x, y, text in found]
+
+
+def test_ends_at_zero_are_told_above_the_axis_and_apart():
+    lines = [Series(RunName(i, str(i)), [(0.0, 5.0 - i), (100.0, 0.0)]) for i in range(3)]
+    texts = texts_of(chart_svg(Chart("precision", lines, "recall")))
+    axis = max(y for _, y, _ in texts)
+    ends = sorted(y for x, y, text in texts if text == "0" and x > 300)
+    assert len(ends) == 3
+    apart = [below - above for above, below in itertools.pairwise([*ends, axis])]
+    assert min(apart) >= 13
+
+
+@pytest.mark.parametrize(
+    ("points", "marks"),
+    [([(6.0, 1.0)], ["6"]), ([(1.0, 2.0), (2.0, 1.0)], ["1", "2"])],
+)
+def test_an_axis_of_iterations_has_whole_numbers_that_were_reached(points, marks):
+    texts = texts_of(chart_svg(Chart("loss", [Series(RunName(0, "a"), points)])))
+    axis = max(y for _, y, _ in texts)
+    assert [text for _, y, text in texts if y == axis] == marks
+
+
 @pytest.mark.parametrize(
     "points", [[(5.0, 1.0)], [(1.0, 0.0), (2.0, 0.0)], [(1.0, -3.0), (2.0, 1.0)]]
 )
@@ -656,9 +740,13 @@ def pretraining(tmp_path):
     for step in (100, 200, 300):
         panel = np.full((60, 90, 3), step // 2, np.uint8)
         cv2.imwrite(str(folder / "reconstructions" / f"step_{step:08d}.png"), panel)
-    lines = [json.dumps({"iteration": i, "total_loss": 1 / i, "lr": 1e-4}) for i in (1, 2, 3)]
+    lines = [
+        json.dumps({"iteration": i, "total_loss": 1 / i, "lr": 1e-4, "feature_distance/mean": 0.5})
+        for i in (1, 2, 3)
+    ]
     (folder / "metrics.json").write_text("\n".join(lines))
-    (folder / "config.yaml").write_text("mask_ratio: 0.6\n")
+    command = "tools/pretrain_fcmae.py --model convnextv2_atto"
+    (folder / "config.yaml").write_text(f"mask_ratio: 0.6\nderived:\n  command: {command}\n")
     return folder
 
 
@@ -674,6 +762,8 @@ def test_the_pretraining_section_has_its_loss_pictures_and_settings(
     assert "step_00000300" in section
     assert "first and the last of 3" in section
     assert "mask_ratio: 0.6" in section
+    assert "Feature diversity: distance of channels, mean" in section
+    assert "Command of the pretraining: tools/pretrain_fcmae.py --model convnextv2_atto<" in section
     chosen = pretraining / "reconstructions" / "step_00000100.png"
     page = write([material / "fcmae"], tmp_path, pretraining=pretraining, reconstructions=[chosen])
     assert sum("step_" in image["alt"] for image in page.images) == 1
@@ -760,6 +850,10 @@ def test_a_browser_shows_every_section_without_errors_or_requests(
     assert 0 < len(titles) < 12
     assert all("missed" in title for title in titles)
     gallery.get_by_label("Error").select_option("")
+    gallery.get_by_label("Images").focus()
+    page.keyboard.press("ArrowDown")  # the filters by keyboard, as the enlarged picture below
+    assert gallery.locator("output").inner_text() == "6 of 12"
+    page.keyboard.press("ArrowUp")
     first = gallery.locator(".zoom").nth(1)
     first.focus()
     page.keyboard.press("Enter")
@@ -776,6 +870,16 @@ def test_a_browser_shows_every_section_without_errors_or_requests(
     assert not viewer.is_visible()
     details = page.locator("#facts details").first
     assert not details.locator("pre").is_visible()
-    details.locator("summary").click()
+    details.locator("summary").focus()
+    page.keyboard.press("Enter")
     assert details.locator("pre").is_visible()
+    page.emulate_media(media="print", color_scheme=scheme)
+    paper = page.evaluate(
+        "[getComputedStyle(document.body)].map(s => [s.backgroundColor, s.color])"
+    )
+    brightness = [sum(map(int, re.findall(r"\d+", c)[:3])) for c in paper[0]]
+    assert brightness[0] == 3 * 255 > brightness[1] * 4  # dark ink on white, whatever the screen
+    dot = page.locator(".legend .dot").first
+    assert dot.evaluate("e => getComputedStyle(e).printColorAdjust") == "exact"
+    assert not page.locator("nav").is_visible()
     page.close()

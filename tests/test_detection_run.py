@@ -16,6 +16,7 @@ from detection.engines import load_engine
 from detection.evaluate import coco_metrics
 from detection.run import config_changes, run
 from training.checkpoints import list_checkpoints
+from training.environment import git_commit
 
 
 @pytest.fixture
@@ -78,6 +79,7 @@ def test_a_run_leaves_every_file_that_others_read(data, tmp_path):
         for name in weights
     )
     assert facts["engine"] == "torchvision"
+    assert facts["git_commit"] == git_commit()
     assert facts["config_file"] == "some.yaml"
     assert facts["encoder"]["loaded"] == facts["encoder"]["total"] == encoder_tensors
     assert facts["encoder"]["new"] == len(weights) - encoder_tensors

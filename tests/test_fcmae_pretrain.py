@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from PIL import Image
 from safetensors import safe_open
 from tracked import logged_pictures
 
-from backbones.checkpoint import load_encoder
+from backbones.checkpoint import load_encoder, save_encoder
 from backbones.convnext import build_convnext
 from fcmae.pretrain import pretrain
 from fcmae.pretrain_options import PretrainOptions, parse_image_size
@@ -48,6 +50,8 @@ def test_a_run_leaves_everything_behind_that_others_read(image_folder, tmp_path)
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["image_size"] == [64, 96]
     assert config["derived"]["images"] == 12
+    assert config["derived"]["command"] == shlex.join(sys.argv)
+    assert result.licence == "your own: trained from random weights"
     lines = [json.loads(line) for line in (run / "metrics.json").open()]
     assert [line["iteration"] for line in lines] == [2, 4]
     assert all(line["total_loss"] == line["loss_reconstruction"] > 0 for line in lines)
@@ -60,6 +64,14 @@ def test_a_run_leaves_everything_behind_that_others_read(image_folder, tmp_path)
     assert list(shown) == [("reconstructions", 2), ("reconstructions", 4)]
     for path, picture in zip(panels, shown.values(), strict=True):
         assert np.array_equal(picture, np.asarray(Image.open(path)))
+
+
+@pytest.mark.parametrize("licence", ["CC BY-NC 4.0", None])
+def test_the_licence_of_the_first_weights_stays_with_the_encoder(image_folder, tmp_path, licence):
+    given = tmp_path / "given.safetensors"
+    save_encoder(build_convnext("convnextv2_atto"), given, {"licence": licence} if licence else {})
+    path = pretrain(options(image_folder, tmp_path / "run", init=str(given), max_steps=1))
+    assert metadata_of(path).get("licence") == licence
 
 
 def test_resumed_pretraining_is_bit_identical(image_folder, tmp_path):

@@ -75,7 +75,7 @@ def test_batches_of_8_and_16_bits_share_one_scale():
     mask = torch.zeros(1, 1, dtype=torch.bool)
     images, masks, met = collate([(eight, mask, {1: "x"}), (sixteen, mask, {2: "y"})])
     torch.testing.assert_close(images, torch.full((2, 3, 32, 32), 0.2))
-    assert masks.shape == (2, 1, 1)
+    assert masks.mask.shape == (2, 1, 1)
     assert met == {1: "x", 2: "y"}
     assert collate([(eight, mask, {})])[0].dtype == torch.uint8
 
@@ -144,7 +144,7 @@ def test_replacements_do_not_depend_on_workers(image_folder):
         batches.append([next(loader)[1] for _ in range(4)])
     for (images, masks, met), (images_2, masks_2, met_2) in zip(*batches, strict=True):
         assert torch.equal(images, images_2)
-        assert torch.equal(masks, masks_2)
+        assert torch.equal(masks.mask, masks_2.mask)
         assert met == met_2
     index = place(samples, victim)
     assert sum(index in met for _, _, met in batches[0]) == 2  # once an epoch

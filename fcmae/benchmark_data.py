@@ -30,6 +30,7 @@ from training.data import SampleKey, SeededSamples
 from training.measure import Row
 
 WARM_UP = 2  # steps that wait for the workers to start
+BATCHES = 16  # that are read and timed in one process
 SYNTHETIC = (24, 375, 500)  # images, height, width: ImageNet's usual size
 
 
@@ -47,7 +48,7 @@ def data_case(
     with tempfile.TemporaryDirectory() as folder:
         source = data or write_photographs(Path(folder) / "images")
         samples = pretraining_samples(str(source), [case.image_size] * 2, case.mask_ratio)
-        rate = images_per_second(SeededSamples(samples, seed=0), case.batch, batches=4)
+        rate = images_per_second(SeededSamples(samples, seed=0), case.batch)
         options = PretrainOptions(
             case.size,
             str(source),
@@ -98,14 +99,18 @@ def write_photographs(folder: Path) -> Path:
     return folder
 
 
-def images_per_second(samples: SeededSamples, batch: int, batches: int) -> float:
-    """Of one loader process: samples and their collation, by processor time."""
-    count = batch * batches
+def images_per_second(samples: SeededSamples, batch: int) -> float:
+    """Of one loader process: samples and their collation, by processor time.
+
+    They are spread evenly over the data set.
+    """
+    count = batch * BATCHES
     with _one_thread():
         samples[SampleKey(0, 0)]
         began = time.process_time()
         for first in range(0, count, batch):
-            keys = [SampleKey(0, i % len(samples)) for i in range(first, first + batch)]
+            places = range(first, first + batch)
+            keys = [SampleKey(0, place * len(samples) // count) for place in places]
             collate([samples[key][1] for key in keys])
         return count / (time.process_time() - began)
 

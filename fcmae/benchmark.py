@@ -21,6 +21,7 @@ from fcmae.masking import grid_size, random_mask, visible_count
 from fcmae.minkowski import MinkowskiEncoder, has_minkowski
 from fcmae.model import FCMAE
 from fcmae.packed import MaskedDenseEncoder, PackedEncoder
+from fcmae.packed_mask import PackedMask
 from training.measure import Row, interleaved
 
 
@@ -95,11 +96,12 @@ def encoder_case(case: Case, rounds: int, device: torch.device) -> Row:
     mask = random_mask(
         case.batch, grid_size(*images.shape[-2:]), case.mask_ratio, device=torch.device("cpu")
     ).to(device)
+    packed_mask = PackedMask.of(mask)  # as the data loader gives it
     forwards: dict[str, tuple[nn.Module, Callable[[], Tensor]]] = {
         "dense": (encoder, lambda: encoder.forward_features(images)["stage4"]),
         "timm": (reference, lambda: reference(images)),
         "masked-dense": (encoder, lambda: MaskedDenseEncoder(encoder)(images, mask)),
-        "packed": (encoder, lambda: PackedEncoder(encoder)(images, mask)),
+        "packed": (encoder, lambda: PackedEncoder(encoder)(images, packed_mask)),
     }
 
     if has_minkowski() and case.precision == "fp32":  # it has no mixed precision
@@ -142,6 +144,7 @@ def pretrain_case(case: Case, rounds: int, device: torch.device) -> Row:
     steps: dict[str, Callable[[], None]] = {}
     images = torch.randn(case.batch, 3, case.image_size, case.image_size, device=device)
     mask = random_mask(case.batch, grid_size(*images.shape[-2:]), case.mask_ratio).to(device)
+    packed_mask = PackedMask.of(mask)  # as the data loader gives it
     for mode in ("masked-dense", "packed"):
         torch.manual_seed(0)
         model = FCMAE(build_convnext(case.size), encoder_mode=mode).to(device)
@@ -149,7 +152,7 @@ def pretrain_case(case: Case, rounds: int, device: torch.device) -> Row:
 
         def step(model: FCMAE = model, optimizer: torch.optim.Optimizer = optimizer) -> None:
             with case.autocast(device):
-                loss = model(images, mask).loss
+                loss = model(images, packed_mask).loss
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()

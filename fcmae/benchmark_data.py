@@ -3,37 +3,34 @@
 Images are read, cropped and masked as in a pretraining run. *images/s a worker* is of processor
 time in one process. *data wait* is what a real run (:func:`fcmae.pretrain.pretrain`) writes to its
 ``metrics.json``: how long the steps stood still for their batch, as a share of their time, the
-first WARM_UP steps aside. *index tables* are what the packed encoder makes of a batch's masks
-(:mod:`fcmae.packed`), as a share of the same steps.
+first WARM_UP steps aside. *index tables* (:mod:`fcmae.packed_mask`) are part of a worker's work on
+a batch, of which the share is given.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
-from backbones.convnext import STRIDES
 from fcmae.benchmark import Case
 from fcmae.data import collate, pretraining_samples
-from fcmae.masking import PATCH, grid_size, random_mask, visible_patches
-from fcmae.packed import _Places
+from fcmae.masking import grid_size, random_mask
+from fcmae.packed_mask import PackedMask
 from fcmae.pretrain import pretrain
 from fcmae.pretrain_options import PretrainOptions
 from training.data import SampleKey, SeededSamples
 from training.measure import Row
 
 WARM_UP = 2  # steps that wait for the workers to start
+BATCHES = 16  # that are read and timed in one process
 SYNTHETIC = (24, 375, 500)  # images, height, width: ImageNet's usual size
 
 
@@ -51,7 +48,7 @@ def data_case(
     with tempfile.TemporaryDirectory() as folder:
         source = data or write_photographs(Path(folder) / "images")
         samples = pretraining_samples(str(source), [case.image_size] * 2, case.mask_ratio)
-        rate = images_per_second(SeededSamples(samples, seed=0), case.batch, batches=4)
+        rate = images_per_second(SeededSamples(samples, seed=0), case.batch)
         options = PretrainOptions(
             case.size,
             str(source),
@@ -72,7 +69,7 @@ def data_case(
         lines = (Path(folder) / "run" / "metrics.json").read_text().splitlines()
     timed = [json.loads(line) for line in lines][WARM_UP:]
     seconds, waited = (sum(line[name] for line in timed) for name in ("time", "data_time"))
-    tables = index_seconds(case, torch.device(device))
+    tables = index_seconds(case)
     return {
         "images": f"{len(samples)} {'of ' + data.name if data else 'synthetic 500x375 JPEG'}",
         "encoder": case.size,
@@ -84,7 +81,7 @@ def data_case(
         "step ms": 1e3 * seconds / len(timed),
         "data wait %": 100 * waited / seconds,
         "index tables ms": 1e3 * tables,
-        "index tables %": 100 * tables * len(timed) / seconds,
+        "index tables, % of a worker": 100 * tables * rate / case.batch,
     }
 
 
@@ -102,14 +99,18 @@ def write_photographs(folder: Path) -> Path:
     return folder
 
 
-def images_per_second(samples: SeededSamples, batch: int, batches: int) -> float:
-    """Of one loader process: samples and their collation, by processor time."""
-    count = batch * batches
+def images_per_second(samples: SeededSamples, batch: int) -> float:
+    """Of one loader process: samples and their collation, by processor time.
+
+    They are spread evenly over the data set.
+    """
+    count = batch * BATCHES
     with _one_thread():
         samples[SampleKey(0, 0)]
         began = time.process_time()
         for first in range(0, count, batch):
-            keys = [SampleKey(0, i % len(samples)) for i in range(first, first + batch)]
+            places = range(first, first + batch)
+            keys = [SampleKey(0, place * len(samples) // count) for place in places]
             collate([samples[key][1] for key in keys])
         return count / (time.process_time() - began)
 
@@ -125,23 +126,12 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def index_seconds(case: Case, device: torch.device, rounds: int = 30) -> float:
-    """Median time until the caller goes on: on a GPU the work itself is queued."""
-    grid = grid_size(case.image_size, case.image_size)
-    mask = random_mask(case.batch, grid, case.mask_ratio).to(device)
-    return _median_seconds(lambda: index_tables(mask), rounds)
-
-
-def index_tables(mask: Tensor) -> list[_Places]:
-    """What :class:`fcmae.packed.PackedEncoder` makes of a mask."""
-    patches = visible_patches(mask)
-    return [_Places.of_stage(mask, patches, PATCH // stride) for stride in STRIDES.values()]
-
-
-def _median_seconds(run: Callable[[], Any], rounds: int) -> float:
-    times = []
-    for _ in range(rounds + 1):
-        began = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times[1:])
+def index_seconds(case: Case, rounds: int = 30) -> float:
+    """Of one loader process and batch, by processor time."""
+    mask = random_mask(case.batch, grid_size(case.image_size, case.image_size), case.mask_ratio)
+    with _one_thread():
+        PackedMask.of(mask)
+        began = time.process_time()
+        for _ in range(rounds):
+            PackedMask.of(mask)
+        return (time.process_time() - began) / rounds

@@ -24,6 +24,7 @@ from backbones.kernels import Kernels, use_kernels, why_no_triton
 from fcmae.benchmark import Case, described
 from fcmae.masking import grid_size, random_mask
 from fcmae.packed import MaskedDenseEncoder, PackedEncoder
+from fcmae.packed_mask import PackedMask
 from training.measure import Row, interleaved, synchronise
 
 logger = logging.getLogger(__name__)
@@ -128,20 +129,27 @@ def gpu_encoder_case(
     images = images.contiguous(memory_format=torch.channels_last)
     grid = grid_size(case.image_size, case.image_size)
     mask = random_mask(case.batch, grid, case.mask_ratio).to(device)
+    packed_mask = PackedMask.of(mask)  # as the data loader gives it
 
-    def step(make: type[PackedEncoder] | type[MaskedDenseEncoder], kernels: Kernels) -> None:
+    def masked_dense() -> Tensor:
+        return MaskedDenseEncoder(encoder)(images, mask)
+
+    def packed() -> Tensor:
+        return PackedEncoder(encoder)(images, packed_mask)
+
+    def step(forward: Callable[[], Tensor], kernels: Kernels) -> None:
         encoder.zero_grad()
         with use_kernels(kernels), case.autocast(device):
-            output = make(encoder)(images, mask)
+            output = forward()
         output.float().square().mean().backward()
 
     chosen: list[Kernels] = ["torch", "triton"] if kernels == "auto" else [kernels]
     if kernels == "auto" and (problem := why_no_triton(device)):
         logger.warning("no row for Triton's kernels: %s", problem)
         chosen = ["torch"]
-    steps = {"masked-dense": partial(step, MaskedDenseEncoder, "torch")}
+    steps = {"masked-dense": partial(step, masked_dense, "torch")}
     for choice in chosen:
-        steps[f"packed, {choice}"] = partial(step, PackedEncoder, choice)
+        steps[f"packed, {choice}"] = partial(step, packed, choice)
     seconds = interleaved(steps, rounds, device)
     visible = (~mask).double().mean().item()
     rows = []

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from fcmae.bad_images import refuse_bad
 from fcmae.image_io import EIGHT_BITS, ImageError, Picture, convert, open_picture, scaled
 from fcmae.masking import PATCH, draw_mask, grid_size
+from fcmae.packed_mask import PackedMask
 from fcmae.readers import Reader, open_images
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ CROP_SCALE, CROP_RATIO = [0.2, 1.0], [3 / 4, 4 / 3]
 SPARE = 2  # a JPEG that is far larger than needed is decoded at this many pixels a side for one
 
 Sample = tuple[Tensor, Tensor, dict[int, str]]
+Batch = tuple[Tensor, PackedMask, dict[int, str]]
 
 
 @contextmanager
@@ -157,13 +159,14 @@ def augmented(picture: Picture, in_chans: int, image_size: tuple[int, int]) -> T
     return image.flip(-1) if torch.rand(()) < 0.5 else image
 
 
-def collate(samples: list[Sample]) -> tuple[Tensor, Tensor, dict[int, str]]:
-    """Samples -> images ``[B, C, H, W]`` (channels last), masks ``[B, H/32, W/32]``, bad images."""
+def collate(samples: list[Sample]) -> Batch:
+    """Samples -> images ``[B, C, H, W]`` (channels last), masks with their tables, bad images."""
     images, masks, met = zip(*samples, strict=True)
     if len({image.dtype for image in images}) > 1:
         images = tuple(x if x.is_floating_point() else x / EIGHT_BITS for x in images)
     stacked = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
-    return stacked, torch.stack(masks), {index: why for one in met for index, why in one.items()}
+    packed = PackedMask.of(torch.stack(masks))
+    return stacked, packed, {index: why for one in met for index, why in one.items()}
 
 
 def find_bad_headers(reader: Reader, in_chans: int) -> dict[int, str]:

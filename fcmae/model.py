@@ -23,7 +23,8 @@ from backbones.convnext import Block, ConvNeXt, init_weights
 from fcmae.decoders import UP, Transformer, UNet, check_decoder, new_mask_token
 from fcmae.mask_token import MaskTokenEncoder
 from fcmae.masking import PATCH, draw_mask, grid_size
-from fcmae.packed import ENCODERS
+from fcmae.packed import ENCODERS, MaskedDenseEncoder, PackedEncoder
+from fcmae.packed_mask import PackedMask, plain_mask
 
 MODES = (*ENCODERS, "mask-token")
 UNET_PATCH = 4  # a UNet predicts at 1/4
@@ -125,14 +126,15 @@ class FCMAE(nn.Module):
     def forward(
         self,
         images: Tensor,
-        mask: Tensor | None = None,
+        mask: Tensor | PackedMask | None = None,
         generator: torch.Generator | None = None,
     ) -> FCMAEOutput:
         """Mask, encode, decode and compare.
 
         Args:
             images: ``[B, C, H, W]``, normalised; H and W multiples of 32.
-            mask: bool ``[B, H/32, W/32]``, True = removed; drawn at random when None.
+            mask: bool ``[B, H/32, W/32]``, True = removed, with the packed encoder's tables or
+                without; drawn at random when None.
             generator: source of that randomness.
 
         Raises:
@@ -146,16 +148,21 @@ class FCMAE(nn.Module):
         # 2. encode what is left
         features = self.forward_encoder(images, mask)
         # 3. decode: project, put the mask token at removed sites, mix, predict pixels
-        prediction = self.forward_decoder(features, mask)
+        removed = plain_mask(mask)
+        prediction = self.forward_decoder(features, removed)
         # 4. mean squared error on removed patches
-        return FCMAEOutput(self.reconstruction_loss(images, prediction, mask), prediction, mask)
+        loss = self.reconstruction_loss(images, prediction, removed)
+        return FCMAEOutput(loss, prediction, removed)
 
-    def forward_encoder(self, images: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    def forward_encoder(self, images: Tensor, mask: Tensor | PackedMask) -> dict[str, Tensor]:
         """The stages that the decoder takes, by name: ``[B, C, H/stride, W/stride]``."""
         names = ("stage4", *self.skips)
+        if self.encoder_mode == "packed":
+            return PackedEncoder(self.encoder).features(images, mask, names)
+        removed = plain_mask(mask)
         if self.input_token is not None:
-            return MaskTokenEncoder(self.encoder, self.input_token).features(images, mask, names)
-        return ENCODERS[self.encoder_mode](self.encoder).features(images, mask, names)
+            return MaskTokenEncoder(self.encoder, self.input_token).features(images, removed, names)
+        return MaskedDenseEncoder(self.encoder).features(images, removed, names)
 
     def forward_decoder(self, features: Mapping[str, Tensor], mask: Tensor) -> Tensor:
         """The encoder's stages -> predicted patches ``[B, 32*32*C, h, w]``."""

@@ -25,7 +25,7 @@ n = b*v; ``x_nppc`` is the packed layout.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,8 +42,8 @@ from backbones.fused import (
     tiles_of,
 )
 from backbones.kernels import triton_runs
-from backbones.normalization import convolve_map
-from fcmae.masking import PATCH, check_mask, upsample_mask, visible_patches
+from fcmae.masking import PATCH, check_mask, upsample_mask
+from fcmae.packed_mask import PackedMask, Places, plain_mask
 
 LAST = ("stage4",)
 SMALLEST_TILE = 4  # smaller patches: halos would cost more than whole maps
@@ -112,21 +112,25 @@ class PackedEncoder(_MaskedEncoder):
     """The encoder on visible sites alone; equal to :class:`MaskedDenseEncoder`, at less cost."""
 
     def features(
-        self, images: Tensor, mask: Tensor, names: Sequence[str] = LAST
+        self, images: Tensor, mask: Tensor | PackedMask, names: Sequence[str] = LAST
     ) -> dict[str, Tensor]:
-        """See :meth:`_MaskedEncoder.features`; equal visible counts only."""
-        check_mask(mask, images)
-        features = {}
+        """See :meth:`_MaskedEncoder.features`; equal visible counts only.
+
+        A :class:`fcmae.packed_mask.PackedMask` brings the index tables that are made here of a mask
+        alone.
+        """
+        check_mask(plain_mask(mask), images)
+        packed = mask if isinstance(mask, PackedMask) else PackedMask.of(mask)
+        stages, features = packed.places(), {}
         # 1. keep the pixels of visible patches
-        patches_n = visible_patches(mask)
+        patches_n = stages[0].patches
         x_nppc = _blocks_of(images.permute(0, 2, 3, 1), PATCH).index_select(0, patches_n)
-        neighbours = _neighbours(mask, patches_n)
+        neighbours = _neighbours(packed.mask, patches_n)
         # 2. four stages on packed sites
-        for name, downsample, blocks in zip(
-            STRIDES, self.encoder.downsample_layers, self.encoder.stages, strict=True
+        for name, places, downsample, blocks in zip(
+            STRIDES, stages, self.encoder.downsample_layers, self.encoder.stages, strict=True
         ):
             x_nppc = _downsample(downsample, x_nppc)
-            places = _Places.of_stage(mask, patches_n, x_nppc.shape[1])
             for block in blocks.children():
                 x_nppc = _block(block, x_nppc, places, neighbours)
             # 3. make dense again what the decoder takes
@@ -157,48 +161,6 @@ def _downsample(layers: nn.Module, x_nppc: Tensor) -> Tensor:
     return x_nppc
 
 
-class _Places(NamedTuple):
-    """Where packed sites belong in the map of a stage.
-
-    Attributes:
-        shape: images, rows and columns of patches.
-        patches: flat indices of the visible patches, ``[n]``.
-        rows: of each patch's p rows, its index in the map seen as ``[B*H*columns, p*C]``, in
-            which sites that are neighbours along the width stay together; ``[n * p]``. Row r of
-            patch (b, i, j) is row ``((b*rows + i)*p + r)*columns + j``.
-    """
-
-    shape: tuple[int, int, int]
-    patches: Tensor
-    rows: Tensor
-
-    @classmethod
-    def of_stage(cls, mask: Tensor, patches_n: Tensor, p: int) -> _Places:
-        columns = mask.shape[2]
-        above, j = patches_n // columns, patches_n % columns
-        r = torch.arange(p, device=patches_n.device)
-        rows = ((above.unsqueeze(1) * p + r) * columns + j.unsqueeze(1)).flatten()
-        return cls((mask.shape[0], mask.shape[1], columns), patches_n, rows)
-
-    def scatter(self, x_nppc: Tensor) -> Tensor:
-        """Packed sites -> map ``[B, H, W, C]``, 0 where nothing is visible."""
-        (b, h, w), (n, p, _, c) = self.shape, x_nppc.shape
-        dense = x_nppc.new_zeros(b * h * p * w, p * c)
-        dense.index_copy_(0, self.rows, x_nppc.reshape(n * p, p * c))
-        return dense.view(b, h * p, w * p, c)
-
-    def gather(self, x_bhwc: Tensor) -> Tensor:
-        """Map ``[B, H, W, C]`` -> its visible sites, packed."""
-        n, c = len(self.patches), x_bhwc.shape[-1]
-        p = len(self.rows) // n
-        return x_bhwc.reshape(-1, p * c).index_select(0, self.rows).view(n, p, p, c)
-
-    def convolve(self, conv: nn.Conv2d, x_bvppc: Tensor) -> Tensor:
-        """Submanifold convolution of packed sites, for few channels."""
-        x_bhwc = self.scatter(x_bvppc.flatten(0, 1))
-        return self.gather(convolve_map(conv, x_bhwc)).view(*x_bvppc.shape[:-1], -1)
-
-
 def _convolve(x_bhwc: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     y = F.conv2d(x_bhwc.permute(0, 3, 1, 2), weight, bias, padding=MARGIN, groups=len(weight))
     return y.permute(0, 2, 3, 1)
@@ -208,7 +170,7 @@ class _SubmanifoldDepthwise(Function):
     """Scatter into a zero map, convolve, gather; only the packed input is kept for backward."""
 
     @staticmethod
-    def forward(ctx: Any, x_nppc: Tensor, weight: Tensor, bias: Tensor, places: _Places) -> Tensor:
+    def forward(ctx: Any, x_nppc: Tensor, weight: Tensor, bias: Tensor, places: Places) -> Tensor:
         ctx.save_for_backward(x_nppc, weight)
         ctx.places = places
         return places.gather(_convolve(places.scatter(x_nppc), weight, bias))
@@ -227,7 +189,7 @@ class _SubmanifoldDepthwise(Function):
 
 
 def _weight_gradient(
-    x_nppc: Tensor, gradient_nppc: Tensor, gradient_bhwc: Tensor, places: _Places
+    x_nppc: Tensor, gradient_nppc: Tensor, gradient_bhwc: Tensor, places: Places
 ) -> Tensor:
     """From visible patches and the sites around them; from whole maps where patches are tiny."""
     x_bhwc = places.scatter(x_nppc)
@@ -245,7 +207,7 @@ def _weight_gradient(
     return tile_weight_gradient(len(x_nppc), c, tiles_at)
 
 
-def _depthwise(conv: nn.Conv2d, x_nppc: Tensor, places: _Places) -> Tensor:
+def _depthwise(conv: nn.Conv2d, x_nppc: Tensor, places: Places) -> Tensor:
     """Submanifold depthwise convolution of packed sites."""
     if x_nppc.device.type == "cpu":
         assert conv.bias is not None
@@ -264,7 +226,7 @@ def _neighbours(mask: Tensor, patches_n: Tensor) -> Tensor | None:
     return neighbouring_blocks(mask, patches_n)
 
 
-def _block(block: nn.Module, x_nppc: Tensor, places: _Places, neighbours: Tensor | None) -> Tensor:
+def _block(block: nn.Module, x_nppc: Tensor, places: Places, neighbours: Tensor | None) -> Tensor:
     assert isinstance(block, Block)
     if neighbours is None:
         y_nppc = block.norm(_depthwise(block.dwconv, x_nppc, places))

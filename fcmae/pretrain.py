@@ -24,7 +24,7 @@ from backbones.kernels import use_kernels
 from backbones.param_groups import parameter_groups
 from fcmae.bad_images import BadImages
 from fcmae.collapse import WATCHED_IMAGES, CollapseWatch, steps_between_measures
-from fcmae.data import PretrainingSamples, collate, pretraining_samples
+from fcmae.data import Batch, PretrainingSamples, collate, pretraining_samples
 from fcmae.model import FCMAE
 from fcmae.pretrain_options import PretrainOptions, total_steps
 from fcmae.readers import fingerprint
@@ -57,9 +57,7 @@ class PretrainingStep:
     def __init__(self, statistics: Statistics, bad_images: BadImages) -> None:
         self.statistics, self.bad_images = statistics, bad_images
 
-    def __call__(
-        self, model: nn.Module, batch: tuple[Tensor, Tensor, dict[int, str]]
-    ) -> dict[str, Tensor]:
+    def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         images, masks, met = batch
         self.bad_images.add(met)
         return {"loss_reconstruction": model(self.statistics.normalise(images), masks).loss}
@@ -188,7 +186,7 @@ def _fixed_batch(
     seed_generators(0)
     images, masks, met = collate([samples[i] for i in indices.tolist()])
     bad_images.add(met)
-    return images, masks
+    return images, masks.mask
 
 
 class _Panels:

@@ -35,6 +35,7 @@ from detection.engines.torchvision_model import build_mask_rcnn
 from detection.engines.weights import detectron2_to_torchvision
 from detection.evaluate import coco_metrics
 from detection.run import run
+from training import environment
 from training.checkpoints import list_checkpoints
 
 ENGINES = ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
@@ -302,10 +303,15 @@ def test_two_processes_train_the_weights_of_one(engine, data, plain, tmp_path):
     assert difference(final(tmp_path, "_ema"), final(plain, "_ema")) < 1e-5
 
 
-def test_bf16_step_on_a_cpu_has_nearly_the_losses_of_float32(engine, data, plain, tmp_path):
+def test_bf16_step_on_a_cpu_has_nearly_the_losses_of_float32(
+    engine, data, plain, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(environment, "computes_in_bf16", lambda: False)
     changes = {"SOLVER.MAX_ITER": 1, "SOLVER.STEPS": (), "SOLVER.AMP.ENABLED": True}
     weights = train(engine, data, tmp_path / "bf16", changes)
+    assert caplog.text.count("float32: --precision no, or SOLVER.AMP.ENABLED False") == 1
     train(engine, data, tmp_path / "no", changes | {"SOLVER.AMP.ENABLED": False})
+    assert caplog.text.count("bf16 is many times slower") == 1
     found, expected = (metrics_lines(tmp_path / name)[0] for name in ("bf16", "no"))
     losses = [name for name in expected if "loss" in name]
     assert len(losses) == 6

@@ -2,8 +2,10 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -72,3 +74,42 @@ def test_the_tutorials_commands_run(tmp_path):
             assert done.returncode == 0, f"{script}\n{done.stderr}"
     assert (tmp_path / "runs/compare.html").is_file()
     assert (tmp_path / "runs/predictions/predictions.json").is_file()
+
+
+SRUN = """#!/bin/bash
+trap 'sleep 0.3; echo checkpoint >> log; exit 1' TERM  # as torchrun ends
+echo "$*" >> log
+[ -e fail ] && exit 3
+for _ in {1..600}; do sleep 0.1; done
+"""
+SCONTROL = """#!/bin/bash
+case $1 in
+    show) printf 'first\nsecond\n' ;;
+    *) echo "$*" >> log ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_readmes_slurm_job_waits_for_the_checkpoint_and_queues_again(tmp_path, fails):
+    """With stand-ins for ``srun`` and ``scontrol``; one that fails by itself does not queue."""
+    readme = (ROOT / "README.md").read_text()
+    (script,) = re.findall(r"```bash\n(#!/bin/bash\n#SBATCH.*?)```", readme, re.DOTALL)
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("job.sh", script)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    if fails:
+        (tmp_path / "fail").touch()
+    facts = {"SLURM_JOB_ID": "17", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "x"}
+    environment = os.environ | facts | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    job = subprocess.Popen(["bash", "job.sh"], cwd=tmp_path, env=environment)
+    log = tmp_path / "log"
+    while job.poll() is None and not (log.exists() and log.read_text()):
+        time.sleep(0.02)
+    if not fails:
+        job.send_signal(signal.SIGTERM)
+    assert job.wait(60) == (3 if fails else 0)
+    started, *later = log.read_text().splitlines()
+    assert started.startswith("torchrun --nnodes 2 ")
+    assert " --rdzv-id 17 --rdzv-endpoint first:29500 " in started
+    assert later == ([] if fails else ["checkpoint", "requeue 17"])

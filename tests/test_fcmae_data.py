@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 from fcmae.bad_images import BadImages
 from fcmae.data import collate, pretraining_samples
 from fcmae.image_io import ImageError
-from training.data import BatchOrder, build_loader, seed_generators
+from training.data import BatchOrder, SampleKey, SeededSamples, build_loader, seed_generators
 
 
 def draw(samples, index, seed=0):
@@ -40,6 +40,18 @@ def test_a_sample_depends_on_its_seed_alone(image_folder):
     assert torch.equal(mask, mask_again)
 
 
+def test_each_epoch_crops_and_masks_a_sample_anew(image_folder):
+    samples = pretraining_samples(str(image_folder), (96, 96), 0.6)
+    first, again, later, other = (
+        SeededSamples(samples, seed)[SampleKey(epoch, 3)][1]
+        for seed, epoch in ((0, 0), (0, 0), (0, 1), (1, 0))
+    )
+    for part in range(2):  # image, mask
+        assert torch.equal(first[part], again[part])
+        assert not torch.equal(first[part], later[part])
+        assert not torch.equal(first[part], other[part])
+
+
 def test_augmentation_is_torchvisions_crop_and_flip(image_folder):
     samples = pretraining_samples(str(image_folder), (64, 96), 0.6)
     augment = v2.Compose(
@@ -56,16 +68,18 @@ def test_augmentation_is_torchvisions_crop_and_flip(image_folder):
         assert torch.equal(image, augment(torch.from_numpy(picture).permute(2, 0, 1)))
 
 
-def test_every_one_of_thirteen_bands_is_augmented_alike(tmp_path):
+@pytest.mark.parametrize("channels", range(1, 14))
+def test_every_one_of_1_to_13_bands_is_augmented_alike(tmp_path, channels):
     band = np.random.default_rng(0).integers(0, 65536, (50, 70)).astype(np.uint16)
-    bands = np.stack([band // (b + 1) for b in range(13)], -1)
-    tifffile.imwrite(tmp_path / "a.tif", bands, photometric="minisblack", planarconfig="contig")
-    samples = pretraining_samples(str(tmp_path), (32, 64), 0.6, in_chans=13)
+    bands = np.stack([band // (b + 1) for b in range(channels)], -1)
+    planes = "contig" if channels > 1 else None
+    tifffile.imwrite(tmp_path / "a.tif", bands, photometric="minisblack", planarconfig=planes)
+    samples = pretraining_samples(str(tmp_path), (32, 64), 0.6, in_chans=channels)
     image, mask, _ = draw(samples, 0)
     assert image.dtype == torch.float32
-    assert image.shape == (13, 32, 64)
+    assert image.shape == (channels, 32, 64)
     assert mask.shape == (1, 2)
-    for b in range(13):
+    for b in range(channels):
         torch.testing.assert_close(image[b], image[0] / (b + 1), atol=5e-5, rtol=0)
 
 
@@ -75,7 +89,7 @@ def test_batches_of_8_and_16_bits_share_one_scale():
     mask = torch.zeros(1, 1, dtype=torch.bool)
     images, masks, met = collate([(eight, mask, {1: "x"}), (sixteen, mask, {2: "y"})])
     torch.testing.assert_close(images, torch.full((2, 3, 32, 32), 0.2))
-    assert masks.shape == (2, 1, 1)
+    assert masks.mask.shape == (2, 1, 1)
     assert met == {1: "x", 2: "y"}
     assert collate([(eight, mask, {})])[0].dtype == torch.uint8
 
@@ -144,7 +158,7 @@ def test_replacements_do_not_depend_on_workers(image_folder):
         batches.append([next(loader)[1] for _ in range(4)])
     for (images, masks, met), (images_2, masks_2, met_2) in zip(*batches, strict=True):
         assert torch.equal(images, images_2)
-        assert torch.equal(masks, masks_2)
+        assert torch.equal(masks.mask, masks_2.mask)
         assert met == met_2
     index = place(samples, victim)
     assert sum(index in met for _, _, met in batches[0]) == 2  # once an epoch

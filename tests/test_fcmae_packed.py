@@ -18,8 +18,8 @@ from fcmae.packed import (
     _blocks_of,
     _depthwise,
     _downsample,
-    _Places,
 )
+from fcmae.packed_mask import Places
 
 
 def lively_encoder(name="convnextv2_atto", dtype=torch.float64, seed=0, **options):
@@ -205,7 +205,7 @@ def test_packed_depthwise_is_submanifold_convolution_by_a_naive_loop(p):
     patches = visible_patches(mask)
     packed = _blocks_of(x_bhwc, p).index_select(0, patches)
     with torch.no_grad():
-        actual = _depthwise(conv, packed, _Places.of_stage(mask, patches, p))
+        actual = _depthwise(conv, packed, Places.of_stage(mask, patches, p))
         visible = upsample_mask(~mask, p)
         naive = torch.stack(
             [
@@ -243,7 +243,7 @@ def test_depthwise_equals_spconvs_submanifold_convolution():
         expected[tuple(result.indices.long().T)] = result.features
         patches = visible_patches(mask)
         packed = _blocks_of(x_bhwc, p).index_select(0, patches)
-        actual = _depthwise(conv, packed, _Places.of_stage(mask, patches, p))
+        actual = _depthwise(conv, packed, Places.of_stage(mask, patches, p))
     assert relative_error(actual, _blocks_of(expected, p).index_select(0, patches)) < 1e-5
 
 

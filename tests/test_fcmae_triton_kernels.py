@@ -20,7 +20,8 @@ from backbones.convnext import GRN, ConvNeXt, Size, build_convnext
 from backbones.fused import gelu_grn
 from backbones.kernels import use_kernels, why_no_triton
 from fcmae.masking import random_mask, visible_patches
-from fcmae.packed import PackedEncoder, _Places
+from fcmae.packed import PackedEncoder
+from fcmae.packed_mask import Places
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
@@ -72,7 +73,7 @@ class DepthwiseNormCase:
     def expected(self):
         """Scattered into a dense map, by autograd, in float64."""
         self.conv.double(), self.norm.double()
-        places = _Places.of_stage(self.mask, self.patches, self.x.shape[1])
+        places = Places.of_stage(self.mask, self.patches, self.x.shape[1])
 
         def forward(x):
             y = self.conv(places.scatter(x).permute(0, 3, 1, 2))

@@ -27,6 +27,8 @@ def test_a_run_from_the_command_line_resumes_and_refuses_to_overwrite(
     assert (tmp_path / "run/encoder.safetensors").is_file()
     assert list((tmp_path / "run/tensorboard").rglob("events*"))
     config = (tmp_path / "run/config.yaml").read_bytes()
+    assert b"\nencoder: packed\n" in config  # the fast path, unasked
+    assert b"\nkernels: auto\n" in config
     again = run_tool("pretrain_fcmae", *command, "--seed", 1)
     assert (tmp_path / "run/config.yaml").read_bytes() == config
     assert again.code == 1
@@ -85,6 +87,26 @@ def test_thirteen_bands_in_webdataset_shards_become_an_encoder(run_tool, tmp_pat
     assert np.allclose(mean, 5000 / 65535, rtol=0.02)
     assert len(mean) == 13
     assert "s-001.tar/1.tif\tcannot be read" in (run / "bad_images.txt").read_text()
+
+
+def test_five_bands_are_normalised_by_the_statistics_that_are_given(run_tool, tmp_path):
+    (tmp_path / "bands").mkdir()
+    generator, given = np.random.default_rng(0), [0.1, 0.2, 0.3, 0.4, 0.5]
+    for number in range(2):
+        bands = generator.integers(0, 65536, (40, 70, 5)).astype(np.uint16)
+        path = tmp_path / f"bands/{number}.tif"
+        tifffile.imwrite(path, bands, photometric="minisblack", planarconfig="contig")
+    result = run_tool(
+        "pretrain_fcmae",
+        *base(tmp_path / "bands", tmp_path / "run"),
+        *("--in-chans", 5, "--mean", *given, "--std", *given, "--image-size", "32x64"),
+        *("--batch-size", 2, "--max-steps", 1, "--workers", 0, "--decoder-dim", 16),
+        *("--device", "cpu"),
+    )
+    assert result.code == 0, result.err
+    with safe_open(tmp_path / "run/encoder.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["mean"]) == given
+        assert json.loads(file.metadata()["std"]) == given
 
 
 def test_wrong_usage_is_exit_code_2_and_help_shows_commands(run_tool):

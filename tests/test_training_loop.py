@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from training import environment
 from training.checkpoints import list_checkpoints, write_checkpoint
 from training.data import BatchOrder
 from training.loop import PROJECT, NonFiniteLossError, train
@@ -341,6 +342,33 @@ def test_tensorboard_gets_the_losses(tmp_path):
     assert [e.value for e in events.Scalars("loss_x")] == pytest.approx(
         [line["loss_x"] for line in lines]
     )
+
+
+def test_bf16_on_a_processor_without_it_is_warned_of_once(tmp_path, monkeypatch, caplog):
+    for computes in (True, False):
+        monkeypatch.setattr(environment, "computes_in_bf16", lambda computes=computes: computes)
+        for precision in ("no", "bf16"):
+            small_training(tmp_path / f"{computes}_{precision}", 2, precision=precision)
+    (warning,) = [r.getMessage() for r in caplog.records if r.name == "training.environment"]
+    assert warning.startswith("bf16 is many times slower than float32 here")
+    assert f"({environment.device_name('cpu')}) has no bf16 instructions" in warning
+    assert warning.endswith("float32: --precision no, or SOLVER.AMP.ENABLED False")
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="needs Linux's /proc/cpuinfo")
+def test_bf16_is_known_by_the_processors_flags():
+    lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
+    flags = {name.strip(): set(value.split()) for name, _, value in lines}
+    if "Features" in flags:  # Arm
+        expected = "bf16" in flags["Features"]
+    else:  # as PyTorch's errors say: "bf16 path needs the cpu support avx512bw, avx512vl and ..."
+        expected = {"avx512bw", "avx512vl", "avx512dq"} <= flags["flags"]
+    assert environment.computes_in_bf16() == expected
+
+
+def test_bf16_is_not_warned_of_where_nothing_is_known_of_it(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert environment.computes_in_bf16()
 
 
 @pytest.mark.parametrize(

@@ -140,11 +140,12 @@ def build_loader(
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """The batch with every tensor in it (lists, tuples, dictionaries) on the device."""
+    """The batch with every tensor in it (lists, tuples, named ones, dictionaries) on the device."""
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, dict):
         return {key: to_device(value, device) for key, value in batch.items()}
     if isinstance(batch, (list, tuple)):
-        return type(batch)(to_device(value, device) for value in batch)
+        values = [to_device(value, device) for value in batch]
+        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
     return batch

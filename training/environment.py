@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import resource
 import subprocess
@@ -10,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = (
     "torch",
@@ -71,6 +74,29 @@ def device_name(device: torch.device | str) -> str:
     ]
     name = names[0] if names else platform.processor() or platform.machine()
     return f"cpu: {name}, {torch.get_num_threads()} thread(s)"
+
+
+def warn_of_slow_bf16(precision: str, device: torch.device | str) -> None:
+    """Warn of a training in bf16 on a processor that is many times slower in it than in float32."""
+    if precision == "bf16" and torch.device(device).type == "cpu" and not computes_in_bf16():
+        logger.warning(
+            "bf16 is many times slower than float32 here (16 times where it was measured): this "
+            "processor (%s) has no bf16 instructions that PyTorch uses. Train in float32: "
+            "--precision no, or SOLVER.AMP.ENABLED False",
+            device_name(device),
+        )
+
+
+def computes_in_bf16() -> bool:
+    """Whether oneDNN, PyTorch's library on CPUs, takes bf16 here; True where that is unknown.
+
+    It does with AVX-512 on x86 and with the bf16 extension on Arm. Without, PyTorch multiplies
+    bf16 matrices in plain loops. PyTorch's own tests ask by the same operator.
+    """
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    if supported is None or not torch.backends.mkldnn.is_available():
+        return True
+    return bool(supported())
 
 
 def peak_memory_mb() -> float:

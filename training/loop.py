@@ -48,7 +48,7 @@ from training.checkpoints import (
     write_checkpoint,
 )
 from training.data import BatchOrder, Samples, build_loader, seed_generators, to_device
-from training.environment import device_name
+from training.environment import device_name, warn_of_slow_bf16
 from training.metrics import MetricsFile, Window, log_line
 from training.options import LoopOptions
 from training.processes import (
@@ -147,6 +147,8 @@ def train(
         device_name(accelerator.device),
         accelerator.num_processes,
     )
+    if accelerator.is_main_process:
+        warn_of_slow_bf16(options.precision, accelerator.device)
     progress = tqdm(
         total=options.max_steps,
         initial=start,

@@ -26,6 +26,7 @@ from torch import nn
 
 from backbones.d2_adapter import D2ConvNeXt
 from backbones.weight_files import read_pickle
+from detection.config import resolve_precision
 from detection.dataset import CocoDataset, load_dataset
 from detection.engines.detectron2_data import TrainingBatches, write_predictions
 from detection.engines.detectron2_step import Average, Step
@@ -34,7 +35,7 @@ from detection.engines.optimizer import build_adamw, build_average
 from detection.engines.weights import AVERAGE_FOLDER, read_detector
 from detection.evaluate import coco_metrics
 from training.data import seed_generators
-from training.environment import device_name, peak_memory_mb
+from training.environment import device_name, peak_memory_mb, warn_of_slow_bf16
 from training.loop import NonFiniteLossError
 from training.metrics import MetricsFile
 
@@ -97,6 +98,7 @@ class Trainer(DefaultTrainer):
             self.start_iter = batches.first_step = self.iter + 1
             logger.info("resumed from %s", self.checkpointer.get_checkpoint_file())
         if comm.is_main_process():
+            warn_of_slow_bf16(resolve_precision(cfg), cfg.MODEL.DEVICE)
             Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
             MetricsFile(Path(cfg.OUTPUT_DIR) / "metrics.json", self.start_iter)
             # Only now, since the writers open the file that was just put in place.

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tqdm import tqdm
-
 from detection.problems import Findings, shorten
 from detection.segmentation_check import are_finite, is_finite, mask_areas, mask_bounds
+from training.progress import progress
 
 BOX_TOLERANCE = 1.0
 MASK_BOX_TOLERANCE = 0.1
@@ -48,10 +47,7 @@ def check_annotations(
         findings: gets the problems.
     """
     by_id = index_by_id(annotations, "annotations", findings)
-    progress = tqdm(
-        by_id.values(), desc="checking annotations", unit="object", disable=None, leave=False
-    )
-    for annotation in progress:
+    for annotation in progress(by_id.values(), "checking annotations", unit="object"):
         where = f"annotation {annotation['id']} (image {annotation.get('image_id')})"
         for fault in _faults(annotation, images, categories, masks, where, findings):
             findings.error(where, *fault)

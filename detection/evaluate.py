@@ -32,6 +32,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detection.evaluate_input import number_ids, prepare_results, read_evaluation
+from training.progress import progress
 
 AREAS = ("all", "small", "medium", "large")  # pycocotools' order: bounds at 32^2 and 96^2 pixels
 MAX_DETECTIONS = (1, 10, 100)  # per image and class
@@ -89,7 +90,7 @@ def coco_metrics(
         metrics: dict[str, Any] = {}
         curves: dict[str, Any] = {}
         per_class = _class_counts(truth)
-        for task in chosen:
+        for task in progress(chosen, "evaluating", unit="task"):
             detections = prepare_results(results, sizes, task, results_json)
             arrays = _evaluate(*number_ids(truth, detections), task, evaluator)
             metrics[task] = {name: _metric(arrays, name) for name in METRICS}

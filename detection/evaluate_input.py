@@ -19,6 +19,7 @@ from pycocotools import mask as rle_codec
 
 from detection.segmentation_check import is_finite, mask_bounds
 from training.image_limit import size_fault
+from training.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -269,7 +270,9 @@ def prepare_annotations(
 ) -> list[dict[str, Any]]:
     """Annotations with ids from 1, ``area``, ``iscrowd`` and, where they have a mask, an RLE."""
     prepared = []
-    for number, annotation in enumerate(annotations, 1):
+    for number, annotation in enumerate(
+        progress(annotations, "reading ground truth", unit="object"), 1
+    ):
         entry = annotation | {"id": number, "iscrowd": int(annotation.get("iscrowd", 0))}
         _, _, width, height = entry["bbox"]
         area = width * height
@@ -295,7 +298,7 @@ def prepare_results(
 ) -> list[dict[str, Any]]:
     """Detections for an evaluator; ``area`` is the box's for "bbox" and the mask's for "segm"."""
     prepared = []
-    for index, result in enumerate(results):
+    for index, result in enumerate(progress(results, f"reading {task} results", unit="object")):
         entry = {key: result[key] for key in ("image_id", "category_id", "score", TASKS[task])}
         if task == "bbox":
             area = result["bbox"][2] * result["bbox"][3]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,6 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor
-from tqdm import tqdm
 
 from detection.dataset import CocoDataset
 from detection.engines.torchvision_engine import tasks
@@ -24,6 +22,7 @@ from detection.engines.torchvision_roi import rescale_detections
 from detection.evaluate import coco_metrics
 from detection.transforms import DetectionSamples
 from training.measure import interleaved
+from training.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +76,7 @@ def average_precisions(
 ) -> dict[str, float | None]:
     """AP by task, in percent, of one detector."""
     results = []
-    hidden = not sys.stderr.isatty()
-    for index in tqdm(range(len(samples)), desc=name, unit="image", disable=hidden):
+    for index in progress(range(len(samples)), name, unit="image"):
         sample = samples[index]
         results += coco_results(detect(sample), dataset, sample["image_id"])
     with tempfile.TemporaryDirectory() as folder:

@@ -19,6 +19,7 @@ import numpy as np
 from pycocotools import mask as rle_codec
 
 from detection.evaluate_input import TASKS
+from training.progress import progress
 
 FOREGROUND, BACKGROUND = 0.5, 0.1  # IoU
 MAX_DETECTIONS = 100  # of a class and image
@@ -84,7 +85,7 @@ def match(truth: dict[str, Any], detections: list[dict[str, Any]], task: str) ->
 
     columns: dict[str, list[np.ndarray]] = defaultdict(list)
     count = 0
-    for position, image_id in enumerate(image_ids):
+    for position, image_id in enumerate(progress(image_ids, f"matching {task}", unit="image")):
         of_image = [entry for entry in objects[image_id] if not entry["iscrowd"]]
         crowds = [entry for entry in objects[image_id] if entry["iscrowd"]]
         best = _best_of_each_class(found_in[image_id])

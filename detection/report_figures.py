@@ -18,6 +18,7 @@ from detection.report_blocks import Picture, Pictures, RunName
 from detection.report_gallery import Chosen
 from detection.report_run import Run
 from detection.visualize import Instance, coco_instances, draw_instances
+from training.progress import progress
 
 PICTURE_BYTES = 3_300_000  # of all predictions together; base64 adds a third
 FULL_FROM = 1.4  # times the size in the page: a larger image has its full size as a linked file
@@ -87,7 +88,7 @@ def prediction_panels(
     long_side = 600 if len(sources) < 3 else 480  # as wide as the page shows them, and a bit more
     budget = PICTURE_BYTES // max(1, len(sources) * len(chosen))
     panels, missing, unlabelled = [], [], 0
-    for number, choice in enumerate(chosen):
+    for number, choice in enumerate(progress(chosen, "drawing predictions", unit="image")):
         entry = images.get(choice.image_id, {})
         image = image_of(entry, image_root)
         if image is None or image.shape[:2] != (entry["height"], entry["width"]):

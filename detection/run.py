@@ -27,7 +27,7 @@ from detection.evaluate import coco_metrics, write_metrics_summary
 from detection.report import write_report
 from detection.run_record import collect_facts, log_header, write_facts
 from training.checkpoints import list_checkpoints
-from training.cli import log_to
+from training.cli import is_main_process, log_to
 from training.environment import peak_memory_mb
 from training.trackers import tracker_problems
 
@@ -106,13 +106,6 @@ def run(
         write_facts(output_dir, facts | {"peak_memory_mb": peak_memory_mb()})
         write_report([output_dir], output_dir / "report.html")
     return metrics
-
-
-def is_main_process() -> bool:
-    """Whether this process writes files: the first of torchrun's, or of detectron2's launch."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank() == 0
-    return int(os.environ.get("RANK", 0)) == 0
 
 
 def check_output_dir(config: CfgNode, resume: bool, eval_only: bool) -> list[str]:

@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from training.progress import progress
+
 CATEGORIES = {2: "disc", 3: "ring", 7: "triangle", 11: "star", 16: "cross"}
 HUES = {2: 5.0, 3: 45.0, 7: 110.0, 11: 205.0, 16: 285.0}  # degrees, of the typical object
 PICTURE_SIZES = ((224, 224), (224, 288), (272, 224))
@@ -147,7 +149,7 @@ def write_scenes(folder: Path, train: int, val: int, unlabelled: int, seed: int 
     number = 0
     for stream, (split, count) in enumerate((("train", train), ("val", val))):
         images, annotations = [], []
-        for index in range(count):
+        for index in progress(range(count), f"drawing {split}", unit="scene"):
             picture, objects = draw_scene(np.random.default_rng([seed, stream, index]))
             name, image_id = f"{split}_{index:04d}.png", 1000 * (stream + 1) + index
             cv2.imwrite(str(folder / "images" / name), picture[..., ::-1])
@@ -160,6 +162,6 @@ def write_scenes(folder: Path, train: int, val: int, unlabelled: int, seed: int 
         (folder / "annotations" / f"{split}.json").write_text(
             json.dumps({"images": images, "annotations": annotations, "categories": categories})
         )
-    for index in range(unlabelled):
+    for index in progress(range(unlabelled), "drawing unlabelled", unit="scene"):
         picture, _ = draw_scene(np.random.default_rng([seed, 2, index]))
         cv2.imwrite(str(folder / "unlabelled" / f"{index:05d}.jpg"), picture[..., ::-1])

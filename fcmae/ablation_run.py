@@ -22,6 +22,7 @@ import yaml
 
 from fcmae.ablation import STAGES, Grid, Row
 from fcmae.ablation_table import Results, write_tables
+from training.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +142,8 @@ def run_grid(
     _refuse_other_arguments(chosen)
     failures: list[str] = []
     broken: set[Path] = set()
+    waiting = {job.folder for steps in chosen.values() for job in steps if not job.finished}
+    bar = progress(text="grid", total=len(waiting), unit="run", leave=True)
     for number, ((name, seed), steps) in enumerate(chosen.items(), 1):
         logger.info("%s, seed %d (%d of %d)", name, seed, number, len(chosen))
         for job in steps:
@@ -150,7 +153,9 @@ def run_grid(
                 failures.append(f"{job.folder}: exit code {code}, see {job.folder}.log")
                 logger.error("failed: %s", failures[-1])
                 broken.add(job.folder)
+            bar.update()
         write_tables(grid, _results(jobs), output_dir)
+    bar.close()
     if failures:
         raise ValueError("\n  ".join([f"{len(failures)} runs failed:", *failures]))
     return output_dir / "table.md"

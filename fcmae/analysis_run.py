@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from fcmae.analysed_models import load_model
 from fcmae.analysis import BlockFeatures, analyze
@@ -24,6 +23,7 @@ from fcmae.analysis_plots import (
 from fcmae.channel_maps import channel_maps, draw_channel_maps
 from fcmae.collapse import measured_history
 from fcmae.taps import DEFAULT_TAP, Tap, tap_points
+from training.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def analyze_models(options: AnalysisOptions) -> dict[str, list[BlockFeatures]]:
         network = model.model.to(device)
         batches = images.batches(model.statistics, options.batch_size, options.workers, device)
         count = -(-len(images) // options.batch_size)
-        shown = tqdm(batches, model.name, count, unit="batch", disable=None, leave=False)
+        shown = progress(batches, model.name, count, "batch")
         try:
             results[model.name] = analyze(network, shown, options.tap)
             image = model.statistics.normalise(images[options.map_image][None].to(device))

@@ -18,6 +18,7 @@ from fcmae.classification_data import LabelledSamples, collate
 from fcmae.classification_setup import set_up
 from fcmae.finetune_options import FinetuneOptions
 from fcmae.run_files import write_json
+from training.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def accuracy(
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     seen = 0
-    for images, labels in loader:
+    for images, labels in progress(loader, "evaluating", unit="batch"):
         number = min(len(labels), counted - seen)
         seen += len(labels)
         logits = model(images.to(device)).float()[: max(0, number)]

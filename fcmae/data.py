@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
-from tqdm import tqdm
 
 from fcmae.bad_images import refuse_bad
 from fcmae.image_io import EIGHT_BITS, ImageError, Picture, convert, open_picture, scaled
 from fcmae.masking import PATCH, draw_mask, grid_size
 from fcmae.packed_mask import PackedMask
 from fcmae.readers import Reader, open_images
+from training.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ def find_bad_headers(reader: Reader, in_chans: int) -> dict[int, str]:
     """
     bad = {}
     indices = range(len(reader)) if reader.header_is_cheap else range(0)
-    for index in tqdm(indices, desc="checking images", unit="image", disable=None, leave=False):
+    for index in progress(indices, "checking images", unit="image"):
         try:
             with opened_picture(reader, index, in_chans):
                 pass

@@ -20,6 +20,7 @@ from timm.data import create_dataset
 from timm.data.readers.img_extensions import add_img_extensions, get_img_extensions
 
 from fcmae.shards import ShardReader, existing_shards, expand_braces, shards_of_split
+from training.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class Reader(Protocol):
 def fingerprint(reader: Reader) -> str:
     """A short hash over the names and sizes of the source's images (hex)."""
     digest = hashlib.sha256()
-    for name, size in reader.contents():
+    for name, size in progress(reader.contents(), "fingerprint", len(reader), "image"):
         digest.update(f"{name}:{size}\n".encode())
     return digest.hexdigest()[:16]
 

@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from timm.data.readers.img_extensions import get_img_extensions
+from tqdm import tqdm
+
+from training.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -54,18 +57,18 @@ class ShardReader:
         self.members: list[_Member] = []
         extensions = tuple(get_img_extensions())
         others, problems = 0, []
-        for number, shard in enumerate(shards):
-            try:
-                with tarfile.open(shard, "r:") as archive:
-                    for name, offset, size in _files(archive):
+        with self._bar("indexing shards") as bar:
+            for number, shard in enumerate(shards):
+                try:
+                    for name, offset, size in _files_of(shard, bar):
                         base = os.path.basename(name).lower()
                         ending = base[base.find(".") :] if by_key else os.path.splitext(base)[1]
                         if ending in extensions and not base.startswith("."):
                             self.members.append(_Member(number, name, offset, size))
                         else:
                             others += 1
-            except (tarfile.TarError, OSError) as error:
-                problems.append(f"{shard}: {error}")
+                except (tarfile.TarError, OSError) as error:
+                    problems.append(f"{shard}: {error}")
         if problems:
             raise ValueError(
                 "these are no complete uncompressed tars (unpack .tar.gz, fetch others again):\n  "
@@ -100,14 +103,19 @@ class ShardReader:
     def labels(self) -> list[str]:
         """webdataset's field ``cls`` of each image's sample, as text; "" where it has none."""
         found = {}
-        for number, shard in enumerate(self.shards):
-            with tarfile.open(shard, "r:") as archive, shard.open("rb") as file:
-                for name, offset, size in _files(archive):
-                    key, field = _key_and_field(name)
-                    if field.lower() == "cls":
-                        file.seek(offset)
-                        found[number, key] = file.read(size).decode().strip()
+        with self._bar("reading labels") as bar:
+            for number, shard in enumerate(self.shards):
+                with shard.open("rb") as file:
+                    for name, offset, size in _files_of(shard, bar):
+                        key, field = _key_and_field(name)
+                        if field.lower() == "cls":
+                            file.seek(offset)
+                            found[number, key] = file.read(size).decode().strip()
         return [found.get((m.shard, _key_and_field(m.name)[0]), "") for m in self.members]
+
+    def _bar(self, text: str) -> tqdm:
+        total = sum(os.path.getsize(shard) for shard in self.shards if shard.is_file())
+        return progress(text=text, total=total, unit="B")
 
 
 def _key_and_field(name: str) -> tuple[str, str]:
@@ -115,6 +123,17 @@ def _key_and_field(name: str) -> tuple[str, str]:
     folder, base = os.path.split(name)
     key, _, field = base.partition(".")
     return os.path.join(folder, key), field
+
+
+def _files_of(shard: Path, bar: tqdm) -> Iterator[tuple[str, int, int]]:
+    """Name, offset and size of a shard's files; the bar goes on by the shard's bytes."""
+    seen = 0
+    with tarfile.open(shard, "r:") as archive:
+        for name, offset, size in _files(archive):
+            yield name, offset, size
+            bar.update(offset + size - seen)
+            seen = offset + size
+    bar.update(os.path.getsize(shard) - seen)
 
 
 def _files(archive: tarfile.TarFile, start: int = 0) -> Iterator[tuple[str, int, int]]:

@@ -15,10 +15,10 @@ import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from fcmae.data import PretrainingSamples
 from fcmae.image_io import EIGHT_BITS, ImageError
+from training.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ def measure(samples: PretrainingSamples, images: int, seed: int, workers: int = 
     )
     count, mean, squares = 0, np.zeros(samples.in_chans), np.zeros(samples.in_chans)
     read = 0
-    for moments in tqdm(loader, desc="measuring", unit="image", disable=None, leave=False):
+    for moments in progress(loader, "measuring", unit="image"):
         if moments is None:
             continue
         pixels, its_mean, its_squares = moments

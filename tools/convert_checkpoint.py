@@ -17,6 +17,7 @@ from backbones.convnext import ConvNeXt, GRNOptions
 from backbones.key_adapters import ENCODER, FORMATS, from_ours, guess_size, size_name, to_ours
 from backbones.weight_files import save_pickle, save_safetensors
 from training.cli import ToolParser, log_to, run_tool
+from training.progress import progress
 
 TARGETS = [name for name in FORMATS if name != "fcmae"]
 DETECTORS = ("detectron2", "torchvision")
@@ -87,7 +88,9 @@ def main() -> None:
     target, output = arguments.to, arguments.output
     if output.exists() and Path(arguments.input).exists() and output.samefile(arguments.input):
         raise ValueError(f"{output} is the input itself: name another output")
+    bar = progress(text="read, convert, write", total=3, unit="step")
     state_dict, metadata = read_source(arguments.input)
+    bar.update()
     try:
         recognised = to_ours(state_dict)
         check_complete(recognised.tensors)
@@ -104,6 +107,7 @@ def main() -> None:
     if grn != str(GRNOptions()) and target not in ("ours", *DETECTORS):
         raise ValueError(f"{arguments.input} was trained with {grn}, which {target} cannot express")
 
+    bar.update()
     licence = metadata.get("licence")
     kept = {name: metadata[name] for name in metadata if is_detector or name == "licence"}
     if target == "ours":
@@ -114,6 +118,7 @@ def main() -> None:
     else:
         kept = {}
         save_pickle(converted, output, "model" if target in IN_A_CONTAINER else None)
+    bar.close()
     source = "ours" if metadata.get("layout") == LAYOUT else recognised.format
     size = size_name(guess_size(recognised.tensors))
     print(f"read    {arguments.input}: {size}, {source} format, {len(state_dict)} tensors")

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tqdm import tqdm
+
 USER_ERRORS = (
     ValueError,
     FileNotFoundError,
@@ -151,8 +153,22 @@ def _of_worker(message: str) -> str:
 
 
 def is_main_process() -> bool:
-    """Whether this is the first of several processes: the one that writes the run's files."""
+    """Whether this is the first of several processes: the one that writes the run's files.
+
+    Their launcher may be torchrun, or detectron2's, which tells nothing by the environment.
+    """
+    distributed = sys.modules.get("torch.distributed")  # without torch there is no group to ask
+    if distributed and distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank() == 0
     return int(os.environ.get("RANK", 0)) == 0
+
+
+class _LogAboveBars(logging.StreamHandler):
+    """A handler to stderr whose lines do not break the progress bars there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(file=sys.stderr):
+            super().emit(record)
 
 
 def log_to(output_dir: Path | None = None, level: int = logging.INFO) -> None:
@@ -164,7 +180,7 @@ def log_to(output_dir: Path | None = None, level: int = logging.INFO) -> None:
     for handler in [h for h in root.handlers if h.get_name() == HANDLER_NAME]:
         root.removeHandler(handler)
         handler.close()
-    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    handlers: list[logging.Handler] = [_LogAboveBars()]
     if output_dir is not None:
         output_dir.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(output_dir / "log.txt", encoding="utf-8"))

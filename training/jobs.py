@@ -12,6 +12,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from training.progress import progress
+
 
 @dataclass
 class Job:
@@ -82,4 +84,6 @@ def _start(job: Job, cwd: Path, environment: dict[str, str]) -> subprocess.Popen
 
 
 def _bar(job: Job, place: int) -> tqdm:
-    return tqdm(total=job.steps, desc=f"{job.title:<24}", unit="step", position=place, ncols=88)
+    return progress(
+        text=f"{job.title:<24}", total=job.steps, unit="step", position=place, leave=True
+    )

@@ -22,7 +22,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -37,7 +36,6 @@ from safetensors.torch import load_model, save_model
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from training.checkpoints import (
     CheckpointError,
@@ -60,6 +58,7 @@ from training.processes import (
     prepare_sharding,
     terminations,
 )
+from training.progress import progress
 from training.schedule import LrFactor
 from training.trackers import PROJECT, Pictures, log_pictures
 
@@ -149,22 +148,19 @@ def train(
     )
     if accelerator.is_main_process:
         warn_of_slow_bf16(options.precision, accelerator.device)
-    progress = tqdm(
-        total=options.max_steps,
-        initial=start,
-        unit="step",
-        disable=not (sys.stderr.isatty() and accelerator.is_main_process),
+    steps = progress(
+        text="training", total=options.max_steps, unit="step", initial=start, leave=True
     )
     run.model.train()
     if start and after_step is not None:  # the interruption may have come before its end
         run.call(after_step, start)
-    with logging_redirect_tqdm(), progress, terminations() as terminated:
+    with steps, terminations() as terminated:
         for done in range(start + 1, options.max_steps + 1):
             run.step(done - 1, batches)
-            progress.update()
+            steps.update()
             last = done == options.max_steps
             if last or done % options.log_every == 0:
-                run.report(done, progress, measure(done, run.bare_model) if measure else {})
+                run.report(done, steps, measure(done, run.bare_model) if measure else {})
                 run.model.train()
             stop = in_any_process(accelerator, bool(terminated))
             if last or done % options.checkpoint_every == 0 or stop:
@@ -287,14 +283,14 @@ class _Run:
             self.ema.update(self.bare_model, step + 1)
         window.add(time=time.perf_counter() - began)
 
-    def report(self, done: int, progress: tqdm, measured: dict[str, float]) -> None:
+    def report(self, done: int, steps: tqdm, measured: dict[str, float]) -> None:
         """Tell the window's means to ``metrics.json``, the trackers and whoever looks on."""
         means = mean_over_processes(self.accelerator, self.window.means())
         entry = self.window.entry(done, self.optimizer.param_groups[-1]["lr"], means) | measured
         if self.accelerator.is_main_process:
             self.metrics_file.write(entry)
-            progress.set_postfix(loss=f"{entry['total_loss']:.4f}")
-            if progress.disable:
+            steps.set_postfix(loss=f"{entry['total_loss']:.4f}")
+            if steps.disable:
                 logger.info("%s", log_line(entry, self.options.max_steps))
         self.accelerator.log({k: v for k, v in entry.items() if k != "iteration"}, step=done)
 

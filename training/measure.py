@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from training.progress import progress
+
 Row = dict[str, Any]
 
 
@@ -31,7 +33,7 @@ def interleaved(
             a busy machine disturb less.
     """
     times: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(rounds + 1):
+    for number in progress(range(rounds + 1), "measuring", unit="round"):
         for name, run in variants.items():
             synchronise(device)
             began = clock()

@@ -38,6 +38,7 @@ from training.data import seed_generators
 from training.environment import device_name, peak_memory_mb, warn_of_slow_bf16
 from training.loop import NonFiniteLossError
 from training.metrics import MetricsFile
+from training.progress import progress
 
 logger = logging.getLogger(__name__)
 # detectron2 logs every exception with its traceback; a ValueError's message says it all.
@@ -108,7 +109,7 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         """Timing, schedule, checkpoints and evaluation; the writers follow in ``__init__``."""
-        found: list[HookBase] = [d2_hooks.IterationTimer(), _Schedule(), _Speed()]
+        found: list[HookBase] = [d2_hooks.IterationTimer(), _Schedule(), _Speed(), _Bar()]
         if self.average is not None:
             found.append(Average(self.average))
         if comm.is_main_process():
@@ -180,6 +181,20 @@ class _Speed(HookBase):
             seconds = storage.history("time").latest()
             storage.put_scalar("images_per_second", self.trainer.cfg.SOLVER.IMS_PER_BATCH / seconds)
         storage.put_scalar("max_mem", peak_memory_mb(), smoothing_hint=False)
+
+
+class _Bar(HookBase):
+    """The progress bar of the training."""
+
+    def before_train(self) -> None:
+        total, start = self.trainer.max_iter, self.trainer.start_iter
+        self.bar = progress(text="training", total=total, unit="step", initial=start, leave=True)
+
+    def after_step(self) -> None:
+        self.bar.update()
+
+    def after_train(self) -> None:
+        self.bar.close()
 
 
 class _StrictCheckpointer(DetectionCheckpointer):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,12 @@ from accelerate.utils import gather_object
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from backbones.weight_files import write_atomically
 from detection.dataset import CocoDataset
 from detection.engines import Detect
 from detection.transforms import DetectionSamples, collate
+from training.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +37,7 @@ def write_predictions(
     """Detect on every image, over all processes of ``state``, and write COCO results."""
     rank, processes = state.process_index, state.num_processes
     share = range(rank, len(dataset.records), processes)
-    found = list(detect(config, model, dataset, share, progress=rank == 0))
+    found = list(detect(config, model, dataset, share))
     if processes > 1:
         found = gather_object(found)
     path = Path(config.OUTPUT_DIR) / folder / RESULTS_FILE
@@ -54,7 +53,7 @@ def write_predictions(
 
 @torch.no_grad()
 def detect(
-    config: CfgNode, model: nn.Module, dataset: CocoDataset, share: range, progress: bool
+    config: CfgNode, model: nn.Module, dataset: CocoDataset, share: range
 ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
     """Yield (index of the record, its COCO results) for the records of ``share``, in float32."""
     loader = DataLoader(
@@ -65,10 +64,7 @@ def detect(
         collate_fn=collate,
     )
     model.eval()
-    hidden = not (progress and sys.stderr.isatty())
-    for index, batch in zip(
-        share, tqdm(loader, unit="image", desc="predicting", disable=hidden), strict=True
-    ):
+    for index, batch in zip(share, progress(loader, "predicting", unit="image"), strict=True):
         (detections,) = model(batch)
         yield index, coco_results(detections, dataset, dataset.records[index]["image_id"])
 

@@ -58,6 +58,13 @@ def test_the_messages_of_the_troubleshooting_page_are_the_codes():
         assert fixed in code, message
 
 
+def test_the_citation_file_has_what_its_format_requires():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= set(cited)  # schema 1.2.0, "required"
+    assert {"type", "title", "authors"} <= set(cited["preferred-citation"])
+    assert f"\nversion = {cited['version']}\n" in (ROOT / "setup.cfg").read_text()
+
+
 @pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", "det_configs/README.md"])
 def test_links_to_files_of_the_repository_lead_somewhere(file):
     path = ROOT / file

@@ -128,6 +128,7 @@ def write_export(export: Export, path: str | Path, precision: str = "fp32") -> N
         "precision": precision,
         "torch": torch.__version__,
     }
+    logger.info("tracing for %s: of a detector this takes a minute or more", path)
     program = capture(export)
     if path.suffix == ".pt2":
         extra = {METADATA_FILE: json.dumps(metadata)}

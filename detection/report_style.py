@@ -152,6 +152,10 @@ pre{margin:0;padding:14px;max-height:520px;overflow:auto;border-top:1px solid va
   section{border:0;padding:12px 0;break-inside:auto}
   nav,.filters,.full{display:none}
   .long{max-height:none}
-  .pictures,figure{break-inside:avoid}
+  .scroll{overflow:visible}
+  table{font-size:.76rem}
+  th,td{padding:4px 7px;white-space:normal}
+  h2,h3{break-after:avoid}
+  tr,.pictures,figure{break-inside:avoid}
 }
 """

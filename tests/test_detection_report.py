@@ -139,6 +139,7 @@ def make_run(folder, data, truth, seed=0, lr=1e-3, steps=200, encoder=None):
         for step in range(20, steps + 1, 20):
             losses = {"loss_cls": 3 / step, "loss_mask": math.exp(-step / 100)}
             entry = {"iteration": step, "total_loss": sum(losses.values()), "lr": lr, "time": 0.5}
+            entry |= {"images_per_second": 4.0 + step, "max_mem": 900.0 + step}
             file.write(json.dumps(entry | losses) + "\n")
     config = {"SOLVER": {"BASE_LR": lr, "STEPS": [10, 20]}, "SEED": 5, "OUTPUT_DIR": str(folder)}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -313,9 +314,10 @@ def test_the_curves_are_the_values_of_metrics_json(tmp_path, material):
     figures = re.findall(
         r"<figcaption>([^<]+)<small>by iteration</small></figcaption>(<svg.*?</svg>)", text
     )
-    titles = ["Total loss", "loss_cls", "loss_mask", "Learning rate", "Seconds per iteration"]
+    titles = ["Total loss", "loss_cls", "loss_mask", "Learning rate", "Images per second"]
+    titles += ["Seconds per iteration", "Peak memory (MB)"]
     assert [title for title, _ in figures] == titles
-    keys = ["total_loss", "loss_cls", "loss_mask", "lr", "time"]
+    keys = ["total_loss", "loss_cls", "loss_mask", "lr", "images_per_second", "time", "max_mem"]
     for key, (_, svg) in zip(keys, figures, strict=True):
         for run in runs:
             drawn = re.findall(rf"<title>{run.name}, iteration (\d+): ([^<]+)</title>", svg)
@@ -367,7 +369,7 @@ def test_the_markdown_has_the_same_numbers_and_figures_as_files(tmp_path, materi
     cells = " | ".join(f"{value:.1f}" for value in values)
     assert f"| AP75: IoU 0.75 | {cells} |" in text
     figures = re.findall(r"\(<(report_files/[^>]+)>\)", text)
-    charts = 5 + 2 * 4  # precision at two IoUs, AP by IoU and calibration, of box and mask
+    charts = 7 + 2 * 4  # precision at two IoUs, AP by IoU and calibration, of box and mask
     assert len(figures) == charts + 12 * 3
     assert all((tmp_path / figure).stat().st_size > 500 for figure in figures)
     write([material / "scratch"], tmp_path)
@@ -789,6 +791,8 @@ def test_the_page_asks_for_nothing_from_outside(tmp_path, material):
     assert "url(" not in page.text
     assert page.tags.isdisjoint({"iframe", "object", "embed"})
     assert all(image["alt"] for image in page.images)
+    told = re.findall(r'<svg[^>]* role="img"><title>[^<]+: [^<]+ from [^<]+</title>', page.text)
+    assert len(told) == page.text.count("<svg ") > 10
 
 
 @pytest.fixture(scope="module")

@@ -43,6 +43,30 @@ def test_the_configuration_reference_is_what_the_schema_says(run_tool):
     assert result.code == 0, result.err
 
 
+def test_the_messages_of_the_troubleshooting_page_are_the_codes():
+    """The longest part of each that holds no value: numbers and file names are filled in."""
+    page = (ROOT / "docs/troubleshooting.md").read_text()
+    folders = ("backbones", "fcmae", "detection", "training")
+    code = "\n".join(f.read_text() for folder in folders for f in (ROOT / folder).rglob("*.py"))
+    code = re.sub(r'"\s*\n\s*f?"', "", code)  # strings over several lines
+    messages = [
+        m
+        for title in re.findall(r"^\*\*(.+?)\*\*", page, re.MULTILINE)
+        for m in re.findall("`(.+?)`", title)
+    ]
+    assert len(messages) > 8
+    for message in messages:
+        fixed = max(re.split(r"\.\.\.|\d+|\w+\.json", message), key=len).strip()
+        assert fixed in code, message
+
+
+def test_the_citation_file_has_what_its_format_requires():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= set(cited)  # schema 1.2.0, "required"
+    assert {"type", "title", "authors"} <= set(cited["preferred-citation"])
+    assert f"\nversion = {cited['version']}\n" in (ROOT / "setup.cfg").read_text()
+
+
 @pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", "det_configs/README.md"])
 def test_links_to_files_of_the_repository_lead_somewhere(file):
     path = ROOT / file

@@ -1,0 +1,135 @@
+"""The README as a new user goes through it: its own commands, on drawn images, with few steps."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from backbones.checkpoint import save_encoder
+from backbones.convnext import build_convnext
+from detection.scenes import write_scenes
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHORT = {"--max-steps 5000": "--max-steps 2", "--image-size 224": "--image-size 64"}
+SHORT |= {"--batch-size 64": "--batch-size 4 --workers 0 --device cpu"}
+FEW = ["SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()", "DATALOADER.NUM_WORKERS", "0"]
+FEW += ["INPUT.MIN_SIZE_TRAIN", "[64]", "INPUT.MIN_SIZE_TEST", "64", "MODEL.DEVICE", "cpu"]
+
+
+def commands(tool):
+    """The arguments of each of the README's calls of a tool, from blocks and from the table."""
+    section = README.partition("## Your own images")[2].partition("## What was measured")[0]
+    text = section.replace("\\\n", " ")
+    found = re.findall(rf"^(?:.*`)?python tools/{tool}\.py ([^`\n]*)", text, re.MULTILINE)
+    assert found, tool
+    return [shlex.split(arguments) for arguments in found]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with what the README's commands name, from the configs to the user's data."""
+    (tmp_path / "det_configs").symlink_to(ROOT / "det_configs")
+    write_scenes(tmp_path / "scenes", 4, 2, 4)
+    for name, source in (("images", "images"), ("photos", "images"), ("my_images", "unlabelled")):
+        (tmp_path / name).symlink_to(tmp_path / "scenes" / source)
+    for split in ("train", "val"):
+        annotations = (tmp_path / f"scenes/annotations/{split}.json").read_text()
+        (tmp_path / f"{split}.json").write_text(annotations)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def plant_mistakes(folder):
+    """Three mistakes in the labels; returns what makes them good again."""
+    text = (folder / "train.json").read_text()
+    tree = json.loads(text)
+    first, second = tree["annotations"][:2]
+    first["segmentation"] = [[1, 1, 9, 9]]
+    second["id"] = first["id"]
+    name = tree["images"][1]["file_name"]
+    (folder / "train.json").write_text(json.dumps(tree))
+    (folder / "images" / name).rename(folder / "aside.png")
+
+    def mend():
+        (folder / "train.json").write_text(text)
+        (folder / "aside.png").rename(folder / "images" / name)
+
+    return name, first["id"], mend
+
+
+def test_from_a_folder_of_images_to_a_comparison_of_two_runs(place, run_tool):
+    (arguments,) = commands("pretrain_fcmae")
+    line = shlex.join(arguments)
+    for given, shorter in SHORT.items():
+        assert given in line
+        line = line.replace(given, shorter)
+    result = run_tool("pretrain_fcmae", *shlex.split(line))
+    assert result.code == 0, result.err
+
+    missing, repeated, mend = plant_mistakes(place)
+    (training,) = commands("train_net")
+    refused = run_tool("train_net", *training, *FEW)
+    assert refused.code == 1
+    assert "Traceback" not in refused.err
+    said = refused.err.partition("error: ")[2]
+    assert said.startswith("3 problems in the data set json:train.json:images:\n")
+    for words in (
+        "segmentation has no polygon of at least 3 points; correct or remove it",
+        f"id {repeated} is used twice; ",
+        f"images/{missing}: image ",
+        "is missing; add the image, or correct file_name or the image folder",
+    ):
+        assert words in said
+    mend()
+    result = run_tool("train_net", *training, *FEW)
+    assert result.code == 0, result.err
+    assert "136/136 encoder tensors loaded from runs/fcmae/encoder.safetensors" in result.err
+    assert (place / "runs/detector/report.html").is_file()
+
+    other = ["OUTPUT_DIR", "runs/scratch", "MODEL.CONVNEXT.WEIGHTS", ""]
+    assert run_tool("train_net", *training, *FEW, *other).code == 0
+    (comparing,) = commands("make_report")
+    assert run_tool("make_report", *comparing).code == 0
+    page = (place / "compare.html").read_text()
+    assert "<h1>scratch compared with detector</h1>" in page
+    assert 'id="pretraining"' in page
+
+    (predicting,) = commands("predict")
+    predicting.remove("clip.mp4")  # tests/test_tools_predict.py has videos
+    assert run_tool("predict", *predicting).code == 0
+    assert json.loads((place / "predictions/predictions.json").read_text()) is not None
+    converting = commands("convert_checkpoint")[-1]
+    assert run_tool("convert_checkpoint", *converting).code == 0
+    assert (place / "d2.pth").is_file()
+
+
+def test_a_checkpoint_from_elsewhere_becomes_ours_in_one_command(place, run_tool):
+    arguments = commands("convert_checkpoint")[0]
+    save_encoder(build_convnext("convnextv2_atto"), place / "ours.safetensors", {})
+    theirs = ("convert_checkpoint", "ours.safetensors", arguments[0], "--to", "official")
+    assert run_tool(*theirs).code == 0
+    result = run_tool("convert_checkpoint", *arguments)
+    assert result.code == 0, result.err
+    assert re.match(r"read +convnextv2_base_1k_224_fcmae.pt: convnextv2_atto, official", result.out)
+    assert "licence of the weights: CC BY-NC 4.0" in result.out
+
+
+def test_each_way_to_begin_fits_ten_lines():
+    section = README.partition("## Your own images\n")[2].partition("\n## ")[0]
+    ways = re.split(r"\n(?=\*\*)", section)[1:]
+    assert len(ways) == 4
+    for way in ways:
+        (code,) = re.findall(r"```\w+\n(.*?)```", way, re.DOTALL)
+        assert len(code.splitlines()) <= 10
+
+
+def test_pictures_of_the_readme_can_be_opened():
+    for name in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README):
+        with Image.open(ROOT / name) as picture:
+            picture.load()

@@ -172,7 +172,9 @@ def capture(export: Export) -> torch.export.ExportedProgram:
     # under one name two inputs' dimensions are one
     batch = torch.export.Dim("batch", min=1, max=1024)
     shapes = {name: {**axes, 0: batch} for name, axes in shapes.items()}
-    return torch.export.export(export.graph, (), export.inputs, dynamic_shapes=shapes)
+    # not strict: what newer versions of torch do by themselves, and older ones by dynamo, which
+    # reads more of the Python than it understands
+    return torch.export.export(export.graph, (), export.inputs, dynamic_shapes=shapes, strict=False)
 
 
 def _save_program(program: torch.export.ExportedProgram, path: Path, extra: dict[str, str]) -> None:

@@ -208,4 +208,4 @@ def _characters(path: Path) -> frozenset[int]:
 
 @lru_cache
 def _load(path: Path, pixels: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(path, pixels)
+    return ImageFont.truetype(str(path), pixels)  # old versions of Pillow take no Path

@@ -138,7 +138,7 @@ def _open_pillow(file: BinaryIO) -> Picture:
     image = Image.open(file)
     width, height = image.size
     refuse_absurd_size(height, width)
-    if image.mode in ("RGB", "RGBA", "LA") and "16B" in str(image.tile[0].args):
+    if image.mode in ("RGB", "RGBA", "LA") and "16B" in str(image.tile[0][3]):  # its args
         return _open_png_of_16_bits(file, image)
     mode = READ_AS.get(image.mode, image.mode)
     if mode == "RGB" and "transparency" in image.info and image.mode == "P":

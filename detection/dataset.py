@@ -70,7 +70,7 @@ class CocoDataset:
     def fingerprint(self) -> str:
         """SHA-256 of the annotation file and of the images' names and sizes in bytes."""
         digest = file_digest(self.annotations)
-        for record in progress(self.records, "fingerprint", unit="image"):
+        for record in progress(self.records.heads(), "fingerprint", len(self.records), "image"):
             name = os.path.relpath(record["file_name"], self.image_folder)
             digest.update(f"{name}\0{os.path.getsize(record['file_name'])}\n".encode())
         return digest.hexdigest()
@@ -142,7 +142,7 @@ def warn_of_shared_images(train: CocoDataset, test: CocoDataset) -> None:
     """
     train_files, test_files = (
         [ImageFile(record["file_name"], (record["height"], record["width"])) for record in records]
-        for records in (train.records, test.records)
+        for records in (train.records.heads(), test.records.heads())
     )
     is_small = max(len(train_files), len(test_files)) <= DECODED_UP_TO
     shared = shared_images(test_files, train_files, pixels=is_small)

@@ -59,6 +59,10 @@ def test_records_are_what_was_put_in_and_those_without_objects_can_be_left_out(t
     records = Records(iter(items))
     assert (len(records), list(records), records[-1]) == (len(items), items, items[-1])
     assert records[1:3] == items[1:3]
+    assert [
+        head | {"annotations": i["annotations"]}
+        for head, i in zip(records.heads(), items, strict=True)
+    ] == items
     kept = records.with_objects()
     wanted = [r for r in items if any(not a["iscrowd"] for a in r["annotations"])]
     assert list(kept) == wanted

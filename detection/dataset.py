@@ -6,18 +6,21 @@ detectron2's standard dictionaries, equal to those of its ``load_coco_json`` on 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from detection.dataset_check import DECODED_UP_TO, check_coco
-from detection.image_check import ImageFile, shared_images
+from detection.image_check import ImageFile, file_digest, shared_images
 from detection.problems import describe, shorten
+from detection.records import Records
 from detection.segmentation_check import compressed_rle
+from training.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +54,7 @@ class CocoDataset:
     image_folder: Path
     class_names: tuple[str, ...]
     contiguous_ids: dict[Any, int]
-    records: list[dict[str, Any]]
+    records: Records
 
     @property
     def category_ids(self) -> list[Any]:
@@ -61,13 +64,13 @@ class CocoDataset:
     @property
     def num_instances(self) -> int:
         """Annotated objects, crowds included."""
-        return sum(len(record["annotations"]) for record in self.records)
+        return int(self.records.objects.sum() + self.records.crowds.sum())
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the annotation file and of the images' names and sizes in bytes."""
-        digest = hashlib.sha256(self.annotations.read_bytes())
-        for record in self.records:
+        digest = file_digest(self.annotations)
+        for record in progress(self.records.heads(), "fingerprint", len(self.records), "image"):
             name = os.path.relpath(record["file_name"], self.image_folder)
             digest.update(f"{name}\0{os.path.getsize(record['file_name'])}\n".encode())
         return digest.hexdigest()
@@ -120,7 +123,7 @@ def load_dataset(name: str, masks: bool = True, check_images: bool = True) -> Co
         image_folder=image_folder,
         class_names=tuple(category["name"] for category in categories),
         contiguous_ids=contiguous_ids,
-        records=_records(tree, image_folder, contiguous_ids),
+        records=Records(_records(tree, image_folder, contiguous_ids)),
     )
     logger.info(
         "%s: %d images, %d objects of %d classes",
@@ -139,7 +142,7 @@ def warn_of_shared_images(train: CocoDataset, test: CocoDataset) -> None:
     """
     train_files, test_files = (
         [ImageFile(record["file_name"], (record["height"], record["width"])) for record in records]
-        for records in (train.records, test.records)
+        for records in (train.records.heads(), test.records.heads())
     )
     is_small = max(len(train_files), len(test_files)) <= DECODED_UP_TO
     shared = shared_images(test_files, train_files, pixels=is_small)
@@ -158,30 +161,39 @@ def warn_of_shared_images(train: CocoDataset, test: CocoDataset) -> None:
 
 def _records(
     tree: dict[str, Any], image_folder: Path, contiguous_ids: dict[Any, int]
-) -> list[dict[str, Any]]:
-    records = {
-        image["id"]: {
+) -> Iterator[dict[str, Any]]:
+    """The records one by one; what they are made of is taken out of the tree."""
+    of_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for annotation in tree.pop("annotations"):
+        of_image[annotation["image_id"]].append(annotation)
+    images = sorted(tree.pop("images"), key=lambda image: image["id"])
+    for image in progress(images, "indexing", unit="image"):
+        size = image["height"], image["width"]
+        yield {
             "file_name": os.path.join(image_folder, image["file_name"]),
-            "height": image["height"],
-            "width": image["width"],
+            "height": size[0],
+            "width": size[1],
             "image_id": image["id"],
-            "annotations": [],
+            "annotations": [
+                _instance(annotation, size, contiguous_ids)
+                for annotation in of_image.pop(image["id"], [])
+            ],
         }
-        for image in sorted(tree["images"], key=lambda image: image["id"])
+
+
+def _instance(
+    annotation: dict[str, Any], size: tuple[int, int], contiguous_ids: dict[Any, int]
+) -> dict[str, Any]:
+    instance = {
+        "iscrowd": annotation.get("iscrowd", 0),
+        "bbox": annotation["bbox"],
+        "category_id": contiguous_ids[annotation["category_id"]],
+        "bbox_mode": XYWH_ABS,
     }
-    for annotation in tree["annotations"]:
-        record = records[annotation["image_id"]]
-        instance = {
-            "iscrowd": annotation.get("iscrowd", 0),
-            "bbox": annotation["bbox"],
-            "category_id": contiguous_ids[annotation["category_id"]],
-            "bbox_mode": XYWH_ABS,
-        }
-        if segmentation := annotation.get("segmentation"):
-            if isinstance(segmentation, dict):
-                segmentation = compressed_rle(segmentation, record["height"], record["width"])
-            else:
-                segmentation = [polygon for polygon in segmentation if len(polygon) >= 6]
-            instance["segmentation"] = segmentation
-        record["annotations"].append(instance)
-    return list(records.values())
+    if segmentation := annotation.get("segmentation"):
+        if isinstance(segmentation, dict):
+            segmentation = compressed_rle(segmentation, *size)
+        else:
+            segmentation = [list(polygon) for polygon in segmentation if len(polygon) >= 6]
+        instance["segmentation"] = segmentation
+    return instance

@@ -11,12 +11,13 @@ from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from detection.decode import bits_per_channel, decode_image, with_8_bits
 from training.image_limit import refuse_absurd_size
+from training.progress import progress
 
-READERS = 8
+READERS, QUEUED = 8, 1024  # threads, and files that they are given at once
+BLOCK = 2**20  # bytes
 LARGEST, DIM = 65535, 4095  # of 16 bits; below DIM are those of a 12-bit camera, not stretched
 EXIF_ORIENTATION = 0x0112
 # How such an image is shown; 5 to 8 swap its sides.
@@ -31,6 +32,8 @@ ORIENTATIONS = {
 }
 
 Key = TypeVar("Key", bound=Hashable)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class FileFault(NamedTuple):
@@ -61,6 +64,22 @@ class FileState(NamedTuple):
 
     faults: list[FileFault]
     bits: int = 0
+
+
+def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """The results in order, as an executor's ``map``, which would queue all items at once."""
+    with ThreadPoolExecutor(READERS) as readers:
+        for start in range(0, len(items), QUEUED):
+            yield from readers.map(work, items[start : start + QUEUED])
+
+
+def file_digest(path: str | Path) -> hashlib._Hash:
+    """SHA-256 of a file of any size."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest
 
 
 def leaves_folder(file_name: str) -> bool:
@@ -162,17 +181,15 @@ def _pairs(
         [file for file, its_key in zip(side, of_side, strict=True) if its_key in common]
         for side, of_side in zip((files, others), keys, strict=True)
     ]
-    progress = tqdm(
-        total=sum(map(len, candidates)), desc=title, unit="image", disable=None, leave=False
-    )
+    bar = progress(text=title, total=sum(map(len, candidates)), unit="image")
 
     def digests(side: list[ImageFile]) -> Iterator[tuple[str, str]]:
-        for file, found in zip(side, readers.map(digest, side), strict=True):
-            progress.update()
+        for file, found in zip(side, in_threads(digest, side), strict=True):
+            bar.update()
             if found is not None:
                 yield found, file.path
 
-    with ThreadPoolExecutor(READERS) as readers, progress:
+    with bar:
         known = dict(digests(candidates[1]))
         return {path: known[found] for found, path in digests(candidates[0]) if found in known}
 
@@ -186,7 +203,7 @@ def _length(file: ImageFile) -> int:
 
 def _digest_bytes(file: ImageFile) -> str | None:
     try:
-        return hashlib.sha256(Path(file.path).read_bytes()).hexdigest()
+        return file_digest(file.path).hexdigest()
     except OSError:
         return None
 

@@ -26,7 +26,6 @@ from typing import Any
 import cv2
 import numpy as np
 from fvcore.common.config import CfgNode
-from tqdm import tqdm
 
 from backbones.weight_files import write_atomically
 from detection.config import load_config
@@ -39,8 +38,10 @@ from detection.prediction_inputs import (
     output_names,
     read_frames,
 )
+from detection.records import Records
 from detection.transforms import prediction_sample
 from detection.visualize import coco_instances, draw_instances, readable_scale
+from training.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def predict(
     counts = {"images": 0, "detections": 0, "shown": 0}
 
     def all_results() -> Iterator[dict[str, Any]]:
-        progress = tqdm(total=len(files), desc="predicting", unit="file", disable=None)
+        bar = progress(text="predicting", total=len(files), unit="file")
         for file, name in zip(files, output_names(files), strict=True):
             with Overlays(output_dir, file, name, frames, every) as overlays:
                 for frame in read_frames(file, every):
@@ -101,8 +102,8 @@ def predict(
                     counts["detections"] += len(found)
                     counts["shown"] += len(shown)
                     yield from found
-            progress.update()
-        progress.close()
+            bar.update()
+        bar.close()
 
     write_atomically(output_dir / "predictions.json", lambda path: write_list(path, all_results()))
     categories = [{"id": key, "name": name} for key, name in category_names.items()]
@@ -133,7 +134,7 @@ def read_run(run: Path, overrides: Sequence[str] = ()) -> tuple[CfgNode, CocoDat
         )
     names = tuple(category["name"] for category in categories)
     ids = {category["id"]: index for index, category in enumerate(categories)}
-    return config, CocoDataset(str(run), facts_file, run, names, ids, [])
+    return config, CocoDataset(str(run), facts_file, run, names, ids, Records())
 
 
 def image_entry(key: int, file: Path, frame: Frame) -> dict[str, Any]:

@@ -10,16 +10,15 @@ import glob
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from detection.decode import decode_image
-from detection.image_check import READERS
+from detection.image_check import in_threads
+from training.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -83,16 +82,8 @@ def _expand(path: Path, problems: list[str]) -> list[Path]:
 
 def _unreadable(files: Sequence[Path]) -> list[str]:
     """What is wrong with each file that cannot be read; decodes all images."""
-    with ThreadPoolExecutor(READERS) as readers:
-        faults = tqdm(
-            readers.map(_fault, files),
-            "checking",
-            len(files),
-            unit="file",
-            leave=False,
-            disable=None,
-        )
-        return [fault for fault in faults if fault]
+    faults = progress(in_threads(_fault, files), "checking", len(files), "file")
+    return [fault for fault in faults if fault]
 
 
 def _fault(path: Path) -> str:

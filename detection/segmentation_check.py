@@ -6,6 +6,7 @@ pycocotools decodes a broken run-length encoding to whatever lies in memory; so 
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterator
 from operator import mul
 from typing import Any
@@ -20,11 +21,13 @@ def is_finite(value: Any) -> bool:
 
 
 def are_finite(values: Any) -> bool:
-    """Whether a value of a json file is a list of such numbers.
+    """Whether a value of a json file is a list (or, of a polygon, an array) of such numbers.
 
     Types and sum are looked at in C: the polygons of COCO have 45 million coordinates.
     """
-    if not isinstance(values, list) or not set(map(type, values)) <= {int, float}:
+    if not isinstance(values, array) and (
+        not isinstance(values, list) or not set(map(type, values)) <= {int, float}
+    ):
         return False
     try:
         return math.isfinite(sum(values))

@@ -183,7 +183,7 @@ class DetectionSamples(Dataset):
         self.training = training
         self.records = dataset.records
         if training and config.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-            self.records = [record for record in dataset.records if _objects(record)]
+            self.records = dataset.records.with_objects()
             logger.info(
                 "%s: %d of %d images are left out of training, for they show no object",
                 dataset.name,

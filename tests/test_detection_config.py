@@ -22,6 +22,7 @@ from detection.config import (
     to_detectron2,
 )
 from detection.dataset import CocoDataset
+from detection.records import Records
 from detection.schema import SCHEMA, TORCHVISION_ONLY
 
 ROOT = Path(det_configs.__file__).parent
@@ -220,7 +221,7 @@ def test_steps_behind_the_end_are_said(tmp_path, caplog):
 
 
 def test_number_of_classes_comes_from_the_annotations(tmp_path):
-    dataset = CocoDataset("d", Path("d.json"), Path("i"), ("a", "b"), {1: 0, 5: 1}, [])
+    dataset = CocoDataset("d", Path("d.json"), Path("i"), ("a", "b"), {1: 0, 5: 1}, Records())
     path = write(tmp_path)
     assert resolve_num_classes(load_config(path), dataset) == 2
     assert (

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from backbones.kernels import KERNELS, use_kernels
+from detection.benchmark_load import IMAGES, OBJECTS, load_tables
 from detection.benchmark_tables import detection_tables
 from fcmae.benchmark import Case, encoder_case, pretrain_case
 from fcmae.benchmark_data import data_case
@@ -28,6 +29,7 @@ examples:
   OMP_NUM_THREADS=1 python tools/benchmark.py growth --picture growth.png
   OMP_NUM_THREADS=1 python tools/benchmark.py data --data PHOTOGRAPHS --workers 2
   OMP_NUM_THREADS=1 python tools/benchmark.py detection --rounds 3
+  OMP_NUM_THREADS=1 python tools/benchmark.py load
   python tools/benchmark.py detection --device cuda --sizes convnextv2_base --precision bf16 \\
       --image-size 1024
 """
@@ -57,9 +59,9 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add(
         "what",
-        choices=[*DEFAULTS, "growth"],
+        choices=[*DEFAULTS, "growth", "load"],
         help="the encoder alone, a whole pretraining step, its input pipeline, detectors on both "
-        "engines and their evaluation, or how the encoder's cost grows",
+        "engines and their evaluation, how the encoder's cost grows, or a data set of COCO's size",
     )
     add("--sizes", nargs="+", metavar="NAME", help="encoders (default: those of the table)")
     add("--precision", nargs="+", choices=["fp32", "bf16"], help="with --sizes")
@@ -76,7 +78,13 @@ def parse() -> argparse.Namespace:
     )
     add("--workers", type=int, default=2, help="of data: loader processes")
     add("--data", type=Path, metavar="DIR", help="of data: images (default: synthetic ones)")
-    add("--images", type=int, default=5000, help="of detection's evaluation; 0 leaves it out")
+    add(
+        "--images",
+        type=int,
+        help="of detection's evaluation (default: 5000; 0 leaves it out), "
+        f"or of load's data set (default: {IMAGES})",
+    )
+    add("--objects", type=int, default=OBJECTS, help="of load's data set")
     add("--picture", type=Path, metavar="FILE", help="of growth: a PNG or SVG")
     add("--json", action="store_true", help="print JSON instead of a table")
     return parser.parse_args()
@@ -89,6 +97,9 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> dict[str, li
         if arguments.picture:
             draw_growth(grown, arguments.picture, f"{device_name(device)}: one step of the encoder")
         return {f"by {COLUMNS[field]}": rows for field, rows in grown.items()}
+    if arguments.what == "load":
+        images = IMAGES if arguments.images is None else arguments.images
+        return load_tables(images, arguments.objects)
     models = DEFAULTS[arguments.what]
     if arguments.sizes:
         precisions = arguments.precision or ["fp32"]
@@ -97,7 +108,8 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> dict[str, li
     sides = arguments.image_size or [512 if arguments.what == "detection" else 224]
     if arguments.what == "detection":
         shapes = [(*model, batch, side) for model in models for batch in batches for side in sides]
-        return detection_tables(shapes, arguments.rounds, device, arguments.images)
+        images = 5000 if arguments.images is None else arguments.images
+        return detection_tables(shapes, arguments.rounds, device, images)
     cases = [
         Case(size, precision, batch, pixels, ratio)
         for size, precision in models
@@ -127,7 +139,8 @@ def main() -> None:
     if arguments.json:
         print(json.dumps({"device": device_name(device), "versions": versions(), **tables}))
         return
-    print(f"{device_name(device)}, torch {torch.__version__}, medians of {arguments.rounds} rounds")
+    rounds = "one run" if arguments.what == "load" else f"medians of {arguments.rounds} rounds"
+    print(f"{device_name(device)}, torch {torch.__version__}, {rounds}")
     for heading, rows in tables.items():
         print(f"\n{heading}\n\n{table(rows)}")
 

@@ -22,13 +22,9 @@ import detectron2.data.transforms as T
 import numpy as np
 import torch
 from detectron2.data import (
-    DatasetCatalog,
-    DatasetFromList,
     DatasetMapper,
-    MetadataCatalog,
     build_detection_test_loader,
     build_detection_train_loader,
-    get_detection_dataset_dicts,
 )
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
@@ -39,33 +35,14 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from detection.dataset import CocoDataset
+from detection.records import Records
 from detection.transforms import read_image
 from training.data import BatchOrder, SampleKey, seed_generators
+from training.progress import progress
 
 logger = logging.getLogger(__name__)
 
 RESULTS_FILE = "coco_instances_results.json"
-
-
-def register(dataset: CocoDataset) -> str:
-    """Enter the data set into detectron2's catalogs and return its name there.
-
-    The name is prefixed, since detectron2 has entries of its own for names such as
-    ``coco_2017_train``; registering the same data set again replaces it.
-    """
-    name = f"convnext/{dataset.name}"
-    if name in DatasetCatalog:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-    DatasetCatalog.register(name, lambda: dataset.records)
-    MetadataCatalog.get(name).set(
-        json_file=str(dataset.annotations),
-        image_root=str(dataset.image_folder),
-        evaluator_type="coco",
-        thing_classes=list(dataset.class_names),
-        thing_dataset_id_to_contiguous_id=dict(dataset.contiguous_ids),
-    )
-    return name
 
 
 class _ShiftingCrop(T.CropTransform):
@@ -139,10 +116,8 @@ def _in_floats(item: dict[str, Any]) -> dict[str, Any]:
 class _SeededRecords(Dataset):
     """Mapped records, every draw of a sample seeded by (seed, epoch, index)."""
 
-    def __init__(self, records: list[dict[str, Any]], mapper: Mapper, seed: int) -> None:
-        # Serialised, or reference counts would copy the records into every loader process.
-        self.records = DatasetFromList(records, copy=False, serialize=True)
-        self.mapper, self.seed = mapper, seed
+    def __init__(self, records: Records, mapper: Mapper, seed: int) -> None:
+        self.records, self.mapper, self.seed = records, mapper, seed
 
     def __len__(self) -> int:
         return len(self.records)
@@ -196,9 +171,9 @@ class TrainingBatches:
                 "multiple"
             )
         _check_trainable(cfg, self.dataset)
-        self.records = get_detection_dataset_dicts(
-            register(self.dataset), filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-        )
+        self.records = self.dataset.records
+        if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+            self.records = self.records.with_objects()
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         cfg, accumulate = self.cfg, self.cfg.SOLVER.ACCUMULATE
@@ -227,12 +202,7 @@ class TrainingBatches:
 
 def _check_trainable(cfg: Any, dataset: CocoDataset) -> None:
     """Raise for what detectron2 would meet by an assert or in the middle of the training."""
-    objects = [
-        annotation
-        for record in dataset.records
-        for annotation in record["annotations"]
-        if not annotation.get("iscrowd", 0)
-    ]
+    objects = int(dataset.records.objects.sum())
     if not objects:
         raise ValueError(
             f"{dataset.annotations}: none of its {len(dataset.records)} images shows an object "
@@ -244,10 +214,14 @@ def _check_trainable(cfg: Any, dataset: CocoDataset) -> None:
                 "INPUT.LSJ cuts polygons with shapely, which is not installed: "
                 "set INPUT.MASK_FORMAT to bitmask, or pip install shapely"
             )
-        encoded = sum(isinstance(o.get("segmentation"), dict) for o in objects)
+        encoded = sum(
+            isinstance(item.get("segmentation"), dict) and not item["iscrowd"]
+            for record in dataset.records
+            for item in record["annotations"]
+        )
         if encoded:
             raise ValueError(
-                f"INPUT.MASK_FORMAT is polygon, but {encoded} of {len(objects)} objects in "
+                f"INPUT.MASK_FORMAT is polygon, but {encoded} of {objects} objects in "
                 f"{dataset.annotations} are run-length encoded: set INPUT.MASK_FORMAT to bitmask"
             )
 
@@ -303,5 +277,6 @@ def write_predictions(
 ) -> Path:
     """Detect on every image of the data set, over all processes; the results file."""
     writer = ResultsWriter(dataset, Path(cfg.OUTPUT_DIR) / folder)
-    inference_on_dataset(model, prediction_loader(cfg, dataset), writer)
+    images = progress(prediction_loader(cfg, dataset), "predicting", unit="image")
+    inference_on_dataset(model, images, writer)
     return writer.path

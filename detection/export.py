@@ -15,7 +15,7 @@ from backbones.weight_files import read_metadata
 from detection.config import load_config
 from detection.dataset import load_dataset
 from detection.engines.torchvision_model import MaskRCNN, build_mask_rcnn
-from detection.engines.weights import newest_checkpoint, read_detector
+from detection.engines.weights import encoder_licence, newest_checkpoint, read_detector
 from detection.export_graph import DetectorGraph, suppress, suppress_by_torchvision
 from training.environment import git_commit, versions
 
@@ -82,13 +82,6 @@ def class_facts(config: CfgNode, metadata: Mapping[str, str]) -> tuple[list[str]
         "the weights do not name their classes and the config names no data set: "
         "give DATASETS.TEST json:ANNOTATIONS:IMAGE_FOLDER"
     )
-
-
-def encoder_licence(output_dir: Path) -> str | None:
-    """The licence of the encoder that a run began with, as far as ``run.json`` knows."""
-    file = output_dir / "run.json"
-    facts = json.loads(file.read_text()) if file.is_file() else {}
-    return (facts.get("encoder") or {}).get("licence")
 
 
 def detector_export(

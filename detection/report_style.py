@@ -134,6 +134,7 @@ pre{margin:0;padding:14px;max-height:520px;overflow:auto;border-top:1px solid va
   .cards div{padding:12px 14px}
   .cards dd{font-size:1.4rem}
   .strip{grid-template-columns:minmax(0,1fr)}
+  .viewer p{flex-basis:100%}
   table{font-size:.86rem}
   th,td{padding:6px 7px}
   th:first-child{min-width:5.5em;padding-left:0}

@@ -12,6 +12,7 @@ from small_detector import restored_log_handlers, small_config
 
 from backbones.checkpoint import save_encoder
 from backbones.convnext import build_convnext
+from backbones.weight_files import read_metadata
 from detection.engines import load_engine
 from detection.evaluate import coco_metrics
 from detection.run import config_changes, run
@@ -85,6 +86,7 @@ def test_a_run_leaves_every_file_that_others_read(data, tmp_path):
     assert facts["encoder"]["new"] == len(weights) - encoder_tensors
     assert facts["encoder"]["new_parts"] == ["out_norms", "fpn", "rpn", "roi_heads"]
     assert facts["encoder"]["licence"] == "CC0"
+    assert read_metadata(out / "model_final.safetensors")["licence"] == "CC0"
     background = 4 * (32 + 1) + 1 * (32 + 1)
     assert facts["parameters"] == sum(w.numel() for w in weights.values()) - background
     assert facts["datasets"]["train"]["images"] == 4

@@ -27,7 +27,12 @@ from detection.engines import Detect
 from detection.engines.optimizer import build_adamw, build_average
 from detection.engines.torchvision_model import MaskRCNN, build_mask_rcnn
 from detection.engines.torchvision_predict import detector_of, write_predictions, write_text
-from detection.engines.weights import AVERAGE_FOLDER, newest_checkpoint, read_detector
+from detection.engines.weights import (
+    AVERAGE_FOLDER,
+    encoder_licence,
+    newest_checkpoint,
+    read_detector,
+)
 from detection.evaluate import coco_metrics
 from detection.overlays import overlays, overlays_due
 from detection.transforms import DetectionSamples, collate
@@ -291,6 +296,8 @@ def save_detector(config: CfgNode, dataset: CocoDataset, model: nn.Module, name:
         "git_commit": git_commit(),
         "versions": json.dumps(versions()),
     }
+    if licence := encoder_licence(path.parent):
+        metadata["licence"] = licence
     tensors = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     save_safetensors(tensors, path, metadata)
     logger.info("wrote %s", path)

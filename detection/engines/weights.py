@@ -15,6 +15,7 @@ torchvision puts it first and gives it 4 box rows and 1 mask row, which are 0 he
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Callable, Iterable
@@ -237,6 +238,13 @@ def read_detector(path: str | Path, model: nn.Module) -> None:
         raise ValueError("\n  ".join([f"{path} is not this detector. {remedy}", *problems]))
     model.load_state_dict(tensors)
     logger.info("%d of %d tensors from the detector %s", len(wanted), len(wanted), path)
+
+
+def encoder_licence(output_dir: Path) -> str | None:
+    """The licence of the encoder that a run began with, as far as ``run.json`` knows."""
+    file = output_dir / "run.json"
+    facts = json.loads(file.read_text()) if file.is_file() else {}
+    return (facts.get("encoder") or {}).get("licence")
 
 
 def newest_checkpoint(output_dir: Path) -> Path:

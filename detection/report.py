@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from detection.diagnosis import diagnose
+from detection.evaluate import coco_metrics
 from detection.report_blocks import (
     NOT_RECORDED,
     Block,
@@ -69,6 +70,7 @@ def write_report(
     notes: Sequence[str] = (),
     pretraining: Path | None = None,
     reconstructions: Sequence[Path] | None = None,
+    test_set: tuple[Path, Path] | None = None,
 ) -> None:
     """Write ``output`` (HTML, one file) and the same as Markdown beside it (``.md``).
 
@@ -80,6 +82,8 @@ def write_report(
         pretraining: the folder of the pretraining whose encoder the runs used; default: the folder
             of the encoder's file, if that is a pretraining's.
         reconstructions: pictures of its progress; default: its first and last panel.
+        test_set: annotations and image folder of runs that do not record theirs, such as those of
+            detectron2's own trainers; metrics that are not there are computed.
 
     Raises:
         ValueError: for a folder that holds no run, names that do not fit the runs, an output that
@@ -89,7 +93,7 @@ def write_report(
     if output.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"{output}: the report's name must end in .html")
     found = read_runs([Path(run) for run in runs], names)
-    found = [_with_diagnosis(run) for run in found]
+    found = [_completed(run, test_set) for run in found]
     if pretraining is None:
         pretraining = pretraining_folder(found)
     page = _page(found, notes, pretraining_blocks(pretraining, reconstructions), output)
@@ -100,15 +104,21 @@ def write_report(
     logger.info("report written: %s and %s", output, output.with_suffix(".md").name)
 
 
-def _with_diagnosis(run: Run) -> Run:
-    """The run with its diagnosis, made now if another tool wrote the run's files."""
+def _completed(run: Run, test_set: tuple[Path, Path] | None) -> Run:
+    """The run with the metrics and the diagnosis that the tool which wrote its files did not."""
+    if test_set and not run.fact("datasets", "test", "annotations"):
+        annotations, images = map(str, test_set)
+        test = {"name": annotations, "annotations": annotations, "image_root": images}
+        run = replace(run, facts=run.facts | {"datasets": {"test": test}})
     annotations = run.fact("datasets", "test", "annotations")
-    if run.diagnosis or run.results is None or not annotations:
+    if run.results is None or not annotations:
         return run
     try:
-        return replace(run, diagnosis=diagnose(str(annotations), run.results))
+        metrics = run.metrics or (coco_metrics(annotations, run.results) if test_set else {})
+        diagnosis = run.diagnosis or diagnose(annotations, run.results)
     except (OSError, ValueError) as error:
         return replace(run, problems=[*run.problems, f"no diagnosis of the errors: {error}"])
+    return replace(run, metrics=metrics, diagnosis=diagnosis)
 
 
 def _write_full_pictures(page: Page, folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 
+from small_coco import small_coco, write_small_coco
+
 
 def make_run(folder, ap):
     (folder / "inference").mkdir(parents=True)
@@ -35,6 +37,27 @@ def test_a_folder_without_a_run_gives_one_message_and_exit_code_1(tmp_path, run_
         "make_report", make_run(tmp_path / "a", 1.0), "--output", tmp_path / "report.pdf"
     )
     assert (result.code, "must end in .html" in result.err) == (1, True)
+
+
+def test_a_folder_of_detectron2s_own_trainer_is_evaluated_on_the_given_test_set(tmp_path, run_tool):
+    annotations, images = write_small_coco(tmp_path / "data")
+    results = tmp_path / "output" / "inference" / "coco_instances_results.json"
+    results.parent.mkdir(parents=True)
+    keys = ("image_id", "category_id", "bbox", "segmentation")
+    objects = [item for item in small_coco()["annotations"] if not item["iscrowd"]]
+    entries = [{key: item[key] for key in keys} | {"score": 0.9} for item in objects]
+    results.write_text(json.dumps([entry for entry in entries if entry["category_id"] == 2]))
+    output = tmp_path / "report.html"
+    arguments = ("make_report", tmp_path / "output", "--output", output)
+    assert run_tool(*arguments).code == 0
+    assert "| Box AP | not recorded |" in output.with_suffix(".md").read_text()
+    done = run_tool(*arguments, "--annotations", annotations, "--images", images)
+    assert done.code == 0, done.err
+    text = output.with_suffix(".md").read_text()
+    assert "| Box AP | 50.0 |" in text  # all of one class, none of the other
+    assert "| Mask AP | 50.0 |" in text
+    assert "image 12" in text or "12.png" in text
+    assert run_tool(*arguments, "--annotations", annotations).code == 2
 
 
 def test_wrong_usage_gives_exit_code_2_and_help_shows_commands(run_tool):

@@ -13,6 +13,8 @@ examples:
   python tools/make_report.py runs/scratch --output report.html
   python tools/make_report.py runs/scratch runs/fcmae --output compare.html \\
       --names scratch FCMAE --pretraining runs/pretraining
+  # a folder that a detectron2 script of your own wrote
+  python tools/make_report.py output --output report.html --annotations val.json --images images
 
 exit code: 0, 1 for folders that hold no run, 2 on wrong usage
 """
@@ -47,7 +49,17 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--pretraining", type=Path, metavar="DIR", help="output folder of the FCMAE pretraining"
     )
-    return parser.parse_args()
+    parser.add_argument(
+        "--annotations",
+        type=Path,
+        metavar="FILE",
+        help="COCO json of the test set of runs that do not record it; with --images",
+    )
+    parser.add_argument("--images", type=Path, metavar="DIR", help="its images")
+    options = parser.parse_args()
+    if bool(options.annotations) != bool(options.images):
+        parser.error("--annotations and --images go together")
+    return options
 
 
 def main() -> None:
@@ -59,6 +71,7 @@ def main() -> None:
         names=options.names,
         notes=options.note,
         pretraining=options.pretraining,
+        test_set=(options.annotations, options.images) if options.annotations else None,
     )
     print(options.output)
 

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from backbones.checkpoint import save_encoder
 from backbones.convnext import STAGES, ConvNeXt, Size
-from backbones.export import check_target, encoder_export, write_export
+from backbones.export import FIRST_TORCH, check_target, encoder_export, write_export
 from backbones.normalization import GRN
+
+pytestmark = pytest.mark.skipif(torch.__version__ < FIRST_TORCH, reason="torch is too old")
 
 SMALL = Size((8, 16, 24, 32), (1, 1, 1, 1), 2)
 LARGE = 300.0  # activations at 32 x 32 sites: their squares sum to 1000 times float16's 65504
@@ -153,3 +155,9 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch) -> None:
     pytest.importorskip("onnx")
     with pytest.raises(ValueError, match=r'needs onnxscript: pip install -e "\.\[export\]"'):
         check_target(Path("x.onnx"), "fp32")
+
+
+def test_a_torch_that_is_too_old_is_said_before_any_work(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(torch, "__version__", type(torch.__version__)("2.6.0+cpu"))
+    with pytest.raises(ValueError, match=r"torch 2\.6\.0\+cpu is too old for exports"):
+        check_target(tmp_path / "encoder.pt2", "fp32")

@@ -16,7 +16,7 @@ from small_detector import sample, small_config, spread_scores
 from torch import Tensor
 
 from backbones.convnext import SIZES, Size
-from backbones.export import METADATA_FILE, write_export
+from backbones.export import FIRST_TORCH, METADATA_FILE, write_export
 from backbones.weight_files import save_pickle
 from detection.dataset import load_dataset
 from detection.engines.torchvision_model import ChannelNorm, MaskRCNN, build_mask_rcnn
@@ -25,6 +25,8 @@ from detection.engines.weights import torchvision_to_detectron2
 from detection.export import class_facts, detector_export, load_run
 from detection.export_evaluate import TORCH, compare, markdown_table, onnx_detector
 from detection.export_graph import DetectorGraph, suppress, suppress_by_torchvision
+
+pytestmark = pytest.mark.skipif(torch.__version__ < FIRST_TORCH, reason="torch is too old")
 
 ROOT = Path(__file__).resolve().parent.parent
 # Few levels and blocks: capturing costs by the number of operators.

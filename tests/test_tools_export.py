@@ -10,8 +10,11 @@ from small_detector import small_config
 
 from backbones.checkpoint import save_encoder
 from backbones.convnext import ConvNeXt, Size
+from backbones.export import FIRST_TORCH
 from backbones.weight_files import save_safetensors
 from detection.engines.torchvision_model import build_mask_rcnn
+
+pytestmark = pytest.mark.skipif(torch.__version__ < FIRST_TORCH, reason="torch is too old")
 
 SMALL = Size((8, 16, 24, 32), (1, 1, 1, 1), 2)
 

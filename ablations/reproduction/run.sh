@@ -27,7 +27,7 @@ python tools/analyze_features.py --output-dir $out/diversity --data "$data/image
 python tools/ablate.py $grids/classification_rates.yaml --output-dir $out/classification_rates
 python tools/ablate.py $grids/classification.yaml --output-dir $out/classification
 python tools/ablate.py $grids/rates.yaml --output-dir $out/rates
-python tools/ablate.py $grids/detection.yaml --output-dir $out/detection_64
+python tools/ablate.py $grids/detection.yaml --output-dir $out/detection_64 --set detect.TEST.EVAL_PERIOD=200
 python tools/ablate.py $grids/detection.yaml --output-dir $out/detection_16 --rows scratch fcmae \
     --set "detect.DATASETS.TRAIN=['json:$tiles/train_16_seed_{seed}.json:$tiles/images']"
 python tools/ablate.py $grids/detection.yaml --output-dir $out/detection_all --rows scratch fcmae \

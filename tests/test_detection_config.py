@@ -379,6 +379,7 @@ def test_shared_keys_have_detectron2s_types():
         assert type(value) is type(key.default), name
     assert ours == {
         "ENGINE",
+        "WANDB",
         *(n for n in SCHEMA if n.startswith(("MODEL.CONVNEXT.", "INPUT.LSJ.")) or "SOFT_NMS" in n),
         "SOLVER.ACCUMULATE",
         "SOLVER.EMA.ENABLED",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import re
 import shutil
 from collections import defaultdict
@@ -49,9 +50,16 @@ def grid_table(folder: Path) -> str:
 def measured_pretraining(folder: Path) -> str:
     """Loss and hours of each pretraining."""
     with (folder / "runs.csv").open() as stream:
-        hours = {row["row"]: float(row["value"]) for row in csv.DictReader(stream)}
-    lines = ["| encoder | hours of one core, other work beside it |", "| --- | --- |"]
-    return "\n".join(lines + [f"| {name} | {value:.2f} |" for name, value in hours.items()])
+        runs = list(csv.DictReader(stream))
+    lines = [
+        "| encoder | loss of the last steps | hours, other work beside it |",
+        "| --- | --- | --- |",
+    ]
+    for run in runs:
+        metrics = folder / f"pretrain/{run['row']}_seed_{run['seed']}/metrics.json"
+        loss = json.loads(metrics.read_text().splitlines()[-1])["total_loss"]
+        lines.append(f"| {run['row']} | {loss:.3f} | {float(run['value']):.2f} |")
+    return "\n".join(lines)
 
 
 def table(name: str, out: Path) -> str:

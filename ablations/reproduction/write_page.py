@@ -88,6 +88,7 @@ def draw_labels(out: Path, path: Path) -> None:
         )
     axis.set(xscale="log", xlabel="labelled tiles", ylabel="box AP", ylim=(0, None))
     axis.set_xticks(list(LABELS.values()), list(map(str, LABELS.values())))
+    axis.minorticks_off()
     axis.legend(frameon=False)
     figure.savefig(path, dpi=150)
 
@@ -108,9 +109,8 @@ def main() -> None:
         if (out / source).is_file():
             shutil.copyfile(out / source, images / picture)
     draw_labels(out, images / "reproduction_labels.png")
-    for metric in ("total_loss", "bbox/AP"):
-        picture = f"reproduction_{metric.replace('/', '_').lower()}.svg"
-        (images / picture).write_text(curves(arms(out / "detection_64"), metric))
+    losses = curves(arms(out / "detection_64"))
+    (images / "reproduction_total_loss.svg").write_text(losses)
 
 
 if __name__ == "__main__":

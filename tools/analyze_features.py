@@ -15,7 +15,7 @@ from fcmae.analysed_models import SOURCES
 from fcmae.analysis_run import AnalysisOptions, analyze_models, draw_runs
 from fcmae.pretrain_options import parse_image_size
 from fcmae.taps import TAPS
-from training.cli import ToolParser, log_to, run_tool
+from training.cli import HelpFormatter, ToolParser, log_to, run_tool
 
 EXAMPLES = """\
 examples:
@@ -35,13 +35,9 @@ examples:
 """
 
 
-class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Examples as they are written, and every flag's default."""
-
-
 def parse() -> argparse.Namespace:
     defaults = AnalysisOptions({}, "", Path())
-    parser = ToolParser(description=__doc__, epilog=EXAMPLES, formatter_class=Formatter)
+    parser = ToolParser(description=__doc__, epilog=EXAMPLES, formatter_class=HelpFormatter)
     named = {"action": "append", "default": [], "metavar": "NAME=SOURCE"}
     parser.add_argument("--model", help=f"repeatable: {SOURCES}", **named)
     parser.add_argument("--run", help="repeatable: a pretraining run's folder", **named)

@@ -89,7 +89,7 @@ class ToolParser(argparse.ArgumentParser):
 _BAD = object()  # a value that is noted as wrong already
 
 
-class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     """Examples as they are written, and every flag's default."""
 
 
@@ -105,7 +105,7 @@ class OptionsParser(ToolParser):
         super().__init__(
             description=description,
             epilog=epilog,
-            formatter_class=_Formatter,
+            formatter_class=HelpFormatter,
             argument_default=argparse.SUPPRESS,
         )
         self.options = defaults

@@ -31,7 +31,7 @@ PICTURES = {
 
 
 def arms(folder: Path) -> list[Arm]:
-    """The finished detection runs of a grid, the baseline first; seeds that every arm has."""
+    """The finished detection runs of a grid, the baseline first."""
     by_arm: dict[str, dict[str, Path]] = defaultdict(dict)
     for run in sorted(folder.glob("detect/*_seed_*/")):
         if (run / FINISHED).is_file():

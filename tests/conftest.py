@@ -12,7 +12,6 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import importlib.util
-import logging
 import runpy
 import sys
 from pathlib import Path
@@ -21,7 +20,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from log_handlers import restored_log_handlers
 from PIL import Image
+from small_coco import write_small_coco
 from tracked import StubWandb
 
 torch.set_num_threads(1)
@@ -41,12 +42,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _own_log_handlers():
-    """Remove the handlers that a run under test installed: its stderr is gone after the test."""
-    before = list(logging.getLogger().handlers)
-    yield
-    for handler in [h for h in logging.getLogger().handlers if h not in before]:
-        logging.getLogger().removeHandler(handler)
-        handler.close()
+    with restored_log_handlers():
+        yield
+
+
+@pytest.fixture
+def data(tmp_path) -> str:
+    """A small COCO data set, as configs name it: ``json:ANNOTATIONS:IMAGES``."""
+    annotations, images = write_small_coco(tmp_path / "data")
+    return f"json:{annotations}:{images}"
 
 
 class ToolResult(NamedTuple):

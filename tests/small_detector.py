@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -79,17 +76,3 @@ def spread_scores(model: torch.nn.Module) -> None:
             parameter *= 10 if is_last else 1.5
             if parameter.ndim == 1 and "bbox_pred" not in name and "mask_fcn_logits" not in name:
                 parameter += torch.randn(parameter.shape, generator=generator) * 0.1
-
-
-@contextmanager
-def restored_log_handlers() -> Iterator[None]:
-    """A run sends the logs to its own files; afterwards give pytest its handlers back."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    for handler in list(root.handlers):
-        root.removeHandler(handler)
-        handler.close()
-    for handler in handlers:
-        root.addHandler(handler)
-    root.setLevel(level)

@@ -9,7 +9,7 @@ import torch
 from golden import inputs
 from golden.scenes import config_of, scenes
 from small_coco import write_small_coco
-from small_detector import restored_log_handlers, sample, small_config, spread_scores
+from small_detector import sample, small_config, spread_scores
 
 pytest.importorskip("detectron2", reason="detectron2 is not installed (README, detectron2)")
 pytestmark = pytest.mark.detectron2
@@ -159,7 +159,7 @@ def test_a_runs_augmented_metrics_are_written_beside_the_plain_ones(tmp_path, fl
     changes["MODEL.WEIGHTS"] = str(inputs.trained_file("LN"))
     annotations = str(scenes(tmp_path / "data").annotations)
     changes["DATASETS.TEST"] = (f"json:{annotations}:{tmp_path / 'data' / 'images'}",)
-    with restored_log_handlers(), inputs.tiny_encoder():
+    with inputs.tiny_encoder():
         returned = run(config_of(tmp_path / "run", changes), eval_only=True)
     plain, augmented = tmp_path / "run" / "inference", tmp_path / "run" / "inference_TTA"
     for folder in (plain, augmented):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from golden import inputs
 from golden.scenes import config_of, scenes
-from small_detector import restored_log_handlers
 
 from detection.dataset import load_dataset
 from detection.engines import load_engine
@@ -19,8 +18,8 @@ ENGINES = ("torchvision", "detectron2")
 
 
 @pytest.fixture(autouse=True)
-def keep_log_handlers():
-    with restored_log_handlers(), inputs.tiny_encoder():
+def tiny_encoder():
+    with inputs.tiny_encoder():
         yield
 
 

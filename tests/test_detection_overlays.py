@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from small_coco import write_small_coco
-from small_detector import restored_log_handlers, small_config
-from tracked import StubWandb, logged_pictures
+from small_detector import small_config
+from tracked import StubWandb, logged_numbers, logged_pictures
 
 from detection.dataset import load_dataset
 from detection.engines import load_engine, torchvision_engine
@@ -19,18 +19,6 @@ from training.trackers import PROJECT
 ENGINES = ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
 LOGS = {"torchvision": f"tensorboard/{PROJECT}", "detectron2": "."}
 WITH_OBJECTS = ["3.png", "7.png", "12.png"]
-
-
-@pytest.fixture
-def data(tmp_path) -> str:
-    annotations, images = write_small_coco(tmp_path / "data")
-    return f"json:{annotations}:{images}"
-
-
-@pytest.fixture(autouse=True)
-def keep_log_handlers():
-    with restored_log_handlers():
-        yield
 
 
 def configure(engine: str, data: str, folder: Path, **changes):
@@ -53,6 +41,10 @@ def halves(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     width = (picture.shape[1] - GAP) // 2
     assert (picture[:, width : width + GAP] == 255).all()
     return picture[:, :width], picture[:, width + GAP :]
+
+
+def read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_ground_truth_is_on_the_left_and_what_was_found_on_the_right(data, tmp_path):
@@ -111,6 +103,11 @@ def test_tensorboard_shows_overlays_of_each_evaluation(engine, data, tmp_path):
     assert sorted(shown) == sorted(
         (f"predictions/{name}", step) for name in WITH_OBJECTS for step in steps
     )
+    numbers = logged_numbers(folder / LOGS[engine])
+    assert next(step for name, step in numbers if name == "bbox/AP") == steps[0]
+    line = next(x for x in read_lines(folder / "metrics.json") if "bbox/AP" in x)
+    assert line["iteration"] == steps[0]
+    assert numbers["bbox/AP", steps[0]] == pytest.approx(line["bbox/AP"])
     picture = shown["predictions/3.png", steps[-1]]  # of 80 x 60 pixels
     assert picture.shape == (LONG_SIDE * 60 // 80, 2 * LONG_SIDE + GAP, 3)
 

@@ -8,7 +8,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from small_coco import small_coco, write_small_coco
-from small_detector import restored_log_handlers, small_config
+from small_detector import small_config
 
 from backbones.checkpoint import save_encoder
 from backbones.convnext import build_convnext
@@ -18,18 +18,6 @@ from detection.evaluate import coco_metrics
 from detection.run import config_changes, run
 from training.checkpoints import list_checkpoints
 from training.environment import git_commit
-
-
-@pytest.fixture
-def data(tmp_path):
-    annotations, images = write_small_coco(tmp_path / "data")
-    return f"json:{annotations}:{images}"
-
-
-@pytest.fixture(autouse=True)
-def keep_log_handlers():
-    with restored_log_handlers():
-        yield
 
 
 def configure(data, output_dir, changes=None):

@@ -23,7 +23,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from small_detector import restored_log_handlers, small_config
+from small_detector import small_config
 
 import detection.transforms
 from detection.config import to_detectron2
@@ -100,12 +100,6 @@ def data(tmp_path_factory) -> str:
     tree = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "annotations.json").write_text(json.dumps(tree))
     return f"json:{folder / 'annotations.json'}:{folder}"
-
-
-@pytest.fixture(autouse=True)
-def keep_log_handlers():
-    with restored_log_handlers():
-        yield
 
 
 def configure(engine: str, data: str, folder: Path, changes: dict[str, Any] | None = None):

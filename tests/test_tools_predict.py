@@ -8,9 +8,10 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+from log_handlers import restored_log_handlers
 from PIL import Image
 from small_coco import write_small_coco
-from small_detector import restored_log_handlers, small_config
+from small_detector import small_config
 
 from detection.dataset import load_dataset
 from detection.engines import load_engine

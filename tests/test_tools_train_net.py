@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from small_coco import write_small_coco
-from small_detector import restored_log_handlers, small_config
+from small_detector import small_config
 
 TOOL = Path(__file__).resolve().parent.parent / "tools" / "train_net.py"
 
@@ -23,12 +23,6 @@ def command(tmp_path):
     )
     arguments = ["--config-file", tmp_path / "small.yaml", "DATASETS.TRAIN", data]
     return [*arguments, "DATASETS.TEST", data, "OUTPUT_DIR", tmp_path / "run"], tmp_path / "run"
-
-
-@pytest.fixture(autouse=True)
-def keep_log_handlers():
-    with restored_log_handlers():
-        yield
 
 
 @pytest.fixture

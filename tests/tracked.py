@@ -11,11 +11,25 @@ import numpy as np
 from PIL import Image
 
 
-def logged_pictures(folder: Path) -> dict[tuple[str, int], np.ndarray]:
-    """(name, step) -> the picture, of TensorBoard's event files in a folder."""
+def _events(folder: Path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+    return EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+
+
+def logged_numbers(folder: Path) -> dict[tuple[str, int], float]:
+    """(name, step) -> the scalar, of TensorBoard's event files in a folder."""
+    events = _events(folder)
+    return {
+        (name, event.step): event.value
+        for name in events.Tags()["scalars"]
+        for event in events.Scalars(name)
+    }
+
+
+def logged_pictures(folder: Path) -> dict[tuple[str, int], np.ndarray]:
+    """(name, step) -> the picture, of TensorBoard's event files in a folder."""
+    events = _events(folder)
     return {
         (name, event.step): np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
         for name in events.Tags()["images"]

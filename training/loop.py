@@ -28,6 +28,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -60,13 +61,13 @@ from training.processes import (
 )
 from training.progress import progress
 from training.schedule import LrFactor
-from training.trackers import PROJECT, Pictures, log_pictures
+from training.trackers import PROJECT, Shown, log_pictures
 
 logger = logging.getLogger(__name__)
 
 EMA_FILE = "ema.safetensors"
 ComputeLosses = Callable[[nn.Module, Any], dict[str, Tensor]]
-AfterStep = Callable[[int, nn.Module], Pictures | None]
+AfterStep = Callable[[int, nn.Module], Shown | None]
 
 
 class NonFiniteLossError(ValueError):
@@ -111,9 +112,9 @@ def train(
             their sum is minimised.
         options: see :class:`LoopOptions`.
         after_step: called with (finished steps, unwrapped model) in every process, of which one
-            should write files. Pictures that it returns go to the trackers. With FSDP, all must
-            run the model's forward as often. A resumed run calls it again for the step it resumes
-            from.
+            should write files. What it returns goes to the trackers: pictures, and numbers, which
+            are also a line of ``metrics.json``. With FSDP, all must run the model's forward as
+            often. A resumed run calls it again for the step it resumes from.
         ema: made from ``model``; updated with the number of finished steps after each of them
             (its first update copies the weights), see this module's header.
         measure: called as ``after_step``, but before each line of ``metrics.json``, which what it
@@ -287,16 +288,26 @@ class _Run:
         """Tell the window's means to ``metrics.json``, the trackers and whoever looks on."""
         means = mean_over_processes(self.accelerator, self.window.means())
         entry = self.window.entry(done, self.optimizer.param_groups[-1]["lr"], means) | measured
+        self.record(entry)
         if self.accelerator.is_main_process:
-            self.metrics_file.write(entry)
             steps.set_postfix(loss=f"{entry['total_loss']:.4f}")
             if steps.disable:
                 logger.info("%s", log_line(entry, self.options.max_steps))
-        self.accelerator.log({k: v for k, v in entry.items() if k != "iteration"}, step=done)
+
+    def record(self, entry: dict[str, Any]) -> None:
+        """Write a line of ``metrics.json``, and tell it to the trackers."""
+        if self.accelerator.is_main_process:
+            self.metrics_file.write(entry)
+        values = {name: value for name, value in entry.items() if name != "iteration"}
+        self.accelerator.log(values, step=entry["iteration"])
 
     def call(self, after_step: AfterStep, done: int) -> None:
-        """Let the caller act, and show its pictures."""
-        if pictures := after_step(done, self.bare_model):
+        """Let the caller act, and show what it returns."""
+        shown = after_step(done, self.bare_model) or {}
+        pictures = {n: value for n, value in shown.items() if isinstance(value, np.ndarray)}
+        if numbers := {n: value for n, value in shown.items() if n not in pictures}:
+            self.record({"iteration": done, **numbers})
+        if pictures:
             log_pictures(self.accelerator.trackers, pictures, done)
         self.model.train()
 

@@ -12,6 +12,7 @@ import math
 import os
 from bisect import bisect_right
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -42,7 +43,7 @@ from training.environment import git_commit, versions
 from training.loop import train
 from training.options import LoopOptions
 from training.schedule import LrFactor
-from training.trackers import Pictures
+from training.trackers import Shown
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ class TorchvisionEngine:
             tracked_config=flat_values(config),
         )
 
-        def after_step(step: int, model: nn.Module) -> Pictures:
+        def after_step(step: int, model: nn.Module) -> Shown:
             due = step % solver.CHECKPOINT_PERIOD == 0 or step == solver.MAX_ITER
             if due and PartialState().is_main_process:
                 newest = list_checkpoints(output_dir)[-1] / "model.safetensors"
@@ -102,11 +103,13 @@ class TorchvisionEngine:
             dataset = load_dataset(
                 config.DATASETS.TEST[0], config.MODEL.MASK_ON, check_images=False
             )
+            metrics = {}
             if step < solver.MAX_ITER:  # the final weights are evaluated by who called train()
-                evaluate_in_training(config, dataset, model, ema.module if ema else None, step)
+                average = ema.module if ema else None
+                metrics = evaluate_in_training(config, dataset, model, average, step)
             if not PartialState().is_main_process:
                 return {}
-            return overlays(config, dataset, detector_of(model.eval(), dataset))
+            return metrics | overlays(config, dataset, detector_of(model.eval(), dataset))
 
         trained = train(
             model,
@@ -248,19 +251,21 @@ def tasks(config: CfgNode) -> tuple[str, ...]:
 
 def evaluate_in_training(
     config: CfgNode, dataset: CocoDataset, model: nn.Module, average: nn.Module | None, step: int
-) -> None:
-    """Evaluate over all processes; the main one adds the results to ``metrics.json``.
-
-    Not again for a step whose results are there already (of which a run was resumed).
+) -> dict[str, Any]:
+    """Evaluate over all processes.
 
     Args:
         average: the model with averaged weights, whose metrics are named ``ema/...``.
+
+    Returns:
+        In the main process, the metrics by name (``bbox/AP``); empty in the others, and for a step
+        whose metrics are in ``metrics.json`` already (of which a run was resumed).
     """
     metrics_file = Path(config.OUTPUT_DIR) / "metrics.json"
     lines = [json.loads(line) for line in metrics_file.read_text().splitlines()]
     if any(line["iteration"] == step and "bbox/AP" in line for line in lines):
-        return
-    entry: dict[str, float] = {"iteration": step}
+        return {}
+    found: dict[str, Any] = {}
     plain = ("", model, "inference")
     for prefix, detector, folder in (
         [plain] if average is None else [plain, ("ema/", average, AVERAGE_FOLDER)]
@@ -268,17 +273,16 @@ def evaluate_in_training(
         results = write_predictions(config, detector, dataset, PartialState(), folder)
         if PartialState().is_main_process:
             metrics = coco_metrics(dataset.annotations, results, tasks(config))
-            entry |= {
+            found |= {
                 f"{prefix}{task}/{name}": value
                 for task in tasks(config)
                 for name, value in metrics[task].items()
                 if value is not None
             }
-    if PartialState().is_main_process:
-        with metrics_file.open("a") as stream:
-            stream.write(json.dumps(entry) + "\n")
-        found = {name: value for name, value in entry.items() if name.endswith("/AP")}
-        logger.info("step %d: %s", step, found)
+    if found:
+        headline = {name: value for name, value in found.items() if name.endswith("/AP")}
+        logger.info("step %d: %s", step, headline)
+    return found
 
 
 def save_detector(config: CfgNode, dataset: CocoDataset, model: nn.Module, name: str) -> None:

@@ -38,6 +38,7 @@ DECODING_ERRORS = (
     TypeError,  # tifffile computes with tags before it checks them
     AttributeError,
     ArithmeticError,
+    RuntimeError,  # imagecodecs's errors, where it is installed
     struct.error,
     zlib.error,
     cv2.error,

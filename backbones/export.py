@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 PRECISIONS = ("fp32", "fp16", "int8")
 OPSET = 18
-FIRST_TORCH = "2.7"
+FIRST_TORCH = "2.8"
 FORMAT_VERSION = "1"
 METADATA_FILE = "metadata.json"  # inside a .pt2
 
@@ -151,8 +151,8 @@ def check_target(path: Path, precision: str) -> None:
     """Refuse what :func:`write_export` cannot write, before any work is done."""
     if torch.__version__ < FIRST_TORCH:
         raise ValueError(
-            f"torch {torch.__version__} is too old for exports: 2.6 writes no ONNX of these "
-            "modules, and .pt2 files that it cannot read. Take a newer one; 2.14 is tested"
+            f"torch {torch.__version__} is too old for exports: 2.6 writes none that can be read, "
+            f"2.7 none of detectors. Take {FIRST_TORCH} or newer"
         )
     if path.suffix not in (".onnx", ".pt2"):
         raise ValueError(f"{path}: an export ends in .onnx or .pt2")

@@ -314,7 +314,8 @@ def test_the_pt2_file_finds_the_same_and_needs_no_operator_of_ours(
     program = torch.export.load(path, extra_files=extra)
     assert json.loads(extra[METADATA_FILE])["licence"] == "CC0"
     assert "convnext_detection" not in str(program.graph)
-    module = program.module(check_guards=False)
+    guarded = torch.__version__ < "2.9"  # later, some guards are of sizes that may be others
+    module = program.module() if guarded else program.module(check_guards=False)
     for sizes in BATCHES:
         images, inputs = batch_of(sizes)
         assert_same_detections(module(**inputs), by_the_engine(model, images))

@@ -168,6 +168,7 @@ def test_evaluation_equals_timms(coloured, tmp_path, size, crop_pct, crop_mode):
         crop_pct=crop_pct,
         crop_mode=crop_mode,
         num_workers=0,
+        persistent_workers=False,
         device=torch.device("cpu"),
     )
     with torch.no_grad():
@@ -265,8 +266,8 @@ def test_a_shortened_run_keeps_the_recipes_share_of_warm_up():
 
 def test_the_loss_is_timms_of_mixed_images_and_smoothed_targets():
     recipe = choose_recipe("in1k", "convnextv2_tiny", {})
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5))
-    images, targets = torch.randn(4, 3, 2, 2), torch.tensor([0, 1, 2, 4])
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 5))
+    images, targets = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 4])
     seed_generators(7)
     loss = FinetuningStep(recipe, 5)(model, (images.clone(), targets))["loss_classification"]
     seed_generators(7)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from torch import nn
+from torch import distributed, nn
 from torch.distributed.tensor import DTensor
 
 
@@ -24,12 +24,18 @@ def prepare_sharding(accelerator: Accelerator) -> bool:
     """Whether FSDP shards the training, by accelerate's configuration; made so on CPUs, too.
 
     Raises:
-        ValueError: for FSDP's first version, whose flat parameters have no names of their own.
+        ValueError: for FSDP's first version, whose flat parameters have no names of their own, and
+            on CPUs where PyTorch averages the gradients wrongly.
     """
     if (
         accelerator.distributed_type == DistributedType.MULTI_CPU
         and os.environ.get("ACCELERATE_USE_FSDP") == "true"
     ):
+        if not _gloo_averages():
+            raise ValueError(
+                f"FSDP on CPUs adds up the gradients of torch {torch.__version__} instead of "
+                "averaging them; take a newer torch (2.14 is right), or train without FSDP"
+            )
         # accelerate (1.15) runs DDP there without a word, though FSDP works on CPUs.
         PartialState().distributed_type = DistributedType.FSDP
         accelerator.state.distributed_type = DistributedType.FSDP
@@ -39,6 +45,20 @@ def prepare_sharding(accelerator: Accelerator) -> bool:
     if not accelerator.is_fsdp2:
         raise ValueError("FSDP's version is 1; set fsdp_version: 2 as in training/fsdp.yaml")
     return True
+
+
+def _gloo_averages() -> bool:
+    """Whether a mean over processes, scattered, is one: in torch 2.8 it is a sum.
+
+    https://github.com/pytorch/pytorch/issues/162338
+    """
+    mean = torch.empty(1)
+    try:
+        ones = torch.ones(distributed.get_world_size())
+        distributed.reduce_scatter_tensor(mean, ones, op=distributed.ReduceOp.AVG)
+    except RuntimeError:  # older still: gloo has no mean
+        return False
+    return mean.item() == 1
 
 
 @torch.no_grad()

@@ -124,28 +124,33 @@ def test_no_validation_image_is_pretrained_on(prepared):
     assert not any(name.startswith("val") for name in names)
 
 
-def test_the_page_is_filled_from_runs_and_says_what_was_not_run(tmp_path, monkeypatch):
+def test_the_page_is_filled_from_runs_and_keeps_what_was_not_run(tmp_path, monkeypatch):
     (tmp_path / "docs/images").mkdir(parents=True)
     shutil.copytree(SCRIPTS, tmp_path / "ablations/reproduction")
     page = tmp_path / "docs/reproduction.md"
-    names = ("detection_64", "detection_all", "rates")
+    names = ("detection_64", "rates", "classification")
     blocks = "\n".join(f"<!-- begin {name} -->\nold\n<!-- end {name} -->" for name in names)
     page.write_text(f"before\n{blocks}\nafter\n")
     runs = tmp_path / "runs"
     for arm, values in (("scratch", (1.0, 2.0)), ("fcmae", (4.0, 7.0))):
         for seed, value in enumerate(values):
-            folder = runs / f"detection_64/detect/{arm}_seed_{seed}"
-            make_run(folder, seed, value, value, losses=[2, 1])
+            for labels in ("16", "64", "all"):
+                folder = runs / f"detection_{labels}/detect/{arm}_seed_{seed}"
+                make_run(folder, seed, value, value, losses=[2, 1])
+    (runs / "classification").mkdir()
+    tables = "# Grid\n\n| top-1 |\n| --- |\n| 1 |\n\nand\n\n| top-5 |\n| --- |\n| 2 |\n"
+    (runs / "classification/table.md").write_text(tables)
     monkeypatch.setattr("sys.argv", ["write_page.py", "--runs", str(runs)])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(tmp_path / "ablations/reproduction/write_page.py"), run_name="__main__")
     assert not ended.value.code
     text = page.read_text()
-    assert "old" not in text
+    assert text.count("old") == 1
+    assert "<!-- begin rates -->\nold\n<!-- end rates -->" in text
+    assert "| 1 |\n\n| top-5 |" in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     # differences 3 and 5: mean 4, standard deviation 1.41, times 12.7062 / sqrt(2)
     assert "| +4.00 ± 12.71 |" in text
-    assert text.count("Not yet run.") == 2
     assert (tmp_path / "docs/images/reproduction_labels.png").stat().st_size > 1000
     assert "iteration 2: 1<" in (tmp_path / "docs/images/reproduction_total_loss.svg").read_text()

@@ -1,7 +1,7 @@
 """Put the figures of runs/reproduction (made by run.sh) into docs/reproduction.md and docs/images.
 
-Between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` goes the table of that name; a grid that
-has no run yet says so.
+Between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` goes the table of that name. What has no
+runs there stays as the page has it, so that a part can be run again alone.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def arms(folder: Path) -> list[Arm]:
 def grid_table(folder: Path) -> str:
     """The tables that tools/ablate.py wrote, without their headings."""
     text = (folder / "table.md").read_text()
-    return "\n".join(line for line in text.splitlines() if line.startswith("|"))
+    return "\n\n".join(table.strip() for table in re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE))
 
 
 def measured_pretraining(folder: Path) -> str:
@@ -62,13 +62,14 @@ def measured_pretraining(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def table(name: str, out: Path) -> str:
+def table(name: str, out: Path) -> str | None:
+    """A grid's table; None where it has no runs."""
     folder = out / name
     if name == "pretraining" and (folder / "runs.csv").is_file():
         return measured_pretraining(folder)
     if name.startswith("detection"):
-        return compare(found).rstrip() if (found := arms(folder)) else "Not yet run."
-    return grid_table(folder) if (folder / "table.md").is_file() else "Not yet run."
+        return compare(found).rstrip() if (found := arms(folder)) else None
+    return grid_table(folder) if (folder / "table.md").is_file() else None
 
 
 def draw_labels(out: Path, path: Path) -> None:
@@ -101,16 +102,18 @@ def main() -> None:
     text = page.read_text()
     for name in re.findall(r"<!-- begin (\w+) -->", text):
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-        before, _, rest = text.partition(begin)
-        text = f"{before}{begin}\n\n{table(name, out)}\n\n{end}{rest.partition(end)[2]}"
+        if (new := table(name, out)) is not None:
+            before, _, rest = text.partition(begin)
+            text = f"{before}{begin}\n\n{new}\n\n{end}{rest.partition(end)[2]}"
     page.write_text(text)
     images = ROOT / "docs/images"
     for source, picture in PICTURES.items():
         if (out / source).is_file():
             shutil.copyfile(out / source, images / picture)
-    draw_labels(out, images / "reproduction_labels.png")
-    losses = curves(arms(out / "detection_64"))
-    (images / "reproduction_total_loss.svg").write_text(losses)
+    if all(arms(out / f"detection_{name}") for name in LABELS):
+        draw_labels(out, images / "reproduction_labels.png")
+    if found := arms(out / "detection_64"):
+        (images / "reproduction_total_loss.svg").write_text(curves(found))
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = "1"
 LAYOUT = "backbones.convnext"
 LICENCE_NAMES = {"cc-by-nc-4.0": "CC BY-NC 4.0 (no commercial use)", "apache-2.0": "Apache-2.0"}
+OWN_WEIGHTS = "your own: trained from random weights"  # a licence
 # The authors' downloads carry no licence inside; their file names are known.
 OFFICIAL_FILES = (
     (r"convnextv2_\w+_(fcmae|ema)\.pt", "CC BY-NC 4.0 (no commercial use), Meta's by its name"),

@@ -18,7 +18,7 @@ import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor
 
-from backbones.checkpoint import load_encoder, read_encoder
+from backbones.checkpoint import OWN_WEIGHTS, load_encoder, read_encoder
 from backbones.convnext import SIZES, ConvNeXt, GRNOptions, build_convnext
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Source:
         return GRNOptions(**{k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg})
 
 
-NO_SOURCE = Source("", {}, None, {})
+NO_SOURCE = Source("", {}, None, {"licence": OWN_WEIGHTS})
 
 
 def read_classifier(source: str | None) -> Source:

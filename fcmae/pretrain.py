@@ -18,7 +18,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from backbones.checkpoint import load_encoder, save_encoder
+from backbones.checkpoint import OWN_WEIGHTS, load_encoder, save_encoder
 from backbones.convnext import build_convnext
 from backbones.kernels import use_kernels
 from backbones.param_groups import parameter_groups
@@ -93,7 +93,7 @@ def pretrain(options: PretrainOptions, resume: bool = False) -> Path:
     statistics = _statistics(options, samples, resume)
     seed_generators(options.seed)
     encoder = build_convnext(options.model, in_chans=options.in_chans, grn=options.grn)
-    licence: str | None = "your own: trained from random weights"
+    licence: str | None = OWN_WEIGHTS
     if options.init is not None:
         licence = load_encoder(
             options.init, encoder, allow_other_grn=options.allow_other_grn

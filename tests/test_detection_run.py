@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from small_coco import small_coco, write_small_coco
 from small_detector import small_config
 
-from backbones.checkpoint import save_encoder
+from backbones.checkpoint import OWN_WEIGHTS, save_encoder
 from backbones.convnext import build_convnext
 from backbones.weight_files import read_metadata
 from detection.engines import load_engine
@@ -125,6 +125,7 @@ def test_evaluation_alone_repeats_the_runs_numbers_and_keeps_its_records(data, t
     trained = run(config)
     before = (out / "config.yaml").read_text()
     started = json.loads((out / "run.json").read_text())["started"]
+    assert read_metadata(out / "model_final.safetensors")["licence"] == OWN_WEIGHTS
     assert run(config, eval_only=True) == trained
     assert (out / "config.yaml").read_text() == before
     assert json.loads((out / "run.json").read_text())["started"] == started

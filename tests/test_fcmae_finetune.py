@@ -20,7 +20,7 @@ from timm.data import Mixup, create_dataset, create_loader
 from timm.loss import SoftTargetCrossEntropy
 from timm.utils import accuracy as timm_accuracy
 
-from backbones.checkpoint import load_encoder, read_source, save_encoder, save_ours
+from backbones.checkpoint import OWN_WEIGHTS, load_encoder, read_source, save_encoder, save_ours
 from backbones.convnext import GRNOptions, build_convnext
 from backbones.key_adapters import from_ours
 from detection.engines.torchvision_engine import load_initial_weights
@@ -97,6 +97,7 @@ def test_fine_tuning_learns_and_leaves_everything_that_others_read(coloured, tmp
         metadata = file.metadata()
     assert json.loads(metadata["classes"]) == ["blue", "green", "red"]
     assert metadata["weights"] == "trained"
+    assert metadata["licence"] == OWN_WEIGHTS
     assert json.loads(metadata["image_size"]) == [32, 32]
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["derived"]["recipe"]["weight_decay"] == RECIPES["in1k"]["atto"].weight_decay

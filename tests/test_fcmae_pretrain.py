@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors import safe_open
 from tracked import logged_pictures
 
-from backbones.checkpoint import load_encoder, save_encoder
+from backbones.checkpoint import OWN_WEIGHTS, load_encoder, save_encoder
 from backbones.convnext import build_convnext
 from fcmae.pretrain import pretrain
 from fcmae.pretrain_options import PretrainOptions, parse_image_size
@@ -51,7 +51,7 @@ def test_a_run_leaves_everything_behind_that_others_read(image_folder, tmp_path)
     assert config["image_size"] == [64, 96]
     assert config["derived"]["images"] == 12
     assert config["derived"]["command"] == shlex.join(sys.argv)
-    assert result.licence == "your own: trained from random weights"
+    assert result.licence == OWN_WEIGHTS
     lines = [json.loads(line) for line in (run / "metrics.json").open()]
     assert [line["iteration"] for line in lines] == [2, 4]
     assert all(line["total_loss"] == line["loss_reconstruction"] > 0 for line in lines)

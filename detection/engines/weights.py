@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from backbones.checkpoint import OWN_WEIGHTS
 from backbones.convnext import ConvNeXt
 from backbones.weight_files import read_metadata, read_state_dict
 
@@ -244,7 +245,9 @@ def encoder_licence(output_dir: Path) -> str | None:
     """The licence of the encoder that a run began with, as far as ``run.json`` knows."""
     file = output_dir / "run.json"
     facts = json.loads(file.read_text()) if file.is_file() else {}
-    return (facts.get("encoder") or {}).get("licence")
+    if "encoder" not in facts:
+        return None
+    return facts["encoder"]["licence"] if facts["encoder"] else OWN_WEIGHTS
 
 
 def newest_checkpoint(output_dir: Path) -> Path:

@@ -26,19 +26,19 @@ from torch.autograd.function import once_differentiable
 from backbones.kernels import triton_runs
 
 KERNEL, MARGIN = 7, 3
-CHANNELS_AT_ONCE = 1200  # of one convolution over tiles: what stays in a core's second-level cache
+BYTES_AT_ONCE = 3 * 2**18  # of one convolution over tiles: what stays in a core's own cache
 TILE = 14
 GRN_EPS = 1e-6
 
 
 def tile_weight_gradient(
-    tiles: int, channels: int, tiles_at: Callable[[slice], tuple[Tensor, Tensor]]
+    tiles: int, tile_bytes: int, tiles_at: Callable[[slice], tuple[Tensor, Tensor]]
 ) -> Tensor:
     """The kernel's gradient from tiles of the output's gradient and the input around each.
 
     Args:
         tiles: how many there are.
-        channels: of the convolution.
+        tile_bytes: of the input around one.
         tiles_at: for a slice of the tiles, the input around each ``[n, s + 6, s' + 6, C]`` and
             the gradient of the output in each ``[n, s, s', C]``; any strides.
 
@@ -46,10 +46,10 @@ def tile_weight_gradient(
         ``[C, 1, 7, 7]``, accumulated in float32 at least.
     """
     total: Tensor | None = None
-    at_once = max(1, CHANNELS_AT_ONCE // channels)
+    at_once = max(1, BYTES_AT_ONCE // tile_bytes)
     for first in range(0, tiles, at_once):
         window, gradient = tiles_at(slice(first, first + at_once))
-        n, rows, columns, _ = window.shape
+        n, rows, columns, channels = window.shape
         # (tile, channel) becomes the channel of one channels-last image
         image = window.permute(1, 2, 0, 3).reshape(1, rows, columns, n * channels)
         kernel = gradient.permute(0, 3, 1, 2).reshape(n * channels, 1, *gradient.shape[1:3])
@@ -78,7 +78,7 @@ def tiles_of(x_bhwc: Tensor, side: int, margin: int = 0) -> Tensor:
 
 def dense_weight_gradient(x_bhwc: Tensor, gradient_bhwc: Tensor) -> Tensor:
     """The kernel's gradient for whole maps ``[B, H, W, C]`` of input and output gradient."""
-    _, height, width, c = x_bhwc.shape
+    _, height, width, _ = x_bhwc.shape
     side = min(TILE, max(height, width))
     right, below = -width % side, -height % side
     x = F.pad(x_bhwc, (0, 0, MARGIN, MARGIN + right, MARGIN, MARGIN + below))
@@ -90,7 +90,7 @@ def dense_weight_gradient(x_bhwc: Tensor, gradient_bhwc: Tensor) -> Tensor:
         image, row, column = at[part].unbind(1)
         return windows[image, row, column], gradients[image, row, column]
 
-    return tile_weight_gradient(len(at), c, tiles_at)
+    return tile_weight_gradient(len(at), windows[0, 0, 0].nbytes, tiles_at)
 
 
 class _DepthwiseConvolution(Function):
@@ -129,14 +129,6 @@ def autocast_inputs(*tensors: Tensor) -> list[Tensor]:
     return [tensor.to(dtype) for tensor in tensors]
 
 
-def _sum_sites(x_bsc: Tensor, dtype: torch.dtype) -> Tensor:
-    """``[B, S, C]`` -> ``[B, C]`` in ``dtype``."""
-    if x_bsc.dtype == dtype or x_bsc.device.type != "cpu":
-        return x_bsc.sum(1, dtype=dtype)
-    # image by image: a wider copy of all of them would not stay in a core's cache
-    return torch.stack([x_sc.sum(0, dtype=dtype) for x_sc in x_bsc])
-
-
 class _GeluGrn(Function):
     """y = x (gamma n + 1) + beta; x = GELU(h), n = g / (mean g + eps), g = ||x|| of an image."""
 
@@ -159,15 +151,16 @@ class _GeluGrn(Function):
         x = F.gelu(h_bsc)
         mean = g_bc.mean(-1, keepdim=True) + GRN_EPS
         n_bc = g_bc / mean
-        # the sum over sites of dy * x, for each image and channel
-        dyx_bc = _sum_sites(torch.mul(dy_bsc, x), g_bc.dtype)
+        # the sum over sites of dy * x, for each image and channel; rounded once, at its end
+        dyx_bc = torch.mul(dy_bsc, x).sum(1).to(g_bc.dtype)
         dn_bc = gamma * dyx_bc
         dg_bc = dn_bc / mean - (dn_bc * n_bc).mean(-1, keepdim=True) / mean
         direct = (gamma * n_bc + 1).unsqueeze(1).to(x.dtype)
         through_norm = torch.where(g_bc > 0, dg_bc / g_bc, 0).unsqueeze(1)
-        dx = torch.addcmul(x.mul_(through_norm.to(x.dtype)), dy_bsc, direct)
-        dh = torch.ops.aten.gelu_backward(dx, h_bsc)
-        return dh, (dyx_bc * n_bc).sum(0), _sum_sites(dy_bsc, g_bc.dtype).sum(0)
+        # in place: a map's worth of fresh memory costs a CPU more than the arithmetic
+        dx = x.mul_(through_norm.to(x.dtype)).addcmul_(dy_bsc, direct)
+        dh = torch.ops.aten.gelu_backward.grad_input(dx, h_bsc, grad_input=dx)
+        return dh, (dyx_bc * n_bc).sum(0), dy_bsc.sum((0, 1))
 
 
 def gelu_grn(h: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:

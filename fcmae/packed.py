@@ -193,7 +193,7 @@ def _weight_gradient(
 ) -> Tensor:
     """From visible patches and the sites around them; from whole maps where patches are tiny."""
     x_bhwc = places.scatter(x_nppc)
-    p, c = x_nppc.shape[2:]
+    p = x_nppc.shape[2]
     if p < SMALLEST_TILE:
         return dense_weight_gradient(x_bhwc, gradient_bhwc)
     windows = tiles_of(F.pad(x_bhwc, (0, 0, *[MARGIN] * 4)), p, MARGIN)
@@ -204,7 +204,7 @@ def _weight_gradient(
         image, row, column = (index[part] for index in at)
         return windows[image, row, column], gradient_nppc[part]
 
-    return tile_weight_gradient(len(x_nppc), c, tiles_at)
+    return tile_weight_gradient(len(x_nppc), windows[0, 0, 0].nbytes, tiles_at)
 
 
 def _depthwise(conv: nn.Conv2d, x_nppc: Tensor, places: Places) -> Tensor:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from backbones.convnext import GRN, GRNOptions, build_convnext
 from backbones.fused import (
-    CHANNELS_AT_ONCE,
+    BYTES_AT_ONCE,
     depthwise_convolution,
     gelu_grn,
     tiles_of,
@@ -38,7 +38,7 @@ def test_depthwise_gradients_equal_autograds_at_any_size(size):
 
 
 def test_depthwise_gradient_over_several_chunks_equals_autograds():
-    channels = 3 * CHANNELS_AT_ONCE // 4  # one tile a chunk, five chunks
+    channels = 3 * BYTES_AT_ONCE // (4 * 4 * 13 * 13)  # one tile a chunk, five chunks
     conv = torch.nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
     x = torch.randn(5, channels, 7, 7)
     expected = gradients(lambda: conv(x), [conv.weight], 1.0)

@@ -148,7 +148,8 @@ def pretrain_case(case: Case, rounds: int, device: torch.device) -> Row:
     for mode in ("masked-dense", "packed"):
         torch.manual_seed(0)
         model = FCMAE(build_convnext(case.size), encoder_mode=mode).to(device)
-        optimizer = torch.optim.AdamW(parameter_groups(model, 1e-4, 0.05), betas=(0.9, 0.95))
+        groups = parameter_groups(model, 1e-4, 0.05)
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
 
         def step(model: FCMAE = model, optimizer: torch.optim.Optimizer = optimizer) -> None:
             with case.autocast(device):

@@ -142,6 +142,7 @@ def finetune(options: FinetuneOptions, resume: bool = False) -> Path:
             recipe.layer_decay_type,
         ),
         lr=lr,
+        fused=True,
     )
     ema = None
     if recipe.ema_decay:

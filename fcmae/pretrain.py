@@ -116,7 +116,7 @@ def pretrain(options: PretrainOptions, resume: bool = False) -> Path:
     loop = loop_options(options, steps, resume)
     lr = _learning_rate(options)
     optimizer = torch.optim.AdamW(
-        parameter_groups(model, lr, options.weight_decay), lr=lr, betas=(0.9, 0.95)
+        parameter_groups(model, lr, options.weight_decay), lr=lr, betas=(0.9, 0.95), fused=True
     )
     origin = {"dataset_fingerprint": fingerprint(samples.reader), "git_commit": git_commit()}
     derived = {

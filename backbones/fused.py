@@ -157,7 +157,7 @@ class _GeluGrn(Function):
         dg_bc = dn_bc / mean - (dn_bc * n_bc).mean(-1, keepdim=True) / mean
         direct = (gamma * n_bc + 1).unsqueeze(1).to(x.dtype)
         through_norm = torch.where(g_bc > 0, dg_bc / g_bc, 0).unsqueeze(1)
-        # in place: a map's worth of fresh memory costs a CPU more than the arithmetic
+        # in place: fresh memory for two more maps takes a CPU longer than writing to warm one
         dx = x.mul_(through_norm.to(x.dtype)).addcmul_(dy_bsc, direct)
         dh = torch.ops.aten.gelu_backward.grad_input(dx, h_bsc, grad_input=dx)
         return dh, (dyx_bc * n_bc).sum(0), dy_bsc.sum((0, 1))

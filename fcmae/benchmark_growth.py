@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from fcmae.benchmark import Case
 from training.measure import Row
@@ -82,9 +83,14 @@ def draw_growth(growth: dict[str, list[Row]], path: Path, title: str) -> None:
             ("bound", "#999999", "--"),
         ):
             below.plot(x, [row[name] for row in rows], style, color=colour, label=name)
-        above.set(ylabel="ms an image, forward + backward", ylim=(0, None))
+        above.set_ylabel("ms an image, forward + backward")
         if field in ("size", "image_size"):
-            above.set(yscale="log", ylim=(None, None))
+            above.set_yscale("log")
+            above.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            above.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            above.yaxis.set_minor_locator(NullLocator())
+        else:
+            above.set_ylim(0, None)
         if field in ("batch", "image_size"):
             for axis in (above, below):
                 axis.set_xscale("log", base=2)

@@ -110,7 +110,7 @@ def main() -> None:
     )
     parser.add_argument("data", type=Path, help="the folder of the data sets")
     parser.add_argument("output_dir", type=Path, help="must not exist")
-    parser.add_argument("--seeds", type=int, default=10, help="label subsets and halves")
+    parser.add_argument("--seeds", type=int, default=11, help="label subsets and halves")
     options = parser.parse_args()
     options.output_dir.mkdir(parents=True)
     link_images(options.data, options.output_dir / "images")

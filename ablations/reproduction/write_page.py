@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -23,6 +24,10 @@ from training.intervals import estimate
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LABELS = {"16": 16, "64": 64, "all": 400}  # labelled tiles of a grid's runs
+# the arms of a table of detection, the first of them the baseline; and the folder of its runs
+PRETRAINED = ("scratch", "fcmae")
+DETECTION = {f"detection_{name}": (f"detection_{name}", PRETRAINED) for name in LABELS}
+DETECTION["detection_encoders"] = ("detection_64", ("fcmae", "no_grn", "mask_token"))
 FINISHED = "inference/metrics_summary.json"
 PICTURES = {
     "diversity_by_epoch/distance_by_epoch.png": "reproduction_by_epoch.png",
@@ -30,15 +35,14 @@ PICTURES = {
 }
 
 
-def arms(folder: Path) -> list[Arm]:
-    """The finished detection runs of a grid, the baseline first."""
+def arms(folder: Path, names: Sequence[str] = PRETRAINED) -> list[Arm]:
+    """The finished detection runs of a grid that are of these arms, in their order."""
     by_arm: dict[str, dict[str, Path]] = defaultdict(dict)
     for run in sorted(folder.glob("detect/*_seed_*/")):
         if (run / FINISHED).is_file():
             name, _, seed = run.name.rpartition("_seed_")
             by_arm[name][seed] = run
-    names = sorted(by_arm, key=lambda name: (name != "scratch", name != "fcmae", name))
-    return read_arms({name: list(by_arm[name].values()) for name in names})
+    return read_arms({name: list(by_arm[name].values()) for name in names if name in by_arm})
 
 
 def grid_table(folder: Path) -> str:
@@ -64,11 +68,12 @@ def measured_pretraining(folder: Path) -> str:
 
 def table(name: str, out: Path) -> str | None:
     """A grid's table; None where it has no runs."""
+    if name in DETECTION:
+        runs, names = DETECTION[name]
+        return compare(found).rstrip() if (found := arms(out / runs, names)) else None
     folder = out / name
     if name == "pretraining" and (folder / "runs.csv").is_file():
         return measured_pretraining(folder)
-    if name.startswith("detection"):
-        return compare(found).rstrip() if (found := arms(folder)) else None
     return grid_table(folder) if (folder / "table.md").is_file() else None
 
 

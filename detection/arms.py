@@ -70,10 +70,10 @@ def compare(arms: Sequence[Arm]) -> str:
         row = [arm.name, ", ".join(map(str, sorted(arm.runs)))]
         for task in TASKS:
             values = arm.values(task)
-            row.append(_spread(estimate(list(values.values()))) if values else "not recorded")
+            row.append(spread(estimate(list(values.values()))) if values else "not recorded")
             row.append(", ".join(f"{values[seed]:.2f}" for seed in sorted(values)))
             found = paired_difference(values, arms[0].values(task)) if arm is not arms[0] else None
-            row.append(_spread(found, sign="+") if found else "")
+            row.append(spread(found, sign="+") if found else "")
         lines.append(row)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
@@ -101,8 +101,8 @@ def curves(arms: Sequence[Arm], name: str = "total_loss") -> str:
     return chart_svg(Chart(f"{name}, the mean over seeds", series), standalone=True)
 
 
-def _spread(found: Estimate, sign: str = "") -> str:
-    """A mean with its 95% interval, or alone for one run."""
+def spread(found: Estimate, sign: str = "") -> str:
+    """A mean with its 95% interval, or alone for one run; ``sign`` "+" for a difference."""
     if found.half_width is None:
         return f"{found.mean:{sign}.2f}"
     return f"{found.mean:{sign}.2f} ± {found.half_width:.2f}"

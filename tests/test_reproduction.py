@@ -128,7 +128,7 @@ def test_the_page_is_filled_from_runs_and_keeps_what_was_not_run(tmp_path, monke
     (tmp_path / "docs/images").mkdir(parents=True)
     shutil.copytree(SCRIPTS, tmp_path / "ablations/reproduction")
     page = tmp_path / "docs/reproduction.md"
-    names = ("detection_64", "detection_encoders", "rates", "classification")
+    names = ("detection_64", "detection_encoders", "by_iteration", "rates", "classification")
     blocks = "\n".join(f"<!-- begin {name} -->\nold\n<!-- end {name} -->" for name in names)
     page.write_text(f"before\n{blocks}\nafter\n")
     runs = tmp_path / "runs"
@@ -138,6 +138,9 @@ def test_the_page_is_filled_from_runs_and_keeps_what_was_not_run(tmp_path, monke
                 folder = runs / f"detection_{labels}/detect/{arm}_seed_{seed}"
                 make_run(folder, seed, value, value, losses=[2, 1])
     make_run(runs / "detection_64/detect/no_grn_seed_0", 0, 3.0, 3.0, losses=[2, 1])
+    for arm, value in (("scratch", 0.5), ("fcmae", 2.0)):
+        with (runs / f"detection_64/detect/{arm}_seed_0/metrics.json").open("a") as history:
+            history.write("\n" + json.dumps({"iteration": 1, "bbox/AP": value}))
     (runs / "classification").mkdir()
     tables = "# Grid\n\n| top-1 |\n| --- |\n| 1 |\n\nand\n\n| top-5 |\n| --- |\n| 2 |\n"
     (runs / "classification/table.md").write_text(tables)
@@ -156,5 +159,8 @@ def test_the_page_is_filled_from_runs_and_keeps_what_was_not_run(tmp_path, monke
     to_64_labels, of_encoders = text.split("<!-- end detection_64 -->")
     assert "no_grn" not in to_64_labels
     assert "| no_grn | 0 | 3.00 | 3.00 | -1.00 |" in of_encoders
+    assert "| box AP | iteration 1 | difference to the first | the end |" in of_encoders
+    assert "| scratch | 0.50 | -1.50 | 1.50 ± 6.35 | -4.00 ± 12.71 |" in of_encoders
+    assert "| no_grn |  |  | 3.00 | -1.00 |" in of_encoders
     assert (tmp_path / "docs/images/reproduction_labels.png").stat().st_size > 1000
     assert "iteration 2: 1<" in (tmp_path / "docs/images/reproduction_total_loss.svg").read_text()

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from detection.arms import Arm, compare, curves, read_arms
+from detection.arms import Arm, compare, curves, read_arms, spread
 from fcmae.analysis_plots import COLOURS
 from training.cli import run_tool
-from training.intervals import estimate
+from training.intervals import estimate, paired_difference
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LABELS = {"16": 16, "64": 64, "all": 400}  # labelled tiles of a grid's runs
@@ -43,6 +43,30 @@ def arms(folder: Path, names: Sequence[str] = PRETRAINED) -> list[Arm]:
             name, _, seed = run.name.rpartition("_seed_")
             by_arm[name][seed] = run
     return read_arms({name: list(by_arm[name].values()) for name in names if name in by_arm})
+
+
+def by_iteration(found: Sequence[Arm]) -> str:
+    """Box AP of each arm during the training and at its end, and the difference to the first."""
+    columns: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    for arm in found:
+        for seed, run in arm.runs.items():
+            for iteration, value in run.history.get("bbox/AP", []):
+                columns[f"iteration {iteration:.0f}"][arm.name][seed] = value
+    for arm in found:
+        columns["the end"][arm.name] = arm.values("bbox")
+    lines = [["box AP"], ["---"]]
+    for title in columns:
+        lines[0] += [title, "difference to the first"]
+        lines[1] += ["---", "---"]
+    for arm in found:
+        line = [arm.name]
+        for values in columns.values():
+            of_arm = values[arm.name]
+            line.append(spread(estimate(list(of_arm.values()))) if of_arm else "")
+            difference = paired_difference(of_arm, values[found[0].name])
+            line.append(spread(difference, sign="+") if difference and arm is not found[0] else "")
+        lines.append(line)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def grid_table(folder: Path) -> str:
@@ -68,6 +92,9 @@ def measured_pretraining(folder: Path) -> str:
 
 def table(name: str, out: Path) -> str | None:
     """A grid's table; None where it has no runs."""
+    if name == "by_iteration":
+        every = arms(out / "detection_64", ("fcmae", "scratch", "no_grn", "mask_token"))
+        return by_iteration(every) if every else None
     if name in DETECTION:
         runs, names = DETECTION[name]
         return compare(found).rstrip() if (found := arms(out / runs, names)) else None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from fcmae.benchmark import Case
 from training.measure import Row
@@ -88,7 +88,7 @@ def draw_growth(growth: dict[str, list[Row]], path: Path, title: str) -> None:
             above.set_yscale("log")
             above.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             above.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            above.yaxis.set_minor_locator(NullLocator())
+            above.minorticks_off()
         else:
             above.set_ylim(0, None)
         if field in ("batch", "image_size"):

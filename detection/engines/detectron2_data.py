@@ -38,7 +38,7 @@ from detection.dataset import CocoDataset
 from detection.engines import Detect
 from detection.records import Records
 from detection.transforms import read_image
-from training.data import BatchOrder, SampleKey, seed_generators
+from training.data import BatchOrder, SampleKey, seed_cpu_generators, seed_generators
 from training.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ class _SeededRecords(Dataset):
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         epoch, index = key
-        seed_generators(self.seed, 0, epoch, index)
+        seed_cpu_generators(self.seed, 0, epoch, index)
         return self.mapper(self.records[index])
 
 

@@ -32,3 +32,12 @@ python tools/ablate.py $grids/detection.yaml --output-dir $out/detection_16 --ro
     --set "detect.DATASETS.TRAIN=['json:$tiles/train_16_seed_{seed}.json:$tiles/images']"
 python tools/ablate.py $grids/detection.yaml --output-dir $out/detection_all --rows scratch fcmae \
     --set "detect.DATASETS.TRAIN=['json:$tiles/train.json:$tiles/images']"
+
+# 334 epochs: on a GPU; the rows may run side by side, each by its own --rows and --set "seeds=[N]"
+long=$out/pretraining_long
+python tools/ablate.py $grids/pretraining_long.yaml --output-dir $long
+python tools/analyze_features.py --output-dir $out/diversity_long \
+    --run fcmae=$long/pretrain/fcmae_seed_0 --run no_grn=$long/pretrain/no_grn_seed_0 --run mask_token=$long/pretrain/mask_token_seed_0 \
+    --run tiny=$long/pretrain/tiny_seed_0 --run tiny_v1=$long/pretrain/tiny_v1_seed_0
+python tools/ablate.py $grids/rates_long.yaml --output-dir $out/rates_long
+python tools/ablate.py $grids/detection_long.yaml --output-dir $out/detection_long_64 --set detect.TEST.EVAL_PERIOD=200

@@ -27,11 +27,17 @@ LABELS = {"16": 16, "64": 64, "all": 400}  # labelled tiles of a grid's runs
 # the arms of a table of detection, the first of them the baseline; and the folder of its runs
 PRETRAINED = ("scratch", "fcmae")
 DETECTION = {f"detection_{name}": (f"detection_{name}", PRETRAINED) for name in LABELS}
-DETECTION["detection_encoders"] = ("detection_64", ("fcmae", "no_grn", "mask_token"))
+ENCODERS = ("fcmae", "no_grn", "mask_token")
+DETECTION["detection_encoders"] = ("detection_64", ENCODERS)
+DETECTION["detection_long"] = ("detection_long_64", PRETRAINED)
+DETECTION["detection_long_encoders"] = ("detection_long_64", ENCODERS)
+DETECTION["detection_long_fcmae_again"] = ("detection_long_64", ("fcmae", "fcmae_again"))
+DETECTION["detection_long_no_grn_again"] = ("detection_long_64", ("no_grn", "no_grn_again"))
 FINISHED = "inference/metrics_summary.json"
 PICTURES = {
     "diversity_by_epoch/distance_by_epoch.png": "reproduction_by_epoch.png",
     "diversity/cosine_distance.png": "reproduction_by_block.png",
+    "diversity_long/distance_by_epoch.png": "reproduction_long_by_epoch.png",
 }
 
 
@@ -86,7 +92,9 @@ def measured_pretraining(folder: Path) -> str:
     for run in runs:
         metrics = folder / f"pretrain/{run['row']}_seed_{run['seed']}/metrics.json"
         loss = json.loads(metrics.read_text().splitlines()[-1])["total_loss"]
-        lines.append(f"| {run['row']} | {loss:.3f} | {float(run['value']):.2f} |")
+        lines.append(
+            f"| {run['row']}, seed {run['seed']} | {loss:.3f} | {float(run['value']):.2f} |"
+        )
     return "\n".join(lines)
 
 
@@ -99,7 +107,7 @@ def table(name: str, out: Path) -> str | None:
         runs, names = DETECTION[name]
         return compare(found).rstrip() if (found := arms(out / runs, names)) else None
     folder = out / name
-    if name == "pretraining" and (folder / "runs.csv").is_file():
+    if name in ("pretraining", "pretraining_long") and (folder / "runs.csv").is_file():
         return measured_pretraining(folder)
     return grid_table(folder) if (folder / "table.md").is_file() else None
 

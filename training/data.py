@@ -35,8 +35,8 @@ class SampleKey(NamedTuple):
 def seed_cpu_generators(*entropy: int) -> None:
     """Seed the global generators of ``random``, ``numpy`` and ``torch`` on the CPU alone.
 
-    All that a sample needs, and much faster: ``torch.manual_seed`` formats the stack once for each
-    kind of device that is not yet in use.
+    All that a sample needs: ``torch.manual_seed``, besides, formats the stack for each kind of
+    device that is not yet in use.
     """
     words = np.random.SeedSequence(entropy).generate_state(3, np.uint32)
     random.seed(int(words[0]))

@@ -41,3 +41,5 @@ python tools/analyze_features.py --output-dir $out/diversity_long \
     --run tiny=$long/pretrain/tiny_seed_0 --run tiny_v1=$long/pretrain/tiny_v1_seed_0
 python tools/ablate.py $grids/rates_long.yaml --output-dir $out/rates_long
 python tools/ablate.py $grids/detection_long.yaml --output-dir $out/detection_long_64 --set detect.TEST.EVAL_PERIOD=200
+python tools/ablate.py $grids/detection_long.yaml --output-dir $out/detection_long_all --rows scratch fcmae \
+    --set "detect.DATASETS.TRAIN=['json:$tiles/train.json:$tiles/images']"

@@ -26,13 +26,16 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 LABELS = {"16": 16, "64": 64, "all": 400}  # labelled tiles of a grid's runs
 # the arms of a table of detection, the first of them the baseline; and the folder of its runs
 PRETRAINED = ("scratch", "fcmae")
-DETECTION = {f"detection_{name}": (f"detection_{name}", PRETRAINED) for name in LABELS}
 ENCODERS = ("fcmae", "no_grn", "mask_token")
-DETECTION["detection_encoders"] = ("detection_64", ENCODERS)
-DETECTION["detection_long"] = ("detection_long_64", PRETRAINED)
-DETECTION["detection_long_encoders"] = ("detection_long_64", ENCODERS)
-DETECTION["detection_long_fcmae_again"] = ("detection_long_64", ("fcmae", "fcmae_again"))
-DETECTION["detection_long_no_grn_again"] = ("detection_long_64", ("no_grn", "no_grn_again"))
+DETECTION = {
+    **{f"detection_{name}": (f"detection_{name}", PRETRAINED) for name in LABELS},
+    "detection_encoders": ("detection_64", ENCODERS),
+    "detection_long": ("detection_long_64", PRETRAINED),
+    "detection_long_all": ("detection_long_all", PRETRAINED),
+    "detection_long_encoders": ("detection_long_64", ENCODERS),
+    "detection_long_fcmae_again": ("detection_long_64", ("fcmae", "fcmae_again")),
+    "detection_long_no_grn_again": ("detection_long_64", ("no_grn", "no_grn_again")),
+}
 FINISHED = "inference/metrics_summary.json"
 PICTURES = {
     "diversity_by_epoch/distance_by_epoch.png": "reproduction_by_epoch.png",

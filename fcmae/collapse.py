@@ -1,9 +1,10 @@
-"""Pretraining's watch over its features: how far apart the channels are, and a warning.
+"""A training's watch over its features: how far apart the channels are, and a warning.
 
 Without GRN, masked pretraining lets the channels of a block become copies of each other (arXiv
 2301.00808, section 3.2). So the mean pairwise cosine distance of every block's expanded channels
 (:func:`fcmae.analysis.cosine_distance`) is measured now and then, on the same images with nothing
-removed, and joins the line of ``metrics.json``:
+removed, and joins the line of ``metrics.json``, in pretraining and (where asked for) in supervised
+training:
 
   * ``feature_distance/mean``, ``feature_distance/lowest``: over the blocks;
   * ``feature_dead/highest``: the largest fraction of dead channels of a block;
@@ -19,6 +20,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,6 @@ from torch import Tensor, nn
 
 from fcmae.analysis import cosine_distance, dead_and_saturated
 from fcmae.model import FCMAE
-from fcmae.statistics import Statistics
 from fcmae.taps import tap_points, tapped
 
 logger = logging.getLogger(__name__)
@@ -65,25 +66,20 @@ class CollapseWatch:
     """Measures the features of the same images, and warns where they collapse.
 
     Args:
-        images: ``[B, C, H, W]`` as the loader gives them.
-        masks: ``[B, rows, columns]``, for their shape.
-        statistics: normalise the images.
+        inputs: what the model is called with: normalised images ``[B, C, H, W]``; for an FCMAE also
+            masks ``[B, rows, columns]`` that remove nothing.
         every: steps between two measures, see :func:`steps_between_measures`.
         last: the run's last step, which is measured too.
     """
 
-    def __init__(
-        self, images: Tensor, masks: Tensor, statistics: Statistics, every: int, last: int
-    ) -> None:
-        self.images, self.masks, self.statistics = images, masks, statistics
-        self.every, self.last = every, last
+    def __init__(self, inputs: Sequence[Tensor], every: int, last: int) -> None:
+        self.inputs, self.every, self.last = inputs, every, last
         self._warned: set[str] = set()
 
     def __call__(self, step: int, model: nn.Module) -> dict[str, float]:
         """The measures by their keys; none where the step is not one of those measured."""
         if not self.every or (step % self.every and step != self.last):
             return {}
-        assert isinstance(model, FCMAE)
         distances, dead = self.measure(model)
         self._warn(step, distances, dead)
         known = [d for d in distances.values() if not math.isnan(d)] or [0.0]
@@ -95,13 +91,12 @@ class CollapseWatch:
         }
 
     @torch.no_grad()
-    def measure(self, model: FCMAE) -> tuple[dict[str, float], dict[str, float]]:
+    def measure(self, model: nn.Module) -> tuple[dict[str, float], dict[str, float]]:
         """Cosine distance and fraction of dead channels by block, means over the images.
 
-        The whole model runs, with every patch visible: so FSDP gathers its weights, and the packed
-        encoder computes what the dense one would.
+        The whole model runs: so FSDP gathers its weights.
         """
-        points = tap_points(model.encoder)
+        points = tap_points(model.encoder if isinstance(model, FCMAE) else model)
         distances: dict[str, float] = {}
         dead: dict[str, float] = {}
 
@@ -111,11 +106,10 @@ class CollapseWatch:
             dead[block] = float(dead_and_saturated(x_bnc)[0].double().mean())
 
         device = next(model.parameters()).device
-        images = self.statistics.normalise(self.images.to(device))
         was_training = model.training
         model.eval()
         with tapped(points, receive):
-            model(images, torch.zeros_like(self.masks, device=device))
+            model(*(each.to(device) for each in self.inputs))
         model.train(was_training)
         return distances, dead
 
@@ -158,7 +152,7 @@ def measured_history(run: Path) -> list[Measured]:
     """
     for file in ("config.yaml", "metrics.json"):
         if not (run / file).is_file():
-            raise FileNotFoundError(f"{run} is no pretraining run: it has no {file}")
+            raise FileNotFoundError(f"{run} is no run of a training: it has no {file}")
     config: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text())
     epoch_steps = config["derived"]["images"] / config["batch_size"]
     history = []
@@ -170,6 +164,7 @@ def measured_history(run: Path) -> list[Measured]:
     if not history:
         raise ValueError(
             f"{run}/metrics.json holds no {BLOCK_KEY}*: the run was made with "
-            "--measure-features-every 0, or before its first measure"
+            "--measure-features-every 0 (finetune_classifier's default), or ended before its first "
+            "measure"
         )
     return history

@@ -33,8 +33,9 @@ from backbones.kernels import use_kernels
 from backbones.param_groups import parameter_groups
 from fcmae.class_head import build_classifier
 from fcmae.classification_accuracy import CLASSIFIER, accuracy
-from fcmae.classification_data import collate, training_transform
+from fcmae.classification_data import LabelledSamples, collate, training_transform
 from fcmae.classification_setup import Setup, set_up
+from fcmae.collapse import WATCHED_IMAGES, CollapseWatch, steps_between_measures
 from fcmae.finetune_options import FinetuneOptions
 from fcmae.finetune_recipes import BATCHES, Recipe, choose_recipe, schedule, step_of_chain
 from fcmae.readers import fingerprint
@@ -163,6 +164,11 @@ def finetune(options: FinetuneOptions, resume: bool = False) -> Path:
     }
     write_config(options, {**derived, **origin, "versions": versions()})
     evaluations = _Evaluations(options, setup, ema, steps)
+    watch = None
+    if every_epochs := options.measure_features_every:
+        epoch = len(data.train) / options.batch_size
+        every = steps_between_measures(every_epochs, epoch, steps, options.log_every)
+        watch = CollapseWatch([_evenly_spread(data.val, WATCHED_IMAGES)], every, steps)
     with use_kernels(options.kernels):
         trained = train(
             model,
@@ -174,6 +180,7 @@ def finetune(options: FinetuneOptions, resume: bool = False) -> Path:
             loop_options(options, steps, resume),
             evaluations,
             ema,
+            watch,
         )
     path = output_dir / CLASSIFIER
     if not is_main_process():
@@ -198,6 +205,12 @@ def finetune(options: FinetuneOptions, resume: bool = False) -> Path:
     write_json(output_dir / SUMMARY, summary)
     logger.info("wrote %s", path)
     return path
+
+
+def _evenly_spread(samples: LabelledSamples, number: int) -> Tensor:
+    """Images, the same in every run on these samples, ``[B, 3, H, W]``."""
+    places = torch.linspace(0, len(samples) - 1, min(number, len(samples))).long()
+    return collate([samples[place] for place in places.tolist()])[0]
 
 
 class _Evaluations:

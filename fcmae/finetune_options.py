@@ -38,6 +38,8 @@ class FinetuneOptions:
         max_steps: ends the run (and its schedule) after that many steps, whatever the epochs.
         eval_every: steps between two evaluations; 0 for about ten over the run, but at most one an
             epoch. The last step is always followed by one.
+        measure_features_every: epochs between two measures of the features' diversity, see
+            :mod:`fcmae.collapse`; 0 for never.
         clip_norm: largest global gradient norm; none by default, as in the paper.
 
     Raises:
@@ -66,6 +68,7 @@ class FinetuneOptions:
     batch_size: int = 64
     max_steps: int | None = None
     eval_every: int = 0
+    measure_features_every: float = 0
     clip_norm: float | None = None
     precision: Literal["no", "bf16", "fp16"] = "no"
     workers: int = 2
@@ -93,8 +96,9 @@ class FinetuneOptions:
             problems.append(f"crop_pct is {self.crop_pct}; it must be in (0, 1]")
         if not 0 < self.val_fraction < 1:
             problems.append(f"val_fraction is {self.val_fraction}; it must be between 0 and 1")
-        if self.eval_every < 0:
-            problems.append(f"eval_every is {self.eval_every}; it must be at least 0")
+        for name in ("eval_every", "measure_features_every"):
+            if (value := getattr(self, name)) < 0:
+                problems.append(f"{name} is {value}; it must be at least 0")
         problems += problems_of(self.mean, self.std, "auto", 3)
         if problems:
             raise ValueError("; ".join(problems))

@@ -132,9 +132,9 @@ def pretrain(options: PretrainOptions, resume: bool = False) -> Path:
     bad_images.add(samples.bad)
     every = options.panel_every or max(1, steps // 10)
     panels = _Panels(samples, statistics, bad_images, output_dir, every, steps)
+    images, masks = _fixed_batch(samples, bad_images, WATCHED_IMAGES)
     watch = CollapseWatch(
-        *_fixed_batch(samples, bad_images, WATCHED_IMAGES),
-        statistics,
+        (statistics.normalise(images), torch.zeros_like(masks)),
         steps_between_measures(
             options.measure_features_every,
             len(samples) / options.batch_size,

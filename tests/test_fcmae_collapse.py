@@ -35,7 +35,7 @@ def small_model(encoder="packed"):
 
 
 def watch(every=2, last=9):
-    return CollapseWatch(IMAGES, MASKS, IMAGENET, every, last)
+    return CollapseWatch((IMAGENET.normalise(IMAGES), MASKS), every, last)
 
 
 @pytest.mark.parametrize("encoder", sorted(ENCODERS))
@@ -164,5 +164,5 @@ def test_a_negative_interval_is_refused(tmp_path):
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"is no pretraining run: it has no config\.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"is no run of a training: it has no config\.yaml"):
         measured_history(tmp_path)

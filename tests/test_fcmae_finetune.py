@@ -25,9 +25,12 @@ from backbones.convnext import GRNOptions, build_convnext
 from backbones.key_adapters import from_ours
 from detection.engines.torchvision_engine import load_initial_weights
 from detection.engines.torchvision_model import build_mask_rcnn
+from fcmae.analysis import analyze
 from fcmae.class_head import choose_rows, read_classifier
 from fcmae.classification_accuracy import evaluate_classifier
 from fcmae.classification_data import labelled_data, set_apart, training_transform
+from fcmae.classification_setup import set_up
+from fcmae.collapse import measured_history
 from fcmae.finetune import FinetuningStep, finetune
 from fcmae.finetune_options import FinetuneOptions
 from fcmae.finetune_recipes import RECIPES, choose_recipe, schedule, step_of_chain
@@ -133,6 +136,27 @@ def test_resumed_fine_tuning_is_bit_identical(coloured, tmp_path):
         assert (whole.with_name(name)).read_text() == (resumed.with_name(name)).read_text()
     with pytest.raises(ValueError, match="holds a run already"):
         finetune(options(coloured, tmp_path / "whole"))
+
+
+def test_the_diversity_of_features_is_measured_where_asked_for_and_changes_nothing(
+    coloured, tmp_path
+):
+    plain = finetune(options(coloured, tmp_path / "plain"))
+    watched = finetune(options(coloured, tmp_path / "watched", measure_features_every=0.1))
+    first, second = (read_source(path)[0] for path in (plain, watched))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    history = measured_history(tmp_path / "watched")
+    assert [measured.step for measured in history] == [2, 4]
+    assert history[1].epoch == pytest.approx(4 * 4 / 12)
+    setup = set_up(options(coloured, tmp_path))
+    setup.data.val.transform = setup.evaluation()
+    images = torch.stack([image for image, _ in setup.data.val])
+    model = build_convnext("convnextv2_atto", num_classes=3)
+    model.load_state_dict(second)
+    for block in analyze(model.eval(), [(images, None)]):
+        assert history[1].distances[block.block] == pytest.approx(block.cosine_distance, abs=1e-6)
+    with pytest.raises(ValueError, match="finetune_classifier's default"):
+        measured_history(tmp_path / "plain")
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,8 @@ DATA = (
     "such folders, wds/ shards with .cls fields, or hfds/owner/name"
 )
 
+MEASURE = "measure how far apart the channels of 16 images are, and warn of collapse; 0: never"
+
 
 def parse() -> argparse.Namespace:
     defaults = FinetuneOptions(model="", data="", output_dir="")
@@ -81,6 +83,7 @@ def parse() -> argparse.Namespace:
         add(flag, f"{VALUES[field.name]}; default: the recipe's", type=kind, **choices)
     add("--kernels", "auto: Triton on a GPU", choices=KERNELS)
     add("--eval-every", "steps between two evaluations; 0: ten over the run, at most one an epoch")
+    add("--measure-features-every", MEASURE, type=float, metavar="EPOCHS")
     add("--clip-norm", "largest global gradient norm", type=float)
     add("--precision", "of the arithmetic, float32 or mixed", choices=["no", "bf16", "fp16"])
     add("--workers", "loader processes of each training process")

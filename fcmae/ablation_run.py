@@ -2,22 +2,26 @@
 
 A run's folder is ``OUT/STAGE/ROW_seed_N``; beside it lie what it was run with (``.yaml``) and what
 it said (``.log``). Runs that are finished are skipped, interrupted ones go on from their last
-checkpoint, and rows whose pretraining is the same share one.
+checkpoint, and rows whose pretraining is the same share one. Several may run at once; a run starts
+when the pretraining that it needs has ended.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 import yaml
 
 from fcmae.ablation import STAGES, Grid, Row
@@ -32,8 +36,19 @@ FINISHED = {
     "classify": "metrics_summary.json",
     "detect": "inference/metrics_summary.json",
 }
-# runs a command, its output appended to a file; returns the exit code
-RunCommand = Callable[[Sequence[str], Path], int]
+POLL_SECONDS = 0.2
+
+
+class Running(Protocol):
+    """What a grid needs of ``subprocess.Popen``."""
+
+    def poll(self) -> int | None: ...
+    def terminate(self) -> None: ...
+    def wait(self) -> int: ...
+
+
+# starts a command, its output appended to a file, with further environment variables
+StartCommand = Callable[[Sequence[str], Path, Mapping[str, str]], Running]
 
 
 @dataclass(frozen=True)
@@ -113,19 +128,41 @@ def _of_seed(value: Any, seed: int) -> Any:
     return value.replace("{seed}", str(seed)) if isinstance(value, str) else value
 
 
+def shares(at_once: int, whole_machine: bool = False) -> list[dict[str, str]]:
+    """Environment variables for each of several runs at once: its part of the machine.
+
+    Args:
+        at_once: how many they are. Each gets its part of the cores (where OMP_NUM_THREADS is not
+            set) and one of the visible GPUs, in turn; a run alone gets all of them.
+        whole_machine: runs have a launcher of their own, which shares nothing out.
+    """
+    if at_once == 1 or whole_machine:
+        return [{} for _ in range(at_once)]
+    threads = str(max(1, (os.cpu_count() or 1) // at_once))
+    cores = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": threads}
+    found = ",".join(map(str, range(torch.cuda.device_count())))
+    gpus = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", found).split(",") if gpu]
+    return [
+        cores | ({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {})
+        for number in range(at_once)
+    ]
+
+
 def run_grid(
     grid: Grid,
     output_dir: Path,
     tools: Path,
     rows: Sequence[str] = (),
-    run_command: RunCommand | None = None,
+    at_once: int = 1,
+    start_command: StartCommand | None = None,
 ) -> Path:
-    """Run what is not finished, and write the table after every row.
+    """Run what is not finished, and write the table after every run.
 
     Args:
         tools: the folder of the command lines.
         rows: run these alone; all if none is named.
-        run_command: in place of a process of its own for each job.
+        at_once: how many runs there may be at a time, see :func:`shares`.
+        start_command: in place of a process of its own for each job.
 
     Returns:
         The path of ``table.md``. Beside it: ``table.csv`` and ``runs.csv``.
@@ -137,28 +174,73 @@ def run_grid(
     names = [row.name for row in grid.rows]
     if unknown := [name for name in rows if name not in names]:
         raise ValueError(f"no row is named {', '.join(unknown)}; the rows are {', '.join(names)}")
+    if at_once < 1:
+        raise ValueError(f"{at_once} runs at once; give at least 1")
     jobs = plan(grid, output_dir)
     chosen = {key: value for key, value in jobs.items() if not rows or key[0] in rows}
     _refuse_other_arguments(chosen)
+    waiting = {job.folder: job for steps in chosen.values() for job in steps if not job.finished}
     failures: list[str] = []
-    broken: set[Path] = set()
-    waiting = {job.folder for steps in chosen.values() for job in steps if not job.finished}
     bar = progress(text="grid", total=len(waiting), unit="run", leave=True)
-    for number, ((name, seed), steps) in enumerate(chosen.items(), 1):
-        logger.info("%s, seed %d (%d of %d)", name, seed, number, len(chosen))
-        for job in steps:
-            if job.finished or job.folder in broken or job.init in broken:
-                continue
-            if (code := _run(job, tools, grid.launcher, run_command or run_process)) != 0:
-                failures.append(f"{job.folder}: exit code {code}, see {job.folder}.log")
-                logger.error("failed: %s", failures[-1])
-                broken.add(job.folder)
-            bar.update()
+
+    def start(job: Job, share: Mapping[str, str]) -> Running:
+        job.folder.parent.mkdir(parents=True, exist_ok=True)
+        arguments = yaml.safe_dump(dict(job.arguments), sort_keys=False)
+        _beside(job.folder, ".yaml").write_text(arguments)
+        command = job.command(tools, grid.launcher)
+        logger.info("%s", shlex.join(command))
+        return (start_command or start_process)(command, _beside(job.folder, ".log"), share)
+
+    def ended(job: Job, code: int) -> None:
+        if code:
+            failures.append(f"{job.folder}: exit code {code}, see {job.folder}.log")
+            logger.error("failed: %s", failures[-1])
+        bar.update()
         write_tables(grid, _results(jobs), output_dir)
+
+    write_tables(grid, _results(jobs), output_dir)
+    _run_all(waiting, start, ended, shares(at_once, whole_machine=bool(grid.launcher)))
     bar.close()
     if failures:
         raise ValueError("\n  ".join([f"{len(failures)} runs failed:", *failures]))
     return output_dir / "table.md"
+
+
+def _run_all(
+    waiting: dict[Path, Job],
+    start: Callable[[Job, Mapping[str, str]], Running],
+    ended: Callable[[Job, int], None],
+    free: list[dict[str, str]],
+) -> None:
+    """Run jobs in their order, as many at once as there are free shares of the machine.
+
+    What waits for a pretraining that failed is left out. When this process is interrupted or
+    ended, what runs is ended too.
+    """
+    running: dict[Path, tuple[Job, dict[str, str], Running]] = {}
+    try:
+        while waiting or running:
+            for folder, job in list(waiting.items()):
+                if free and job.init not in waiting and job.init not in running:
+                    share = free.pop(0)
+                    running[folder] = (waiting.pop(folder), share, start(job, share))
+            codes = {folder: process.poll() for folder, (_, _, process) in running.items()}
+            for folder, code in codes.items():
+                if code is None:
+                    continue
+                job, share, _ = running.pop(folder)
+                free.append(share)
+                failed = code or (0 if job.finished else 1)
+                ended(job, failed)
+                for other in [f for f, later in waiting.items() if failed and later.init == folder]:
+                    del waiting[other]
+            if all(code is None for code in codes.values()):
+                time.sleep(POLL_SECONDS)
+    finally:  # SIGTERM makes the tools write a checkpoint first
+        for _, _, process in running.values():
+            process.terminate()
+        for _, _, process in running.values():
+            process.wait()
 
 
 def _beside(folder: Path, suffix: str) -> Path:
@@ -182,27 +264,14 @@ def _refuse_other_arguments(jobs: Mapping[tuple[str, int], Sequence[Job]]) -> No
         raise ValueError("\n  ".join([text, *problems]))
 
 
-def _run(job: Job, tools: Path, launcher: Sequence[str], run_command: RunCommand) -> int:
-    job.folder.parent.mkdir(parents=True, exist_ok=True)
-    _beside(job.folder, ".yaml").write_text(yaml.safe_dump(dict(job.arguments), sort_keys=False))
-    command = job.command(tools, launcher)
-    logger.info("%s", shlex.join(command))
-    code = run_command(command, _beside(job.folder, ".log"))
-    return code if code or job.finished else 1
-
-
-def run_process(command: Sequence[str], log: Path) -> int:
-    """Run a command; when this process is interrupted or ended, the command is ended too."""
+def start_process(command: Sequence[str], log: Path, share: Mapping[str, str]) -> Running:
+    """A command as a process of its own."""
     with log.open("a") as stream:
         stream.write(f"$ {shlex.join(command)}\n")
         stream.flush()
-        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
-        try:
-            return process.wait()
-        finally:  # SIGTERM makes the tools write a checkpoint first
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
+        return subprocess.Popen(
+            command, stdout=stream, stderr=subprocess.STDOUT, env=os.environ | share
+        )
 
 
 def _results(jobs: Mapping[tuple[str, int], Sequence[Job]]) -> Results:

@@ -13,7 +13,7 @@ import yaml
 from safetensors import safe_open
 
 from fcmae.ablation import Grid, Row, load_grid
-from fcmae.ablation_run import plan, run_grid, run_process
+from fcmae.ablation_run import plan, run_grid, shares, start_process
 from fcmae.ablation_table import write_tables
 from training.intervals import estimate, paired_difference, t_quantile
 
@@ -46,18 +46,51 @@ GRID = {
 }
 
 
+class Process:
+    """A process that ends when it has been asked so many times."""
+
+    def __init__(self, code, asked=1, ended=lambda: None):
+        self.code, self.asked, self.ended = code, asked, ended
+        self.terminated = False
+
+    def poll(self):
+        self.asked -= 1
+        if self.asked > 0:
+            return None
+        self.ended()
+        return self.code
+
+    def terminate(self):
+        self.terminated = True
+
+    def wait(self):
+        return self.code
+
+
 def in_this_process(monkeypatch, calls=None):
     """Run commands here: imports are slow."""
 
-    def run(command, log):
+    def run(command, log, share):
         if calls is not None:
             calls.append(command)
         monkeypatch.setattr(sys, "argv", command[1:])
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(command[1], run_name="__main__")
-        return int(ended.value.code or 0)
+        return Process(int(ended.value.code or 0))
 
     return run
+
+
+def folder_of(command):
+    return Path(command[command.index("--output-dir") + 1])
+
+
+def finish(folder):
+    """What the tools leave of a pretraining or a classification."""
+    folder.mkdir(parents=True)
+    (folder / "encoder.safetensors").touch()
+    (folder / "metrics.json").touch()
+    (folder / "metrics_summary.json").write_text('{"trained": {"top1": 50.0}}')
 
 
 def write_grid(folder, tree, **changes):
@@ -70,7 +103,7 @@ def test_a_tiny_grid_runs_resumes_and_writes_its_table(image_folder, tmp_path, m
     settings = [f"pretrain.data={image_folder}", f"classify.data={image_folder}"]
     grid = load_grid(write_grid(tmp_path, GRID), settings)
     out, calls = tmp_path / "out", []
-    table = run_grid(grid, out, TOOLS, run_command=in_this_process(monkeypatch, calls))
+    table = run_grid(grid, out, TOOLS, start_command=in_this_process(monkeypatch, calls))
     names = [Path(command[1]).stem for command in calls]
     # the two rows of a seed share their pretraining
     assert names == ["pretrain_fcmae", "finetune_classifier", "finetune_classifier"] * 2
@@ -89,33 +122,91 @@ def test_a_tiny_grid_runs_resumes_and_writes_its_table(image_folder, tmp_path, m
     # what is finished is skipped, what is not goes on
     (out / "classify/both_seed_0/metrics_summary.json").unlink()
     calls.clear()
-    run_grid(grid, out, TOOLS, run_command=in_this_process(monkeypatch, calls))
-    assert [command[command.index("--output-dir") + 1] for command in calls] == [
-        str(out / "classify/both_seed_0")
-    ]
+    run_grid(grid, out, TOOLS, start_command=in_this_process(monkeypatch, calls))
+    assert [folder_of(command) for command in calls] == [out / "classify/both_seed_0"]
     other = load_grid(write_grid(tmp_path, GRID), [*settings, "pretrain.mask-ratio=0.5"])
     with pytest.raises(ValueError, match=r"mask-ratio was None, is 0\.5"):
         run_grid(other, out, TOOLS)
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path):
-    def run(command, log):
-        folder = Path(command[command.index("--output-dir") + 1])
+    def run(command, log, share):
+        folder = folder_of(command)
         if "pretrain" in command[1] and "both_seed_0" in str(folder):
-            return 1
-        folder.mkdir(parents=True)
-        (folder / "encoder.safetensors").touch()
-        (folder / "metrics.json").touch()
-        (folder / "metrics_summary.json").write_text('{"trained": {"top1": 50.0}}')
-        return 0
+            return Process(1)
+        finish(folder)
+        return Process(0)
 
     rows = {**GRID["rows"], "ratio": {"pretrain": {"mask-ratio": 0.5}}}
     grid = load_grid(write_grid(tmp_path, GRID, rows=rows))
     with pytest.raises(ValueError, match=r"1 runs failed:\n.*both_seed_0: exit code 1, see .*log"):
-        run_grid(grid, tmp_path / "out", TOOLS, run_command=run)
+        run_grid(grid, tmp_path / "out", TOOLS, start_command=run)
     with (tmp_path / "out/table.csv").open() as file:
         counts = {r["row"]: r["runs"] for r in csv.DictReader(file) if r["metric"] == "top-1"}
     assert counts == {"both": "1", "pretraining only": "1", "ratio": "2"}
+
+
+def test_runs_at_once_wait_for_their_pretraining_and_share_the_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr("fcmae.ablation_run.POLL_SECONDS", 0)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    events, shares_in_use = [], []
+
+    def run(command, log, share):
+        folder = folder_of(command)
+        name = f"{folder.parent.name}/{folder.name}"
+        events.append(f"start {name}")
+        assert share not in shares_in_use
+        shares_in_use.append(share)
+
+        def ended():
+            finish(folder)
+            events.append(f"end {name}")
+            shares_in_use.remove(share)
+
+        return Process(0, 4 if name == "pretrain/both_seed_0" else 2, ended)
+
+    grid = load_grid(write_grid(tmp_path, GRID))
+    run_grid(grid, tmp_path / "out", TOOLS, at_once=2, start_command=run)
+    assert events[:2] == ["start pretrain/both_seed_0", "start pretrain/both_seed_1"]
+    assert events.index("start classify/both_seed_1") < events.index("end pretrain/both_seed_0")
+    for seed in (0, 1):
+        for row in ("both", "pretraining_only"):
+            waited = events.index(f"end pretrain/both_seed_{seed}")
+            assert events.index(f"start classify/{row}_seed_{seed}") > waited
+    assert len(events) == 12
+    # cores and GPUs in turn, but where they are given already
+    assert shares(3) == [
+        {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": gpu} for gpu in ("0", "1", "0")
+    ]
+    assert shares(1) == [{}]
+    assert shares(2, whole_machine=True) == [{}, {}]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert shares(2) == [{"CUDA_VISIBLE_DEVICES": "5"}, {"CUDA_VISIBLE_DEVICES": "7"}]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert shares(2) == [{}, {}]
+    with pytest.raises(ValueError, match="0 runs at once; give at least 1"):
+        run_grid(grid, tmp_path / "out", TOOLS, at_once=0)
+
+
+def test_what_runs_is_ended_when_the_grid_is(tmp_path, monkeypatch):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("time.sleep", interrupt)
+    started = []
+
+    def run(command, log, share):
+        started.append(Process(0, 10))
+        return started[-1]
+
+    with pytest.raises(KeyboardInterrupt):
+        run_grid(load_grid(write_grid(tmp_path, GRID)), tmp_path / "out", TOOLS, at_once=2,
+                 start_command=run)  # fmt: skip
+    assert [process.terminated for process in started] == [True, True]
 
 
 def test_rows_are_deltas_and_grn_reaches_every_stage(tmp_path):
@@ -194,9 +285,9 @@ def test_everything_wrong_in_a_grid_is_named_at_once(tmp_path):
 
 def test_a_job_runs_as_a_process_and_its_output_is_kept(tmp_path):
     log = tmp_path / "job.log"
-    code = run_process([sys.executable, "-c", "import sys; print('seen'); sys.exit(3)"], log)
-    assert code == 3
-    assert log.read_text().splitlines()[1] == "seen"
+    script = "import os, sys; print(os.environ['SEEN']); sys.exit(3)"
+    assert start_process([sys.executable, "-c", script], log, {"SEEN": "yes"}).wait() == 3
+    assert log.read_text().splitlines()[1] == "yes"
 
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)

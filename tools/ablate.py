@@ -25,6 +25,9 @@ examples:
   # one row of it
   python tools/ablate.py ablations/grn_aggregation.yaml --output-dir runs/aggregation --rows l1
 
+  # four runs at a time, each with its part of the cores, and a GPU of its own where there are four
+  python tools/ablate.py ablations/grn_aggregation.yaml --output-dir runs/aggregation --jobs 4
+
   # the same comparison at a scale that fits a laptop, on images of one's own
   python tools/ablate.py ablations/grn_aggregation.yaml --output-dir runs/small \\
       --set pretrain.model=convnextv2_atto classify.model=convnextv2_atto \\
@@ -42,16 +45,18 @@ def parse() -> argparse.Namespace:
     add("grid", metavar="GRID.yaml", help="what to run; see ablations/ and docs/ablations.md")
     add("--output-dir", required=True, type=Path, help="for the table and every run's folder")
     add("--rows", nargs="+", default=[], metavar="NAME", help="run these rows alone")
+    add("--jobs", type=int, default=1, metavar="N", help="runs at a time; they share the machine")
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change values of the grid")
     return parser.parse_args()
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the run in progress too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the runs in progress too
     arguments = parse()
     grid = load_grid(arguments.grid, arguments.set)
     log_to(arguments.output_dir)
-    table = run_grid(grid, arguments.output_dir, Path(__file__).resolve().parent, arguments.rows)
+    tools = Path(__file__).resolve().parent
+    table = run_grid(grid, arguments.output_dir, tools, arguments.rows, arguments.jobs)
     print(table.read_text())
     print(f"wrote {table}")
 

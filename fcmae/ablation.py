@@ -19,6 +19,13 @@ deltas to the grid's, or ``null`` to leave that stage out. A row without ``pretr
 weights that it starts from (``init``, ``MODEL.CONVNEXT.WEIGHTS``). ``{seed}`` in a value is the
 run's seed, as in ``labels_{seed}.json``. ``launcher`` may replace ``python``, for instance by
 ``torchrun --nproc-per-node 8``.
+
+``_BASE_`` names another grid beside this one, or several, each over the one before: what they say
+holds where this one is silent, key by key within a stage. ``rows`` are this one's whole, or the
+base's::
+
+    _BASE_: grn_aggregation.yaml       # the same rows, at another scale
+    pretrain: {model: convnextv2_atto, data: my_images, max-steps: 2000}
 """
 
 from __future__ import annotations
@@ -37,6 +44,7 @@ from fcmae.finetune_options import FinetuneOptions
 from fcmae.finetune_recipes import Recipe
 from fcmae.pretrain_options import PretrainOptions
 
+BASE = "_BASE_"  # as in the detection configs
 STAGES = ("pretrain", "classify", "detect")
 METRICS = ("top-1", "top-1 (averaged)", "box AP", "mask AP", "pretraining hours")
 GRID_KEYS = ("title", "source", "baseline", "seeds", "launcher", "rows", *STAGES)
@@ -83,15 +91,12 @@ def load_grid(path: str | Path, settings: Sequence[str] = ()) -> Grid:
             ``seeds=[0,1]`` or ``rows.l1.pretrain.epochs=10``; they change the file's values.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        FileNotFoundError: if there is no such file, or none that it builds on.
         ValueError: with everything that is wrong in it.
     """
     path = Path(path)
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
-    if not isinstance(tree, dict) or not isinstance(tree.get("rows"), dict) or not tree["rows"]:
+    tree = _read(path)
+    if not isinstance(tree.get("rows"), dict) or not tree["rows"]:
         raise ValueError(f"{path} is no grid: it needs 'rows', a mapping from name to row")
     for setting in settings:
         _change(tree, setting)
@@ -114,6 +119,36 @@ def load_grid(path: str | Path, settings: Sequence[str] = ()) -> Grid:
         launcher=tree.get("launcher", "").split(),
         rows=rows,
     )
+
+
+def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A grid's tree, over those that it builds on.
+
+    Args:
+        readers: the grids that build on this one.
+    """
+    if path in readers:
+        chain = " -> ".join(map(str, (*readers, path)))
+        raise ValueError(f"the grid builds on itself: {chain}")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} is no grid: it is no mapping of keys")
+    bases = tree.pop(BASE, [])
+    whole: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        whole = _over(whole, _read((path.parent / base).resolve(), (*readers, path)))
+    return _over(whole, tree)
+
+
+def _over(base: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with a tree's values, those of a stage key by key."""
+    stages = {
+        stage: base[stage] | tree[stage] for stage in STAGES if base.get(stage) and tree.get(stage)
+    }
+    return base | tree | stages
 
 
 def _change(tree: dict[str, Any], setting: str) -> None:

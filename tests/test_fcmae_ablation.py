@@ -259,6 +259,35 @@ def test_a_seed_has_its_own_data_and_rows_without_pretraining_name_their_weights
         assert keys["MODEL.CONVNEXT.WEIGHTS"] == "a.pt"
 
 
+def test_a_grid_builds_on_others_key_by_key(tmp_path):
+    write_grid(tmp_path, GRID)
+    (tmp_path / "scale.yaml").write_text("pretrain: {max-steps: 5}\nclassify: null\nseeds: [7]\n")
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "_BASE_: [grid.yaml, scale.yaml]\n"
+        "pretrain: {data: mine, image-size: 64}\n"
+        "detect: {config-file: c.yaml}\n"
+    )
+    grid = load_grid(own, ["pretrain.image-size=96"])
+    assert (grid.title, grid.baseline, grid.seeds) == ("A tiny grid", "both", [7])
+    stages = grid.rows[0].stages
+    assert stages["pretrain"] == {
+        **TINY, "decoder-dim": 16, "max-steps": 5, "data": "mine", "image-size": 96,
+    }  # fmt: skip
+    assert "classify" not in stages
+    assert stages["detect"] == {"config-file": "c.yaml"}
+    assert [row.name for row in grid.rows] == ["both", "pretraining only"]
+    own.write_text("_BASE_: grid.yaml\nbaseline: only\nrows: {only: {}}\n")
+    assert [row.name for row in load_grid(own).rows] == ["only"]  # rows are one's own whole
+    (tmp_path / "scale.yaml").write_text("_BASE_: own.yaml\n")
+    own.write_text("_BASE_: scale.yaml\n")
+    with pytest.raises(ValueError, match=r"builds on itself: .*own\.yaml -> .*scale\.yaml"):
+        load_grid(own)
+    own.write_text("_BASE_: none.yaml\n")
+    with pytest.raises(FileNotFoundError, match=r"none\.yaml"):
+        load_grid(own)
+
+
 def test_everything_wrong_in_a_grid_is_named_at_once(tmp_path):
     rows = {
         "d": {"classify": {"init": "a.pt"}},

@@ -28,12 +28,10 @@ examples:
   # four runs at a time, each with its part of the cores, and a GPU of its own where there are four
   python tools/ablate.py ablations/grn_aggregation.yaml --output-dir runs/aggregation --jobs 4
 
-  # the same comparison at a scale that fits a laptop, on images of one's own
-  python tools/ablate.py ablations/grn_aggregation.yaml --output-dir runs/small \\
-      --set pretrain.model=convnextv2_atto classify.model=convnextv2_atto \\
-      pretrain.data=my_images classify.data=my_images pretrain.image-size=64 \\
-      classify.image-size=64 pretrain.batch-size=32 classify.batch-size=32 \\
-      pretrain.max-steps=2000 classify.max-steps=500 pretrain.base-lr=6e-3 classify.base-lr=8e-3
+  # the same comparison at a scale that fits a laptop, on images of one's own: see docs/ablations.md
+  # for my_grid.yaml, which builds on the paper's; values of it can be changed here, too
+  python tools/ablate.py my_grid.yaml --output-dir runs/small --set seeds=[0,1] \\
+      pretrain.max-steps=500 classify.max-steps=200
 """
 
 

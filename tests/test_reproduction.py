@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import shutil
 from pathlib import Path
@@ -124,6 +125,36 @@ def test_no_validation_image_is_pretrained_on(prepared):
     assert not any(name.startswith("val") for name in names)
 
 
+def write_page(root, monkeypatch, runs):
+    monkeypatch.setattr("sys.argv", ["write_page.py", "--runs", str(runs)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(root / "ablations/reproduction/write_page.py"), run_name="__main__")
+    return int(ended.value.code or 0)
+
+
+def test_the_pages_commands_are_those_of_the_script(tmp_path, monkeypatch):
+    (tmp_path / "docs").mkdir()
+    shutil.copytree(SCRIPTS, tmp_path / "ablations/reproduction")
+    page = tmp_path / "docs/reproduction.md"
+    shipped = (ROOT / "docs/reproduction.md").read_text()
+    page.write_text(shipped)
+    assert write_page(tmp_path, monkeypatch, tmp_path / "no runs") == 0
+    assert page.read_text() == shipped
+    script = (SCRIPTS / "run.sh").read_text()
+    written = {Path(name).name for name in re.findall(r"--output-dir (\S+)", script)}
+    page.write_text("".join(
+        f"<!-- begin command {name} -->\n<!-- end command {name} -->\n"
+        for name in (written - {"$long"}) | {"pretraining_long"}
+    ))  # fmt: skip
+    assert write_page(tmp_path, monkeypatch, tmp_path / "no runs") == 0
+    assert (
+        page.read_text().count("\npython tools/") == len(written) == script.count("\npython tools/")
+    )
+    assert "$" not in page.read_text()
+    page.write_text("<!-- begin command other -->\n<!-- end command other -->\n")
+    assert write_page(tmp_path, monkeypatch, tmp_path / "no runs") != 0
+
+
 def test_the_page_is_filled_from_runs_and_keeps_what_was_not_run(tmp_path, monkeypatch):
     (tmp_path / "docs/images").mkdir(parents=True)
     shutil.copytree(SCRIPTS, tmp_path / "ablations/reproduction")
@@ -144,10 +175,7 @@ def test_the_page_is_filled_from_runs_and_keeps_what_was_not_run(tmp_path, monke
     (runs / "classification").mkdir()
     tables = "# Grid\n\n| top-1 |\n| --- |\n| 1 |\n\nand\n\n| top-5 |\n| --- |\n| 2 |\n"
     (runs / "classification/table.md").write_text(tables)
-    monkeypatch.setattr("sys.argv", ["write_page.py", "--runs", str(runs)])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(tmp_path / "ablations/reproduction/write_page.py"), run_name="__main__")
-    assert not ended.value.code
+    assert write_page(tmp_path, monkeypatch, runs) == 0
     text = page.read_text()
     assert text.count("old") == 1
     assert "<!-- begin rates -->\nold\n<!-- end rates -->" in text

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that docs/reproduction.md shows, from the folder of the data sets; start it again after an interruption.
 # usage: bash ablations/reproduction/run.sh DATA      (from the repository's root; DATA holds nuclei, coco_mini, imagenet_samples)
-# A part of it alone: the line, by hand. More seeds, longer pretraining: --set, as tools/ablate.py --help shows.
+# A part of it alone: the line, by hand. Several runs at a time, more seeds: --jobs, --set, as tools/ablate.py --help shows.
 set -euo pipefail
 data=$1
 out=runs/reproduction
@@ -16,6 +16,7 @@ python tools/analyze_features.py --output-dir $out/diversity_by_epoch \
     --run fcmae=$out/pretraining/pretrain/fcmae_seed_0 --run no_grn=$out/pretraining/pretrain/no_grn_seed_0 \
     --run mask_token=$out/pretraining/pretrain/mask_token_seed_0
 python tools/ablate.py $grids/supervised.yaml --output-dir $out/supervised
+python tools/analyze_features.py --output-dir $out/diversity_supervised --run supervised=$out/supervised/classify/supervised_seed_0
 python tools/analyze_features.py --output-dir $out/diversity --data "$data/imagenet_samples/train" --images 1000 --workers 0 \
     --model fcmae=$out/pretraining/pretrain/fcmae_seed_0/encoder.safetensors \
     --model no_grn=$out/pretraining/pretrain/no_grn_seed_0/encoder.safetensors \
@@ -33,7 +34,10 @@ python tools/ablate.py $grids/detection.yaml --output-dir $out/detection_16 --ro
 python tools/ablate.py $grids/detection.yaml --output-dir $out/detection_all --rows scratch fcmae \
     --set "detect.DATASETS.TRAIN=['json:$tiles/train.json:$tiles/images']"
 
-# 334 epochs: on a GPU; the rows may run side by side, each by its own --rows and --set "seeds=[N]"
+# the whole chain once a seed, pretraining too
+python tools/ablate.py $grids/chains.yaml --output-dir $out/chains --rows fcmae no_grn scratch --set "seeds=[0,1,2,3]"
+
+# 334 epochs: on a GPU, which seven runs can share: --jobs 7
 long=$out/pretraining_long
 python tools/ablate.py $grids/pretraining_long.yaml --output-dir $long
 python tools/analyze_features.py --output-dir $out/diversity_long \

@@ -1,7 +1,8 @@
 """Put the figures of runs/reproduction (made by run.sh) into docs/reproduction.md and docs/images.
 
 Between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` goes the table of that name. What has no
-runs there stays as the page has it, so that a part can be run again alone.
+runs there stays as the page has it, so that a part can be run again alone. After ``command FOLDER``
+goes the line of run.sh that writes to that folder of the runs.
 """
 
 from __future__ import annotations
@@ -36,10 +37,16 @@ DETECTION = {
     "detection_long_fcmae_again": ("detection_long_64", ("fcmae", "fcmae_again")),
     "detection_long_no_grn_again": ("detection_long_64", ("no_grn", "no_grn_again")),
 }
+PRETRAININGS = {  # the folder of each table's runs
+    "pretraining": "pretraining",
+    "pretraining_long": "pretraining_long",
+    "pretraining_chains": "chains",
+}
 FINISHED = "inference/metrics_summary.json"
 PICTURES = {
     "diversity_by_epoch/distance_by_epoch.png": "reproduction_by_epoch.png",
     "diversity/cosine_distance.png": "reproduction_by_block.png",
+    "diversity_supervised/distance_by_epoch.png": "reproduction_supervised_by_epoch.png",
     "diversity_long/distance_by_epoch.png": "reproduction_long_by_epoch.png",
 }
 
@@ -85,24 +92,41 @@ def grid_table(folder: Path) -> str:
 
 
 def measured_pretraining(folder: Path) -> str:
-    """Loss and hours of each pretraining."""
+    """Of each pretraining: its loss, its hours, and how far apart the features are at its end."""
     with (folder / "runs.csv").open() as stream:
-        runs = list(csv.DictReader(stream))
+        runs = [run for run in csv.DictReader(stream) if run["metric"] == "pretraining hours"]
     lines = [
-        "| encoder | loss of the last steps | hours, other work beside it |",
-        "| --- | --- | --- |",
+        "| encoder | loss of the last steps | hours, other work beside it | distance, mean of the "
+        "blocks | of the lowest block |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for run in runs:
         metrics = folder / f"pretrain/{run['row']}_seed_{run['seed']}/metrics.json"
-        loss = json.loads(metrics.read_text().splitlines()[-1])["total_loss"]
+        last = json.loads(metrics.read_text().splitlines()[-1])
+        distances = [f"{last[f'feature_distance/{which}']:.2f}" for which in ("mean", "lowest")]
         lines.append(
-            f"| {run['row']}, seed {run['seed']} | {loss:.3f} | {float(run['value']):.2f} |"
+            f"| {run['row']}, seed {run['seed']} | {last['total_loss']:.3f} | "
+            f"{float(run['value']):.2f} | {' | '.join(distances)} |"
         )
     return "\n".join(lines)
 
 
+def command(folder: str) -> str:
+    """The command of run.sh that writes to a folder of the runs, its variables replaced."""
+    text = (ROOT / "ablations/reproduction/run.sh").read_text()
+    variables = dict(re.findall(r"(?m)^(\w+)=(\S+)$", text)) | {"data": "DATA"}
+    for line in re.findall(r"(?m)^python (?:.*\\\n)*.*$", text):
+        while found := re.search(r"\$(\w+)", line):
+            line = line.replace(found[0], variables[found[1]])
+        if re.search(rf" --output-dir runs/reproduction/{folder}\s", line + "\n"):
+            return f"```bash\n{line}\n```"
+    raise ValueError(f"no line of run.sh writes to {folder}")
+
+
 def table(name: str, out: Path) -> str | None:
     """A grid's table; None where it has no runs."""
+    if name.startswith("command "):
+        return command(name.removeprefix("command "))
     if name == "by_iteration":
         every = arms(out / "detection_64", ("fcmae", "scratch", "no_grn", "mask_token"))
         return by_iteration(every) if every else None
@@ -110,8 +134,9 @@ def table(name: str, out: Path) -> str | None:
         runs, names = DETECTION[name]
         return compare(found).rstrip() if (found := arms(out / runs, names)) else None
     folder = out / name
-    if name in ("pretraining", "pretraining_long") and (folder / "runs.csv").is_file():
-        return measured_pretraining(folder)
+    if name.startswith("pretraining"):
+        folder = out / PRETRAININGS[name]
+        return measured_pretraining(folder) if (folder / "runs.csv").is_file() else None
     return grid_table(folder) if (folder / "table.md").is_file() else None
 
 
@@ -142,13 +167,13 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/reproduction"))
     out = parser.parse_args().runs
     page = ROOT / "docs/reproduction.md"
-    text = page.read_text()
-    for name in re.findall(r"<!-- begin (\w+) -->", text):
-        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-        if (new := table(name, out)) is not None:
-            before, _, rest = text.partition(begin)
-            text = f"{before}{begin}\n\n{new}\n\n{end}{rest.partition(end)[2]}"
-    page.write_text(text)
+
+    def filled(block: re.Match[str]) -> str:
+        new = table(block[2], out)
+        return block[0] if new is None else f"{block[1]}\n\n{new}\n\n{block[3]}"
+
+    pattern = r"(<!-- begin ([\w ]+) -->).*?(<!-- end \2 -->)"
+    page.write_text(re.sub(pattern, filled, page.read_text(), flags=re.DOTALL))
     images = ROOT / "docs/images"
     for source, picture in PICTURES.items():
         if (out / source).is_file():

@@ -159,7 +159,8 @@ def test_the_page_is_filled_from_runs_and_keeps_what_was_not_run(tmp_path, monke
     (tmp_path / "docs/images").mkdir(parents=True)
     shutil.copytree(SCRIPTS, tmp_path / "ablations/reproduction")
     page = tmp_path / "docs/reproduction.md"
-    names = ("detection_64", "detection_encoders", "by_iteration", "rates", "classification")
+    names = ("detection_64", "detection_encoders", "by_iteration", "rates", "classification",
+             "classification_chains", "pretraining_chains")  # fmt: skip
     blocks = "\n".join(f"<!-- begin {name} -->\nold\n<!-- end {name} -->" for name in names)
     page.write_text(f"before\n{blocks}\nafter\n")
     runs = tmp_path / "runs"
@@ -175,11 +176,22 @@ def test_the_page_is_filled_from_runs_and_keeps_what_was_not_run(tmp_path, monke
     (runs / "classification").mkdir()
     tables = "# Grid\n\n| top-1 |\n| --- |\n| 1 |\n\nand\n\n| top-5 |\n| --- |\n| 2 |\n"
     (runs / "classification/table.md").write_text(tables)
+    shutil.copytree(runs / "classification", runs / "chains")
+    (runs / "chains/runs.csv").write_text(
+        "row,metric,seed,value\nfcmae,pretraining hours,3,0.257\nfcmae,top-1,3,56.0\n"
+    )
+    (runs / "chains/pretrain/fcmae_seed_3").mkdir(parents=True)
+    (runs / "chains/pretrain/fcmae_seed_3/metrics.json").write_text(
+        '{"total_loss": 0.9, "feature_distance/mean": 0.5, "feature_distance/lowest": 0.5}\n'
+        '{"total_loss": 0.6, "feature_distance/mean": 0.47, "feature_distance/lowest": 0.441}\n'
+    )
     assert write_page(tmp_path, monkeypatch, runs) == 0
     text = page.read_text()
     assert text.count("old") == 1
     assert "<!-- begin rates -->\nold\n<!-- end rates -->" in text
-    assert "| 1 |\n\n| top-5 |" in text
+    assert text.count("| 1 |\n\n| top-5 |") == 1
+    assert "chains -->\n\n| top-1 |\n| --- |\n| 1 |\n\n<!-- end" in text
+    assert "| fcmae, seed 3 | 0.600 | 0.26 | 0.47 | 0.44 |\n\n<!-- end" in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     # differences 3 and 5: mean 4, standard deviation 1.41, times 12.7062 / sqrt(2)

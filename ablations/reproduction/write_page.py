@@ -31,12 +31,14 @@ ENCODERS = ("fcmae", "no_grn", "mask_token")
 DETECTION = {
     **{f"detection_{name}": (f"detection_{name}", PRETRAINED) for name in LABELS},
     "detection_encoders": ("detection_64", ENCODERS),
+    "detection_chains": ("chains", ("fcmae", "no_grn", "scratch")),
     "detection_long": ("detection_long_64", PRETRAINED),
     "detection_long_all": ("detection_long_all", PRETRAINED),
     "detection_long_encoders": ("detection_long_64", ENCODERS),
     "detection_long_fcmae_again": ("detection_long_64", ("fcmae", "fcmae_again")),
     "detection_long_no_grn_again": ("detection_long_64", ("no_grn", "no_grn_again")),
 }
+ONE_METRIC = {"classification_chains": ("chains", "top-1")}  # of a grid's tables; else all of them
 PRETRAININGS = {  # the folder of each table's runs
     "pretraining": "pretraining",
     "pretraining_long": "pretraining_long",
@@ -85,10 +87,11 @@ def by_iteration(found: Sequence[Arm]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def grid_table(folder: Path) -> str:
-    """The tables that tools/ablate.py wrote, without their headings."""
+def grid_table(folder: Path, metric: str) -> str:
+    """The tables that tools/ablate.py wrote of the metrics of a pattern, without their headings."""
     text = (folder / "table.md").read_text()
-    return "\n\n".join(table.strip() for table in re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE))
+    tables = re.findall(rf"^\| {metric} \|.*\n(?:^\|.*\n?)+", text, re.MULTILINE)
+    return "\n\n".join(table.strip() for table in tables)
 
 
 def measured_pretraining(folder: Path) -> str:
@@ -133,11 +136,11 @@ def table(name: str, out: Path) -> str | None:
     if name in DETECTION:
         runs, names = DETECTION[name]
         return compare(found).rstrip() if (found := arms(out / runs, names)) else None
-    folder = out / name
-    if name.startswith("pretraining"):
+    if name in PRETRAININGS:
         folder = out / PRETRAININGS[name]
         return measured_pretraining(folder) if (folder / "runs.csv").is_file() else None
-    return grid_table(folder) if (folder / "table.md").is_file() else None
+    runs, metric = ONE_METRIC.get(name, (name, "[^|]*"))
+    return grid_table(out / runs, metric) if (out / runs / "table.md").is_file() else None
 
 
 def draw_labels(out: Path, path: Path) -> None:

@@ -26,6 +26,7 @@ import yaml
 
 from fcmae.ablation import STAGES, Grid, Row
 from fcmae.ablation_table import Results, write_tables
+from training.jobs import Stoppable, end_all, share_of_cores
 from training.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -39,12 +40,10 @@ FINISHED = {
 POLL_SECONDS = 0.2
 
 
-class Running(Protocol):
+class Running(Stoppable, Protocol):
     """What a grid needs of ``subprocess.Popen``."""
 
     def poll(self) -> int | None: ...
-    def terminate(self) -> None: ...
-    def wait(self) -> int: ...
 
 
 # starts a command, its output appended to a file, with further environment variables
@@ -138,8 +137,7 @@ def shares(at_once: int, whole_machine: bool = False) -> list[dict[str, str]]:
     """
     if at_once == 1 or whole_machine:
         return [{} for _ in range(at_once)]
-    threads = str(max(1, (os.cpu_count() or 1) // at_once))
-    cores = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": threads}
+    cores = {} if "OMP_NUM_THREADS" in os.environ else share_of_cores(at_once)
     found = ",".join(map(str, range(torch.cuda.device_count())))
     gpus = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", found).split(",") if gpu]
     return [
@@ -236,11 +234,8 @@ def _run_all(
                     del waiting[other]
             if all(code is None for code in codes.values()):
                 time.sleep(POLL_SECONDS)
-    finally:  # SIGTERM makes the tools write a checkpoint first
-        for _, _, process in running.values():
-            process.terminate()
-        for _, _, process in running.values():
-            process.wait()
+    finally:
+        end_all(process for _, _, process in running.values())
 
 
 def _beside(folder: Path, suffix: str) -> Path:

@@ -33,7 +33,7 @@ from backbones.kernels import use_kernels
 from backbones.param_groups import parameter_groups
 from fcmae.class_head import build_classifier
 from fcmae.classification_accuracy import CLASSIFIER, accuracy
-from fcmae.classification_data import LabelledSamples, collate, training_transform
+from fcmae.classification_data import collate, training_transform
 from fcmae.classification_setup import Setup, set_up
 from fcmae.collapse import WATCHED_IMAGES, CollapseWatch, steps_between_measures
 from fcmae.finetune_options import FinetuneOptions
@@ -42,7 +42,7 @@ from fcmae.readers import fingerprint
 from fcmae.run_files import as_yaml, write_config, write_json
 from training.checkpoints import refuse_existing_run
 from training.cli import is_main_process
-from training.data import seed_generators
+from training.data import evenly_spread, seed_generators
 from training.environment import git_commit, versions
 from training.loop import train
 from training.options import loop_options
@@ -168,7 +168,8 @@ def finetune(options: FinetuneOptions, resume: bool = False) -> Path:
     if every_epochs := options.measure_features_every:
         epoch = len(data.train) / options.batch_size
         every = steps_between_measures(every_epochs, epoch, steps, options.log_every)
-        watch = CollapseWatch([_evenly_spread(data.val, WATCHED_IMAGES)], every, steps)
+        images, _ = collate([data.val[place] for place in evenly_spread(data.val, WATCHED_IMAGES)])
+        watch = CollapseWatch([images], every, steps)
     with use_kernels(options.kernels):
         trained = train(
             model,
@@ -205,12 +206,6 @@ def finetune(options: FinetuneOptions, resume: bool = False) -> Path:
     write_json(output_dir / SUMMARY, summary)
     logger.info("wrote %s", path)
     return path
-
-
-def _evenly_spread(samples: LabelledSamples, number: int) -> Tensor:
-    """Images, the same in every run on these samples, ``[B, 3, H, W]``."""
-    places = torch.linspace(0, len(samples) - 1, min(number, len(samples))).long()
-    return collate([samples[place] for place in places.tolist()])[0]
 
 
 class _Evaluations:

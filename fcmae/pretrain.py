@@ -33,7 +33,7 @@ from fcmae.statistics import Statistics, choose
 from fcmae.visualize import reconstruction_panel, save_panel
 from training.checkpoints import refuse_existing_run
 from training.cli import is_main_process
-from training.data import seed_generators
+from training.data import evenly_spread, seed_generators
 from training.environment import git_commit, versions
 from training.loop import train
 from training.options import loop_options
@@ -182,9 +182,8 @@ def _fixed_batch(
     samples: PretrainingSamples, bad_images: BadImages, number: int
 ) -> tuple[Tensor, Tensor]:
     """Images and masks, the same in every run on these samples, spread evenly over them."""
-    indices = torch.linspace(0, len(samples) - 1, min(number, len(samples))).long()
     seed_generators(0)
-    images, masks, met = collate([samples[i] for i in indices.tolist()])
+    images, masks, met = collate([samples[i] for i in evenly_spread(samples, number)])
     bad_images.add(met)
     return images, masks.mask
 

@@ -32,6 +32,12 @@ class SampleKey(NamedTuple):
     sample: int
 
 
+def evenly_spread(samples: Samples, number: int) -> list[int]:
+    """At most so many indices, from the first to the last: the same in every run."""
+    last = len(samples) - 1
+    return torch.linspace(0, last, min(number, len(samples))).long().tolist()
+
+
 def seed_cpu_generators(*entropy: int) -> None:
     """Seed the global generators of ``random``, ``numpy`` and ``torch`` on the CPU alone.
 

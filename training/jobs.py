@@ -6,13 +6,21 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from tqdm import tqdm
 
 from training.progress import progress
+
+
+class Stoppable(Protocol):
+    """What ends a process, of ``subprocess.Popen``."""
+
+    def terminate(self) -> None: ...
+    def wait(self) -> int: ...
 
 
 @dataclass
@@ -37,6 +45,27 @@ class Job:
         return self.run.with_name(self.run.name + ".log")
 
 
+def usable_cores() -> int:
+    """Those that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def share_of_cores(at_once: int) -> dict[str, str]:
+    """The environment variable that gives one of several processes its part of the cores."""
+    return {"OMP_NUM_THREADS": str(max(1, usable_cores() // at_once))}
+
+
+def end_all(processes: Iterable[Stoppable]) -> None:
+    """End what still runs and wait for it; SIGTERM makes the tools write a checkpoint first."""
+    processes = list(processes)
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.wait()
+
+
 def run_jobs(jobs: Sequence[Job], cwd: Path) -> None:
     """Run the jobs at the same time, each with its share of the cores; one after another if there
     are fewer cores than jobs.
@@ -44,12 +73,11 @@ def run_jobs(jobs: Sequence[Job], cwd: Path) -> None:
     Raises:
         ValueError: if one fails, with the end of its log.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if cores is not None and cores < len(jobs):
+    if usable_cores() < len(jobs):
         for job in jobs:
             run_jobs([job], cwd)
         return
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (cores or 1) // len(jobs)))}
+    environment = {**os.environ, **share_of_cores(len(jobs))}
     running = [(job, _start(job, cwd, environment), _bar(job, i)) for i, job in enumerate(jobs)]
     try:
         while any(process.poll() is None for _, process, _ in running):
@@ -57,9 +85,8 @@ def run_jobs(jobs: Sequence[Job], cwd: Path) -> None:
                 bar.update(finished_steps(job.run) - bar.n)
             time.sleep(0.5)
     finally:
-        for job, process, bar in running:
-            process.terminate()
-            process.wait()
+        end_all(process for _, process, _ in running)
+        for job, _, bar in running:
             bar.update(finished_steps(job.run) - bar.n)
             bar.close()
     for job, process, _ in running:

@@ -13,6 +13,7 @@ from detection.dataset import CocoDataset
 from detection.engines import Detect
 from detection.transforms import prediction_sample, read_image
 from detection.visualize import coco_instances, draw_instances
+from training.data import evenly_spread
 
 IMAGES = 4
 LONG_SIDE, GAP = 640, 8  # pixels of each of the two drawings, and between them
@@ -54,8 +55,7 @@ def overlays(config: CfgNode, dataset: CocoDataset, detect: Detect) -> dict[str,
 
 def _chosen(dataset: CocoDataset) -> list[dict[str, Any]]:
     records = [record for record in dataset.records if record["annotations"]]
-    places = np.linspace(0, len(records) - 1, min(IMAGES, len(records))).astype(int)
-    return [records[place] for place in places]
+    return [records[place] for place in evenly_spread(records, IMAGES)]
 
 
 def _side_by_side(

@@ -17,7 +17,7 @@ from torch import nn
 
 from training import environment
 from training.checkpoints import list_checkpoints, write_checkpoint
-from training.data import BatchOrder
+from training.data import BatchOrder, evenly_spread
 from training.loop import PROJECT, NonFiniteLossError, train
 from training.options import LoopOptions
 from training.schedule import cosine_with_warmup
@@ -201,6 +201,20 @@ def test_order_continues_after_a_resume_and_is_divided_between_processes():
     assert next(iter(BatchOrder(10, 4, seed=3, first_batch=5))) == batches[5]
     shares = [next(iter(BatchOrder(10, 4, 3, 2, rank, 2))) for rank in (0, 1)]
     assert sorted(shares[0] + shares[1]) == sorted(batches[2])
+
+
+@pytest.mark.parametrize(
+    ("length", "number", "places"),
+    [
+        (10, 4, [0, 3, 6, 9]),
+        (8, 4, [0, 2, 4, 7]),
+        (3, 4, [0, 1, 2]),
+        (5, 1, [0]),
+        (2**26 + 2, 2, [0, 2**26 + 1]),  # more than float32 tells apart
+    ],
+)
+def test_evenly_spread_places_reach_from_the_first_to_the_last(length, number, places):
+    assert evenly_spread(range(length), number) == places
 
 
 def test_metrics_hold_the_mean_over_their_window(tmp_path):

@@ -11,7 +11,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -32,10 +32,10 @@ class SampleKey(NamedTuple):
     sample: int
 
 
-def evenly_spread(samples: Samples, number: int) -> list[int]:
+def evenly_spread(samples: Sized, number: int) -> list[int]:
     """At most so many indices, from the first to the last: the same in every run."""
-    last = len(samples) - 1
-    return torch.linspace(0, last, min(number, len(samples))).long().tolist()
+    count = min(number, len(samples))
+    return [place * (len(samples) - 1) // max(count - 1, 1) for place in range(count)]
 
 
 def seed_cpu_generators(*entropy: int) -> None:

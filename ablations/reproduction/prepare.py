@@ -3,7 +3,8 @@
 OUTPUT_DIR gets
 
 * ``images/``: every training image of the three without labels, as links, for pretraining;
-* ``classes/seed_N/{train,val}``: ImageNet's photographs as links in four classes, halved;
+* ``classes/seed_N/{train,val}``: ImageNet's photographs as links in four classes, halved; and
+  ``classes/tune``, whose ``val`` is a fifth of them, set aside for learning rates;
 * ``tiles/``: a tile of 128x128 pixels, at a random place, of every image of nuclei that shows a
   nucleus there, with ``train.json``, ``tune.json`` (set aside for learning rates), ``val.json``,
   and the label subsets ``train_K_seed_N.json``.
@@ -29,7 +30,11 @@ CLASSES = ((1440764, "animal"), (2085620, "dog"), (2114367, "animal"), (2666196,
 
 
 def link_images(data: Path, output: Path) -> None:
-    """All images that may be pretrained on: the validation images of no data set are among them."""
+    """What is pretrained on: all training images of the data sets, none of their validation images.
+
+    The photographs that ``classes`` validates on are training images of ImageNet, so they are among
+    them, for every pretrained arm alike, without their classes.
+    """
     sources = {"imagenet_samples": sorted((data / "imagenet_samples/train").rglob("*.*"))}
     for name in ("nuclei", "coco_mini"):
         labels = json.loads((data / name / "annotations/train.json").read_text())
@@ -41,20 +46,26 @@ def link_images(data: Path, output: Path) -> None:
             (output / name / file.name).symlink_to(file.resolve())
 
 
-def link_classes(data: Path, output: Path, seed: int) -> None:
-    """Half of each class to train, half to validate."""
+def link_classes(data: Path, output: Path, seeds: int) -> None:
+    """Of each class a fifth for learning rates; half of the others to train, half to validate."""
     by_class: dict[str, list[Path]] = {}
     for folder in sorted((data / "imagenet_samples/train").iterdir()):
         number = int(folder.name[1:])
         name = [name for first, name in CLASSES if first <= number][-1]
         by_class.setdefault(name, []).extend(sorted(folder.iterdir()))
-    generator = np.random.default_rng(seed)
     for name, files in by_class.items():
-        order = generator.permutation(len(files))
-        for split, part in (("train", order[::2]), ("val", order[1::2])):
-            (output / split / name).mkdir(parents=True)
-            for i in part:
-                (output / split / name / files[i].name).symlink_to(files[i].resolve())
+        order = np.random.default_rng(0).permutation(len(files))
+        set_aside, others = order[::5], np.setdiff1d(order, order[::5])
+        splits = {}
+        for seed in range(seeds):
+            of_seed = np.random.default_rng(seed).permutation(others)
+            splits[f"seed_{seed}"] = {"train": of_seed[::2], "val": of_seed[1::2]}
+        splits["tune"] = {"train": of_seed[::2], "val": set_aside}
+        for folder, parts in splits.items():
+            for split, part in parts.items():
+                (output / folder / split / name).mkdir(parents=True)
+                for i in part:
+                    (output / folder / split / name / files[i].name).symlink_to(files[i].resolve())
 
 
 def cut_tiles(annotations: Path, images: Path, output: Path) -> dict:
@@ -114,8 +125,7 @@ def main() -> None:
     options = parser.parse_args()
     options.output_dir.mkdir(parents=True)
     link_images(options.data, options.output_dir / "images")
-    for seed in range(options.seeds):
-        link_classes(options.data, options.output_dir / f"classes/seed_{seed}", seed)
+    link_classes(options.data, options.output_dir / "classes", options.seeds)
     nuclei, folder = options.data / "nuclei", options.output_dir / "tiles"
     files = {}
     for split in ("train", "val"):

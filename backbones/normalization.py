@@ -19,6 +19,8 @@ sites between, such as ``[B, H, W, C]`` or the packed one of ``fcmae.packed``.
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -79,6 +81,22 @@ class GRNOptions:
     def of_config(cls, section: Mapping[str, Any]) -> GRNOptions:
         """From a config's section, whose keys are this class's names in capitals."""
         return cls(**{key.lower(): value for key, value in section.items()})
+
+    @classmethod
+    def of_text(cls, text: str) -> GRNOptions:
+        """From what ``str()`` gave: the inverse of it.
+
+        Raises:
+            ValueError: if it did not.
+        """
+        call = re.fullmatch(r"GRNOptions\((.*)\)", text)
+        if call is None:
+            return cls(kind=text)  # type: ignore[arg-type]
+        values = dict(part.partition("=")[::2] for part in call[1].split(", "))
+        try:
+            return cls(**{name: ast.literal_eval(value) for name, value in values.items()})
+        except (TypeError, SyntaxError) as error:
+            raise ValueError(f"{text!r} is no form of GRN: {error}") from error
 
     def __str__(self) -> str:
         """What checkpoints store, to tell a wrong pairing."""

@@ -55,6 +55,7 @@ FLAGS_APART = {  # from the fields that they set
     "pretrain": ("raw-pixels", "wandb", "grn-aggregate", "grn-normalize", "no-grn-residual"),
     "classify": ("wandb", "grn-aggregate", "grn-normalize", "no-grn-residual"),
 }
+NO_FLAGS = ("norm_pix_loss", "overrides", "trackers")  # fields that others set
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,11 @@ class Row:
     name: str
     paper: Mapping[str, float]
     stages: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def file_name(self) -> str:
+        """The name as a part of its folders'."""
+        return _file_name(self.name)
 
 
 @dataclass(frozen=True)
@@ -176,6 +182,14 @@ def _problems(tree: Mapping[str, Any]) -> list[str]:
     if tree.get("baseline") not in tree["rows"]:
         names = ", ".join(map(str, tree["rows"]))
         problems.append(f"baseline is {tree.get('baseline')!r}; name one of the rows: {names}")
+    by_file: dict[str, list[str]] = {}
+    for name in map(str, tree["rows"]):
+        by_file.setdefault(_file_name(name), []).append(name)
+    problems += [
+        f"the rows {', '.join(map(repr, same))} would share the folder {file!r}: rename them"
+        for file, same in by_file.items()
+        if len(same) > 1
+    ]
     seeds = tree.get("seeds")
     if (
         not isinstance(seeds, list)
@@ -185,6 +199,10 @@ def _problems(tree: Mapping[str, Any]) -> list[str]:
     ):
         problems.append(f"seeds is {seeds!r}; give a list of different integers of at least 0")
     return problems
+
+
+def _file_name(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
 
 
 def _unknown(key: str, known: Sequence[str]) -> str:
@@ -240,14 +258,18 @@ def _grn_arguments(grn: GRNOptions, stage: str) -> dict[str, Any]:
     }
 
 
+def known_flags(stage: str) -> list[str]:
+    """The flags, without dashes, of the tool that runs ``pretrain`` or ``classify``."""
+    options = (PretrainOptions,) if stage == "pretrain" else (FinetuneOptions, Recipe)
+    names = [each.name for kind in options for each in fields(kind) if each.name not in NO_FLAGS]
+    return [*(name.replace("_", "-") for name in names), *FLAGS_APART[stage]]
+
+
 def _flag_problems(row: Row) -> list[str]:
     """Misspelt flags, before hours are spent; a detection config checks its keys itself."""
     problems = []
-    for stage, options in (
-        ("pretrain", fields(PretrainOptions)),
-        ("classify", (*fields(FinetuneOptions), *fields(Recipe))),
-    ):
-        known = (*(each.name.replace("_", "-") for each in options), *FLAGS_APART[stage])
+    for stage in FLAGS_APART:
+        known = known_flags(stage)
         problems += [
             f"row {row.name}: {stage}: {_unknown(key, known)}"
             for key in row.stages.get(stage, {})

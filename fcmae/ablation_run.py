@@ -110,8 +110,7 @@ def _jobs(row: Row, seed: int, output_dir: Path, pretrainings: dict[str, Path]) 
     for stage in STAGES:
         if stage not in row.stages:
             continue
-        name = "".join(c if c.isalnum() or c in "-_." else "_" for c in row.name)
-        folder = output_dir / stage / f"{name}_seed_{seed}"
+        folder = output_dir / stage / f"{row.file_name}_seed_{seed}"
         arguments = {key: _of_seed(value, seed) for key, value in row.stages[stage].items()}
         arguments["SEED" if stage == "detect" else "seed"] = seed
         if stage == "pretrain":

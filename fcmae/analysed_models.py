@@ -104,8 +104,7 @@ def _own_model(name: str, source: str) -> AnalysedModel:
         raise ValueError(f"{source} holds an incomplete encoder: it lacks whole stages")
     in_chans = recognised.tensors["downsample_layers.0.0.weight"].shape[1]
     run = _run_of(Path(source))
-    grn = _grn(metadata.get("grn"), run) if size.version == 2 else None
-    model = ConvNeXt(size, in_chans=in_chans, grn=grn)
+    model = ConvNeXt(size, in_chans=in_chans, grn=_grn(metadata.get("grn"), run))
     # a run's checkpoint does not tell its form of GRN, but its config.yaml does
     load_encoder(source, model, allow_other_grn="grn" in run and "grn" not in metadata)
     return AnalysedModel(
@@ -122,14 +121,13 @@ def _run_of(checkpoint: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text()) or {}
 
 
-def _grn(stored: str | None, run: Mapping[str, Any]) -> GRNOptions:
-    """What ``str()`` of the options wrote into the checkpoint, or the run's ``config.yaml``."""
-    if stored is None:
-        return GRNOptions(**(run.get("grn") or {}))
-    if not stored.startswith("GRNOptions("):
-        return GRNOptions(kind=stored)  # type: ignore[arg-type]
-    fields = (part.split("=") for part in stored[len("GRNOptions(") : -1].split(", "))
-    return GRNOptions(**{key: yaml.safe_load(value) for key, value in fields})
+def _grn(stored: str | None, run: Mapping[str, Any]) -> GRNOptions | None:
+    """What the checkpoint tells, or the run's ``config.yaml``; None where neither does."""
+    if stored is not None:
+        return GRNOptions.of_text(stored)
+    # a fine-tuning's is that of the weights that it started from, unless it was given
+    options = run.get("derived", {}).get("grn") or run.get("grn")
+    return GRNOptions(**options) if options else None
 
 
 def _statistics(

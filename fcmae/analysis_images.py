@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from pathlib import PurePosixPath
 
 import torch
 from timm.utils.misc import natural_key
@@ -14,6 +13,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from fcmae.data import pretraining_samples
+from fcmae.readers import class_names
 from fcmae.statistics import Statistics
 
 logger = logging.getLogger(__name__)
@@ -33,8 +33,9 @@ class AnalysisImages(Dataset):
         split: of sources that have several.
 
     Attributes:
-        classes: the names of the folders that the images lie in, in natural order.
-        labels: the class of each image; None where there are fewer than two.
+        classes: the names of the images' classes, see :func:`fcmae.readers.class_names`, in natural
+            order.
+        labels: the class of each image; None where there are fewer than two, or an image without.
 
     Raises:
         ValueError, FileNotFoundError: as :func:`fcmae.data.pretraining_samples`, or if ``images``
@@ -52,16 +53,19 @@ class AnalysisImages(Dataset):
         if images is not None and images < 1:
             raise ValueError(f"the number of images is {images}; it must be at least 1")
         self._samples = pretraining_samples(data, image_size, 0.0, in_chans, split)
-        folders = [PurePosixPath(n).parent.name for n, _ in self._samples.reader.contents()]
-        if len(folders) != len(self._samples):
-            folders = [""] * len(self._samples)  # a source that does not tell its files' names
-        order = sorted(range(len(folders)), key=lambda index: natural_key(folders[index]))
+        try:
+            names = class_names(self._samples.reader)
+        except ValueError as error:
+            logger.warning("%s", error)
+            names = [""] * len(self._samples)
+        order = sorted(range(len(names)), key=lambda index: natural_key(names[index]))
         wanted = len(order) if images is None else min(images, len(order))
         self.indices = [order[place * len(order) // wanted] for place in range(wanted)]
-        chosen = [folders[index] for index in self.indices]
+        chosen = [names[index] for index in self.indices]
         self.classes = sorted(set(chosen), key=natural_key)
         numbers = {name: number for number, name in enumerate(self.classes)}
-        self.labels = [numbers[n] for n in chosen] if len(self.classes) > 1 else None
+        labelled = len(self.classes) > 1 and "" not in self.classes
+        self.labels = [numbers[n] for n in chosen] if labelled else None
         logger.info(
             "%d of %d images, %s",
             wanted,

@@ -7,7 +7,6 @@ WordNet synsets of ImageNet's subset of that many classes (timm's lists).
 
 from __future__ import annotations
 
-import ast
 import json
 import logging
 from collections.abc import Sequence
@@ -55,12 +54,7 @@ class Source:
     def grn(self) -> GRNOptions | None:
         """The form of GRN that the encoder was trained with, where the file tells."""
         text = self.metadata.get("grn")
-        if text is None:
-            return None
-        call = ast.parse(text, mode="eval").body
-        if not isinstance(call, ast.Call):
-            return GRNOptions(kind=text)  # type: ignore[call-arg,arg-type]
-        return GRNOptions(**{k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg})
+        return None if text is None else GRNOptions.of_text(text)
 
 
 NO_SOURCE = Source("", {}, None, {"licence": OWN_WEIGHTS})

@@ -97,7 +97,15 @@ def evaluate_classifier(options: FinetuneOptions) -> dict[str, Any]:
             f"{options.init} has no head's row for {len(unknown)} of {len(setup.data.classes)} "
             f"classes ({', '.join(unknown[:10])}); give a classifier of these, or --class-list"
         )
-    model, _ = build_classifier(setup.source, options.model, setup.data.classes, setup.rows, 0.0)
+    model, _ = build_classifier(
+        setup.source,
+        options.model,
+        setup.data.classes,
+        setup.rows,
+        0.0,
+        options.grn,
+        options.allow_other_grn,
+    )
     setup.data.val.transform = setup.evaluation()
     on_gpu = options.device != "cpu" and torch.cuda.is_available()
     with use_kernels(options.kernels):

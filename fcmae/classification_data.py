@@ -18,7 +18,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,8 +33,7 @@ from fcmae.bad_images import refuse_bad
 from fcmae.data import find_bad_headers, opened_picture
 from fcmae.finetune_recipes import Recipe
 from fcmae.image_io import EIGHT_BITS, ImageError, convert, scaled
-from fcmae.readers import HuggingFaceReader, Reader, open_images
-from fcmae.shards import ShardReader
+from fcmae.readers import HuggingFaceReader, Reader, class_names, open_images
 
 logger = logging.getLogger(__name__)
 
@@ -296,14 +295,7 @@ def _names(reader: Reader) -> list[str]:
     Raises:
         ValueError: if images have none; they are counted and some named.
     """
-    if isinstance(reader, HuggingFaceReader):
-        return reader.labels()
-    if isinstance(reader, ShardReader) and reader.by_key:
-        names = reader.labels()
-    else:
-        inside = 1 if isinstance(reader, ShardReader) else 0  # contents() begin with the shard
-        parts = [PurePosixPath(Path(name).as_posix()).parts for name, _ in reader.contents()]
-        names = [p[-2] if len(p) > 1 + inside else "" for p in parts]
+    names = class_names(reader)
     if lacking := [index for index, name in enumerate(names) if not name]:
         raise ValueError(
             f"{len(lacking)} of {len(names)} images have no label (the folder that an image lies "

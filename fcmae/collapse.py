@@ -101,9 +101,10 @@ class CollapseWatch:
         dead: dict[str, float] = {}
 
         def receive(number: int, x_bnc: Tensor) -> None:
-            block = points[number].block
-            distances[block] = float(cosine_distance(x_bnc).nanmean())
-            dead[block] = float(dead_and_saturated(x_bnc)[0].double().mean())
+            block, images = points[number].block, x_bnc.split(1)  # one at a time in float64
+            distances[block] = float(torch.cat([cosine_distance(x) for x in images]).nanmean())
+            dead_bc = torch.cat([dead_and_saturated(x)[0] for x in images])
+            dead[block] = float(dead_bc.double().mean())
 
         device = next(model.parameters()).device
         was_training = model.training

@@ -41,7 +41,7 @@ from fcmae.finetune_recipes import BATCHES, Recipe, choose_recipe, schedule, ste
 from fcmae.readers import fingerprint
 from fcmae.run_files import as_yaml, write_config, write_json
 from training.checkpoints import refuse_existing_run
-from training.cli import is_main_process
+from training.cli import is_main_process, process_count
 from training.data import evenly_spread, seed_generators
 from training.environment import git_commit, versions
 from training.loop import train
@@ -111,7 +111,7 @@ def finetune(options: FinetuneOptions, resume: bool = False) -> Path:
     if step == "auto":
         step = step_of_chain(len(classes), setup.source.rows)
     recipe = choose_recipe(step, options.model, options.overrides)
-    _check_batch(options, recipe)
+    check_batch(options, recipe, process_count())
     logger.info(
         "recipe %s of %s, published for a batch of %d; this run's is %d",
         *(step, options.model, BATCHES[step], options.batch_size),
@@ -159,6 +159,7 @@ def finetune(options: FinetuneOptions, resume: bool = False) -> Path:
         "steps": steps,
         "warmup_steps": warmup,
         "learning_rate": lr,
+        "grn": asdict(grn) if grn else None,
         "head": "new" if setup.rows is None else "of the checkpoint",
         **setup.vision(),
     }
@@ -246,11 +247,17 @@ class _Evaluations:
                 stream.write(line + "\n")
 
 
-def _check_batch(options: FinetuneOptions, recipe: Recipe) -> None:
-    if (recipe.mixup or recipe.cutmix) and options.batch_size // options.accumulate % 2:
+def check_batch(options: FinetuneOptions, recipe: Recipe, processes: int) -> None:
+    """Refuse a batch that mixing cannot pair.
+
+    Raises:
+        ValueError: if mixup or cutmix is to pair an odd number of images.
+    """
+    shares = options.accumulate * processes
+    if (recipe.mixup or recipe.cutmix) and options.batch_size // shares % 2:
         raise ValueError(
-            f"mixup and cutmix pair the images of a micro-batch, which has {options.batch_size} / "
-            f"{options.accumulate} images: make it even, or give --mixup 0 --cutmix 0"
+            "mixup and cutmix pair the images of a micro-batch of one process, which has "
+            f"{options.batch_size} / {shares} images: make it even, or give --mixup 0 --cutmix 0"
         )
 
 

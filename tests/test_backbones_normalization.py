@@ -239,3 +239,24 @@ def test_bf16_autocast_stays_within_its_rounding(kind):
         with torch.autocast("cpu", torch.bfloat16):
             low = block.mix_channels(x.permute(0, 2, 3, 1)).float()
     assert (low - exact).norm() < 0.03 * exact.norm()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        GRNOptions(),
+        GRNOptions(aggregate="avg", normalize="standardize", residual=False),
+        *(GRNOptions(kind=kind) for kind in get_args(Kind)),
+    ],
+    ids=str,
+)
+def test_options_are_read_back_from_what_checkpoints_store(options: GRNOptions) -> None:
+    assert GRNOptions.of_text(str(options)) == options
+
+
+@pytest.mark.parametrize(
+    "text", ["gn", "", "GRNOptions()x", "GRNOptions(size='l2')", "GRNOptions(aggregate=)"]
+)
+def test_a_text_that_is_no_form_of_grn_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"allowed|no form of GRN"):
+        GRNOptions.of_text(text)

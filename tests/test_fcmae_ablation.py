@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import yaml
 from safetensors import safe_open
 
-from fcmae.ablation import Grid, Row, load_grid
+from fcmae.ablation import Grid, Row, known_flags, load_grid
 from fcmae.ablation_run import plan, run_grid, shares, start_process
 from fcmae.ablation_table import write_tables
 from training.intervals import estimate, paired_difference, t_quantile
@@ -294,13 +295,17 @@ def test_everything_wrong_in_a_grid_is_named_at_once(tmp_path):
         "a": {"pretrain": {"epoch": 3, "seed": 1}, "paper": {"top1": 1.0}},
         "b": {"grn": {"aggregate": "max"}},
         "c": {"classify": {"layer-decai": 0.9}, "detect": {"SOLVER.MAX_ITER": 1}},
+        "e f": {"pretrain": {"norm-pix-loss": False}},
+        "e+f": {},
     }
     path = write_grid(tmp_path, GRID, rows=rows, seeds=[1, 1], titel="x")
     with pytest.raises(ValueError, match="has problems") as caught:
         load_grid(path)
     for message in (
         "'titel' is unknown; did you mean 'title'?",
-        "baseline is 'both'; name one of the rows: d, a, b, c",
+        "baseline is 'both'; name one of the rows: d, a, b, c, e f, e+f",
+        "the rows 'e f', 'e+f' would share the folder 'e_f': rename them",
+        "row e f: pretrain: 'norm-pix-loss' is unknown",
         "row d: classify: init is set for every run, leave it out",
         "seeds is [1, 1]; give a list of different integers",
         "row a: paper: 'top1' is unknown; did you mean 'top-1'?",
@@ -341,7 +346,8 @@ def test_the_reproductions_grids_are_valid_and_name_their_files(path):
 
 
 def test_shipped_grids_hold_every_figure_of_the_papers_tables():
-    figures = {path.stem: [r.paper.get("top-1") for r in load_grid(path).rows] for path in GRIDS}
+    papers = {path.stem: [row.paper for row in load_grid(path).rows] for path in GRIDS}
+    figures = {stem: [row.get("top-1") for row in rows] for stem, rows in papers.items()}
     for stem, values in {
         "grn_aggregation": {83.7, 84.3, 84.6},
         "grn_normalization": {84.5, 83.8, 84.6},
@@ -353,6 +359,19 @@ def test_shipped_grids_hold_every_figure_of_the_papers_tables():
         "encoders": {79.3, 83.7},
     }.items():
         assert values <= set(figures[stem]), stem
+    in_detection = {(row.get("box AP"), row.get("mask AP")) for row in papers["pretraining"]}
+    assert {(50.3, 44.9), (51.0, 45.6), (52.9, 46.6), (54.4, 47.7), (55.7, 48.9)} <= in_detection
+
+
+@pytest.mark.parametrize(
+    ("stage", "tool"), [("pretrain", "pretrain_fcmae"), ("classify", "finetune_classifier")]
+)
+def test_flags_that_a_grid_may_set_are_the_tools(stage, tool, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [tool, "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / f"tools/{tool}.py"))["parse"]()
+    flags = set(re.findall(r"--([a-z][\w-]*)", capsys.readouterr().out))
+    assert set(known_flags(stage)) <= flags
 
 
 def integrated(limit: float, degrees: int) -> float:

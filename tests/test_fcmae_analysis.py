@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import tarfile
 
 import numpy as np
 import pytest
@@ -304,6 +306,10 @@ def test_grn_and_statistics_come_from_the_checkpoint_or_from_its_run(tmp_path):
     assert loaded.model.grn == model.grn
     assert loaded.statistics.std == tuple(std)
     assert torch.equal(loaded.model.stages[3][0].grn.gamma, model.stages[3][0].grn.gamma)
+    # a fine-tuning that was given no form of GRN has that of its --init
+    config = {"grn": None, "derived": {"statistics": statistics, "grn": grn}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert load_model("b", str(step / "model.safetensors")).model.grn == model.grn
 
 
 def test_a_model_that_timm_lacks_is_named():
@@ -344,6 +350,27 @@ def test_images_come_in_the_order_of_their_classes_spread_over_all(classes_folde
     assert one.labels is None
     with pytest.raises(ValueError, match="number of images is 0"):
         AnalysisImages(str(classes_folder), (32, 64), images=0)
+
+
+def test_classes_of_shards_are_webdatasets_and_never_the_shards(classes_folder, tmp_path):
+    """Two shards of two classes each: a flat .tar says nothing of classes, its fields may."""
+    (tmp_path / "wds").mkdir()
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"wds/s-{shard}.tar", "w") as archive:
+            for number in range(4):
+                archive.add(classes_folder / f"b/{number}.png", f"{shard}{number}.png")
+                info = tarfile.TarInfo(f"{shard}{number}.cls")
+                info.size = 1
+                archive.addfile(info, io.BytesIO(b"71"[number % 2 : number % 2 + 1]))
+    found = AnalysisImages(f"wds/{tmp_path}/wds/s-{{0..1}}.tar", (32, 64))
+    assert (found.classes, found.labels) == (["1", "7"], [0] * 4 + [1] * 4)
+    flat = AnalysisImages(f"{tmp_path}/wds/s-{{0..1}}.tar", (32, 64))
+    assert (len(flat), flat.labels) == (8, None)
+
+
+def test_images_without_a_class_beside_others_have_no_class_selectivity(classes_folder):
+    (classes_folder / "a/0.png").rename(classes_folder / "0.png")
+    assert AnalysisImages(str(classes_folder), (32, 64)).labels is None
 
 
 def test_images_are_those_of_timms_evaluation_transform(image_folder):

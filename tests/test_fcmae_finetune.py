@@ -25,13 +25,14 @@ from backbones.convnext import GRNOptions, build_convnext
 from backbones.key_adapters import from_ours
 from detection.engines.torchvision_engine import load_initial_weights
 from detection.engines.torchvision_model import build_mask_rcnn
+from fcmae.analysed_models import load_model
 from fcmae.analysis import analyze
 from fcmae.class_head import choose_rows, read_classifier
 from fcmae.classification_accuracy import evaluate_classifier
 from fcmae.classification_data import labelled_data, set_apart, training_transform
 from fcmae.classification_setup import set_up
 from fcmae.collapse import measured_history
-from fcmae.finetune import FinetuningStep, finetune
+from fcmae.finetune import FinetuningStep, check_batch, finetune
 from fcmae.finetune_options import FinetuneOptions
 from fcmae.finetune_recipes import RECIPES, choose_recipe, schedule, step_of_chain
 from training.data import seed_generators
@@ -231,13 +232,22 @@ def test_logits_equal_timms_to_1e_5(tmp_path):
     [
         ("in1k", "convnextv2_atto", (2e-4, 0.3, 0.9, "single", 600, 0, 0.2, 0, 0, 0.1)),
         ("in1k", "convnextv2_femto", (2e-4, 0.05, 0.9, "single", 600, 0, 0.2, 0.3, 0.3, 0)),
+        ("in1k", "convnextv2_pico", (2e-4, 0.3, 0.9, "single", 600, 0, 0.2, 0.3, 0.3, 0)),
         ("in1k", "convnextv2_nano", (2e-4, 0.3, 0.9, "single", 600, 0, 0.2, 0.5, 0.5, 0.1)),
         ("in1k", "convnextv2_tiny", (8e-4, 0.05, 0.9, "single", 300, 40, 0.1, 0.8, 1, 0.2)),
         ("in1k", "convnextv2_base", (6.25e-4, 0.05, 0.6, "group", 100, 20, 0.1, 0.8, 1, 0.1)),
+        ("in1k", "convnextv2_large", (6.25e-4, 0.05, 0.6, "group", 100, 20, 0.1, 0.8, 1, 0.2)),
         ("in1k", "convnextv2_huge", (1.25e-3, 0.05, 0.75, "group", 50, 10, 0.1, 0.8, 1, 0.3)),
         ("in1k", "convnext_small", (8e-4, 0.05, 0.9, "single", 300, 40, 0.1, 0.8, 1, 0.2)),
+        ("in22k", "convnextv2_nano", (2.5e-4, 0.05, 0.9, "single", 90, 5, 0.1, 0.8, 1, 0)),
+        ("in22k", "convnextv2_tiny", (2.5e-4, 0.05, 0.9, "single", 90, 5, 0.1, 0.8, 1, 0)),
         ("in22k", "convnextv2_base", (2.5e-4, 0.05, 0.8, "group", 90, 5, 0.1, 0.8, 1, 0.1)),
+        ("in22k", "convnextv2_large", (2.5e-4, 0.05, 0.8, "group", 90, 5, 0.1, 0.8, 1, 0.1)),
+        ("in22k", "convnextv2_huge", (2.5e-4, 0.05, 0.8, "group", 90, 5, 0.1, 0.8, 1, 0.3)),
+        ("in22k_in1k", "convnextv2_nano", (2.5e-5, 1e-8, 0.9, "single", 90, 0, 0.1, 0, 0, 0.1)),
         ("in22k_in1k", "convnextv2_tiny", (2.5e-5, 1e-8, 0.9, "single", 90, 0, 0.1, 0, 0, 0.1)),
+        ("in22k_in1k", "convnextv2_base", (2.5e-5, 1e-8, 0.8, "group", 30, 0, 0.1, 0, 0, 0.2)),
+        ("in22k_in1k", "convnextv2_large", (2.5e-5, 1e-8, 0.8, "group", 30, 0, 0.1, 0, 0, 0.3)),
         ("in22k_in1k", "convnextv2_huge", (2.5e-5, 1e-8, 0.85, "group", 30, 0, 0.1, 0, 0, 0.5)),
     ],
 )
@@ -312,6 +322,18 @@ def test_mixing_needs_an_even_batch(coloured, tmp_path):
                 coloured, tmp_path / "run", batch_size=6, accumulate=2, overrides={"mixup": 1.0}
             )
         )
+
+
+def test_mixing_needs_an_even_batch_in_each_process(coloured, tmp_path):
+    mixed = choose_recipe("in1k", "convnextv2_tiny", {})
+    check_batch(options(coloured, tmp_path, batch_size=1000), mixed, processes=1)
+    check_batch(options(coloured, tmp_path, batch_size=1000), mixed, processes=4)
+    with pytest.raises(
+        ValueError, match=r"of one process, which has 1000 / 8 images: make it even"
+    ):
+        check_batch(options(coloured, tmp_path, batch_size=1000), mixed, processes=8)
+    plain = choose_recipe("in1k", "convnextv2_atto", {})
+    check_batch(options(coloured, tmp_path, batch_size=1000), plain, processes=8)
 
 
 def test_a_samples_augmentation_depends_on_the_seed_alone_and_never_fails():
@@ -406,6 +428,12 @@ def test_the_form_of_grn_comes_from_the_checkpoint(coloured, tmp_path):
     path = finetune(options(coloured, tmp_path / "run", **values))
     assert read_classifier(str(path)).grn() == grn
     evaluate_classifier(options(coloured, tmp_path / "eval", init=str(path)))
+    other = options(coloured, tmp_path / "eval", init=str(path), grn=GRNOptions())
+    with pytest.raises(ValueError, match=r"was trained with .*'l1'.*; the model has .*'l2'"):
+        evaluate_classifier(other)
+    # and of the run's checkpoints, whose files do not tell it
+    (step,) = (tmp_path / "run/checkpoints").iterdir()
+    assert load_model("step", str(step / "model.safetensors")).model.grn == grn
 
 
 def test_grn_can_be_in_pretraining_alone_if_that_is_asked_for(coloured, tmp_path):

@@ -152,6 +152,14 @@ def _of_worker(message: str) -> str:
     return wrapped.group(1).strip() if wrapped else message
 
 
+def process_count() -> int:
+    """How many processes train together, before or after they have met."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_available() and distributed.is_initialized():
+        return distributed.get_world_size()
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 def is_main_process() -> bool:
     """Whether this is the first of several processes: the one that writes the run's files.
 

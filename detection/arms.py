@@ -101,8 +101,8 @@ def curves(arms: Sequence[Arm], name: str = "total_loss") -> str:
     return chart_svg(Chart(f"{name}, the mean over seeds", series), standalone=True)
 
 
-def spread(found: Estimate, sign: str = "") -> str:
+def spread(found: Estimate, sign: str = "", digits: int = 2) -> str:
     """A mean with its 95% interval, or alone for one run; ``sign`` "+" for a difference."""
     if found.half_width is None:
-        return f"{found.mean:{sign}.2f}"
-    return f"{found.mean:{sign}.2f} ± {found.half_width:.2f}"
+        return f"{found.mean:{sign}.{digits}f}"
+    return f"{found.mean:{sign}.{digits}f} ± {found.half_width:.{digits}f}"

@@ -109,14 +109,23 @@ def test_label_subsets_grow_and_nothing_is_tuned_on_what_is_trained_on(prepared)
     assert ids("train_16_seed_0") != ids("train_16_seed_1")
 
 
-def test_classes_follow_wordnets_numbers_and_are_halved(prepared):
-    folder = prepared / "classes/seed_0"
-    for split in ("train", "val"):
-        sizes = {each.name: len(list(each.iterdir())) for each in (folder / split).iterdir()}
-        assert sizes == {"animal": 4, "dog": 4, "artefact": 4, "food_or_place": 4}
-    dogs = {file.name[:9] for file in folder.glob("*/dog/*")}
+def test_classes_follow_wordnets_numbers_and_are_halved_but_for_what_is_tuned_on(prepared):
+    folder = prepared / "classes"
+    for name, counts in (("seed_0", (3, 3)), ("seed_1", (3, 3)), ("tune", (3, 2))):
+        for split, count in zip(("train", "val"), counts, strict=True):
+            sizes = {
+                each.name: len(list(each.iterdir())) for each in (folder / name / split).iterdir()
+            }
+            assert sizes == dict.fromkeys(("animal", "dog", "artefact", "food_or_place"), count)
+    dogs = {file.name[:9] for file in folder.glob("seed_0/*/dog/*")}
     assert dogs == {"n02085620", "n02113978"}
-    assert not {f.name for f in folder.glob("train/*/*")} & {f.name for f in folder.glob("val/*/*")}
+
+    def names(pattern):
+        return {file.name for file in folder.glob(pattern)}
+
+    assert not names("seed_0/train/*/*") & names("seed_0/val/*/*")
+    assert names("seed_0/train/*/*") != names("seed_1/train/*/*")
+    assert not names("tune/val/*/*") & names("seed_*/*/*/*")
 
 
 def test_no_validation_image_is_pretrained_on(prepared):
@@ -160,7 +169,7 @@ def test_the_page_is_filled_from_runs_and_keeps_what_was_not_run(tmp_path, monke
     shutil.copytree(SCRIPTS, tmp_path / "ablations/reproduction")
     page = tmp_path / "docs/reproduction.md"
     names = ("detection_64", "detection_encoders", "by_iteration", "rates", "classification",
-             "classification_chains", "pretraining_chains")  # fmt: skip
+             "classification_one_pretraining", "pretraining", "pretraining_long")  # fmt: skip
     blocks = "\n".join(f"<!-- begin {name} -->\nold\n<!-- end {name} -->" for name in names)
     page.write_text(f"before\n{blocks}\nafter\n")
     runs = tmp_path / "runs"
@@ -176,22 +185,31 @@ def test_the_page_is_filled_from_runs_and_keeps_what_was_not_run(tmp_path, monke
     (runs / "classification").mkdir()
     tables = "# Grid\n\n| top-1 |\n| --- |\n| 1 |\n\nand\n\n| top-5 |\n| --- |\n| 2 |\n"
     (runs / "classification/table.md").write_text(tables)
-    shutil.copytree(runs / "classification", runs / "chains")
-    (runs / "chains/runs.csv").write_text(
-        "row,metric,seed,value\nfcmae,pretraining hours,3,0.257\nfcmae,top-1,3,56.0\n"
-    )
-    (runs / "chains/pretrain/fcmae_seed_3").mkdir(parents=True)
-    (runs / "chains/pretrain/fcmae_seed_3/metrics.json").write_text(
-        '{"total_loss": 0.9, "feature_distance/mean": 0.5, "feature_distance/lowest": 0.5}\n'
-        '{"total_loss": 0.6, "feature_distance/mean": 0.47, "feature_distance/lowest": 0.441}\n'
-    )
+    shutil.copytree(runs / "classification", runs / "one_pretraining")
+    for grid in ("pretraining", "pretraining_long"):
+        written = ["row,metric,seed,value"]
+        for arm, lowest in (("fcmae", (0.44, 0.46)), ("no_grn", (0.41, 0.45))):
+            for seed, value in enumerate(lowest):
+                written.append(f"{arm},pretraining hours,{seed},{0.257 + seed}")
+                folder = runs / grid / f"pretrain/{arm}_seed_{seed}"
+                folder.mkdir(parents=True)
+                lines = [
+                    {"total_loss": loss, "feature_distance/mean": 0.5,
+                     "feature_distance/lowest": value}
+                    for loss in (0.9, 0.6)
+                ]  # fmt: skip
+                (folder / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
+        (runs / grid / "runs.csv").write_text("\n".join([*written, "fcmae,top-1,3,56.0\n"]))
     assert write_page(tmp_path, monkeypatch, runs) == 0
     text = page.read_text()
     assert text.count("old") == 1
     assert "<!-- begin rates -->\nold\n<!-- end rates -->" in text
     assert text.count("| 1 |\n\n| top-5 |") == 1
-    assert "chains -->\n\n| top-1 |\n| --- |\n| 1 |\n\n<!-- end" in text
-    assert "| fcmae, seed 3 | 0.600 | 0.26 | 0.47 | 0.44 |\n\n<!-- end" in text
+    assert "one_pretraining -->\n\n| top-1 |\n| --- |\n| 1 |\n\n<!-- end" in text
+    assert "| fcmae, seed 0 | 0.600 | 0.26 |\n| fcmae, seed 1 | 0.600 | 1.26 |\n" in text
+    # 0.41, 0.45: mean 0.43, deviation 0.0283; -0.03, -0.01 apart; times 12.7062 / sqrt(2)
+    assert "| no_grn | 0, 1 | 0.600 ± 0.000 | +0.000 ± 0.000 | 0.500 ± 0.000 |" in text
+    assert "| 0.430 ± 0.254 | -0.020 ± 0.127 | 0.757 ± 6.353 |\n\n<!-- end" in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     # differences 3 and 5: mean 4, standard deviation 1.41, times 12.7062 / sqrt(2)
@@ -199,8 +217,10 @@ def test_the_page_is_filled_from_runs_and_keeps_what_was_not_run(tmp_path, monke
     to_64_labels, of_encoders = text.split("<!-- end detection_64 -->")
     assert "no_grn" not in to_64_labels
     assert "| no_grn | 0 | 3.00 | 3.00 | -1.00 |" in of_encoders
-    assert "| box AP | iteration 1 | difference to the first | the end |" in of_encoders
-    assert "| scratch | 0.50 | -1.50 | 1.50 ± 6.35 | -4.00 ± 12.71 |" in of_encoders
-    assert "| no_grn |  |  | 3.00 | -1.00 |" in of_encoders
+    assert "| box AP at iteration | 1 | 2 |" in of_encoders
+    assert "| FCMAE over random weights, 64 tiles | +1.50 | +4.00 ± 12.71 |" in of_encoders
+    assert "| FCMAE over random weights, 16 tiles |  | +4.00 ± 12.71 |" in of_encoders
+    assert "| without GRN over with it, 64 tiles |  | -1.00 |" in of_encoders
+    assert (tmp_path / "docs/images/reproduction_iterations.png").stat().st_size > 1000
     assert (tmp_path / "docs/images/reproduction_labels.png").stat().st_size > 1000
     assert "iteration 2: 1<" in (tmp_path / "docs/images/reproduction_total_loss.svg").read_text()

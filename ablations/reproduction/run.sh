@@ -24,18 +24,18 @@ python tools/analyze_features.py --output-dir $out/diversity --data "$data/image
     --model supervised=$out/supervised/classify/supervised_seed_0/classifier.safetensors \
     --model untrained=random:convnextv2_atto
 
-# learning rates of each arm, then the arms
+# learning rates of each arm, then the arms, each seed with the encoder that it pretrained
 python tools/ablate.py $grids/classification_rates.yaml --output-dir $out/classification_rates
 python tools/ablate.py $grids/classification.yaml --output-dir $out/classification
 python tools/ablate.py $grids/rates.yaml --output-dir $out/rates
-python tools/ablate.py $grids/detection.yaml --output-dir $out/detection_64 --set detect.TEST.EVAL_PERIOD=200
+python tools/ablate.py $grids/detection.yaml --output-dir $out/detection_64
 python tools/ablate.py $grids/detection.yaml --output-dir $out/detection_16 --rows scratch fcmae \
     --set "detect.DATASETS.TRAIN=['json:$tiles/train_16_seed_{seed}.json:$tiles/images']"
 python tools/ablate.py $grids/detection.yaml --output-dir $out/detection_all --rows scratch fcmae \
     --set "detect.DATASETS.TRAIN=['json:$tiles/train.json:$tiles/images']"
 
-# the whole chain once a seed, pretraining too
-python tools/ablate.py $grids/chains.yaml --output-dir $out/chains --rows fcmae no_grn scratch --set "seeds=[0,1,2,3]"
+# the same fine-tunings of one pretraining of each arm
+python tools/ablate.py $grids/one_pretraining.yaml --output-dir $out/one_pretraining
 
 # 334 epochs: on a GPU, which seven runs can share: --jobs 7
 long=$out/pretraining_long
@@ -44,6 +44,6 @@ python tools/analyze_features.py --output-dir $out/diversity_long \
     --run fcmae=$long/pretrain/fcmae_seed_0 --run no_grn=$long/pretrain/no_grn_seed_0 --run mask_token=$long/pretrain/mask_token_seed_0 \
     --run tiny=$long/pretrain/tiny_seed_0 --run tiny_v1=$long/pretrain/tiny_v1_seed_0
 python tools/ablate.py $grids/rates_long.yaml --output-dir $out/rates_long
-python tools/ablate.py $grids/detection_long.yaml --output-dir $out/detection_long_64 --set detect.TEST.EVAL_PERIOD=200
+python tools/ablate.py $grids/detection_long.yaml --output-dir $out/detection_long_64
 python tools/ablate.py $grids/detection_long.yaml --output-dir $out/detection_long_all --rows scratch fcmae \
     --set "detect.DATASETS.TRAIN=['json:$tiles/train.json:$tiles/images']"

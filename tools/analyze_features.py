@@ -1,8 +1,8 @@
 """Measure and draw what the features of models are like, block by block.
 
 Diversity (mean pairwise cosine distance of channels), dead and saturated channels, effective rank
-and, of images in folders of classes, class selectivity; channel maps; and pretraining runs'
-diversity by epoch. docs/feature_analysis.md tells how to read them.
+and, of labelled images (folders of classes, webdataset's .cls, a Hugging Face column), class
+selectivity; channel maps; and pretraining runs' diversity by epoch. docs/feature_analysis.md tells how to read them.
 """
 
 from __future__ import annotations

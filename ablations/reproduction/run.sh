@@ -34,6 +34,10 @@ python tools/ablate.py $grids/detection.yaml --output-dir $out/detection_16 --ro
 python tools/ablate.py $grids/detection.yaml --output-dir $out/detection_all --rows scratch fcmae \
     --set "detect.DATASETS.TRAIN=['json:$tiles/train.json:$tiles/images']"
 
+# random weights at half of their rate
+python tools/ablate.py $grids/detection.yaml --output-dir $out/detection_half_rate --rows scratch \
+    --set "seeds=[0,1,2,3]" rows.scratch.detect.SOLVER.BASE_LR=2.5e-4
+
 # the same fine-tunings of one pretraining of each arm
 python tools/ablate.py $grids/one_pretraining.yaml --output-dir $out/one_pretraining
 

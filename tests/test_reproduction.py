@@ -141,14 +141,19 @@ def write_page(root, monkeypatch, runs):
     return int(ended.value.code or 0)
 
 
-def test_the_pages_commands_are_those_of_the_script(tmp_path, monkeypatch):
+def test_the_page_is_made_of_the_figures_and_the_script_beside_it(tmp_path, monkeypatch):
     (tmp_path / "docs").mkdir()
     shutil.copytree(SCRIPTS, tmp_path / "ablations/reproduction")
+    shutil.copy(ROOT / "docs/reproduction.csv", tmp_path / "docs")
     page = tmp_path / "docs/reproduction.md"
     shipped = (ROOT / "docs/reproduction.md").read_text()
-    page.write_text(shipped)
+    made = shipped[shipped.index("<!-- begin") :]
+    page.write_text(re.sub(r"(?m)^\|.*\d.*\|$", "| changed |", made))
     assert write_page(tmp_path, monkeypatch, tmp_path / "no runs") == 0
-    assert page.read_text() == shipped
+    assert page.read_text() == made
+    assert (tmp_path / "docs/reproduction.csv").read_text() == (
+        ROOT / "docs/reproduction.csv"
+    ).read_text()
     script = (SCRIPTS / "run.sh").read_text()
     written = {Path(name).name for name in re.findall(r"--output-dir (\S+)", script)}
     page.write_text("".join(
@@ -164,56 +169,69 @@ def test_the_pages_commands_are_those_of_the_script(tmp_path, monkeypatch):
     assert write_page(tmp_path, monkeypatch, tmp_path / "no runs") != 0
 
 
-def test_the_page_is_filled_from_runs_and_keeps_what_was_not_run(tmp_path, monkeypatch):
+def make_pretraining(grid, arm, lowest):
+    """What pretrainings leave, a seed each, and their lines of runs.csv."""
+    for seed, value in enumerate(lowest):
+        folder = grid / f"pretrain/{arm}_seed_{seed}"
+        folder.mkdir(parents=True)
+        lines = [
+            {"total_loss": loss, "feature_distance/mean": 0.5, "feature_distance/lowest": value}
+            for loss in (0.9, 0.6)
+        ]
+        (folder / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
+        yield f"{arm},pretraining hours,{seed},{0.257 + seed}"
+
+
+def test_the_page_is_filled_from_runs_and_keeps_the_figures_of_earlier_ones(tmp_path, monkeypatch):
     (tmp_path / "docs/images").mkdir(parents=True)
     shutil.copytree(SCRIPTS, tmp_path / "ablations/reproduction")
-    page = tmp_path / "docs/reproduction.md"
+    page, kept = tmp_path / "docs/reproduction.md", tmp_path / "docs/reproduction.csv"
     names = ("detection_64", "detection_encoders", "by_iteration", "rates", "classification",
-             "classification_one_pretraining", "pretraining", "pretraining_long")  # fmt: skip
-    blocks = "\n".join(f"<!-- begin {name} -->\nold\n<!-- end {name} -->" for name in names)
-    page.write_text(f"before\n{blocks}\nafter\n")
+             "pretraining")  # fmt: skip
+    page.write_text("before\n" + "\n".join(
+        f"<!-- begin {name} -->\nold\n<!-- end {name} -->" for name in names
+    ) + "\nafter\n")  # fmt: skip
+    kept.write_text(
+        "grid,row,metric,seed,value\n"
+        "rates,fcmae 1e-3,box AP,9,18.6\nrates,fcmae 1e-3,mask AP,9,22.7\n"
+        "classification,fcmae,top-1,0,56\nclassification,fcmae,top-1,1,58\n"
+        "classification,no_grn,top-1,1,57\n"
+    )
     runs = tmp_path / "runs"
     for arm, values in (("scratch", (1.0, 2.0)), ("fcmae", (4.0, 7.0))):
-        for seed, value in enumerate(values):
-            for labels in ("16", "64", "all"):
-                folder = runs / f"detection_{labels}/detect/{arm}_seed_{seed}"
-                make_run(folder, seed, value, value, losses=[2, 1])
+        for labels in ("16", "64", "all"):
+            grid = runs / f"detection_{labels}"
+            lines = []
+            for seed, value in enumerate(values):
+                make_run(grid / f"detect/{arm}_seed_{seed}", seed, value, value, losses=[2, 1])
+                lines += [f"{arm},{metric},{seed},{value}" for metric in ("box AP", "mask AP")]
+            with (grid / "runs.csv").open("a") as stream:
+                stream.write("row,metric,seed,value\n" if arm == "scratch" else "")
+                stream.write("".join(line + "\n" for line in lines))
     make_run(runs / "detection_64/detect/no_grn_seed_0", 0, 3.0, 3.0, losses=[2, 1])
+    with (runs / "detection_64/runs.csv").open("a") as stream:
+        stream.write("no_grn,box AP,0,3.0\nno_grn,mask AP,0,3.0\n")
     for arm, value in (("scratch", 0.5), ("fcmae", 2.0)):
         with (runs / f"detection_64/detect/{arm}_seed_0/metrics.json").open("a") as history:
             history.write("\n" + json.dumps({"iteration": 1, "bbox/AP": value}))
     (runs / "classification").mkdir()
-    tables = "# Grid\n\n| top-1 |\n| --- |\n| 1 |\n\nand\n\n| top-5 |\n| --- |\n| 2 |\n"
-    (runs / "classification/table.md").write_text(tables)
-    shutil.copytree(runs / "classification", runs / "one_pretraining")
-    for grid in ("pretraining", "pretraining_long"):
-        written = ["row,metric,seed,value"]
-        for arm, lowest in (("fcmae", (0.44, 0.46)), ("no_grn", (0.41, 0.45))):
-            for seed, value in enumerate(lowest):
-                written.append(f"{arm},pretraining hours,{seed},{0.257 + seed}")
-                folder = runs / grid / f"pretrain/{arm}_seed_{seed}"
-                folder.mkdir(parents=True)
-                lines = [
-                    {"total_loss": loss, "feature_distance/mean": 0.5,
-                     "feature_distance/lowest": value}
-                    for loss in (0.9, 0.6)
-                ]  # fmt: skip
-                (folder / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
-        (runs / grid / "runs.csv").write_text("\n".join([*written, "fcmae,top-1,3,56.0\n"]))
+    (runs / "classification/runs.csv").write_text("row,metric,seed,value\nno_grn,top-1,0,53\n")
+    pretraining = runs / "pretraining"
+    written = [*make_pretraining(pretraining, "fcmae", (0.44, 0.46)),
+               *make_pretraining(pretraining, "no_grn", (0.41, 0.45))]  # fmt: skip
+    (pretraining / "runs.csv").write_text("\n".join(["row,metric,seed,value", *written]) + "\n")
     assert write_page(tmp_path, monkeypatch, runs) == 0
     text = page.read_text()
-    assert text.count("old") == 1
-    assert "<!-- begin rates -->\nold\n<!-- end rates -->" in text
-    assert text.count("| 1 |\n\n| top-5 |") == 1
-    assert "one_pretraining -->\n\n| top-1 |\n| --- |\n| 1 |\n\n<!-- end" in text
-    assert "| fcmae, seed 0 | 0.600 | 0.26 |\n| fcmae, seed 1 | 0.600 | 1.26 |\n" in text
-    # 0.41, 0.45: mean 0.43, deviation 0.0283; -0.03, -0.01 apart; times 12.7062 / sqrt(2)
+    assert "old" not in text
+    assert "| fcmae 1e-3 | 9 | 18.60 | 22.70 |\n\n<!-- end rates" in text
+    # 53 less 56 and 57 less 58: a mean of -2, a deviation of 1.41, times 12.7062 / sqrt(2)
+    assert "| no_grn | 0, 1 | 55.00 ± 25.41 | -2.00 ± 12.71 |" in text
+    # 0.41, 0.45: mean 0.43, deviation 0.0283; -0.03 and -0.01 apart
     assert "| no_grn | 0, 1 | 0.600 ± 0.000 | +0.000 ± 0.000 | 0.500 ± 0.000 |" in text
-    assert "| 0.430 ± 0.254 | -0.020 ± 0.127 | 0.757 ± 6.353 |\n\n<!-- end" in text
+    assert "| 0.430 ± 0.254 | -0.020 ± 0.127 | 0.757 ± 6.353 | +0.000 ± 0.000 |\n\n<!-- end" in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")
-    # differences 3 and 5: mean 4, standard deviation 1.41, times 12.7062 / sqrt(2)
-    assert "| +4.00 ± 12.71 |" in text
+    assert "| +4.00 ± 12.71 |" in text  # 3 and 5 apart
     to_64_labels, of_encoders = text.split("<!-- end detection_64 -->")
     assert "no_grn" not in to_64_labels
     assert "| no_grn | 0 | 3.00 | 3.00 | -1.00 |" in of_encoders
@@ -221,6 +239,9 @@ def test_the_page_is_filled_from_runs_and_keeps_what_was_not_run(tmp_path, monke
     assert "| FCMAE over random weights, 64 tiles | +1.50 | +4.00 ± 12.71 |" in of_encoders
     assert "| FCMAE over random weights, 16 tiles |  | +4.00 ± 12.71 |" in of_encoders
     assert "| without GRN over with it, 64 tiles |  | -1.00 |" in of_encoders
-    assert (tmp_path / "docs/images/reproduction_iterations.png").stat().st_size > 1000
-    assert (tmp_path / "docs/images/reproduction_labels.png").stat().st_size > 1000
+    for picture in ("reproduction_labels.png", "reproduction_iterations.png"):
+        assert (tmp_path / "docs/images" / picture).stat().st_size > 1000
     assert "iteration 2: 1<" in (tmp_path / "docs/images/reproduction_total_loss.svg").read_text()
+    # once more without the runs: the page is that of the figures kept
+    assert write_page(tmp_path, monkeypatch, tmp_path / "no runs") == 0
+    assert page.read_text() == text

@@ -2,7 +2,8 @@
 
 Diversity (mean pairwise cosine distance of channels), dead and saturated channels, effective rank
 and, of labelled images (folders of classes, webdataset's .cls, a Hugging Face column), class
-selectivity; channel maps; and pretraining runs' diversity by epoch. docs/feature_analysis.md tells how to read them.
+selectivity; channel maps; and pretraining runs' diversity by epoch. docs/feature_analysis.md tells
+how to read them.
 """
 
 from __future__ import annotations

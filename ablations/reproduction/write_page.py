@@ -1,8 +1,9 @@
 """Put the figures of runs/reproduction (made by run.sh) into docs/reproduction.md and docs/images.
 
-Between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` goes the table of that name. What has no
-runs there stays as the page has it, so that a part can be run again alone. After ``command FOLDER``
-goes the line of run.sh that writes to that folder of the runs.
+Every run's figures go to docs/reproduction.csv, where those of earlier runs stay until a run of the
+same grid, row and seed replaces them: so a part can be run alone, or on another day. The tables and
+the drawings come from there. A table stands between ``<!-- begin NAME -->`` and ``<!-- end NAME
+-->``, and under ``command FOLDER`` the line of run.sh that writes to that folder of the runs.
 """
 
 from __future__ import annotations
@@ -13,44 +14,61 @@ import json
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from detection.arms import Arm, compare, curves, read_arms, spread
+from detection.arms import Arm, curves, read_arms, spread
 from fcmae.analysis_plots import COLOURS, MARKERS
 from training.cli import run_tool
 from training.intervals import estimate, paired_difference
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LABELS = {"16": 16, "64": 64, "all": 400}  # labelled tiles of a grid's runs
-# the arms of a table of detection, the first of them the baseline; and the folder of its runs
+BOX = "box AP"
+DETECTED = (BOX, "mask AP")
+MEASURED = {  # of the last line of a pretraining's metrics.json
+    "loss of the last steps": "total_loss",
+    "distance, mean of the blocks": "feature_distance/mean",
+    "of the lowest block": "feature_distance/lowest",
+}
+HOURS = "pretraining hours"
 PRETRAINED = ("scratch", "fcmae")
 ENCODERS = ("fcmae", "no_grn", "mask_token")
-DETECTION = {
-    **{f"detection_{name}": (f"detection_{name}", PRETRAINED) for name in LABELS},
-    "detection_encoders": ("detection_64", ENCODERS),
-    "detection_one_pretraining": ("one_pretraining", ENCODERS),
-    "detection_long": ("detection_long_64", PRETRAINED),
-    "detection_long_all": ("detection_long_all", PRETRAINED),
-    "detection_long_encoders": ("detection_long_64", ENCODERS),
-    "detection_long_fcmae_again": ("detection_long_64", ("fcmae", "fcmae_again")),
-    "detection_long_no_grn_again": ("detection_long_64", ("no_grn", "no_grn_again")),
+COLUMNS = ("grid", "row", "metric", "seed", "value")
+
+
+class Table(NamedTuple):
+    """What a table shows: rows of a grid, of which the first is the baseline, and metrics."""
+
+    grid: str
+    rows: Sequence[str]
+    metrics: Sequence[str] = DETECTED
+    digits: int = 2
+
+
+TABLES = {
+    "pretraining": Table("pretraining", ENCODERS, (*MEASURED, HOURS), 3),
+    "pretraining_long": Table("pretraining_long", ENCODERS, ("loss of the last steps", HOURS), 3),
+    "classification": Table("classification", ("fcmae", "scratch", *ENCODERS[1:]), ("top-1",)),
+    **{f"detection_{name}": Table(f"detection_{name}", PRETRAINED) for name in LABELS},
+    "detection_encoders": Table("detection_64", ENCODERS),
+    "one_pretraining": Table("one_pretraining", ENCODERS),
+    "detection_long": Table("detection_long_64", PRETRAINED),
+    "detection_long_all": Table("detection_long_all", PRETRAINED),
+    "detection_long_encoders": Table("detection_long_64", ENCODERS),
+    "detection_long_fcmae_again": Table("detection_long_64", ("fcmae", "fcmae_again")),
+    "detection_long_no_grn_again": Table("detection_long_64", ("no_grn", "no_grn_again")),
 }
-ONE_METRIC = {"classification_one_pretraining": ("one_pretraining", "top-1")}  # else all of a grid
-COMPARED = {  # by iteration: the folder of the runs, the arm and what it is compared with
+RATES = {"rates": DETECTED, "rates_long": DETECTED, "classification_rates": ("top-1",)}
+COMPARED = {  # by iteration: the grid, the row and what it is compared with
     **{
         f"FCMAE over random weights, {labels} tiles": (f"detection_{name}", "fcmae", "scratch")
         for name, labels in LABELS.items()
     },
     "without GRN over with it, 64 tiles": ("detection_64", "no_grn", "fcmae"),
-}
-LOSS, HOURS = "loss of the last steps", "hours, other work beside it"
-MEASURED = {  # of the last line of a pretraining's metrics.json
-    LOSS: "total_loss",
-    "distance, mean of the blocks": "feature_distance/mean",
-    "of the lowest block": "feature_distance/lowest",
 }
 FINISHED = "inference/metrics_summary.json"
 PICTURES = {
@@ -59,16 +77,53 @@ PICTURES = {
     "diversity_supervised/distance_by_epoch.png": "reproduction_supervised_by_epoch.png",
     "diversity_long/distance_by_epoch.png": "reproduction_long_by_epoch.png",
 }
+# (grid, row, metric) -> seed -> value
+Figures = dict[tuple[str, str, str], dict[int, float]]
 
 
-def arms(folder: Path, names: Sequence[str] = PRETRAINED) -> list[Arm]:
-    """The finished detection runs of a grid that are of these arms, in their order."""
-    by_arm: dict[str, dict[str, Path]] = defaultdict(dict)
-    for run in sorted(folder.glob("detect/*_seed_*/")):
+def read_figures(path: Path) -> Figures:
+    """What docs/reproduction.csv holds; nothing where there is none."""
+    found: Figures = {}
+    if path.is_file():
+        with path.open(newline="") as stream:
+            for grid, row, metric, seed, value in list(csv.reader(stream))[1:]:
+                found.setdefault((grid, row, metric), {})[int(seed)] = float(value)
+    return found
+
+
+def write_figures(figures: Figures, path: Path) -> None:
+    with path.open("w", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for names, values in figures.items():
+            writer.writerows([*names, seed, f"{values[seed]:.6g}"] for seed in sorted(values))
+
+
+def measured(grid: Path) -> Iterator[tuple[str, str, int, float]]:
+    """(row, metric, seed, value) of every finished run of a grid."""
+    with (grid / "runs.csv").open(newline="") as stream:
+        for run in csv.DictReader(stream):
+            row, seed = run["row"], int(run["seed"])
+            yield row, run["metric"], seed, float(run["value"])
+            if run["metric"] == HOURS:
+                metrics = grid / f"pretrain/{row}_seed_{seed}/metrics.json"
+                last = json.loads(metrics.read_text().splitlines()[-1])
+                yield from ((row, m, seed, last[key]) for m, key in MEASURED.items() if key in last)
+    for arm in arms(grid):
+        for seed, run in arm.runs.items():
+            for iteration, value in run.history.get("bbox/AP", []):
+                yield arm.name, f"{BOX} at {iteration:.0f}", seed, value
+            end = run.history["total_loss"][-1][0]
+            yield arm.name, f"{BOX} at {end:.0f}", seed, arm.values("bbox")[seed]
+
+
+def arms(grid: Path) -> list[Arm]:
+    """The finished detection runs of a grid."""
+    by_arm: dict[str, list[Path]] = defaultdict(list)
+    for run in sorted(grid.glob("detect/*_seed_*/")):
         if (run / FINISHED).is_file():
-            name, _, seed = run.name.rpartition("_seed_")
-            by_arm[name][seed] = run
-    return read_arms({name: list(by_arm[name].values()) for name in names if name in by_arm})
+            by_arm[run.name.rpartition("_seed_")[0]].append(run)
+    return read_arms(by_arm)
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
@@ -77,81 +132,57 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
 
 
-def by_iteration(arm: Arm) -> dict[int, dict[int, float]]:
-    """iteration -> seed -> box AP, the end of the training included."""
-    found: dict[int, dict[int, float]] = defaultdict(dict)
-    for seed, run in arm.runs.items():
-        for iteration, value in run.history.get("bbox/AP", []):
-            found[int(iteration)][seed] = value
-        end = int(run.history["total_loss"][-1][0])
-        found[end][seed] = arm.values("bbox")[seed]
-    return dict(sorted(found.items()))
-
-
-def differences_by_iteration(out: Path) -> str | None:
-    """Of each pair of arms: the paired difference of box AP at every evaluation."""
-    rows: dict[str, dict[int, str]] = {}
-    for title, (folder, *names) in COMPARED.items():
-        found = arms(out / folder, names)
-        if len(found) == 2:
-            ours, theirs = map(by_iteration, found)
-            apart = {i: paired_difference(ours[i], theirs[i]) for i in ours.keys() & theirs.keys()}
-            rows[title] = {i: spread(each, sign="+") for i, each in apart.items() if each}
-    iterations = sorted({iteration for row in rows.values() for iteration in row})
-    lines = [["box AP at iteration", *map(str, iterations)]]
-    lines += [[title, *(row.get(i, "") for i in iterations)] for title, row in rows.items()]
-    return markdown(lines) if rows else None
-
-
-def grid_table(folder: Path, metric: str) -> str:
-    """The tables that tools/ablate.py wrote of the metrics of a pattern, without their headings."""
-    text = (folder / "table.md").read_text()
-    tables = re.findall(rf"^\| {metric} \|.*\n(?:^\|.*\n?)+", text, re.MULTILINE)
-    return "\n\n".join(table.strip() for table in tables)
-
-
-def measured_pretrainings(folder: Path) -> dict[str, dict[str, dict[int, float]]]:
-    """measure -> arm -> seed -> value at the end of each pretraining of a grid."""
-    found: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
-    with (folder / "runs.csv").open() as stream:
-        runs = [run for run in csv.DictReader(stream) if run["metric"] == "pretraining hours"]
-    for run in runs:
-        metrics = folder / f"pretrain/{run['row']}_seed_{run['seed']}/metrics.json"
-        last = json.loads(metrics.read_text().splitlines()[-1])
-        values = {title: last[key] for title, key in MEASURED.items()}
-        for title, value in (values | {HOURS: float(run["value"])}).items():
-            found[title][run["row"]][int(run["seed"])] = value
-    return found
-
-
-def pretraining_table(folder: Path) -> str:
-    """Each arm's pretrainings: means with 95% intervals, and the difference to the first arm."""
-    found = measured_pretrainings(folder)
-    first, *others = found[HOURS]
-    head = ["encoder", "seeds"]
-    for title in found:
-        head += [title] if title == HOURS else [title, "difference to the first"]
-    lines = [head]
-    for arm in (first, *others):
-        line = [arm, ", ".join(map(str, sorted(found[HOURS][arm])))]
-        for title, values in found.items():
-            line.append(spread(estimate(list(values[arm].values())), digits=3))
-            apart = paired_difference(values[arm], values[first]) if arm != first else None
-            if title != HOURS:
-                line.append(spread(apart, sign="+", digits=3) if apart else "")
-        lines.append(line)
+def compare(figures: Figures, wanted: Table) -> str:
+    """Means with 95% intervals, and differences to the first row, paired by seed."""
+    grid, rows, metrics, digits = wanted
+    metrics = [m for m in metrics if any((grid, row, m) in figures for row in rows)]
+    rows = [row for row in rows if metrics and (grid, row, metrics[0]) in figures]
+    each = BOX in metrics
+    lines = [["", "seeds"]]
+    for metric in metrics:
+        lines[0] += [metric, *(["of each seed"] if each else []), "difference to the first"]
+    for row in rows:
+        lines.append([row, ", ".join(map(str, sorted(figures[grid, row, metrics[0]])))])
+        for metric in metrics:
+            values = figures[grid, row, metric]
+            lines[-1].append(spread(estimate(list(values.values())), digits=digits))
+            if each:
+                lines[-1].append(", ".join(f"{values[seed]:.2f}" for seed in sorted(values)))
+            apart = paired_difference(values, figures[grid, rows[0], metric])
+            lines[-1].append(spread(apart, "+", digits) if apart and row != rows[0] else "")
     return markdown(lines)
 
 
-def each_pretraining(folder: Path) -> str:
-    """The loss and the hours of each pretraining."""
-    found = measured_pretrainings(folder)
-    lines = [["encoder", LOSS, HOURS]]
-    lines += [
-        [f"{arm}, seed {seed}", f"{found[LOSS][arm][seed]:.3f}", f"{hours:.2f}"]
-        for arm, of_arm in found[HOURS].items()
-        for seed, hours in of_arm.items()
-    ]
+def rates(figures: Figures, grid: str, metrics: Sequence[str]) -> str:
+    """Every row of a grid, without differences."""
+    lines = [["", "seeds", *metrics]]
+    for row in dict.fromkeys(row for of_grid, row, _ in figures if of_grid == grid):
+        of_row = [figures[grid, row, metric] for metric in metrics]
+        means = [spread(estimate(list(values.values()))) for values in of_row]
+        lines.append([row, ", ".join(map(str, sorted(of_row[0]))), *means])
+    return markdown(lines)
+
+
+def by_iteration(figures: Figures, grid: str, row: str) -> dict[int, dict[int, float]]:
+    """iteration -> seed -> box AP, the end of the training included."""
+    start = f"{BOX} at "
+    return {
+        int(metric.removeprefix(start)): values
+        for (of_grid, of_row, metric), values in figures.items()
+        if (of_grid, of_row) == (grid, row) and metric.startswith(start)
+    }
+
+
+def differences_by_iteration(figures: Figures) -> str:
+    """Of each pair of rows: the paired difference of box AP at every evaluation."""
+    found: dict[str, dict[int, str]] = {}
+    for title, (grid, *rows) in COMPARED.items():
+        ours, theirs = (by_iteration(figures, grid, row) for row in rows)
+        apart = {i: paired_difference(ours[i], theirs[i]) for i in ours.keys() & theirs.keys()}
+        found[title] = {i: spread(each, sign="+") for i, each in apart.items() if each}
+    iterations = sorted({iteration for row in found.values() for iteration in row})
+    lines = [["box AP at iteration", *map(str, iterations)]]
+    lines += [[title, *(row.get(i, "") for i in iterations)] for title, row in found.items() if row]
     return markdown(lines)
 
 
@@ -167,90 +198,94 @@ def command(folder: str) -> str:
     raise ValueError(f"no line of run.sh writes to {folder}")
 
 
-def table(name: str, out: Path) -> str | None:
-    """A grid's table; None where it has no runs."""
+def block(name: str, figures: Figures) -> str:
+    """What stands in the page under a name."""
     if name.startswith("command "):
         return command(name.removeprefix("command "))
     if name == "by_iteration":
-        return differences_by_iteration(out)
-    if name in DETECTION:
-        runs, names = DETECTION[name]
-        return compare(found).rstrip() if (found := arms(out / runs, names)) else None
-    if name in PRETRAININGS:
-        written = (out / name / "runs.csv").is_file()
-        return PRETRAININGS[name](out / name) if written else None
-    runs, metric = ONE_METRIC.get(name, (name, "[^|]*"))
-    return grid_table(out / runs, metric) if (out / runs / "table.md").is_file() else None
+        return differences_by_iteration(figures)
+    if name in RATES:
+        return rates(figures, name, RATES[name])
+    return compare(figures, TABLES[name])
 
 
-def draw_iterations(out: Path, path: Path) -> None:
+def draw_iterations(figures: Figures, path: Path) -> None:
     """Box AP by iteration, a panel for each number of labelled tiles, with 95% intervals."""
     figure = Figure(figsize=(9.6, 3.6), layout="constrained")
     panels = figure.subplots(1, len(LABELS), sharey=True)
     for axis, (name, labels) in zip(panels, LABELS.items(), strict=True):
-        for index, arm in enumerate(
-            arms(out / f"detection_{name}", ("scratch", "fcmae", "no_grn"))
-        ):
-            found = {i: estimate(list(v.values())) for i, v in by_iteration(arm).items()}
-            middle = [each.mean for each in found.values()]
-            widths = [each.half_width or 0.0 for each in found.values()]
-            low, high = ([m + side * w for m, w in zip(middle, widths, strict=True)]
-                         for side in (-1, 1))  # fmt: skip
-            colour = COLOURS[index]
-            axis.plot(list(found), middle, color=colour, marker=MARKERS[index], label=arm.name)
-            axis.fill_between(list(found), low, high, color=colour, alpha=0.15, linewidth=0)
+        for index, row in enumerate((*PRETRAINED, "no_grn")):
+            points = sorted(by_iteration(figures, f"detection_{name}", row).items())
+            if not points:
+                continue
+            iterations = [iteration for iteration, _ in points]
+            found = [estimate(list(values.values())) for _, values in points]
+            low, high = (
+                [each.mean + side * (each.half_width or 0) for each in found] for side in (-1, 1)
+            )
+            style = {"color": COLOURS[index], "marker": MARKERS[index], "label": row}
+            axis.plot(iterations, [each.mean for each in found], **style)
+            axis.fill_between(iterations, low, high, color=COLOURS[index], alpha=0.15, linewidth=0)
         axis.set(title=f"{labels} labelled tiles", xlabel="iteration", ylim=(0, None))
-        axis.legend(frameon=False, loc="upper left")
-    panels[0].set_ylabel("box AP")
+        if axis.lines:
+            axis.legend(frameon=False, loc="upper left")
+    panels[0].set_ylabel(BOX)
     figure.savefig(path, dpi=150)
 
 
-def draw_labels(out: Path, path: Path) -> None:
+def draw_labels(figures: Figures, path: Path) -> None:
     """Box AP by the number of labelled tiles, a line an arm: means and 95% intervals."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axis = figure.subplots()
-    points: dict[str, list[tuple[int, float, float]]] = defaultdict(list)
-    for name, labels in LABELS.items():
-        for arm in arms(out / f"detection_{name}"):
-            found = estimate(list(arm.values("bbox").values()))
-            points[arm.name].append((labels, found.mean, found.half_width or 0.0))
-    for index, (arm_name, of_arm) in enumerate(points.items()):
-        labels, means, widths = zip(*of_arm, strict=True)
-        moved = [count * 1.04**index for count in labels]  # so that intervals do not cover others
+    for index, row in enumerate(PRETRAINED):
+        found = {
+            labels * 1.04**index: estimate(list(values.values()))
+            for name, labels in LABELS.items()  # moved, so that intervals do not cover others
+            if (values := figures.get((f"detection_{name}", row, BOX)))
+        }
         axis.errorbar(
-            moved, means, widths, color=COLOURS[index], marker="o", capsize=3, label=arm_name
+            list(found),
+            [each.mean for each in found.values()],
+            [each.half_width or 0.0 for each in found.values()],
+            color=COLOURS[index],
+            marker=MARKERS[index],
+            capsize=3,
+            label=row,
         )
-    axis.set(xscale="log", xlabel="labelled tiles", ylabel="box AP", ylim=(0, None))
+    axis.set(xscale="log", xlabel="labelled tiles", ylabel=BOX, ylim=(0, None))
     axis.set_xticks(list(LABELS.values()), list(map(str, LABELS.values())))
     axis.minorticks_off()
     axis.legend(frameon=False)
     figure.savefig(path, dpi=150)
 
 
-PRETRAININGS = {"pretraining": pretraining_table, "pretraining_long": each_pretraining}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs/reproduction"))
     out = parser.parse_args().runs
-    page = ROOT / "docs/reproduction.md"
+    docs = ROOT / "docs"
+    figures = read_figures(docs / "reproduction.csv")
+    grids = sorted(file.parent for file in out.glob("*/runs.csv"))
+    for grid in grids:
+        for row, metric, seed, value in measured(grid):
+            figures.setdefault((grid.name, row, metric), {})[seed] = value
+    write_figures(figures, docs / "reproduction.csv")
+    figures = read_figures(docs / "reproduction.csv")  # as rounded there
 
-    def filled(block: re.Match[str]) -> str:
-        new = table(block[2], out)
-        return block[0] if new is None else f"{block[1]}\n\n{new}\n\n{block[3]}"
+    def filled(found: re.Match[str]) -> str:
+        return f"{found[1]}\n\n{block(found[2], figures)}\n\n{found[3]}"
 
+    page = docs / "reproduction.md"
     pattern = r"(<!-- begin ([\w ]+) -->).*?(<!-- end \2 -->)"
     page.write_text(re.sub(pattern, filled, page.read_text(), flags=re.DOTALL))
-    images = ROOT / "docs/images"
     for source, picture in PICTURES.items():
         if (out / source).is_file():
-            shutil.copyfile(out / source, images / picture)
-    if all(arms(out / f"detection_{name}") for name in LABELS):
-        draw_labels(out, images / "reproduction_labels.png")
-        draw_iterations(out, images / "reproduction_iterations.png")
-    if found := arms(out / "detection_64"):
-        (images / "reproduction_total_loss.svg").write_text(curves(found))
+            shutil.copyfile(out / source, docs / "images" / picture)
+    if grids:
+        draw_labels(figures, docs / "images/reproduction_labels.png")
+        draw_iterations(figures, docs / "images/reproduction_iterations.png")
+    if found := [arm for arm in arms(out / "detection_64") if arm.name in PRETRAINED]:
+        (docs / "images/reproduction_total_loss.svg").write_text(curves(found))
 
 
 if __name__ == "__main__":

@@ -226,10 +226,10 @@ def draw_iterations(figures: Figures, path: Path) -> None:
             style = {"color": COLOURS[index], "marker": MARKERS[index], "label": row}
             axis.plot(iterations, [each.mean for each in found], **style)
             axis.fill_between(iterations, low, high, color=COLOURS[index], alpha=0.15, linewidth=0)
-        axis.set(title=f"{labels} labelled tiles", xlabel="iteration", ylim=(0, None))
+        axis.set(title=f"{labels} labelled tiles", xlabel="iteration")
         if axis.lines:
             axis.legend(frameon=False, loc="upper left")
-    panels[0].set_ylabel(BOX)
+    panels[0].set(ylabel=BOX, ylim=(0, None))  # of all panels, once all are drawn
     figure.savefig(path, dpi=150)
 
 

@@ -284,7 +284,8 @@ def main() -> None:
     if grids:
         draw_labels(figures, docs / "images/reproduction_labels.png")
         draw_iterations(figures, docs / "images/reproduction_iterations.png")
-    if found := [arm for arm in arms(out / "detection_64") if arm.name in PRETRAINED]:
+    by_name = {arm.name: arm for arm in arms(out / "detection_64")}
+    if found := [by_name[name] for name in PRETRAINED if name in by_name]:
         (docs / "images/reproduction_total_loss.svg").write_text(curves(found))
 
 

@@ -234,7 +234,7 @@ def test_the_page_is_filled_from_runs_and_keeps_the_figures_of_earlier_ones(tmp_
     assert "| +4.00 ± 12.71 |" in text  # 3 and 5 apart
     to_64_labels, of_encoders = text.split("<!-- end detection_64 -->")
     assert "no_grn" not in to_64_labels
-    assert "| no_grn | 0 | 3.00 | 3.00 | -1.00 |" in of_encoders
+    assert "| no_grn | 0 | 3.00 | -1.00 | 3.00 | -1.00 |\n\n<!-- end" in of_encoders
     assert "| box AP at iteration | 1 | 2 |" in of_encoders
     assert "| FCMAE over random weights, 64 tiles | +1.50 | +4.00 ± 12.71 |" in of_encoders
     assert "| FCMAE over random weights, 16 tiles |  | +4.00 ± 12.71 |" in of_encoders

@@ -137,17 +137,14 @@ def compare(figures: Figures, wanted: Table) -> str:
     grid, rows, metrics, digits = wanted
     metrics = [m for m in metrics if any((grid, row, m) in figures for row in rows)]
     rows = [row for row in rows if metrics and (grid, row, metrics[0]) in figures]
-    each = BOX in metrics
     lines = [["", "seeds"]]
     for metric in metrics:
-        lines[0] += [metric, *(["of each seed"] if each else []), "difference to the first"]
+        lines[0] += [metric, "difference to the first"]
     for row in rows:
         lines.append([row, ", ".join(map(str, sorted(figures[grid, row, metrics[0]])))])
         for metric in metrics:
             values = figures[grid, row, metric]
             lines[-1].append(spread(estimate(list(values.values())), digits=digits))
-            if each:
-                lines[-1].append(", ".join(f"{values[seed]:.2f}" for seed in sorted(values)))
             apart = paired_difference(values, figures[grid, rows[0], metric])
             lines[-1].append(spread(apart, "+", digits) if apart and row != rows[0] else "")
     return markdown(lines)

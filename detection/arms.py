@@ -65,7 +65,7 @@ def compare(arms: Sequence[Arm]) -> str:
     head = ["", "seeds"]
     for title in TASKS.values():
         head += [title, "of each seed", "difference to the first"]
-    lines = [head, ["---"] * len(head)]
+    lines = [head]
     for arm in arms:
         row = [arm.name, ", ".join(map(str, sorted(arm.runs)))]
         for task in TASKS:
@@ -75,7 +75,13 @@ def compare(arms: Sequence[Arm]) -> str:
             found = paired_difference(values, arms[0].values(task)) if arm is not arms[0] else None
             row.append(spread(found, sign="+") if found else "")
         lines.append(row)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return markdown(lines) + "\n"
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table: its head, then its rows."""
+    head, *rows = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
 
 
 def curves(arms: Sequence[Arm], name: str = "total_loss") -> str:

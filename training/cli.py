@@ -152,12 +152,17 @@ def _of_worker(message: str) -> str:
     return wrapped.group(1).strip() if wrapped else message
 
 
+def _process_group() -> Any:
+    """``torch.distributed`` where processes have met; without torch there is no group to ask."""
+    distributed = sys.modules.get("torch.distributed")
+    met = distributed and distributed.is_available() and distributed.is_initialized()
+    return distributed if met else None
+
+
 def process_count() -> int:
     """How many processes train together, before or after they have met."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed and distributed.is_available() and distributed.is_initialized():
-        return distributed.get_world_size()
-    return int(os.environ.get("WORLD_SIZE", 1))
+    group = _process_group()
+    return group.get_world_size() if group else int(os.environ.get("WORLD_SIZE", 1))
 
 
 def is_main_process() -> bool:
@@ -165,10 +170,8 @@ def is_main_process() -> bool:
 
     Their launcher may be torchrun, or detectron2's, which tells nothing by the environment.
     """
-    distributed = sys.modules.get("torch.distributed")  # without torch there is no group to ask
-    if distributed and distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank() == 0
-    return int(os.environ.get("RANK", 0)) == 0
+    group = _process_group()
+    return (group.get_rank() if group else int(os.environ.get("RANK", 0))) == 0
 
 
 class _LogAboveBars(logging.StreamHandler):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,12 @@ CLASSES = ((1440764, "animal"), (2085620, "dog"), (2114367, "animal"), (2666196,
            (6359193, "food_or_place"))  # fmt: skip
 
 
+def link(files: Iterable[Path], folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for file in files:
+        (folder / file.name).symlink_to(file.resolve())
+
+
 def link_images(data: Path, output: Path) -> None:
     """What is pretrained on: all training images of the data sets, none of their validation images.
 
@@ -41,9 +48,7 @@ def link_images(data: Path, output: Path) -> None:
         files = [data / name / "images" / image["file_name"] for image in labels["images"]]
         sources[name] = files
     for name, files in sources.items():
-        (output / name).mkdir(parents=True)
-        for file in files:
-            (output / name / file.name).symlink_to(file.resolve())
+        link(files, output / name)
 
 
 def link_classes(data: Path, output: Path, seeds: int) -> None:
@@ -60,12 +65,10 @@ def link_classes(data: Path, output: Path, seeds: int) -> None:
         for seed in range(seeds):
             of_seed = np.random.default_rng(seed).permutation(others)
             splits[f"seed_{seed}"] = {"train": of_seed[::2], "val": of_seed[1::2]}
-        splits["tune"] = {"train": of_seed[::2], "val": set_aside}
+        splits["tune"] = {"train": splits[f"seed_{seeds - 1}"]["train"], "val": set_aside}
         for folder, parts in splits.items():
             for split, part in parts.items():
-                (output / folder / split / name).mkdir(parents=True)
-                for i in part:
-                    (output / folder / split / name / files[i].name).symlink_to(files[i].resolve())
+                link([files[i] for i in part], output / folder / split / name)
 
 
 def cut_tiles(annotations: Path, images: Path, output: Path) -> dict:

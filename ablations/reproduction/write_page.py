@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from detection.arms import Arm, curves, read_arms, spread
+from detection.arms import Arm, curves, markdown, read_arms, spread
+from fcmae.ablation_run import FINISHED
 from fcmae.analysis_plots import COLOURS, MARKERS
 from training.cli import run_tool
 from training.intervals import estimate, paired_difference
@@ -29,12 +30,12 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 LABELS = {"16": 16, "64": 64, "all": 400}  # labelled tiles of a grid's runs
 BOX = "box AP"
 DETECTED = (BOX, "mask AP")
+LOSS, HOURS = "loss of the last steps", "pretraining hours"
 MEASURED = {  # of the last line of a pretraining's metrics.json
-    "loss of the last steps": "total_loss",
+    LOSS: "total_loss",
     "distance, mean of the blocks": "feature_distance/mean",
     "of the lowest block": "feature_distance/lowest",
 }
-HOURS = "pretraining hours"
 PRETRAINED = ("scratch", "fcmae")
 ENCODERS = ("fcmae", "no_grn", "mask_token")
 COLUMNS = ("grid", "row", "metric", "seed", "value")
@@ -51,7 +52,7 @@ class Table(NamedTuple):
 
 TABLES = {
     "pretraining": Table("pretraining", ENCODERS, (*MEASURED, HOURS), 3),
-    "pretraining_long": Table("pretraining_long", ENCODERS, ("loss of the last steps", HOURS), 3),
+    "pretraining_long": Table("pretraining_long", ENCODERS, (LOSS, HOURS), 3),
     "classification": Table("classification", ("fcmae", "scratch", *ENCODERS[1:]), ("top-1",)),
     **{f"detection_{name}": Table(f"detection_{name}", PRETRAINED) for name in LABELS},
     "detection_encoders": Table("detection_64", ENCODERS),
@@ -70,7 +71,6 @@ COMPARED = {  # by iteration: the grid, the row and what it is compared with
     },
     "without GRN over with it, 64 tiles": ("detection_64", "no_grn", "fcmae"),
 }
-FINISHED = "inference/metrics_summary.json"
 PICTURES = {
     "diversity_by_epoch/distance_by_epoch.png": "reproduction_by_epoch.png",
     "diversity/cosine_distance.png": "reproduction_by_block.png",
@@ -121,15 +121,9 @@ def arms(grid: Path) -> list[Arm]:
     """The finished detection runs of a grid."""
     by_arm: dict[str, list[Path]] = defaultdict(list)
     for run in sorted(grid.glob("detect/*_seed_*/")):
-        if (run / FINISHED).is_file():
+        if (run / FINISHED["detect"]).is_file():
             by_arm[run.name.rpartition("_seed_")[0]].append(run)
     return read_arms(by_arm)
-
-
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A table: its head, then its rows."""
-    head, *rows = lines
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
 
 
 def compare(figures: Figures, wanted: Table) -> str:

@@ -241,7 +241,6 @@ def test_the_page_is_filled_from_runs_and_keeps_the_figures_of_earlier_ones(tmp_
     assert "| without GRN over with it, 64 tiles |  | -1.00 |" in of_encoders
     for picture in ("reproduction_labels.png", "reproduction_iterations.png"):
         assert (tmp_path / "docs/images" / picture).stat().st_size > 1000
-    assert "iteration 2: 1<" in (tmp_path / "docs/images/reproduction_total_loss.svg").read_text()
     # once more without the runs: the page is that of the figures kept
     assert write_page(tmp_path, monkeypatch, tmp_path / "no runs") == 0
     assert page.read_text() == text

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from detection.arms import Arm, curves, markdown, read_arms, spread
+from detection.arms import Arm, markdown, read_arms, spread
 from fcmae.ablation_run import FINISHED
 from fcmae.analysis_plots import COLOURS, MARKERS
 from training.cli import run_tool
@@ -70,6 +70,7 @@ COMPARED = {  # by iteration: the grid, the row and what it is compared with
         for name, labels in LABELS.items()
     },
     "without GRN over with it, 64 tiles": ("detection_64", "no_grn", "fcmae"),
+    "mask tokens over the sparse view, 64 tiles": ("detection_64", "mask_token", "fcmae"),
 }
 PICTURES = {
     "diversity_by_epoch/distance_by_epoch.png": "reproduction_by_epoch.png",
@@ -205,7 +206,7 @@ def draw_iterations(figures: Figures, path: Path) -> None:
     figure = Figure(figsize=(9.6, 3.6), layout="constrained")
     panels = figure.subplots(1, len(LABELS), sharey=True)
     for axis, (name, labels) in zip(panels, LABELS.items(), strict=True):
-        for index, row in enumerate((*PRETRAINED, "no_grn")):
+        for index, row in enumerate(("scratch", *ENCODERS)):
             points = sorted(by_iteration(figures, f"detection_{name}", row).items())
             if not points:
                 continue
@@ -275,9 +276,6 @@ def main() -> None:
     if grids:
         draw_labels(figures, docs / "images/reproduction_labels.png")
         draw_iterations(figures, docs / "images/reproduction_iterations.png")
-    by_name = {arm.name: arm for arm in arms(out / "detection_64")}
-    if found := [by_name[name] for name in PRETRAINED if name in by_name]:
-        (docs / "images/reproduction_total_loss.svg").write_text(curves(found))
 
 
 if __name__ == "__main__":

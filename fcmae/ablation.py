@@ -71,11 +71,6 @@ class Row:
     paper: Mapping[str, float]
     stages: Mapping[str, Mapping[str, Any]]
 
-    @property
-    def file_name(self) -> str:
-        """The name as a part of its folders'."""
-        return _file_name(self.name)
-
 
 @dataclass(frozen=True)
 class Grid:
@@ -184,7 +179,7 @@ def _problems(tree: Mapping[str, Any]) -> list[str]:
         problems.append(f"baseline is {tree.get('baseline')!r}; name one of the rows: {names}")
     by_file: dict[str, list[str]] = {}
     for name in map(str, tree["rows"]):
-        by_file.setdefault(_file_name(name), []).append(name)
+        by_file.setdefault(file_name(name), []).append(name)
     problems += [
         f"the rows {', '.join(map(repr, same))} would share the folder {file!r}: rename them"
         for file, same in by_file.items()
@@ -201,8 +196,9 @@ def _problems(tree: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _file_name(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+def file_name(row: str) -> str:
+    """A row's name as a part of its folders'."""
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in row)
 
 
 def _unknown(key: str, known: Sequence[str]) -> str:

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import torch
 import yaml
 
-from fcmae.ablation import STAGES, Grid, Row
+from fcmae.ablation import STAGES, Grid, Row, file_name
 from fcmae.ablation_table import Results, write_tables
 from training.jobs import Stoppable, end_all, share_of_cores
 from training.progress import progress
@@ -110,7 +110,7 @@ def _jobs(row: Row, seed: int, output_dir: Path, pretrainings: dict[str, Path]) 
     for stage in STAGES:
         if stage not in row.stages:
             continue
-        folder = output_dir / stage / f"{row.file_name}_seed_{seed}"
+        folder = output_dir / stage / f"{file_name(row.name)}_seed_{seed}"
         arguments = {key: _of_seed(value, seed) for key, value in row.stages[stage].items()}
         arguments["SEED" if stage == "detect" else "seed"] = seed
         if stage == "pretrain":

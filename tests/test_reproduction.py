@@ -214,6 +214,10 @@ def test_the_page_is_filled_from_runs_and_keeps_the_figures_of_earlier_ones(tmp_
     for arm, value in (("scratch", 0.5), ("fcmae", 2.0)):
         with (runs / f"detection_64/detect/{arm}_seed_0/metrics.json").open("a") as history:
             history.write("\n" + json.dumps({"iteration": 1, "bbox/AP": value}))
+    make_run(runs / "rates/detect/fcmae_2e-3_seed_9", 9, 3.0, 4.0, losses=[2, 1])
+    (runs / "rates/runs.csv").write_text(
+        "row,metric,seed,value\nfcmae 2e-3,box AP,9,3.0\nfcmae 2e-3,mask AP,9,4.0\n"
+    )
     (runs / "classification").mkdir()
     (runs / "classification/runs.csv").write_text("row,metric,seed,value\nno_grn,top-1,0,53\n")
     pretraining = runs / "pretraining"
@@ -223,7 +227,10 @@ def test_the_page_is_filled_from_runs_and_keeps_the_figures_of_earlier_ones(tmp_
     assert write_page(tmp_path, monkeypatch, runs) == 0
     text = page.read_text()
     assert "old" not in text
-    assert "| fcmae 1e-3 | 9 | 18.60 | 22.70 |\n\n<!-- end rates" in text
+    assert (
+        "| fcmae 1e-3 | 9 | 18.60 | 22.70 |\n| fcmae 2e-3 | 9 | 3.00 | 4.00 |\n\n<!-- end rates"
+        in text
+    )
     # 53 less 56 and 57 less 58: a mean of -2, a deviation of 1.41, times 12.7062 / sqrt(2)
     assert "| no_grn | 0, 1 | 55.00 ± 25.41 | -2.00 ± 12.71 |" in text
     # 0.41, 0.45: mean 0.43, deviation 0.0283; -0.03 and -0.01 apart

@@ -13,15 +13,15 @@ import csv
 import json
 import re
 import shutil
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from detection.arms import Arm, markdown, read_arms, spread
-from fcmae.ablation_run import FINISHED
+from detection.arms import markdown, spread
+from detection.report_run import read_run
+from fcmae.ablation import file_name
 from fcmae.analysis_plots import COLOURS, MARKERS
 from training.cli import run_tool
 from training.intervals import estimate, paired_difference
@@ -104,27 +104,18 @@ def measured(grid: Path) -> Iterator[tuple[str, str, int, float]]:
     """(row, metric, seed, value) of every finished run of a grid."""
     with (grid / "runs.csv").open(newline="") as stream:
         for run in csv.DictReader(stream):
-            row, seed = run["row"], int(run["seed"])
-            yield row, run["metric"], seed, float(run["value"])
-            if run["metric"] == HOURS:
-                metrics = grid / f"pretrain/{row}_seed_{seed}/metrics.json"
+            row, metric, seed, value = run["row"], run["metric"], int(run["seed"]), run["value"]
+            folder = f"{file_name(row)}_seed_{seed}"
+            yield row, metric, seed, float(value)
+            if metric == HOURS:
+                metrics = grid / "pretrain" / folder / "metrics.json"
                 last = json.loads(metrics.read_text().splitlines()[-1])
                 yield from ((row, m, seed, last[key]) for m, key in MEASURED.items() if key in last)
-    for arm in arms(grid):
-        for seed, run in arm.runs.items():
-            for iteration, value in run.history.get("bbox/AP", []):
-                yield arm.name, f"{BOX} at {iteration:.0f}", seed, value
-            end = run.history["total_loss"][-1][0]
-            yield arm.name, f"{BOX} at {end:.0f}", seed, arm.values("bbox")[seed]
-
-
-def arms(grid: Path) -> list[Arm]:
-    """The finished detection runs of a grid."""
-    by_arm: dict[str, list[Path]] = defaultdict(list)
-    for run in sorted(grid.glob("detect/*_seed_*/")):
-        if (run / FINISHED["detect"]).is_file():
-            by_arm[run.name.rpartition("_seed_")[0]].append(run)
-    return read_arms(by_arm)
+            if metric == BOX:
+                history = read_run(grid / "detect" / folder).history
+                end = history["total_loss"][-1][0]
+                for iteration, ap in [*history.get("bbox/AP", []), (end, float(value))]:
+                    yield row, f"{BOX} at {iteration:.0f}", seed, ap
 
 
 def compare(figures: Figures, wanted: Table) -> str:

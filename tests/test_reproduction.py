@@ -251,3 +251,8 @@ def test_the_page_is_filled_from_runs_and_keeps_the_figures_of_earlier_ones(tmp_
     # once more without the runs: the page is that of the figures kept
     assert write_page(tmp_path, monkeypatch, tmp_path / "no runs") == 0
     assert page.read_text() == text
+    # runs that were tested on different data are not put beside each other
+    shutil.rmtree(runs / "detection_64/detect/fcmae_seed_0")
+    make_run(runs / "detection_64/detect/fcmae_seed_0", 0, 4.0, 4.0, "other", losses=[2, 1])
+    assert write_page(tmp_path, monkeypatch, runs) != 0
+    assert page.read_text() == text

@@ -13,14 +13,14 @@ import csv
 import json
 import re
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from detection.arms import markdown, spread
-from detection.report_run import read_run
+from detection.arms import markdown, read_arms, spread
 from fcmae.ablation import file_name
 from fcmae.analysis_plots import COLOURS, MARKERS
 from training.cli import run_tool
@@ -102,20 +102,23 @@ def write_figures(figures: Figures, path: Path) -> None:
 
 def measured(grid: Path) -> Iterator[tuple[str, str, int, float]]:
     """(row, metric, seed, value) of every finished run of a grid."""
+    detections: dict[str, list[Path]] = defaultdict(list)
     with (grid / "runs.csv").open(newline="") as stream:
         for run in csv.DictReader(stream):
-            row, metric, seed, value = run["row"], run["metric"], int(run["seed"]), run["value"]
+            row, metric, seed = run["row"], run["metric"], int(run["seed"])
             folder = f"{file_name(row)}_seed_{seed}"
-            yield row, metric, seed, float(value)
+            yield row, metric, seed, float(run["value"])
             if metric == HOURS:
                 metrics = grid / "pretrain" / folder / "metrics.json"
                 last = json.loads(metrics.read_text().splitlines()[-1])
                 yield from ((row, m, seed, last[key]) for m, key in MEASURED.items() if key in last)
             if metric == BOX:
-                history = read_run(grid / "detect" / folder).history
-                end = history["total_loss"][-1][0]
-                for iteration, ap in [*history.get("bbox/AP", []), (end, float(value))]:
-                    yield row, f"{BOX} at {iteration:.0f}", seed, ap
+                detections[row].append(grid / "detect" / folder)
+    for arm in read_arms(detections):
+        for seed, detector in arm.runs.items():
+            end = detector.history["total_loss"][-1][0], arm.values("bbox")[seed]
+            for iteration, ap in [*detector.history.get("bbox/AP", []), end]:
+                yield arm.name, f"{BOX} at {iteration:.0f}", seed, ap
 
 
 def compare(figures: Figures, wanted: Table) -> str:

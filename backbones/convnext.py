@@ -29,7 +29,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from backbones.fused import depthwise_convolution, gelu_grn
+from backbones.kernels.fused import depthwise_convolution, gelu_grn
 from backbones.normalization import (
     GRN,
     NORM_EPS,

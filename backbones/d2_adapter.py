@@ -125,7 +125,7 @@ def build_convnext_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> D2ConvNeXt:
     if heads.SOFT_NMS.ENABLED and not heads.NAME.startswith("SoftNMS"):
         raise ValueError(
             f"MODEL.ROI_HEADS.SOFT_NMS.ENABLED is True, which {heads.NAME} would ignore: import "
-            "detection.engines.detectron2_heads and set MODEL.ROI_HEADS.NAME to "
+            "detection.engines.detectron2.heads and set MODEL.ROI_HEADS.NAME to "
             f"SoftNMS{heads.NAME}, or take the config from "
             "detection.config.to_detectron2(load_config(FILE)), which does both"
         )

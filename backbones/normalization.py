@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NORM_EPS = 1e-6
+NORM_EPS = GRN_EPS = 1e-6
 REDUCTION = 16  # of SE's and CBAM's hidden channels
 
 Kind = Literal["grn", "affine", "none", "lrn", "batchnorm", "layernorm", "se", "cbam"]

@@ -128,7 +128,7 @@ def to_detectron2(config: CfgNode) -> Any:
         reduce(getitem, sections, cfg)[leaf] = copy.deepcopy(get(config, name))
     cfg.MODEL.DEVICE = resolve_device(config)
     if cfg.MODEL.ROI_HEADS.SOFT_NMS.ENABLED:
-        import detection.engines.detectron2_heads  # noqa: F401 - registers these heads
+        import detection.engines.detectron2.heads  # noqa: F401 - registers these heads
 
         cfg.MODEL.ROI_HEADS.NAME = f"SoftNMS{cfg.MODEL.ROI_HEADS.NAME}"
     return cfg

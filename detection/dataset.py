@@ -15,11 +15,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from detection.dataset_check import DECODED_UP_TO, check_coco
-from detection.image_check import ImageFile, file_digest, shared_images
-from detection.problems import describe, shorten
-from detection.records import Records
-from detection.segmentation_check import compressed_rle
+from detection.data.check import DECODED_UP_TO, check_coco
+from detection.data.image_check import ImageFile, file_digest, shared_images
+from detection.data.problems import describe, shorten
+from detection.data.records import Records
+from detection.data.segmentation_check import compressed_rle
 from training.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def locate_dataset(name: str) -> tuple[Path, Path]:
 
 
 def load_dataset(name: str, masks: bool = True, check_images: bool = True) -> CocoDataset:
-    """Load a data set by its name, and check it as :mod:`detection.dataset_check` says.
+    """Load a data set by its name, and check it as :mod:`detection.data.check` says.
 
     Args:
         name: ``json:ANNOTATIONS:IMAGE_FOLDER`` or a registered one, such as ``coco_2017_val``.

@@ -31,7 +31,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detection.evaluate_input import number_ids, prepare_results, read_evaluation
+from detection.evaluation.inputs import number_ids, prepare_results, read_evaluation
 from training.progress import progress
 
 AREAS = ("all", "small", "medium", "large")  # pycocotools' order: bounds at 32^2 and 96^2 pixels

@@ -14,9 +14,9 @@ from backbones.export import Export
 from backbones.weight_files import read_metadata
 from detection.config import load_config
 from detection.dataset import load_dataset
-from detection.engines.torchvision_model import MaskRCNN, build_mask_rcnn
+from detection.engines.torchvision.model import MaskRCNN, build_mask_rcnn
 from detection.engines.weights import encoder_licence, newest_checkpoint, read_detector
-from detection.export_graph import DetectorGraph, suppress, suppress_by_torchvision
+from detection.exporting.graph import DetectorGraph, suppress, suppress_by_torchvision
 from training.environment import git_commit, versions
 
 LOWEST = -3.0e38  # above the -inf of an empty place, below every score
@@ -141,7 +141,7 @@ def detector_export(
 
 
 def onnx_suppression() -> Any:
-    """:func:`detection.export_graph.suppress` in ONNX's operators: a function of onnxscript."""
+    """:func:`detection.exporting.graph.suppress` in ONNX's operators: a function of onnxscript."""
     from onnxscript import opset18
 
     op: Any = opset18

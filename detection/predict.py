@@ -29,18 +29,18 @@ from fvcore.common.config import CfgNode
 
 from backbones.weight_files import write_atomically
 from detection.config import load_config
+from detection.data.records import Records
+from detection.data.transforms import prediction_sample
 from detection.dataset import CocoDataset
+from detection.drawing.instances import coco_instances, draw_instances, readable_scale
 from detection.engines import load_engine
-from detection.prediction_inputs import (
+from images.inputs import (
     Frame,
     find_files,
     is_video,
     output_names,
     read_frames,
 )
-from detection.records import Records
-from detection.transforms import prediction_sample
-from detection.visualize import coco_instances, draw_instances, readable_scale
 from training.progress import progress
 
 logger = logging.getLogger(__name__)

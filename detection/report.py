@@ -1,7 +1,7 @@
 """The report of one detection run, or the comparison of several: an HTML page and a Markdown file.
 
-It reads files only (``detection.report_run``) and knows no engine. Whatever a run did not record is
-shown as "not recorded".
+It reads files only (``detection.reporting.run``) and knows no engine. Whatever a run did not record
+is shown as "not recorded".
 """
 
 from __future__ import annotations
@@ -12,9 +12,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from detection.diagnosis import diagnose
 from detection.evaluate import coco_metrics
-from detection.report_blocks import (
+from detection.evaluation.diagnosis import diagnose
+from detection.reporting.diagnosis import TASKS, confusion_blocks, error_blocks, score_blocks
+from detection.reporting.facts import (
+    data_mismatch,
+    duration,
+    encoder_sentence,
+    facts_table,
+    started,
+)
+from detection.reporting.figures import prediction_panels
+from detection.reporting.gallery import choose_images
+from detection.reporting.run import Run, config_differences, read_runs
+from detection.reporting.training import curve_blocks, pretraining_blocks, pretraining_folder
+from reporting.blocks import (
     NOT_RECORDED,
     Block,
     Cards,
@@ -29,20 +41,8 @@ from detection.report_blocks import (
     Table,
     Term,
 )
-from detection.report_diagnosis import TASKS, confusion_blocks, error_blocks, score_blocks
-from detection.report_facts import (
-    data_mismatch,
-    duration,
-    encoder_sentence,
-    facts_table,
-    started,
-)
-from detection.report_figures import prediction_panels
-from detection.report_gallery import choose_images
-from detection.report_html import render_html
-from detection.report_markdown import write_markdown
-from detection.report_run import Run, config_differences, read_runs
-from detection.report_training import curve_blocks, pretraining_blocks, pretraining_folder
+from reporting.html import render_html
+from reporting.markdown import write_markdown
 
 logger = logging.getLogger(__name__)
 

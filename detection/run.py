@@ -20,10 +20,10 @@ from fvcore.common.config import CfgNode
 
 from detection.config import resolve_num_classes
 from detection.dataset import CocoDataset, load_dataset, warn_of_shared_images
-from detection.diagnosis import diagnose, write_diagnosis
 from detection.engines import Engine, load_engine
 from detection.engines.weights import AVERAGE_FOLDER, averaged_weights
 from detection.evaluate import coco_metrics, write_metrics_summary
+from detection.evaluation.diagnosis import diagnose, write_diagnosis
 from detection.report import write_report
 from detection.run_record import collect_facts, log_header, write_facts
 from training.checkpoints import list_checkpoints

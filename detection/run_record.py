@@ -20,7 +20,7 @@ from backbones.key_adapters import ENCODER, OUT_NORMS
 from backbones.normalization import GRNOptions
 from detection.config import get, resolve_device
 from detection.dataset import CocoDataset
-from detection.engines.torchvision_model import build_mask_rcnn
+from detection.engines.torchvision.model import build_mask_rcnn
 from detection.engines.weights import background_rows
 from detection.schema import TORCHVISION_ONLY
 from training.environment import device_name, git_commit, versions

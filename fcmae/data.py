@@ -2,7 +2,7 @@
 
 Augmentation as in the released code: RandomResizedCrop of scale 0.2 to 1 (bicubic) and horizontal
 flip. Images of 8 bits stay so until they are on the training's device, where they are normalised
-(``fcmae.statistics``): that saves the loader's workers time, and three quarters of what is copied.
+(``images.statistics``): that saves the loader's workers time, and three quarters of what is copied.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
-from fcmae.bad_images import refuse_bad
-from fcmae.image_io import EIGHT_BITS, ImageError, Picture, convert, open_picture, scaled
 from fcmae.masking import PATCH, draw_mask, grid_size
 from fcmae.packed_mask import PackedMask
-from fcmae.readers import Reader, open_images
+from images.bad_images import refuse_bad
+from images.files import EIGHT_BITS, ImageError, Picture, convert, open_picture, scaled
+from images.readers import Reader, open_images
 from training.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -195,7 +195,7 @@ def pretraining_samples(
     skip_bad_images: bool = False,
     patch_size: int = PATCH,
 ) -> PretrainingSamples:
-    """Everything from a name to samples, checked: see :func:`fcmae.readers.open_images`.
+    """Everything from a name to samples, checked: see :func:`images.readers.open_images`.
 
     Args:
         image_size: height and width in pixels, multiples of ``patch_size``.

@@ -34,14 +34,14 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from backbones.convnext import STRIDES, Block, ConvNeXt
-from backbones.fused import (
+from backbones.kernels import triton_runs
+from backbones.kernels.fused import (
     MARGIN,
     autocast_inputs,
     dense_weight_gradient,
     tile_weight_gradient,
     tiles_of,
 )
-from backbones.kernels import triton_runs
 from fcmae.masking import PATCH, check_mask, upsample_mask
 from fcmae.packed_mask import PackedMask, Places, plain_mask
 
@@ -221,7 +221,7 @@ def _neighbours(mask: Tensor, patches_n: Tensor) -> Tensor | None:
     """The table that Triton's depthwise convolution needs, where that is to run."""
     if not triton_runs(mask):
         return None
-    from fcmae.triton_depthwise import neighbouring_blocks
+    from fcmae.kernels.triton_depthwise import neighbouring_blocks
 
     return neighbouring_blocks(mask, patches_n)
 
@@ -231,7 +231,7 @@ def _block(block: nn.Module, x_nppc: Tensor, places: Places, neighbours: Tensor 
     if neighbours is None:
         y_nppc = block.norm(_depthwise(block.dwconv, x_nppc, places))
     else:
-        from fcmae.triton_depthwise import depthwise_norm
+        from fcmae.kernels.triton_depthwise import depthwise_norm
 
         y_nppc = depthwise_norm(block.dwconv, block.norm, x_nppc, neighbours)
     y_bvppc = y_nppc.view(places.shape[0], -1, *x_nppc.shape[1:])

@@ -22,15 +22,15 @@ from backbones.checkpoint import OWN_WEIGHTS, load_encoder, save_encoder
 from backbones.convnext import build_convnext
 from backbones.kernels import use_kernels
 from backbones.param_groups import parameter_groups
-from fcmae.bad_images import BadImages
-from fcmae.collapse import WATCHED_IMAGES, CollapseWatch, steps_between_measures
 from fcmae.data import Batch, PretrainingSamples, collate, pretraining_samples
+from fcmae.features.collapse import WATCHED_IMAGES, CollapseWatch, steps_between_measures
 from fcmae.model import FCMAE
 from fcmae.pretrain_options import PretrainOptions, total_steps
-from fcmae.readers import fingerprint
 from fcmae.run_files import CONFIG, as_yaml, write_config
-from fcmae.statistics import Statistics, choose
 from fcmae.visualize import reconstruction_panel, save_panel
+from images.bad_images import BadImages
+from images.readers import fingerprint
+from images.statistics import Statistics, choose
 from training.checkpoints import refuse_existing_run
 from training.cli import is_main_process
 from training.data import evenly_spread, seed_generators
@@ -237,7 +237,7 @@ def _statistics(options: PretrainOptions, samples: PretrainingSamples, resume: b
 
     Raises:
         ValueError: if the options contradict the run that is resumed, see also
-            :func:`fcmae.statistics.choose`.
+            :func:`images.statistics.choose`.
     """
     config = Path(options.output_dir) / CONFIG
     if resume and config.is_file():

@@ -13,7 +13,7 @@ from backbones.kernels import Kernels, why_no_triton
 from backbones.normalization import GRNOptions
 from fcmae.decoders import check_decoder
 from fcmae.masking import PATCH, grid_size, visible_count
-from fcmae.statistics import problems_of
+from images.statistics import problems_of
 from training.options import loop_problems
 
 
@@ -23,10 +23,10 @@ class PretrainOptions:
 
     Args:
         model: a key of ``backbones.convnext.SIZES``.
-        data: a source of images, see :func:`fcmae.readers.open_images`.
+        data: a source of images, see :func:`images.readers.open_images`.
         output_dir: the run's folder.
         split: of sources that have several.
-        in_chans: channels of the images; how a file's become these: ``fcmae.image_io``.
+        in_chans: channels of the images; how a file's become these: ``images.files``.
         mean, std: of each channel, of values scaled to 0..1; chosen by ``statistics`` when None.
         statistics: "imagenet", "measure", or "auto": ImageNet's for 3 channels of 8 bits, measured
             for all others.
@@ -51,7 +51,7 @@ class PretrainOptions:
         clip_norm: largest global gradient norm; none by default, as in the paper.
         panel_every: steps between two reconstruction panels; 0 for about ten over the run.
         measure_features_every: epochs between two measures of the features' diversity, see
-            ``fcmae.collapse``; None for about fifty over the run, 0 for none.
+            ``fcmae.features.collapse``; None for about fifty over the run, 0 for none.
     """
 
     model: str

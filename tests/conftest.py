@@ -61,11 +61,17 @@ class ToolResult(NamedTuple):
 
 @pytest.fixture
 def run_tool(monkeypatch, capfd):
-    """Run ``tools/NAME.py`` with arguments as a command line would, in this process (imports are
+    """Run ``tools/NAME.py`` or ``dev/NAME.py`` with arguments as a command line would, in this process (imports are
     slow): ``run_tool("pretrain_fcmae", "--model", ...) -> ToolResult(code, out, err)``."""
 
     def run(name: str, *arguments: object) -> ToolResult:
-        path = ROOT / "tools" / f"{name}.py"
+        path = next(
+            (
+                ROOT / d / f"{name}.py"
+                for d in ("tools", "dev")
+                if (ROOT / d / f"{name}.py").is_file()
+            )
+        )
         monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:

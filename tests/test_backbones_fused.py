@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from backbones.convnext import GRN, GRNOptions, build_convnext
-from backbones.fused import (
+from backbones.kernels.fused import (
     BYTES_AT_ONCE,
     depthwise_convolution,
     gelu_grn,

@@ -1,4 +1,4 @@
-"""detection.arms: means, intervals and paired differences of runs, and what is refused."""
+"""detection.reporting.arms: means, intervals, paired differences of runs, what is refused."""
 
 import json
 

@@ -11,8 +11,8 @@ import torch
 from pycocotools import mask as rle_codec
 from torchvision.models._utils import IntermediateLayerGetter
 
-from detection import benchmark_evaluation
-from detection.benchmark import (
+from detection.benchmarks import evaluation as benchmark_evaluation
+from detection.benchmarks.engines import (
     LOGIT_SPREAD,
     RESNET,
     Case,
@@ -23,8 +23,8 @@ from detection.benchmark import (
     make_samples,
     torchvision_detector,
 )
-from detection.benchmark_evaluation import evaluation_case, write_synthetic
-from detection.benchmark_tables import detection_tables
+from detection.benchmarks.evaluation import evaluation_case, write_synthetic
+from detection.benchmarks.tables import detection_tables
 
 CPU = torch.device("cpu")
 SMALL = Case(
@@ -197,7 +197,7 @@ def test_tool_measures_the_shapes_that_were_asked_for(run_tool, monkeypatch):
         calls.append(options)
         return {"heading": [{"ratio": 0.5}]}
 
-    monkeypatch.setattr("detection.benchmark_tables.detection_tables", recorded)
+    monkeypatch.setattr("detection.benchmarks.tables.detection_tables", recorded)
     arguments = ["--sizes", "convnextv2_pico", "--image-size", "320", "--rounds", "2"]
     arguments += ["--images", "0", "--only", "cost", "--json"]
     shown = run_tool("benchmark", "detection", *arguments)

@@ -10,7 +10,7 @@ import torch
 
 import det_configs
 from backbones.convnext import SIZES
-from detection.complexity import build_on_meta, complexity
+from detection.benchmarks.complexity import build_on_meta, complexity
 from detection.config import (
     DEFAULTS,
     OVERRIDES,
@@ -21,8 +21,8 @@ from detection.config import (
     resolve_num_classes,
     to_detectron2,
 )
+from detection.data.records import Records
 from detection.dataset import CocoDataset
-from detection.records import Records
 from detection.schema import SCHEMA, TORCHVISION_ONLY
 
 ROOT = Path(det_configs.__file__).parent

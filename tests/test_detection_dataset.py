@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from small_coco import SIZES, small_coco, write_small_coco
 
-from detection import image_check
+from detection.data import image_check
+from detection.data.check import check_coco, check_overlap, image_files
+from detection.data.segmentation_check import compressed_rle, mask_bounds
 from detection.dataset import load_dataset, locate_dataset, warn_of_shared_images
-from detection.dataset_check import check_coco, check_overlap, image_files
-from detection.segmentation_check import compressed_rle, mask_bounds
 
 
 def errors(folder, tree=None, **options):

@@ -8,9 +8,9 @@ from PIL import Image
 from small_coco import small_coco, write_small_coco
 from small_detector import small_config
 
+from detection.data.transforms import DetectionSamples
 from detection.dataset import load_dataset
-from detection.decode import bits_per_channel, decode_image
-from detection.transforms import DetectionSamples
+from images.decode import bits_per_channel, decode_image
 
 GREY = (np.arange(24 * 20, dtype=np.uint16) * 136).reshape(24, 20)  # 0 to 65144
 COLOUR = np.stack([GREY, GREY[::-1], 65535 - GREY], -1)  # RGB
@@ -72,7 +72,7 @@ def test_values_without_a_stated_white_are_refused(tmp_path, values, message):
 @pytest.mark.parametrize("channels", ["RGB", "L"])
 def test_both_engines_see_the_same_16_bit_image(tmp_path, channels):
     from detection.config import to_detectron2
-    from detection.engines.detectron2_data import Mapper
+    from detection.engines.detectron2.data import Mapper
 
     annotations, images = write_small_coco(tmp_path, small_coco())
     save_png(images / "20.png", np.tile(GREY, (2, 2))[:40, :40])

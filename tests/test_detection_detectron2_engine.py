@@ -18,13 +18,13 @@ pytestmark = pytest.mark.detectron2
 from backbones.checkpoint import save_encoder
 from backbones.convnext import build_convnext
 from detection.config import default_config
+from detection.data.transforms import DetectionSamples
 from detection.dataset import load_dataset
 from detection.engines import load_engine
-from detection.engines.detectron2_data import TrainingBatches
-from detection.engines.detectron2_engine import prepare
-from detection.engines.detectron2_trainer import Trainer, build_detector, build_optimizer
+from detection.engines.detectron2.data import TrainingBatches
+from detection.engines.detectron2.engine import prepare
+from detection.engines.detectron2.trainer import Trainer, build_detector, build_optimizer
 from detection.engines.weights import detectron2_to_torchvision
-from detection.transforms import DetectionSamples
 from training.data import BatchOrder, seed_generators
 from training.loop import NonFiniteLossError
 
@@ -393,7 +393,7 @@ TWO_PROCESSES = """
 import sys
 from detection.config import load_config
 from detection.dataset import load_dataset
-from detection.engines.detectron2_engine import Detectron2Engine, launch
+from detection.engines.detectron2.engine import Detectron2Engine, launch
 
 
 def work(config):
@@ -429,6 +429,6 @@ def test_two_processes_on_a_cpu_train_and_predict_as_one_does(dataset, tmp_path)
 
 def test_a_batch_that_processes_cannot_share_is_refused(dataset, tmp_path, monkeypatch):
     cfg = prepare(small_config(tmp_path), dataset)
-    monkeypatch.setattr("detection.engines.detectron2_data.comm.get_world_size", lambda: 3)
+    monkeypatch.setattr("detection.engines.detectron2.data.comm.get_world_size", lambda: 3)
     with pytest.raises(ValueError, match=r"IMS_PER_BATCH is 2.*3 processes"):
         TrainingBatches(cfg, dataset, seed=0)

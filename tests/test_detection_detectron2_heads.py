@@ -19,11 +19,11 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detection.config import to_detectron2
 from detection.dataset import load_dataset
 from detection.engines import load_engine
-from detection.engines.detectron2_data import write_predictions
-from detection.engines.detectron2_heads import write_augmented_predictions
-from detection.engines.detectron2_trainer import build_detector
+from detection.engines.detectron2.data import write_predictions
+from detection.engines.detectron2.heads import write_augmented_predictions
+from detection.engines.detectron2.trainer import build_detector
 from detection.engines.soft_nms import SoftNMS
-from detection.engines.torchvision_model import build_mask_rcnn
+from detection.engines.torchvision.model import build_mask_rcnn
 from detection.engines.weights import torchvision_to_detectron2
 from detection.evaluate import coco_metrics
 from detection.run import run

@@ -1,12 +1,12 @@
-"""detection.diagnosis against COCO's own AP50, hand derivations and a naive loop."""
+"""detection.evaluation.diagnosis against COCO's own AP50, hand derivations and a naive loop."""
 
 import json
 
 import numpy as np
 import pytest
 
-from detection.diagnosis import diagnose
 from detection.evaluate import coco_metrics
+from detection.evaluation.diagnosis import diagnose
 
 
 def write_case(folder, truth, results):

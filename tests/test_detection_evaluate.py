@@ -15,7 +15,7 @@ from pycocotools import mask as rle_codec
 
 from detection import evaluate as module
 from detection.evaluate import METRICS, coco_metrics, write_metrics_summary
-from detection.evaluate_input import segmentation_to_rle
+from detection.evaluation.inputs import segmentation_to_rle
 
 IOU_THRESHOLDS = [0.5 + 0.05 * i for i in range(10)]
 AREA_RANGES = {"all": (0, 1e10), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}

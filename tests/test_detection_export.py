@@ -19,12 +19,12 @@ from backbones.convnext import SIZES, Size
 from backbones.export import FIRST_TORCH, METADATA_FILE, write_export
 from backbones.weight_files import save_pickle
 from detection.dataset import load_dataset
-from detection.engines.torchvision_model import ChannelNorm, MaskRCNN, build_mask_rcnn
-from detection.engines.torchvision_roi import rescale_detections
+from detection.engines.torchvision.model import ChannelNorm, MaskRCNN, build_mask_rcnn
+from detection.engines.torchvision.roi import rescale_detections
 from detection.engines.weights import torchvision_to_detectron2
 from detection.export import class_facts, detector_export, load_run
-from detection.export_evaluate import TORCH, compare, markdown_table, onnx_detector
-from detection.export_graph import DetectorGraph, suppress, suppress_by_torchvision
+from detection.exporting.evaluate import TORCH, compare, markdown_table, onnx_detector
+from detection.exporting.graph import DetectorGraph, suppress, suppress_by_torchvision
 
 pytestmark = pytest.mark.skipif(torch.__version__ < FIRST_TORCH, reason="torch is too old")
 

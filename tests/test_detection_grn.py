@@ -11,8 +11,8 @@ from backbones.convnext import build_convnext
 from backbones.normalization import GRNOptions
 from detection.config import load_config
 from detection.dataset import load_dataset
-from detection.engines.torchvision_engine import load_initial_weights, save_detector
-from detection.engines.torchvision_model import build_mask_rcnn
+from detection.engines.torchvision.engine import load_initial_weights, save_detector
+from detection.engines.torchvision.model import build_mask_rcnn
 from detection.run_record import encoder_facts
 
 GRN = "MODEL.CONVNEXT.GRN."

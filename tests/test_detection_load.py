@@ -11,11 +11,11 @@ from pycocotools.coco import COCO
 from small_coco import write_small_coco
 from torch.utils.data import DataLoader
 
-from detection.benchmark_load import HEIGHT, WIDTH, write_annotations
+from detection.benchmarks.load import HEIGHT, WIDTH, write_annotations
+from detection.data.check import check_coco
+from detection.data.records import Records
 from detection.dataset import load_dataset
-from detection.dataset_check import check_coco
-from detection.image_check import in_threads
-from detection.records import Records
+from images.threads import in_threads
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_processes_of_a_loader_get_the_records(tmp_path):
 
 
 def test_threads_are_given_some_files_at_a_time_and_keep_their_order(monkeypatch):
-    monkeypatch.setattr("detection.image_check.QUEUED", 10)
+    monkeypatch.setattr("detection.data.image_check.QUEUED", 10)
     begun: list[int] = []
     results = in_threads(lambda number: begun.append(number) or number**2, range(35))
     assert next(results) == 0
@@ -92,9 +92,9 @@ def test_threads_are_given_some_files_at_a_time_and_keep_their_order(monkeypatch
 
 
 def test_tool_measures_each_work_of_the_size_that_was_asked_for(run_tool, monkeypatch):
-    monkeypatch.setattr("detection.benchmark_load._fresh", lambda work, *options: work(*options))
+    monkeypatch.setattr("detection.benchmarks.load._fresh", lambda work, *options: work(*options))
     for name, number in (("SAMPLES", 1), ("SHAPES", 200), ("DETECTIONS", 10)):
-        monkeypatch.setattr(f"detection.benchmark_load.{name}", number)
+        monkeypatch.setattr(f"detection.benchmarks.load.{name}", number)
     arguments = ("--images", 20, "--objects", 100, "--json")
     tables = json.loads(run_tool("benchmark", "load", *arguments).out)
     data = {row["what"]: row for row in tables["20 images, 100 objects"]}

@@ -12,8 +12,9 @@ from small_detector import small_config
 from tracked import StubWandb, logged_numbers, logged_pictures
 
 from detection.dataset import load_dataset
-from detection.engines import load_engine, torchvision_engine
-from detection.overlays import GAP, LONG_SIDE, overlays, overlays_due
+from detection.engines import load_engine
+from detection.engines.overlays import GAP, LONG_SIDE, overlays, overlays_due
+from detection.engines.torchvision import engine as torchvision_engine
 from training.trackers import PROJECT
 
 ENGINES = ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]

@@ -19,8 +19,8 @@ from two_engines import (
     assert_same_gradients,
 )
 
+from detection.data.transforms import DetectionSamples
 from detection.dataset import load_dataset
-from detection.transforms import DetectionSamples
 from training.data import seed_generators
 
 pytestmark = pytest.mark.detectron2
@@ -106,7 +106,7 @@ def test_images_without_objects_teach_both_engines_the_same(norms):
 
 def test_a_data_set_with_empty_and_crowd_only_images_teaches_both_engines_the_same(tmp_path):
     from detection.config import to_detectron2
-    from detection.engines.detectron2_data import Mapper
+    from detection.engines.detectron2.data import Mapper
 
     tree = small_coco()
     tree["annotations"] = [a for a in tree["annotations"] if a["image_id"] != 12 or a["iscrowd"]]

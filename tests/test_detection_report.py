@@ -16,17 +16,17 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detection import report_figures
-from detection.diagnosis import diagnose, write_diagnosis
 from detection.evaluate import METRICS, coco_metrics, write_metrics_summary
+from detection.evaluation.diagnosis import diagnose, write_diagnosis
 from detection.report import write_report
-from detection.report_blocks import Chart, Number, RunName, Series
-from detection.report_charts import MAX_POINTS, chart_svg, thin, ticks
-from detection.report_diagnosis import KINDS
-from detection.report_facts import duration
-from detection.report_figures import encode_jpeg
-from detection.report_gallery import choose_images
-from detection.report_run import Run, read_run
+from detection.reporting import figures as report_figures
+from detection.reporting.diagnosis import KINDS
+from detection.reporting.facts import duration
+from detection.reporting.figures import encode_jpeg
+from detection.reporting.gallery import choose_images
+from detection.reporting.run import Run, read_run
+from reporting.blocks import Chart, Number, RunName, Series
+from reporting.charts import MAX_POINTS, chart_svg, thin, ticks
 
 SECTIONS = [
     *("headline", "metrics", "classes", "errors", "scores", "confusion"),

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from detection.data.scenes import CATEGORIES, draw_scene, write_scenes
 from detection.dataset import load_dataset
-from detection.scenes import CATEGORIES, draw_scene, write_scenes
 
 
 @pytest.fixture(scope="module")

@@ -25,16 +25,16 @@ from PIL import Image
 from safetensors.torch import load_file
 from small_detector import small_config
 
-import detection.transforms
+import detection.data.transforms
 from detection.config import to_detectron2
 from detection.dataset import load_dataset
-from detection.decode import decode_image
 from detection.engines import load_engine
 from detection.engines.optimizer import build_adamw
-from detection.engines.torchvision_model import build_mask_rcnn
+from detection.engines.torchvision.model import build_mask_rcnn
 from detection.engines.weights import detectron2_to_torchvision
 from detection.evaluate import coco_metrics
 from detection.run import run
+from images.decode import decode_image
 from training import environment
 from training.checkpoints import list_checkpoints
 
@@ -196,7 +196,7 @@ def train_killed(reads: int, *arguments: Any) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return decode_image(*of_image, **options)
 
-    detection.transforms.decode_image = read_or_die
+    detection.data.transforms.decode_image = read_or_die
     work(0, 1, 0, *arguments)
 
 

@@ -13,8 +13,7 @@ from PIL import Image
 from small_coco import small_coco, write_small_coco
 
 from detection.config import default_config, to_detectron2
-from detection.dataset import load_dataset
-from detection.transforms import (
+from detection.data.transforms import (
     Crop,
     DetectionSamples,
     Flip,
@@ -27,6 +26,7 @@ from detection.transforms import (
     transformed_box,
     transformed_mask,
 )
+from detection.dataset import load_dataset
 
 PLAIN = {"INPUT.MIN_SIZE_TRAIN": (48, 72), "INPUT.MAX_SIZE_TRAIN": 100, "INPUT.MIN_SIZE_TEST": 50}
 VARIANTS = {

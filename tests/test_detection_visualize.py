@@ -1,4 +1,4 @@
-"""detection.visualize: what is drawn where, at every image size."""
+"""detection.drawing.instances: what is drawn where, at every image size."""
 
 import logging
 from pathlib import Path
@@ -8,10 +8,11 @@ import pytest
 from PIL import Image, ImageDraw
 from pycocotools import mask as rle_codec
 
-from detection import labels, visualize
-from detection.labels import Label, contrast, draw_labels, drawable, font_for, text_colour
-from detection.palette import as_seen, class_colour
-from detection.visualize import Instance, coco_instances, draw_instances, readable_scale
+from detection.drawing import instances as visualize
+from detection.drawing import labels
+from detection.drawing.instances import Instance, coco_instances, draw_instances, readable_scale
+from detection.drawing.labels import Label, contrast, draw_labels, drawable, font_for, text_colour
+from detection.drawing.palette import as_seen, class_colour
 
 GREY = 128
 

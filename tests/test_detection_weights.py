@@ -7,7 +7,7 @@ from small_detector import small_config
 
 from backbones.checkpoint import save_encoder
 from backbones.convnext import build_convnext
-from detection.engines.torchvision_model import build_mask_rcnn
+from detection.engines.torchvision.model import build_mask_rcnn
 from detection.engines.weights import (
     detectron2_to_torchvision,
     is_detectron2,

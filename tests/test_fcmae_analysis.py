@@ -18,17 +18,17 @@ from safetensors.torch import save_file
 from backbones.checkpoint import save_encoder
 from backbones.convnext import ConvNeXt, Size, build_convnext
 from backbones.normalization import GRNOptions
-from fcmae.analysed_models import load_model
-from fcmae.analysis import (
+from fcmae.features.analysis import (
     ClassSelectivity,
     analyze,
     cosine_distance,
     dead_and_saturated,
     effective_rank,
 )
-from fcmae.analysis_images import AnalysisImages
-from fcmae.channel_maps import kinds_of
-from fcmae.taps import TAPS, run_features, tap_points, tapped
+from fcmae.features.channel_maps import kinds_of
+from fcmae.features.images import AnalysisImages
+from fcmae.features.models import load_model
+from fcmae.features.taps import TAPS, run_features, tap_points, tapped
 
 TINY = Size((4, 6, 8, 10), (1, 1, 2, 1), 2)
 TINY_V1 = Size((4, 6, 8, 10), (1, 1, 2, 1), 1)

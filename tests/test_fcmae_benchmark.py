@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fcmae.benchmark import Case, arithmetic_bound, encoder_case, saved_bytes
-from fcmae.benchmark_data import data_case, write_photographs
-from fcmae.benchmark_growth import Sweep, draw_growth, measure_growth
+from fcmae.benchmarks.data import data_case, write_photographs
+from fcmae.benchmarks.growth import Sweep, draw_growth, measure_growth
+from fcmae.benchmarks.steps import Case, arithmetic_bound, encoder_case, saved_bytes
 from training.measure import interleaved, peak_bytes, table
 
 

@@ -10,9 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from backbones.convnext import SIZES, ConvNeXt, Size
 from backbones.kernels import use_kernels, why_no_triton
-from fcmae import benchmark_gpu
-from fcmae.benchmark import Case
-from fcmae.benchmark_gpu import Rates, gpu_encoder_case, measure_rates, roofline_seconds
+from fcmae.benchmarks import gpu as benchmark_gpu
+from fcmae.benchmarks.gpu import Rates, gpu_encoder_case, measure_rates, roofline_seconds
+from fcmae.benchmarks.steps import Case
 from fcmae.masking import random_mask
 from fcmae.packed import PackedEncoder
 from training.measure import table

@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file
 
 from backbones.convnext import ConvNeXt, Size
-from fcmae.analysis import analyze
-from fcmae.collapse import CollapseWatch, measured_history, steps_between_measures
+from fcmae.features.analysis import analyze
+from fcmae.features.collapse import CollapseWatch, measured_history, steps_between_measures
 from fcmae.model import FCMAE
 from fcmae.packed import ENCODERS
 from fcmae.pretrain import pretrain
 from fcmae.pretrain_options import PretrainOptions
-from fcmae.statistics import IMAGENET
+from images.statistics import IMAGENET
 
 TINY = Size((4, 6, 8, 10), (1, 1, 2, 1), 2)
 IMAGES = torch.randint(0, 256, (3, 3, 64, 96), generator=torch.Generator().manual_seed(0)).byte()
@@ -75,7 +75,7 @@ def test_measures_fall_on_lines_of_the_metrics(every_epochs, epoch_steps, steps,
 
 def test_collapse_is_warned_of_once_for_each_block(caplog):
     model, watched = small_model(), watch()
-    with caplog.at_level(logging.WARNING, "fcmae.collapse"):
+    with caplog.at_level(logging.WARNING, "fcmae.features.collapse"):
         watched(2, model)
         assert not caplog.records
         with torch.no_grad():  # all channels of one block become the same map
@@ -95,7 +95,7 @@ def test_collapse_is_warned_of_once_for_each_block(caplog):
 
 def test_blocks_without_any_response_are_warned_of_as_dead(caplog):
     model = small_model()
-    with torch.no_grad(), caplog.at_level(logging.WARNING, "fcmae.collapse"):
+    with torch.no_grad(), caplog.at_level(logging.WARNING, "fcmae.features.collapse"):
         block = model.encoder.stages[3][0]
         for parameter in (block.pwconv1.weight, block.pwconv1.bias, block.grn.beta):
             parameter.zero_()

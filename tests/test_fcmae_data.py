@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from fcmae.bad_images import BadImages
 from fcmae.data import collate, pretraining_samples
-from fcmae.image_io import ImageError
+from images.bad_images import BadImages
+from images.files import ImageError
 from training.data import BatchOrder, SampleKey, SeededSamples, build_loader, seed_generators
 
 

@@ -10,7 +10,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from fcmae.image_io import ImageError, convert, open_picture, scaled
+from images.files import ImageError, convert, open_picture, scaled
 
 GENERATOR = np.random.default_rng(0)
 

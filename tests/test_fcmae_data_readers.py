@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from fcmae.readers import fingerprint, open_images
-from fcmae.shards import expand_braces
+from images.readers import fingerprint, open_images
+from images.shards import expand_braces
 
 
 def write_tar(path, files):

@@ -9,7 +9,7 @@ from torchvision.transforms.v2.functional import normalize
 
 from fcmae.data import pretraining_samples
 from fcmae.pretrain_options import PretrainOptions
-from fcmae.statistics import IMAGENET, Statistics, choose, measure
+from images.statistics import IMAGENET, Statistics, choose, measure
 
 GENERATOR = np.random.default_rng(0)
 

@@ -23,18 +23,18 @@ from timm.utils import accuracy as timm_accuracy
 from backbones.checkpoint import OWN_WEIGHTS, load_encoder, read_source, save_encoder, save_ours
 from backbones.convnext import GRNOptions, build_convnext
 from backbones.key_adapters import from_ours
-from detection.engines.torchvision_engine import load_initial_weights
-from detection.engines.torchvision_model import build_mask_rcnn
-from fcmae.analysed_models import load_model
-from fcmae.analysis import analyze
-from fcmae.class_head import choose_rows, read_classifier
-from fcmae.classification_accuracy import evaluate_classifier
-from fcmae.classification_data import labelled_data, set_apart, training_transform
-from fcmae.classification_setup import set_up
-from fcmae.collapse import measured_history
-from fcmae.finetune import FinetuningStep, check_batch, finetune
-from fcmae.finetune_options import FinetuneOptions
-from fcmae.finetune_recipes import RECIPES, choose_recipe, schedule, step_of_chain
+from detection.engines.torchvision.engine import load_initial_weights
+from detection.engines.torchvision.model import build_mask_rcnn
+from fcmae.classification.accuracy import evaluate_classifier
+from fcmae.classification.data import labelled_data, set_apart, training_transform
+from fcmae.classification.finetune import FinetuningStep, check_batch, finetune
+from fcmae.classification.head import choose_rows, read_classifier
+from fcmae.classification.options import FinetuneOptions
+from fcmae.classification.recipes import RECIPES, choose_recipe, schedule, step_of_chain
+from fcmae.classification.setup import set_up
+from fcmae.features.analysis import analyze
+from fcmae.features.collapse import measured_history
+from fcmae.features.models import load_model
 from training.data import seed_generators
 
 PLAIN = {"rand_augment": "", "random_erasing": 0.0, "drop_path": 0.0, "label_smoothing": 0.0}

@@ -9,12 +9,12 @@ import torch
 from test_fcmae_model import small_fcmae
 
 from fcmae import packed, packed_mask
-from fcmae.bad_images import BadImages
 from fcmae.data import collate, pretraining_samples
 from fcmae.masking import random_mask
 from fcmae.packed_mask import PackedMask
 from fcmae.pretrain import PretrainingStep
-from fcmae.statistics import Statistics
+from images.bad_images import BadImages
+from images.statistics import Statistics
 from training.data import BatchOrder, build_loader, to_device
 
 

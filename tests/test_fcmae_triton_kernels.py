@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from backbones.convnext import GRN, ConvNeXt, Size, build_convnext
-from backbones.fused import gelu_grn
 from backbones.kernels import use_kernels, why_no_triton
+from backbones.kernels.fused import gelu_grn
 from fcmae.masking import random_mask, visible_patches
 from fcmae.packed import PackedEncoder
 from fcmae.packed_mask import Places
@@ -28,8 +28,8 @@ DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 PROBLEM = why_no_triton(DEVICE)
 pytestmark = pytest.mark.skipif(PROBLEM is not None, reason=str(PROBLEM))
 if PROBLEM is None:
-    from fcmae import triton_depthwise
-    from fcmae.triton_depthwise import _shared_out, depthwise_norm, neighbouring_blocks
+    from fcmae.kernels import triton_depthwise
+    from fcmae.kernels.triton_depthwise import _shared_out, depthwise_norm, neighbouring_blocks
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -291,9 +291,9 @@ def compile_only(self, *arguments, **options):
 
 JITFunction.run = compile_only
 
-from backbones.triton_gelu_grn import GeluGrn
+from backbones.kernels.triton_gelu_grn import GeluGrn
 from fcmae.masking import visible_patches
-from fcmae.triton_depthwise import depthwise_norm, neighbouring_blocks
+from fcmae.kernels.triton_depthwise import depthwise_norm, neighbouring_blocks
 
 mask = torch.zeros(1, 2, 2, dtype=torch.bool)
 for p, c, dtype in ((8, 128, torch.bfloat16), (1, 40, torch.float16)):

@@ -33,17 +33,17 @@ from backbones.checkpoint import load_encoder
 from backbones.convnext import ConvNeXt, Size
 from backbones.weight_files import read_state_dict
 from detection.config import load_config
+from detection.data.transforms import transformed_mask
 from detection.dataset import load_dataset
-from detection.decode import decode_image
-from detection.evaluate_input import (
+from detection.evaluation.inputs import (
     prepare_annotations,
     prepare_results,
     read_ground_truth,
     read_results,
 )
 from detection.schema import SCHEMA
-from detection.transforms import transformed_mask
-from fcmae.image_io import open_picture
+from images.decode import decode_image
+from images.files import open_picture
 from training.cli import USER_ERRORS
 
 SECONDS = 10  # for one file

@@ -26,7 +26,6 @@ BY_OTHERS = {
 UNDECLARED = {  # no index has them, or they come with torch
     "detectron2",
     "triton",
-    "MinkowskiEngine",
 }
 PACKAGES = ("backbones", "fcmae", "detection", "training", "det_configs")
 

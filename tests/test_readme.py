@@ -12,7 +12,7 @@ from PIL import Image
 
 from backbones.checkpoint import save_encoder
 from backbones.convnext import build_convnext
-from detection.scenes import write_scenes
+from detection.data.scenes import write_scenes
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 
 from backbones.checkpoint import save_encoder
 from backbones.convnext import ConvNeXt, Size
-from fcmae.analysed_models import load_model
-from fcmae.analysis import analyze
-from fcmae.analysis_images import AnalysisImages
+from fcmae.features.analysis import analyze
+from fcmae.features.images import AnalysisImages
+from fcmae.features.models import load_model
 
 
 @pytest.fixture

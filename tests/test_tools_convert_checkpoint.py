@@ -16,7 +16,7 @@ from golden import inputs
 from backbones.checkpoint import load_encoder, read_metadata, read_state_dict, save_encoder
 from backbones.convnext import SIZES, STAGES, ConvNeXt, GRNOptions, Size, build_convnext
 from backbones.weight_files import save_pickle, save_safetensors
-from detection.engines.torchvision_model import build_mask_rcnn
+from detection.engines.torchvision.model import build_mask_rcnn
 from detection.engines.weights import detectron2_to_torchvision
 from training.cli import run_tool
 

@@ -12,7 +12,7 @@ from backbones.checkpoint import save_encoder
 from backbones.convnext import ConvNeXt, Size
 from backbones.export import FIRST_TORCH
 from backbones.weight_files import save_safetensors
-from detection.engines.torchvision_model import build_mask_rcnn
+from detection.engines.torchvision.model import build_mask_rcnn
 
 pytestmark = pytest.mark.skipif(torch.__version__ < FIRST_TORCH, reason="torch is too old")
 

@@ -15,8 +15,8 @@ from small_detector import small_config
 
 from detection.dataset import load_dataset
 from detection.engines import load_engine
-from detection.prediction_inputs import find_files, output_names, read_frames
 from detection.run_record import collect_facts, write_facts
+from images.inputs import find_files, output_names, read_frames
 
 CONFIG = {
     "MODEL.ROI_HEADS.NUM_CLASSES": 2,

@@ -69,7 +69,7 @@ def test_a_runs_facts_go_into_the_json_and_its_numbers_into_the_table(
     (tmp_path / "README.md").write_text(page.replace("12.3", "52.3"))
     shown = run_tool("write_results_table", *files, "--check")
     assert shown.code == 1
-    assert "is out of date: run tools/write_results_table.py" in shown.err
+    assert "is out of date: run dev/write_results_table.py" in shown.err
 
 
 def test_a_run_that_was_not_evaluated_is_refused_with_what_is_missing(files, run, run_tool):

@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 from small_coco import write_small_coco
 
-from detection.benchmark_evaluation import write_synthetic
-from detection.dataset_check import check_coco
-from detection.diagnosis import diagnose
+from detection.benchmarks.evaluation import write_synthetic
+from detection.data.check import check_coco
+from detection.data.scenes import write_scenes
 from detection.evaluate import coco_metrics
-from detection.scenes import write_scenes
-from fcmae.readers import open_images
+from detection.evaluation.diagnosis import diagnose
+from images.readers import open_images
 from training.cli import log_to
 from training.progress import progress
 

@@ -1,6 +1,6 @@
 """The two engines behind one small interface, so that tests compare them as equals.
 
-Weights and gradients go by detectron2's names; samples are those of ``detection.transforms``.
+Weights and gradients go by detectron2's names; samples are those of ``detection.data.transforms``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from detection.config import to_detectron2
-from detection.engines.torchvision_model import build_mask_rcnn
+from detection.engines.torchvision.model import build_mask_rcnn
 from detection.engines.weights import detectron2_to_torchvision, torchvision_to_detectron2
 
 Sample = dict[str, Any]
@@ -86,7 +86,7 @@ class Detectron2Detector:
         from detectron2.modeling import build_model
 
         import backbones.d2_adapter  # noqa: F401 - registers the backbone
-        import detection.engines.detectron2_heads  # noqa: F401 - registers the heads
+        import detection.engines.detectron2.heads  # noqa: F401 - registers the heads
 
         self.model = build_model(to_detectron2(config))
 

@@ -12,8 +12,8 @@ import signal
 import sys
 from pathlib import Path
 
-from fcmae.ablation import load_grid
-from fcmae.ablation_run import run_grid
+from fcmae.grids.grid import load_grid
+from fcmae.grids.run import run_grid
 from training.cli import ToolParser, log_to, run_tool
 
 EXAMPLES = """\

@@ -12,10 +12,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from fcmae.analysed_models import SOURCES
-from fcmae.analysis_run import AnalysisOptions, analyze_models, draw_runs
+from fcmae.features.models import SOURCES
+from fcmae.features.run import AnalysisOptions, analyze_models, draw_runs
+from fcmae.features.taps import TAPS
 from fcmae.pretrain_options import parse_image_size
-from fcmae.taps import TAPS
 from training.cli import HelpFormatter, ToolParser, log_to, run_tool
 
 EXAMPLES = """\

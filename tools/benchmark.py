@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 
 from backbones.kernels import KERNELS, use_kernels
-from detection.benchmark_load import IMAGES, OBJECTS, load_tables
-from detection.benchmark_tables import PARTS, detection_tables
-from fcmae.benchmark import Case, encoder_case, pretrain_case
-from fcmae.benchmark_data import data_case
-from fcmae.benchmark_gpu import gpu_encoder_case
-from fcmae.benchmark_growth import COLUMNS, draw_growth, measure_growth
+from detection.benchmarks.load import IMAGES, OBJECTS, load_tables
+from detection.benchmarks.tables import PARTS, detection_tables
+from fcmae.benchmarks.data import data_case
+from fcmae.benchmarks.gpu import gpu_encoder_case
+from fcmae.benchmarks.growth import COLUMNS, draw_growth, measure_growth
+from fcmae.benchmarks.steps import Case, encoder_case, pretrain_case
 from training.cli import ToolParser, run_tool
 from training.environment import device_name, versions
 from training.measure import Row, table

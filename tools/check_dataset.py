@@ -8,8 +8,8 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-from detection.dataset_check import check_coco, check_overlap, image_files
-from detection.problems import Problem
+from detection.data.check import check_coco, check_overlap, image_files
+from detection.data.problems import Problem
 from training.cli import ToolParser, run_tool
 
 EXAMPLES = """

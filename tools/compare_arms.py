@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from detection.arms import compare, curves, read_arms
+from detection.reporting.arms import compare, curves, read_arms
 from training.cli import ToolParser, run_tool
 
 EXAMPLES = """

@@ -51,7 +51,7 @@ def parse() -> argparse.Namespace:
 def evaluate(arguments: argparse.Namespace) -> None:
     from detection.dataset import load_dataset
     from detection.export import load_run
-    from detection.export_evaluate import compare, markdown_table
+    from detection.exporting.evaluate import compare, markdown_table
 
     config, model = load_run(arguments.run, arguments.weights, arguments.opts)
     if not config.DATASETS.TEST:

@@ -9,10 +9,10 @@ from pathlib import Path
 from backbones.convnext import SIZES
 from backbones.grn_flags import add_grn_flags, pop_grn_options
 from backbones.kernels import KERNELS
-from fcmae.classification_accuracy import evaluate_classifier
-from fcmae.finetune import finetune
-from fcmae.finetune_options import FinetuneOptions
-from fcmae.finetune_recipes import RECIPES, VALUES, Recipe
+from fcmae.classification.accuracy import evaluate_classifier
+from fcmae.classification.finetune import finetune
+from fcmae.classification.options import FinetuneOptions
+from fcmae.classification.recipes import RECIPES, VALUES, Recipe
 from fcmae.pretrain_options import parse_image_size
 from training.cli import OptionsParser, log_to, run_tool
 

@@ -13,8 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+from detection.data.scenes import write_scenes
 from detection.report import write_report
-from detection.scenes import write_scenes
 from training.cli import ToolParser, run_tool
 from training.jobs import Job, run_jobs
 

@@ -73,7 +73,7 @@ def launch(arguments: argparse.Namespace, config: CfgNode) -> None:
             f"processes of the {config.ENGINE} engine by\n  torchrun {machines}--nproc-per-node "
             f"{arguments.num_gpus} tools/train_net.py --config-file {arguments.config_file} ..."
         )
-    from detection.engines.detectron2_engine import launch as launch_processes
+    from detection.engines.detectron2.engine import launch as launch_processes
 
     launch_processes(
         run,

@@ -20,9 +20,9 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from detection.arms import markdown, read_arms, spread
-from fcmae.ablation import file_name
-from fcmae.analysis_plots import COLOURS, MARKERS
+from detection.reporting.arms import markdown, read_arms, spread
+from fcmae.features.plots import COLOURS, MARKERS
+from fcmae.grids.grid import file_name
 from training.cli import run_tool
 from training.intervals import estimate, paired_difference
 

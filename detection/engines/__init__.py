@@ -6,73 +6,9 @@ of :mod:`detection` reads without knowing the engine.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Protocol
+from detection.engines.interface import Detect, Engine
 
-from fvcore.common.config import CfgNode
-
-from detection.dataset import CocoDataset
-
-Detect = Callable[[dict[str, Any]], list[dict[str, Any]]]
-
-
-class Engine(Protocol):
-    """What ``ENGINE: torchvision`` and ``ENGINE: detectron2`` are behind."""
-
-    name: str
-
-    def train(self, config: CfgNode, dataset_train: CocoDataset, resume: bool) -> None:
-        """Train and write ``metrics.json``, ``model_final.*`` and ``last_checkpoint``.
-
-        With ``SOLVER.EMA.ENABLED`` also ``model_final_ema.*``, the average of the weights.
-
-        Args:
-            config: as :func:`detection.config.load_config` gives it; ``OUTPUT_DIR`` gets the files.
-            resume: continue from the newest checkpoint in ``OUTPUT_DIR``, where there is one.
-
-        Raises:
-            ValueError: for values or weights that the engine cannot use.
-            FileNotFoundError: for weights that do not exist.
-        """
-
-    def predict(
-        self,
-        config: CfgNode,
-        dataset: CocoDataset,
-        weights: str | None,
-        folder: str = "inference",
-    ) -> Path:
-        """Detect on every image, resized by the config.
-
-        Args:
-            weights: a whole detector in either engine's format; None for the newest checkpoint
-                in ``OUTPUT_DIR``.
-            folder: where in ``OUTPUT_DIR`` the results go.
-
-        Returns:
-            ``OUTPUT_DIR/FOLDER/coco_instances_results.json``: COCO's results format with the
-            annotations' own category ids, boxes in the original images' pixels.
-
-        Raises:
-            ValueError: if the weights are not exactly this detector, or there are none.
-            FileNotFoundError: if ``weights`` does not exist.
-        """
-
-    def detector(self, config: CfgNode, dataset: CocoDataset, weights: str | None) -> Detect:
-        """A detector as a function of one image; what :meth:`predict` does to each of its images.
-
-        Args:
-            dataset: gives the classes; its records are not read.
-            weights: as for :meth:`predict`.
-
-        Returns:
-            A function from a sample (:func:`detection.transforms.prediction_sample`) to its
-            detections in COCO's results format.
-
-        Raises:
-            ValueError, FileNotFoundError: as :meth:`predict`.
-        """
+__all__ = ["Detect", "Engine", "load_engine"]
 
 
 def load_engine(name: str) -> Engine:
@@ -82,7 +18,7 @@ def load_engine(name: str) -> Engine:
         ValueError: for an unknown name, or where detectron2 is not installed.
     """
     if name == "torchvision":
-        from detection.engines.torchvision_engine import TorchvisionEngine
+        from detection.engines.torchvision.engine import TorchvisionEngine
 
         return TorchvisionEngine()
     if name == "detectron2":
@@ -96,7 +32,7 @@ def load_engine(name: str) -> Engine:
                 "(it needs a C++ compiler and takes some minutes), or use --engine torchvision, "
                 "which gives the same numbers"
             ) from error
-        from detection.engines.detectron2_engine import Detectron2Engine
+        from detection.engines.detectron2.engine import Detectron2Engine
 
         return Detectron2Engine()
     raise ValueError(f"ENGINE is {name!r}; the engines are torchvision, detectron2")

@@ -1,0 +1,330 @@
+"""What a detector costs: the adapter, one engine against the other, each size against R50-FPN.
+
+Detectors are those of the COCO configs with fresh weights, on square images of noise that show
+OBJECTS ellipses each. Compared engines get the same weights. Weights are scaled so that classes'
+logits have the spread of a trained detector's, or no box would pass the threshold and no mask be
+computed. A training step is forward, backward and AdamW; inference goes from the image to boxes
+and masks in its pixels. Seconds are processor time on a CPU (of all threads) and time on a GPU,
+medians over interleaved rounds. Memory is what PyTorch's allocator held at most, with weights and
+the optimizer's state.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+from torchvision.models import resnet50
+from torchvision.ops import FrozenBatchNorm2d
+
+from backbones.convnext import STAGES, build_convnext
+from detection.config import load_config, to_detectron2
+from detection.engines.optimizer import build_adamw
+from detection.engines.torchvision.model import ConvNeXtFPN, build_mask_rcnn
+from detection.engines.weights import torchvision_to_detectron2
+from training.measure import Row, device_clock, held_bytes, interleaved, peak_bytes
+
+CONFIGS = Path(__file__).resolve().parent.parent / "det_configs" / "coco"
+CLASSES, OBJECTS = 80, 10
+LOGIT_SPREAD = 2.0  # standard deviation: a few of 80 classes above the threshold of 0.05
+RESNET = "R50-FPN"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A detector and its input.
+
+    Args:
+        size: a key of ``SIZES``, or RESNET for a ResNet-50 in the encoder's place.
+        precision: "fp32" or "bf16" (autocast).
+        batch: images of a training step; inference runs one at a time.
+        image_size: pixels of a square image.
+        overrides: further keys and values of the config.
+    """
+
+    size: str
+    precision: str = "fp32"
+    batch: int = 1
+    image_size: int = 512
+    overrides: tuple[str, ...] = ()
+
+    def config(self) -> CfgNode:
+        size = "convnextv2_tiny" if self.size == RESNET else self.size
+        found = sorted(CONFIGS.glob(f"mask_rcnn_{size}_scratch_*.yaml"))
+        if not found:
+            raise ValueError(f"no config of {size!r} from scratch is in {CONFIGS}")
+        classes = ("MODEL.ROI_HEADS.NUM_CLASSES", str(CLASSES))
+        return load_config(found[0], [*classes, *self.overrides])
+
+    def autocast(self, device: torch.device) -> AbstractContextManager:
+        if self.precision == "bf16":
+            return torch.autocast(device.type, torch.bfloat16)
+        return nullcontext()
+
+    def described(self) -> Row:
+        return {
+            "detector": self.size,
+            "precision": self.precision,
+            "batch": self.batch,
+            "pixels": self.image_size,
+        }
+
+
+class ResNet50(nn.Module):
+    """torchvision's ResNet-50 as detectron2's R50-FPN has it: stem and first stage do not learn,
+    batch norms are frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = resnet50(norm_layer=FrozenBatchNorm2d)
+        del self.body.fc
+        self.out_channels = dict(zip(STAGES, (256, 512, 1024, 2048), strict=True))
+        for part in (self.body.conv1, self.body.layer1):
+            part.requires_grad_(False)
+
+    def forward_features(self, x_nchw: Tensor) -> dict[str, Tensor]:
+        body = self.body
+        x_nchw = body.maxpool(body.relu(body.bn1(body.conv1(x_nchw))))
+        features = {}
+        for name, layer in zip(
+            STAGES, (body.layer1, body.layer2, body.layer3, body.layer4), strict=True
+        ):
+            features[name] = x_nchw = layer(x_nchw)
+        return features
+
+
+@dataclass
+class Detector:
+    """An engine's model with inputs in the engine's own format."""
+
+    case: Case
+    device: torch.device
+    model: nn.Module
+    inputs: list[dict[str, Any]]
+    optimizer: torch.optim.Optimizer
+    training_context: Callable[[], AbstractContextManager] = field(default=nullcontext)
+
+    def train(self) -> None:
+        """One training step."""
+        self.model.train()
+        with self.training_context(), self.case.autocast(self.device):
+            losses = self.model(self.inputs)
+        torch.stack(list(losses.values())).sum().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    @torch.no_grad()
+    def infer(self) -> Any:
+        """The detections of the first image."""
+        self.model.eval()
+        with self.case.autocast(self.device):
+            return self.model(self.inputs[:1])
+
+    def mebibytes(self, run: Callable[[], Any]) -> float:
+        """The peak of ``run``, with what is held all along."""
+        state = [v for s in self.optimizer.state.values() for v in s.values()]
+        tensors = [*self.model.parameters(), *self.model.buffers(), *state]
+        held = held_bytes(t for t in tensors if isinstance(t, Tensor))
+        return (held + peak_bytes(run, self.device)) / 2**20
+
+
+def make_samples(case: Case) -> list[dict[str, Any]]:
+    """Noise with ellipses, in the torchvision engine's format."""
+    generator = torch.Generator().manual_seed(0)
+    side = case.image_size
+    y, x = torch.meshgrid(torch.arange(side) + 0.5, torch.arange(side) + 0.5, indexing="ij")
+    samples = []
+    for _ in range(case.batch):
+        lengths = side * (0.05 + 0.35 * torch.rand(OBJECTS, 2, generator=generator))
+        corners = (side - lengths) * torch.rand(OBJECTS, 2, generator=generator)
+        centres, radii = (corners + lengths / 2)[..., None, None], lengths[..., None, None] / 2
+        samples.append(
+            {
+                "image": torch.randint(0, 256, (3, side, side), generator=generator).byte(),
+                "height": side,
+                "width": side,
+                "boxes": torch.cat((corners, corners + lengths), 1),
+                "labels": torch.randint(0, CLASSES, (OBJECTS,), generator=generator),
+                "masks": ((x - centres[:, 0]) / radii[:, 0]) ** 2
+                + ((y - centres[:, 1]) / radii[:, 1]) ** 2
+                < 1,
+            }
+        )
+    return samples
+
+
+def torchvision_detector(case: Case, device: torch.device) -> Detector:
+    """The torchvision engine's, with weights that detect."""
+    torch.manual_seed(0)
+    config = case.config()
+    model = build_mask_rcnn(config)
+    if case.size == RESNET:
+        model.backbone = ConvNeXtFPN(
+            ResNet50(),  # type: ignore[arg-type]
+            config.MODEL.FPN.IN_FEATURES,
+            config.MODEL.FPN.OUT_CHANNELS,
+            config.MODEL.FPN.NORM,
+        )
+    model.to(device)
+    optimizer = _build_optimizer(case, model, "backbone.body.")
+    detector = Detector(case, device, model, make_samples(case), optimizer)
+    _spread_logits(detector)
+    return detector
+
+
+def _build_optimizer(case: Case, model: nn.Module, encoder_prefix: str) -> torch.optim.Optimizer:
+    config = case.config()
+    if case.size == RESNET:  # its layers have no ids of ConvNeXt
+        learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return torch.optim.AdamW(learning, lr=config.SOLVER.BASE_LR)
+    return build_adamw(config, model, encoder_prefix)
+
+
+def _spread_logits(detector: Detector) -> None:
+    """Scale the classifier so that its logits have the standard deviation LOGIT_SPREAD."""
+    seen: list[Tensor] = []
+    heads: Any = detector.model.roi_heads
+    predictor = heads.box_predictor  # has one name and one output in both engines
+    hook = predictor.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs[0]))
+    detector.infer()
+    hook.remove()
+    with torch.no_grad():
+        predictor.cls_score.weight *= LOGIT_SPREAD / seen[0].float().std()
+
+
+def detectron2_detector(
+    case: Case, device: torch.device, weights: dict[str, Tensor] | None = None
+) -> Detector:
+    """detectron2's, with the same images.
+
+    Args:
+        weights: the torchvision engine's; None for fresh ones that detect.
+    """
+    from detectron2.modeling import build_model
+    from detectron2.structures import BitMasks, Boxes, Instances
+    from detectron2.utils.events import EventStorage
+
+    import backbones.d2_adapter  # noqa: F401 - registers the backbone
+
+    cfg = to_detectron2(case.config())
+    cfg.MODEL.DEVICE = str(device)
+    if case.size == RESNET:  # detectron2's own; strides as torchvision's
+        cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.FREEZE_AT = "build_resnet_fpn_backbone", 2
+        stages = [f"res{number}" for number in (2, 3, 4, 5)]
+        cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = stages
+        cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    if weights is not None:
+        model.load_state_dict(torchvision_to_detectron2(weights))
+    inputs = []
+    for sample in make_samples(case):
+        instances = Instances((sample["height"], sample["width"]))
+        instances.gt_boxes = Boxes(sample["boxes"])
+        instances.gt_classes = sample["labels"]
+        instances.gt_masks = BitMasks(sample["masks"])
+        kept = {key: sample[key] for key in ("image", "height", "width")}
+        inputs.append(kept | {"instances": instances})
+    optimizer = _build_optimizer(case, model, "backbone.bottom_up.")
+    detector = Detector(case, device, model, inputs, optimizer, EventStorage)
+    if weights is None:
+        _spread_logits(detector)
+    return detector
+
+
+ENGINES: dict[str, Callable[[Case, torch.device], Detector]] = {
+    "torchvision": torchvision_detector,
+    "detectron2": detectron2_detector,
+}
+
+
+def why_no_detectron2() -> str | None:
+    """Why rows that need detectron2 are left out, or None."""
+    if importlib.util.find_spec("detectron2") is None:
+        return "detectron2 is not installed"
+    return None
+
+
+def adapter_case(case: Case, rounds: int, device: torch.device) -> Row:
+    """The detectron2 backbone's forward over the bare encoder's, with the same weights."""
+    from backbones.d2_adapter import D2ConvNeXt
+
+    torch.manual_seed(0)
+    bare = build_convnext(case.size, out_norms=STAGES).to(device).eval()
+    adapter = D2ConvNeXt(case.size).to(device).eval()
+    adapter.load_state_dict(bare.state_dict())
+    images = torch.randn(case.batch, 3, case.image_size, case.image_size, device=device)
+
+    def forward(function: Callable[[Tensor], dict[str, Tensor]]) -> None:
+        with torch.no_grad(), case.autocast(device):
+            function(images)
+
+    seconds = interleaved(
+        {"bare": lambda: forward(bare.forward_features), "adapter": lambda: forward(adapter)},
+        rounds,
+        device,
+        device_clock(device),
+    )
+    return {
+        **case.described(),
+        "bare encoder s": seconds["bare"],
+        "adapter s": seconds["adapter"],
+        "adapter / bare": seconds["adapter"] / seconds["bare"],
+    }
+
+
+def engines_case(case: Case, rounds: int, device: torch.device) -> list[Row]:
+    """Both engines with the same weights: a row of training and one of inference."""
+    ours = torchvision_detector(case, device)
+    theirs = detectron2_detector(case, device, ours.model.state_dict())
+    rows = []
+    for what in ("inference", "training"):  # training changes the weights
+        runs = {
+            "torchvision": ours.infer if what == "inference" else ours.train,
+            "detectron2": theirs.infer if what == "inference" else theirs.train,
+        }
+        seconds = interleaved(runs, rounds, device, device_clock(device))
+        memory = {
+            "torchvision": ours.mebibytes(runs["torchvision"]),
+            "detectron2": theirs.mebibytes(runs["detectron2"]),
+        }
+        rows.append(
+            {
+                **case.described(),
+                "what": what,
+                **{f"{name} s": value for name, value in seconds.items()},
+                "time ratio": seconds["torchvision"] / seconds["detectron2"],
+                **{f"{name} MiB": value for name, value in memory.items()},
+                "memory ratio": memory["torchvision"] / memory["detectron2"],
+            }
+        )
+    return rows
+
+
+def cost_cases(cases: list[Case], rounds: int, device: torch.device, engine: str) -> list[Row]:
+    """Training and inference of each case on one engine, against the first: R50-FPN there."""
+    rows: list[Row] = []
+    for case in cases:
+        detector = ENGINES[engine](case, device)
+        runs = {"inference": detector.infer, "training": detector.train}
+        (found,) = detector.infer()
+        detections = len(found["instances"] if engine == "detectron2" else found["scores"])
+        memory = {"inference": detector.mebibytes(detector.infer)}  # before AdamW has a state
+        seconds = interleaved(runs, rounds, device, device_clock(device))
+        memory["training"] = detector.mebibytes(detector.train)
+        reference = rows[0] if rows else None
+        row: Row = case.described() | {"detections": detections}
+        for what in ("training", "inference"):
+            values = {f"{what} s": seconds[what], f"{what} MiB": memory[what]}
+            row |= values
+            for name, value in values.items():
+                row[f"{name} / {RESNET}"] = value / reference[name] if reference else 1.0
+        rows.append(row)
+    return rows

@@ -1,0 +1,70 @@
+"""The tables of ``tools/benchmark.py detection``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from detection.benchmarks.engines import (
+    ENGINES,
+    RESNET,
+    Case,
+    adapter_case,
+    cost_cases,
+    engines_case,
+    why_no_detectron2,
+)
+from detection.benchmarks.evaluation import evaluation_case
+from training.measure import Row
+
+PARTS = ("adapter", "engines", "cost", "evaluation")
+ADAPTER_PIXELS, ADAPTER_ROUNDS = 224, 30  # small and often: what the adapter adds is constant
+
+
+def detection_tables(
+    shapes: Sequence[tuple[str, str, int, int]],
+    rounds: int,
+    device: torch.device,
+    evaluation_images: int,
+    parts: Sequence[str] = PARTS,
+) -> dict[str, list[Row]]:
+    """Tables by their heading.
+
+    Args:
+        shapes: encoder, precision, images of a training step, and image side in pixels.
+        rounds: that are counted.
+        evaluation_images: of the synthetic results to evaluate; 0 for none.
+        parts: which of PARTS to measure.
+    """
+    cases = [Case(*shape) for shape in shapes]
+    tables: dict[str, list[Row]] = {}
+    missing = why_no_detectron2()
+    if missing and set(parts) != {"evaluation"}:
+        tables["adapter, engines, cost on detectron2"] = [{"skipped": missing}]
+    if "adapter" in parts and not missing:
+        small = [replace(case, batch=1, image_size=ADAPTER_PIXELS) for case in cases]
+        tables["detectron2's adapter"] = [
+            adapter_case(case, ADAPTER_ROUNDS * rounds, device) for case in small
+        ]
+    if "engines" in parts and not missing:
+        tables["the two engines"] = [
+            row for case in cases for row in engines_case(case, rounds, device)
+        ]
+    if "cost" in parts:
+        references = dict.fromkeys(replace(case, size=RESNET) for case in cases)
+        for engine in ["torchvision"] if missing else ENGINES:
+            tables[f"cost on the {engine} engine"] = [
+                row
+                for reference in references
+                for row in cost_cases(
+                    [reference, *(c for c in cases if replace(c, size=RESNET) == reference)],
+                    rounds,
+                    device,
+                    engine,
+                )
+            ]
+    if "evaluation" in parts and evaluation_images:
+        tables["evaluation of box and mask results"] = [evaluation_case(evaluation_images)]
+    return tables

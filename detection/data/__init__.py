@@ -1,0 +1,1 @@
+"""COCO files and images, read and checked once for training and evaluation."""

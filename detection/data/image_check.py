@@ -1,0 +1,207 @@
+"""Image files of a data set: whether they can be read, and which of them two data sets share."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from images.decode import bits_per_channel, decode_image, with_8_bits
+from images.size_limit import refuse_absurd_size
+from images.threads import in_threads
+from training.progress import progress
+
+BLOCK = 2**20  # bytes
+LARGEST, DIM = 65535, 4095  # of 16 bits; below DIM are those of a 12-bit camera, not stretched
+EXIF_ORIENTATION = 0x0112
+# How such an image is shown; 5 to 8 swap its sides.
+ORIENTATIONS = {
+    2: "mirrored",
+    3: "turned upside down",
+    4: "flipped",
+    5: "mirrored and turned",
+    6: "turned right",
+    7: "mirrored and turned",
+    8: "turned left",
+}
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class FileFault(NamedTuple):
+    """What is wrong with an image file, and the remedy."""
+
+    severity: Literal["error", "warning"]
+    message: str
+    remedy: str
+
+
+class ImageFile(NamedTuple):
+    """An image of a data set: its path, and its height and width as the annotations give them."""
+
+    path: str
+    size: tuple[int, int]
+
+
+class SharedImage(NamedTuple):
+    """Two paths to one image; ``how`` tells what was compared."""
+
+    path: str
+    other: str
+    how: Literal["bytes", "pixels"]
+
+
+class FileState(NamedTuple):
+    """What is wrong with an image file, and how many bits its channels have (0 if unreadable)."""
+
+    faults: list[FileFault]
+    bits: int = 0
+
+
+def file_digest(path: str | Path) -> hashlib._Hash:
+    """SHA-256 of a file of any size."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest
+
+
+def leaves_folder(file_name: str) -> bool:
+    """Whether a ``file_name`` of an annotation file leads out of the image folder."""
+    parts = file_name.replace("\\", "/")  # on Windows both separate
+    return (
+        os.path.isabs(parts)
+        or bool(os.path.splitdrive(file_name)[0])
+        or os.path.normpath(parts).split(os.sep)[0] == os.pardir
+    )
+
+
+def file_state(image: dict, folder: Path, decode: bool) -> FileState:
+    """Look at the file of one image entry: at its header, or at its pixels too."""
+    name = image["file_name"]
+    path = folder / name
+    if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
+        remedy = "add the image, or correct file_name or the image folder"
+        return FileState([FileFault("error", "is missing", remedy)])
+    try:
+        with Image.open(path) as file:
+            refuse_absurd_size(file.height, file.width)
+            bits, is_dim = bits_per_channel(file), False
+            if decode:
+                with_8_bits(file)
+                is_dim = file.mode.startswith("I") and np.asarray(file).max() <= DIM
+            # Pillow decodes a whole PNG to look for EXIF data behind its pixels.
+            in_header = decode or file.format != "PNG" or "exif" in file.info
+            orientation = file.getexif().get(EXIF_ORIENTATION, 1) if in_header else 1
+            size = file.size
+    except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
+        message = f"does not decode ({type(error).__name__}: {error})"
+        return FileState([FileFault("error", message, "replace or remove the image")])
+    faults = []
+    if fault := _size_fault(size, orientation, (image["width"], image["height"])):
+        faults.append(fault)
+    if is_dim:
+        remedy = f"it is read nearly black: stretch its values to 0..{LARGEST}"
+        faults.append(FileFault("warning", f"has 16 bits, but no value above {DIM}", remedy))
+    return FileState(faults, bits)
+
+
+def _size_fault(
+    size: tuple[int, int], orientation: int, given: tuple[int, int]
+) -> FileFault | None:
+    """Whether a file's width, height and EXIF orientation contradict the annotations."""
+    how = ORIENTATIONS.get(orientation)
+    shown = (size[1], size[0]) if orientation in (5, 6, 7, 8) else size
+    if shown == given:
+        if how and (orientation in (2, 3, 4) or size[0] == size[1]):
+            message = f"is {how} by its EXIF orientation, which its size does not tell"
+            return FileFault("warning", message, "make sure that the objects lie on it as shown")
+        return None
+    why = f", {how} by its EXIF orientation" if how else ""
+    if how and size == given:
+        remedy = (
+            "its objects were drawn on the image as stored, but it is read as shown: remove the "
+            "orientation from the file, or turn width, height and objects in the annotations"
+        )
+    else:
+        remedy = (
+            "correct width and height (and the objects) in the annotations, or replace the image"
+        )
+    said = f"is {shown[0]} x {shown[1]} pixels{why}"
+    return FileFault("error", f"{said}, but the annotations say {given[0]} x {given[1]}", remedy)
+
+
+def shared_images(
+    files: Sequence[ImageFile], others: Sequence[ImageFile], pixels: bool
+) -> list[SharedImage]:
+    """The images of ``files`` that ``others`` have too, whatever their names.
+
+    Files are compared by their bytes, and only those of which another has the same length are
+    read. With ``pixels``, images of the same size are decoded as well, so that one that was saved
+    again without loss or with its EXIF rotation applied is found. An image that was compressed
+    anew or resized is not. Files that cannot be read are passed over: checking the data set itself
+    reports them.
+    """
+    by_bytes = _pairs(files, others, _length, _digest_bytes, "comparing files")
+    found = [SharedImage(path, other, "bytes") for path, other in by_bytes.items()]
+    if pixels:
+        rest = [file for file in files if file.path not in by_bytes]
+        by_pixels = _pairs(rest, others, lambda f: f.size, _digest_pixels, "comparing pixels")
+        found += [SharedImage(path, other, "pixels") for path, other in by_pixels.items()]
+    return found
+
+
+def _pairs(
+    files: Sequence[ImageFile],
+    others: Sequence[ImageFile],
+    key: Callable[[ImageFile], Key],
+    digest: Callable[[ImageFile], str | None],
+    title: str,
+) -> dict[str, str]:
+    """path -> other's path of equal digest; only where another has the same key is it computed."""
+    keys = [[key(file) for file in side] for side in (files, others)]
+    common = set(keys[0]) & set(keys[1])
+    candidates = [
+        [file for file, its_key in zip(side, of_side, strict=True) if its_key in common]
+        for side, of_side in zip((files, others), keys, strict=True)
+    ]
+    bar = progress(text=title, total=sum(map(len, candidates)), unit="image")
+
+    def digests(side: list[ImageFile]) -> Iterator[tuple[str, str]]:
+        for file, found in zip(side, in_threads(digest, side), strict=True):
+            bar.update()
+            if found is not None:
+                yield found, file.path
+
+    with bar:
+        known = dict(digests(candidates[1]))
+        return {path: known[found] for found, path in digests(candidates[0]) if found in known}
+
+
+def _length(file: ImageFile) -> int:
+    try:
+        return os.path.getsize(file.path)
+    except OSError:
+        return -1
+
+
+def _digest_bytes(file: ImageFile) -> str | None:
+    try:
+        return file_digest(file.path).hexdigest()
+    except OSError:
+        return None
+
+
+def _digest_pixels(file: ImageFile) -> str | None:
+    """Of the size and the RGB pixels, EXIF rotation applied."""
+    try:
+        pixels = decode_image(file.path)
+    except (ValueError, FileNotFoundError):
+        return None
+    return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()

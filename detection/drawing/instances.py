@@ -1,0 +1,155 @@
+"""Draw boxes, masks and labels on an image, readable at any image size.
+
+Everything is drawn after the image was brought to its final size, so that a line is a line and a
+label can be read on a 200 px thumbnail and on a 4000 px photograph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw
+from pycocotools import mask as rle_codec
+
+from detection.drawing.labels import Label, Rectangle, draw_labels, drawable
+from detection.drawing.palette import class_colour
+from detection.evaluation.inputs import segmentation_to_rle
+
+MASK_OPACITY = 0.42
+READABLE = 640, 160  # pixels of the longer and the shorter side that leave room for labels
+MOST_ENLARGED = 3200  # pixels of the longer side of what is enlarged
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One object to draw.
+
+    Args:
+        box: x, y, width, height in pixels of the image.
+        colour_index: which colour; the class's position among the classes.
+        label: the text on it, such as "cat 0.97".
+        mask: ``[H, W]`` bool of the image's size, or None.
+        crowd: drawn without filling, since it marks a region and no object.
+    """
+
+    box: tuple[float, float, float, float]
+    colour_index: int
+    label: str
+    mask: np.ndarray | None = None
+    crowd: bool = False
+
+
+class Drawing(NamedTuple):
+    """``image [h, w, 3]`` uint8 RGB; ``unlabelled``: instances whose label found no free place."""
+
+    image: np.ndarray
+    unlabelled: int
+
+
+def coco_instances(
+    entries: Sequence[Mapping[str, Any]],
+    class_names: Mapping[int, str],
+    height: int,
+    width: int,
+) -> list[Instance]:
+    """COCO annotations or results of one image as instances to draw, best score first.
+
+    Args:
+        entries: each with ``category_id`` and ``bbox`` or ``segmentation``; a ``score`` is shown.
+        class_names: category id -> name, of all classes: its order gives the colours.
+        height, width: the image's size in the annotations.
+
+    Raises:
+        ValueError: if a segmentation is neither polygons nor an RLE.
+    """
+    positions = {category: index for index, category in enumerate(class_names)}
+    instances = []
+    for entry in sorted(entries, key=lambda entry: -entry.get("score", 1.0)):
+        category, mask, box = entry["category_id"], None, entry.get("bbox")
+        if entry.get("segmentation"):
+            rle = segmentation_to_rle(entry["segmentation"], height, width)
+            mask = rle_codec.decode(rle).astype(bool)
+            box = box or rle_codec.toBbox(rle).tolist()
+        crowd = bool(entry.get("iscrowd", 0))
+        label = (drawable(class_names[category]) or f"class {category}") + (
+            " (crowd)" if crowd else ""
+        )
+        if "score" in entry:
+            label += f" {entry['score']:.2f}"
+        x, y, w, h = box or (0, 0, 0, 0)
+        instances.append(Instance((x, y, w, h), positions[category], label, mask, crowd))
+    return instances
+
+
+def draw_instances(
+    image: np.ndarray,
+    instances: Sequence[Instance],
+    long_side: int | None = None,
+    font_size: int | None = None,
+) -> Drawing:
+    """Draw instances on a copy of an image.
+
+    Args:
+        image: ``[H, W, 3]`` uint8, RGB.
+        instances: masks and boxes in the image's pixels; the first get their labels placed first.
+        long_side: pixels of the drawing's longer side; None keeps the image's size.
+        font_size: pixels of the drawing; by default a 40th of its longer side, less on a strip, at
+            least 11.
+    """
+    height, width = image.shape[:2]
+    scale = 1.0 if long_side is None else long_side / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    canvas = np.array(cv2.resize(image, size, interpolation=method) if scale != 1 else image)
+    line = max(1, round(max(size) / 450))
+    largest_first = sorted(instances, key=lambda i: -i.box[2] * i.box[3])  # small ones stay visible
+    for instance in largest_first:
+        if instance.mask is not None:
+            _draw_mask(canvas, instance, line)
+    picture = Image.fromarray(canvas)
+    pen = ImageDraw.Draw(picture)
+    for instance in largest_first:
+        box = _scaled_box(instance, scale, size)
+        pen.rectangle(box, outline=class_colour(instance.colour_index), width=line)
+    labels = [
+        Label(i.label, _scaled_box(i, scale, size), class_colour(i.colour_index)) for i in instances
+    ]
+    fitting = max(11, min(max(size) / 40, min(size) / 8))
+    unlabelled = draw_labels(pen, labels, size, font_size or fitting)
+    return Drawing(np.asarray(picture), unlabelled)
+
+
+def readable_scale(height: int, width: int) -> float:
+    """How many times to enlarge an image so that labels on it can be read; 1 for most."""
+    longer, shorter = max(height, width), min(height, width)
+    wanted = max(READABLE[0] / longer, READABLE[1] / shorter)
+    return max(1.0, min(wanted, MOST_ENLARGED / longer))
+
+
+def _draw_mask(canvas: np.ndarray, instance: Instance, line: int) -> None:
+    """Fill (unless it is a crowd) and outline the mask, in place."""
+    assert instance.mask is not None
+    colour = class_colour(instance.colour_index)
+    bitmap: np.ndarray = instance.mask.astype(np.uint8) * 255
+    if bitmap.shape != canvas.shape[:2]:
+        bitmap = cv2.resize(bitmap, canvas.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    inside = bitmap > 127
+    opacity = MASK_OPACITY / 3 if instance.crowd else MASK_OPACITY
+    mixed = (1 - opacity) * canvas[inside] + opacity * np.array(colour)
+    canvas[inside] = mixed.round().astype(np.uint8)
+    outlines, _ = cv2.findContours(
+        inside.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
+    )
+    cv2.drawContours(canvas, outlines, -1, colour, line, cv2.LINE_AA)
+
+
+def _scaled_box(instance: Instance, scale: float, size: tuple[int, int]) -> Rectangle:
+    """The box in the drawing's pixels, clipped to it so that its lines stay visible."""
+    x, y, w, h = instance.box
+    corners = np.array([x, y, x + max(w, 0), y + max(h, 0)]) * scale
+    left, top, right, bottom = np.clip(corners, 0, np.array([*size, *size]) - 1.0).tolist()
+    return left, top, right, bottom

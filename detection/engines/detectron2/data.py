@@ -1,0 +1,294 @@
+"""Data of the detectron2 engine: our checked records in, COCO results out.
+
+detectron2's own mapper, augmentations and loader do the work. Three things are this project's:
+images are decoded by ``images.decode``; the order of images and the seed of each sample's
+augmentation are those of ``training.data``, so that both engines see the same samples and a
+resumed run continues where it stopped; and predictions go to ``coco_instances_results.json``
+alone, which ``detection.evaluate`` reads for any engine.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import detectron2.data.transforms as T
+import numpy as np
+import torch
+from detectron2.data import (
+    DatasetMapper,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
+from detectron2.data.detection_utils import build_augmentation
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import Instances
+from detectron2.utils import comm
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from detection.data.records import Records
+from detection.data.transforms import read_image
+from detection.dataset import CocoDataset
+from detection.engines.interface import Detect
+from training.data import BatchOrder, SampleKey, seed_cpu_generators, seed_generators
+from training.progress import progress
+
+logger = logging.getLogger(__name__)
+
+RESULTS_FILE = "coco_instances_results.json"
+
+
+class _ShiftingCrop(T.CropTransform):
+    """A crop whose polygons are shifted and not cut: drawing them as a bitmask cuts them.
+
+    fvcore cuts polygons by shapely, which detectron2 does not declare.
+    """
+
+    def apply_polygons(self, polygons: list[np.ndarray]) -> list[np.ndarray]:
+        return [self.apply_coords(polygon) for polygon in polygons]
+
+
+class _BitmaskCrop(T.FixedSizeCrop):
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        crop = self._get_crop(image)
+        return _ShiftingCrop(crop.x0, crop.y0, crop.w, crop.h, crop.orig_w, crop.orig_h)
+
+
+class _OurReader(DatasetMapper):
+    """detectron2's mapper, but the image is decoded as the other engine does."""
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        image = T.AugInput(np.atleast_3d(read_image(record, self.image_format)))
+        transforms = self.augmentations(image)
+        height, width = image.image.shape[:2]
+        pixels = np.array(np.atleast_3d(image.image).transpose(2, 0, 1), order="C")
+        sample = {**record, "image": torch.from_numpy(pixels)}
+        if self.is_train:
+            self._transform_annotations(sample, transforms, (height, width))
+        else:
+            del sample["annotations"]
+        return sample
+
+
+class Mapper:
+    """detectron2's mapper, with large-scale jitter where the config asks for it.
+
+    Jitter is a random flip, a resize to a random multiple of the square's size and a crop to at
+    most that square; what is smaller is padded by the model, with zeros after normalisation.
+
+    Raises:
+        ValueError: when called, if an image does not decode or has not the annotations' size.
+    """
+
+    def __init__(self, cfg: Any, is_train: bool) -> None:
+        options: dict[str, Any] = {}
+        if is_train and cfg.INPUT.LSJ.ENABLED:
+            jitter = cfg.INPUT.LSJ
+            crop = _BitmaskCrop if cfg.INPUT.MASK_FORMAT == "bitmask" else T.FixedSizeCrop
+            options["augmentations"] = [
+                *(step for step in build_augmentation(cfg, True) if isinstance(step, T.RandomFlip)),
+                T.ResizeScale(jitter.MIN_SCALE, jitter.MAX_SCALE, jitter.SIZE, jitter.SIZE),
+                crop((jitter.SIZE, jitter.SIZE), pad=False),
+            ]
+            options["recompute_boxes"] = cfg.MODEL.MASK_ON
+        self.mapper = _OurReader(cfg, is_train, **options)
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        annotations = [_in_floats(item) for item in record["annotations"]]
+        return self.mapper({**record, "annotations": annotations})
+
+
+def _in_floats(item: dict[str, Any]) -> dict[str, Any]:
+    """An annotation whose coordinates are floats: detectron2 resizes integers in integers."""
+    item = {**item, "bbox": [float(value) for value in item["bbox"]]}
+    if isinstance(item.get("segmentation"), list):
+        item["segmentation"] = [np.asarray(p, dtype=np.float64) for p in item["segmentation"]]
+    return item
+
+
+class _SeededRecords(Dataset):
+    """Mapped records, every draw of a sample seeded by (seed, epoch, index)."""
+
+    def __init__(self, records: Records, mapper: Mapper, seed: int) -> None:
+        self.records, self.mapper, self.seed = records, mapper, seed
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        epoch, index = key
+        seed_cpu_generators(self.seed, 0, epoch, index)
+        return self.mapper(self.records[index])
+
+
+@dataclass
+class _Order(Sampler):
+    """The samples of ``training.data.BatchOrder`` one by one, as detectron2's loader takes them."""
+
+    batches: BatchOrder
+
+    def __iter__(self) -> Iterator[SampleKey]:
+        return itertools.chain.from_iterable(self.batches)
+
+
+@dataclass
+class TrainingBatches:
+    """An endless iterable of this process's batches from step ``first_step`` on.
+
+    Each batch is a list of detectron2's sample dictionaries; ``SOLVER.ACCUMULATE`` of them make a
+    step. Before one is handed out, the global generators are seeded by the step, so that drop
+    path and the sampling of proposals repeat in a resumed run. (With ``ASPECT_RATIO_GROUPING``
+    images wait in two buckets, which a resumed run refills: then its data order is the same only
+    from the next few batches on.)
+
+    Attributes:
+        files: the image files of the newest step.
+
+    Raises:
+        ValueError: if no image is left to train on, or processes and micro-batches do not divide
+            the batch.
+    """
+
+    cfg: Any
+    dataset: CocoDataset
+    seed: int
+    first_step: int = 0
+    files: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        cfg, world_size = self.cfg, comm.get_world_size()
+        if cfg.SOLVER.IMS_PER_BATCH % (world_size * cfg.SOLVER.ACCUMULATE):
+            raise ValueError(
+                f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {world_size} processes "
+                f"x SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE} cannot share evenly: make it a "
+                "multiple"
+            )
+        _check_trainable(cfg, self.dataset)
+        self.records = self.dataset.records
+        if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+            self.records = self.records.with_objects()
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        cfg, accumulate = self.cfg, self.cfg.SOLVER.ACCUMULATE
+        order = BatchOrder(
+            len(self.records),
+            cfg.SOLVER.IMS_PER_BATCH // accumulate,
+            self.seed,
+            self.first_step * accumulate,
+            comm.get_rank(),
+            comm.get_world_size(),
+        )
+        loader = build_detection_train_loader(
+            _SeededRecords(self.records, Mapper(cfg, is_train=True), self.seed),
+            mapper=None,
+            sampler=_Order(order),
+            total_batch_size=cfg.SOLVER.IMS_PER_BATCH // accumulate,
+            aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+        for number, batch in enumerate(loader, self.first_step * accumulate):
+            step, micro = divmod(number, accumulate)
+            self.files = (self.files if micro else []) + [sample["file_name"] for sample in batch]
+            seed_generators(self.seed, 2, step, micro, comm.get_rank())
+            yield batch
+
+
+def _check_trainable(cfg: Any, dataset: CocoDataset) -> None:
+    """Raise for what detectron2 would meet by an assert or in the middle of the training."""
+    objects = int(dataset.records.objects.sum())
+    if not objects:
+        raise ValueError(
+            f"{dataset.annotations}: none of its {len(dataset.records)} images shows an object "
+            "to train on (crowds do not count); annotate some, or train on another file"
+        )
+    if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon":
+        if cfg.INPUT.LSJ.ENABLED and importlib.util.find_spec("shapely") is None:
+            raise ValueError(
+                "INPUT.LSJ cuts polygons with shapely, which is not installed: "
+                "set INPUT.MASK_FORMAT to bitmask, or pip install shapely"
+            )
+        encoded = sum(
+            isinstance(item.get("segmentation"), dict) and not item["iscrowd"]
+            for record in dataset.records
+            for item in record["annotations"]
+        )
+        if encoded:
+            raise ValueError(
+                f"INPUT.MASK_FORMAT is polygon, but {encoded} of {objects} objects in "
+                f"{dataset.annotations} are run-length encoded: set INPUT.MASK_FORMAT to bitmask"
+            )
+
+
+def prediction_loader(cfg: Any, dataset: CocoDataset) -> DataLoader:
+    """Every image of the data set once, over all processes, resized as the config says."""
+    return build_detection_test_loader(
+        dataset.records,
+        mapper=Mapper(cfg, is_train=False),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+
+
+class ResultsWriter(DatasetEvaluator):
+    """Collects detections from all processes into ``folder/coco_instances_results.json``."""
+
+    def __init__(self, dataset: CocoDataset, folder: Path) -> None:
+        self.dataset = dataset
+        self.path = folder / RESULTS_FILE
+        self.results: list[dict[str, Any]] = []
+
+    def reset(self) -> None:
+        self.results = []
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        for image, output in zip(inputs, outputs, strict=True):
+            self.results += coco_results(output["instances"], self.dataset, image["image_id"])
+
+    def evaluate(self) -> dict[str, Any]:
+        gathered = comm.gather(self.results)
+        if comm.is_main_process():
+            results = list(itertools.chain.from_iterable(gathered))
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps(results))
+            logger.info("%d detections: %s", len(results), self.path)
+        comm.synchronize()
+        return {}
+
+
+def coco_results(instances: Instances, dataset: CocoDataset, image_id: int) -> list[dict[str, Any]]:
+    """One image's detections in COCO's results format.
+
+    ``bbox`` is x, y, width, height in pixels of the original image, ``segmentation`` a compressed
+    run-length encoding, ``category_id`` the annotations' own.
+    """
+    category_ids = dataset.category_ids
+    results = instances_to_coco_json(instances.to("cpu"), image_id)
+    return [result | {"category_id": category_ids[result["category_id"]]} for result in results]
+
+
+def detector_of(model: nn.Module, dataset: CocoDataset) -> Detect:
+    """A model in evaluation mode as the function of :meth:`detection.engines.Engine.detector`."""
+
+    @torch.no_grad()
+    def detect(sample: dict[str, Any]) -> list[dict[str, Any]]:
+        (found,) = model([sample])
+        return coco_results(found["instances"], dataset, sample["image_id"])
+
+    return detect
+
+
+def write_predictions(
+    cfg: Any, model: nn.Module, dataset: CocoDataset, folder: str = "inference"
+) -> Path:
+    """Detect on every image of the data set, over all processes; the results file."""
+    writer = ResultsWriter(dataset, Path(cfg.OUTPUT_DIR) / folder)
+    images = progress(prediction_loader(cfg, dataset), "predicting", unit="image")
+    inference_on_dataset(model, images, writer)
+    return writer.path

@@ -1,0 +1,156 @@
+"""The detectron2 engine: detectron2's DefaultTrainer, hooks, checkpointer and inference.
+
+Its parts are :mod:`detection.engines.detectron2.trainer` and ``detectron2_data``; here are the
+processes, and what a config must be on this machine. ``detectron2.model_zoo`` is never imported:
+it fails with setuptools 81 and later.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.engine import launch as d2_launch
+from detectron2.utils import comm
+from fvcore.common.config import CfgNode
+
+from detection.config import resolve_device, resolve_num_classes, to_detectron2
+from detection.dataset import CocoDataset
+from detection.engines.detectron2.data import detector_of, write_predictions
+from detection.engines.detectron2.heads import write_augmented_predictions
+from detection.engines.detectron2.trainer import Trainer, build_detector
+from detection.engines.interface import Detect
+from detection.engines.weights import newest_checkpoint
+from training.cli import run_tool
+
+
+class Detectron2Engine:
+    """See :class:`detection.engines.Engine`."""
+
+    name = "detectron2"
+
+    def train(self, config: CfgNode, dataset_train: CocoDataset, resume: bool) -> None:
+        """Train and write ``metrics.json``, ``model_final.pth`` and ``last_checkpoint``.
+
+        Raises:
+            ValueError: for a config, data or weights that cannot be trained with.
+            FileNotFoundError: for weights that do not exist.
+        """
+        Trainer(prepare(config, dataset_train), dataset_train, resume).train()
+        comm.synchronize()  # until the main process has written the last checkpoint
+
+    def predict(
+        self,
+        config: CfgNode,
+        dataset: CocoDataset,
+        weights: str | None,
+        folder: str = "inference",
+    ) -> Path:
+        """Detect on every image and write ``FOLDER/coco_instances_results.json``.
+
+        With ``TEST.AUG.ENABLED`` detect once more and write the same file in ``FOLDER_TTA``.
+
+        Args:
+            weights: a whole detector, in either engine's format; None for the newest checkpoint
+                in ``OUTPUT_DIR``.
+            folder: in ``OUTPUT_DIR``.
+        """
+        cfg = prepare(config, dataset)
+        model = build_detector(cfg, weights or str(newest_checkpoint(Path(cfg.OUTPUT_DIR))))
+        if cfg.TEST.AUG.ENABLED:
+            write_augmented_predictions(cfg, model, dataset, f"{folder}_TTA")
+        return write_predictions(cfg, model, dataset, folder)
+
+    def detector(self, config: CfgNode, dataset: CocoDataset, weights: str | None) -> Detect:
+        """A detector as a function of one image, without test-time augmentation."""
+        cfg = prepare(config, dataset)
+        newest = weights or str(newest_checkpoint(Path(cfg.OUTPUT_DIR)))
+        return detector_of(build_detector(cfg, newest).eval(), dataset)
+
+
+def launch(
+    function: Callable[..., Any],
+    num_gpus: int,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str = "auto",
+    args: tuple = (),
+) -> None:
+    """Call ``function(*args)`` in each process, as detectron2's ``launch`` does.
+
+    Each has torchrun's environment variables (``RANK``, ...). Without a GPU the processes run on
+    the CPU.
+
+    Raises:
+        ValueError: if this machine has fewer GPUs.
+        SystemExit: if a process failed; it has printed why.
+    """
+    if torch.cuda.is_available() and num_gpus > torch.cuda.device_count():
+        raise ValueError(
+            f"--num-gpus is {num_gpus}, but this machine has {torch.cuda.device_count()} GPU(s)"
+        )
+    arguments = (function, *args)
+    try:
+        d2_launch(_call_as_torchrun, num_gpus, num_machines, machine_rank, dist_url, arguments)
+    except torch.multiprocessing.ProcessExitedException as error:
+        raise SystemExit(error.exit_code) from None
+
+
+def _call_as_torchrun(function: Callable[..., Any], *args: Any) -> None:
+    if comm.get_world_size() == 1:
+        function(*args)
+        return
+    os.environ.update(
+        RANK=str(comm.get_rank()),
+        WORLD_SIZE=str(comm.get_world_size()),
+        LOCAL_RANK=str(comm.get_local_rank()),
+        LOCAL_WORLD_SIZE=str(comm.get_local_size()),
+    )
+    if code := run_tool(lambda: function(*args) and None):
+        sys.exit(code)
+
+
+def join_process_group(on_gpu: bool) -> None:
+    """Join the processes that ``torchrun`` started, if it did and nobody has joined yet."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or torch.distributed.is_initialized():
+        return
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
+    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+    comm.synchronize()
+
+
+def prepare(config: CfgNode, dataset: CocoDataset) -> Any:
+    """The config as detectron2 wants it, checked against the data set and this machine.
+
+    Raises:
+        ValueError: if the classes or the device do not fit.
+    """
+    join_process_group(on_gpu=resolve_device(config) != "cpu")
+    level = logging.INFO if comm.is_main_process() else logging.WARNING
+    logging.getLogger("detectron2").setLevel(level)
+    cfg = to_detectron2(config)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = resolve_num_classes(config, dataset)
+    # detectron2 accepts a step at the very end, where its scheduler then fails.
+    cfg.SOLVER.STEPS = tuple(step for step in cfg.SOLVER.STEPS if step < cfg.SOLVER.MAX_ITER)
+    device = torch.device(cfg.MODEL.DEVICE)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but PyTorch sees {torch.cuda.device_count()} "
+            "GPU(s): set it to cpu or auto"
+        )
+    if device.index is not None:
+        if comm.get_world_size() > 1:
+            raise ValueError(
+                f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, one GPU for several processes: "
+                "set it to cuda or auto"
+            )
+        torch.cuda.set_device(device)
+    cfg.freeze()
+    return cfg

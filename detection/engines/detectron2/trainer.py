@@ -1,0 +1,276 @@
+"""Training of the detectron2 engine: DefaultTrainer with what the recipe needs and it lacks.
+
+AdamW with layer-wise decay and this project's no-decay rule, clipping of the gradients' global
+norm, accumulated gradients, bf16 and averaged weights, several processes on a CPU, weights loaded
+completely or not at all, and a resume that continues the order of the data.
+
+References:
+    detectron2 (Apache-2.0), ``engine/defaults.py``.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model
+from detectron2.engine import hooks as d2_hooks
+from detectron2.modeling import build_model
+from detectron2.solver.build import maybe_add_gradient_clipping
+from detectron2.utils import comm
+from torch import nn
+
+from backbones.d2_adapter import D2ConvNeXt
+from backbones.weight_files import read_pickle
+from detection.config import resolve_precision
+from detection.dataset import CocoDataset, load_dataset
+from detection.engines.detectron2.data import TrainingBatches, write_predictions
+from detection.engines.detectron2.step import Average, Step
+from detection.engines.detectron2.trackers import Overlays, WandbWriter
+from detection.engines.optimizer import build_adamw, build_average
+from detection.engines.weights import AVERAGE_FOLDER, read_detector
+from detection.evaluate import coco_metrics
+from training.data import seed_generators
+from training.environment import device_name, peak_memory_mb, warn_of_slow_bf16
+from training.loop import NonFiniteLossError
+from training.metrics import MetricsFile
+from training.progress import progress
+
+logger = logging.getLogger(__name__)
+# detectron2 logs every exception with its traceback; a ValueError's message says it all.
+logging.getLogger("detectron2.engine.train_loop").addFilter(
+    lambda entry: not (entry.exc_info and isinstance(entry.exc_info[1], ValueError))
+)
+
+ENCODER_PREFIX = "backbone.bottom_up."
+KEEP_CHECKPOINTS = 2
+PARTS = {
+    "out_norms": f"{ENCODER_PREFIX}out_norms.",
+    "fpn": "backbone.fpn_",
+    "rpn": "proposal_generator.",
+    "roi_heads": "roi_heads.",
+}
+
+
+class Trainer(DefaultTrainer):
+    """DefaultTrainer with what this file's header lists.
+
+    Args:
+        cfg: what :func:`prepare` returns.
+        dataset: the training data.
+        resume: continue from ``OUTPUT_DIR/last_checkpoint`` where there is one.
+
+    Raises:
+        ValueError: if ``OUTPUT_DIR`` holds a run and ``resume`` is False, or for weights and
+            data that do not fit.
+    """
+
+    def __init__(self, cfg: Any, dataset: CocoDataset, resume: bool) -> None:
+        # DefaultTrainer's own __init__ fixes fp16, DDP's devices and lenient loading.
+        super(DefaultTrainer, self).__init__()
+        self.cfg, self.max_iter, self.start_iter = cfg, cfg.SOLVER.MAX_ITER, 0
+        has_run = (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file()
+        if has_run and not resume:
+            raise ValueError(
+                f"{cfg.OUTPUT_DIR} holds a run already; continue it with --resume or choose "
+                "another output folder"
+            )
+        seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        seed_generators(seed)
+        batches = TrainingBatches(cfg, dataset, seed)
+        model = build_detector(cfg, "" if has_run else cfg.MODEL.WEIGHTS, encoder=not has_run)
+        if not (has_run or cfg.MODEL.WEIGHTS):
+            _log_origin(cfg, model)
+        optimizer = build_optimizer(cfg, model)
+        self.average = build_average(cfg, model)
+        on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
+        devices = [comm.get_local_rank()] if on_gpu else None
+        model = create_ddp_model(model, broadcast_buffers=False, device_ids=devices)
+        self._trainer = Step(cfg, model, batches, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = _StrictCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.register_hooks(self.build_hooks())
+        if has_run:
+            self.checkpointer.resume_or_load("", resume=True)
+            self.start_iter = batches.first_step = self.iter + 1
+            logger.info("resumed from %s", self.checkpointer.get_checkpoint_file())
+        if comm.is_main_process():
+            warn_of_slow_bf16(resolve_precision(cfg), cfg.MODEL.DEVICE)
+            Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+            MetricsFile(Path(cfg.OUTPUT_DIR) / "metrics.json", self.start_iter)
+            # Only now, since the writers open the file that was just put in place.
+            wandb = [WandbWriter(cfg)] if cfg.WANDB else []
+            writers = [*wandb, *self.build_writers()]
+            self.register_hooks([Overlays(), d2_hooks.PeriodicWriter(writers, period=20)])
+
+    def build_hooks(self) -> list[HookBase]:
+        """Timing, schedule, checkpoints and evaluation; the writers follow in ``__init__``."""
+        found: list[HookBase] = [d2_hooks.IterationTimer(), _Schedule(), _Speed(), _Bar()]
+        if self.average is not None:
+            found.append(Average(self.average))
+        if comm.is_main_process():
+            saver = d2_hooks.PeriodicCheckpointer(
+                self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=KEEP_CHECKPOINTS
+            )
+            # Those of the run before a resume count, too.
+            earlier = Path(self.cfg.OUTPUT_DIR).glob("model_[0-9]*.pth")
+            saver.recent_checkpoints = [str(path) for path in sorted(earlier)]
+            found.append(saver)
+        if self.cfg.TEST.EVAL_PERIOD and self.cfg.DATASETS.TEST:
+            # Not at the end: whoever called train() evaluates the final weights.
+            found.append(
+                d2_hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate, eval_after_train=False)
+            )
+        return found
+
+    def run_step(self) -> None:
+        """One step; a loss that is not finite ends the run before it reaches the weights."""
+        try:
+            super().run_step()
+        except FloatingPointError as error:
+            raise NonFiniteLossError(
+                f"the loss is not finite at step {self.iter}: {error}; "
+                f"batch: {', '.join(self.data_loader.files)}; last good checkpoint: "
+                f"{self.checkpointer.get_checkpoint_file() or 'none'}. "
+                "Lower the learning rate, or clip gradients"
+            ) from error
+
+    def _evaluate(self) -> dict[str, Any]:
+        dataset = load_dataset(
+            self.cfg.DATASETS.TEST[0], self.cfg.MODEL.MASK_ON, check_images=False
+        )
+        found = self._metrics(self.model, dataset, "inference")
+        if self.average is not None:
+            found |= {"ema": self._metrics(self.average.module, dataset, AVERAGE_FOLDER)}
+        return found if comm.is_main_process() else {}
+
+    def _metrics(self, model: nn.Module, dataset: CocoDataset, folder: str) -> dict[str, Any]:
+        results = write_predictions(self.cfg, model, dataset, folder)
+        if not comm.is_main_process():
+            return {}
+        tasks = ("bbox", "segm") if self.cfg.MODEL.MASK_ON else ("bbox",)
+        metrics = coco_metrics(dataset.annotations, results, tasks)
+        return {
+            task: {name: value for name, value in metrics[task].items() if value is not None}
+            for task in tasks
+        }
+
+
+class _Schedule(d2_hooks.LRScheduler):
+    """Records the rate of the heads, which is ``BASE_LR``'s, and keeps the config's on resume."""
+
+    def after_step(self) -> None:
+        lr = self.trainer.optimizer.param_groups[-1]["lr"]
+        self.trainer.storage.put_scalar("lr", lr, smoothing_hint=False)
+        self.scheduler.step()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.scheduler.last_epoch = state_dict["last_epoch"]
+
+
+class _Speed(HookBase):
+    """Adds to metrics.json what detectron2 only prints: memory (MB) and images per second."""
+
+    def after_step(self) -> None:
+        storage = self.trainer.storage
+        if "time" in storage.histories():
+            seconds = storage.history("time").latest()
+            storage.put_scalar("images_per_second", self.trainer.cfg.SOLVER.IMS_PER_BATCH / seconds)
+        storage.put_scalar("max_mem", peak_memory_mb(), smoothing_hint=False)
+
+
+class _Bar(HookBase):
+    """The progress bar of the training."""
+
+    def before_train(self) -> None:
+        total, start = self.trainer.max_iter, self.trainer.start_iter
+        self.bar = progress(text="training", total=total, unit="step", initial=start, leave=True)
+
+    def after_step(self) -> None:
+        self.bar.update()
+
+    def after_train(self) -> None:
+        self.bar.close()
+
+
+class _StrictCheckpointer(DetectionCheckpointer):
+    """Resumes the same detector or not at all, and runs no code that is in a pickle."""
+
+    def _load_file(self, f: str) -> dict[str, Any]:
+        checkpoint = read_pickle(f)  # detectron2 unpickles .pkl and .pyth whatever they do
+        if not isinstance(checkpoint, dict) or "model" not in checkpoint:
+            raise ValueError(f"{f} is no checkpoint to resume from: it holds no 'model'")
+        return checkpoint
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        result = super()._load_model(checkpoint)
+        if any((result.missing_keys, result.unexpected_keys, result.incorrect_shapes)):
+            raise ValueError(f"the checkpoint to resume from is of another detector: {result}")
+        return result
+
+
+def build_detector(cfg: Any, detector: str = "", encoder: bool = True) -> nn.Module:
+    """Build the model with its weights, on its device.
+
+    Args:
+        cfg: what :func:`prepare` returns.
+        detector: a checkpoint of the whole detector, in either engine's format.
+        encoder: load ``MODEL.CONVNEXT.WEIGHTS`` where no detector is given.
+
+    Raises:
+        ValueError: if the checkpoint is not exactly this detector.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    if detector or not encoder:
+        cfg.MODEL.CONVNEXT.WEIGHTS = ""
+    model = build_model(cfg)
+    if detector:
+        read_detector(detector, model)
+    return model
+
+
+def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW with layer-wise decay; gradients are clipped at the start of each step.
+
+    The clipping is inside of ``step`` so that mixed precision has unscaled the gradients by then.
+    """
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    optimizer = build_adamw(cfg, model, ENCODER_PREFIX)
+    if not clip.ENABLED or clip.CLIP_TYPE != "full_model":
+        return maybe_add_gradient_clipping(cfg, optimizer)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def clip_global_norm(*_: Any) -> None:
+        nn.utils.clip_grad_norm_(parameters, clip.CLIP_VALUE, clip.NORM_TYPE)
+
+    optimizer.register_step_pre_hook(clip_global_norm)
+    return optimizer
+
+
+def _log_origin(cfg: Any, model: Any) -> None:
+    """Say which tensors came from the encoder's checkpoint and which parts are new."""
+    encoder = model.backbone.bottom_up
+    assert isinstance(encoder, D2ConvNeXt)
+    logger.info("training %s on %s", cfg.MODEL.CONVNEXT.SIZE, device_name(cfg.MODEL.DEVICE))
+    if encoder.loaded is None:
+        logger.info("every tensor is new: MODEL.CONVNEXT.WEIGHTS is empty")
+        return
+    known = {n for n in model.state_dict() if n.startswith(ENCODER_PREFIX)}
+    known -= {ENCODER_PREFIX + name for name in encoder.loaded.new + encoder.loaded.grn_new}
+    new = {
+        part: [n for n in model.state_dict() if n.startswith(prefix) and n not in known]
+        for part, prefix in PARTS.items()
+    }
+    logger.info(
+        "%d of %d encoder tensors from %s; %d new: %s",
+        encoder.loaded.loaded,
+        encoder.loaded.total,
+        encoder.loaded.source,
+        sum(map(len, new.values())),
+        ", ".join(part for part in new if new[part]),
+    )

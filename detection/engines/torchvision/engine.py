@@ -1,0 +1,312 @@
+"""The torchvision engine: trains and runs what :mod:`detection.engines.torchvision.model` builds.
+
+Training is :func:`training.loop.train`, so it runs by ``python``, ``torchrun`` or ``accelerate
+launch``; schedules, parameter groups and files are those of the detectron2 engine.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from bisect import bisect_right
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from backbones.checkpoint import load_encoder
+from backbones.normalization import GRNOptions
+from backbones.weight_files import save_safetensors
+from detection.config import flat_values, resolve_device, resolve_num_classes, resolve_precision
+from detection.data.transforms import DetectionSamples, collate
+from detection.dataset import CocoDataset, load_dataset
+from detection.engines.interface import Detect
+from detection.engines.optimizer import build_adamw, build_average
+from detection.engines.overlays import overlays, overlays_due
+from detection.engines.torchvision.model import MaskRCNN, build_mask_rcnn
+from detection.engines.torchvision.predict import detector_of, write_predictions, write_text
+from detection.engines.weights import (
+    AVERAGE_FOLDER,
+    encoder_licence,
+    newest_checkpoint,
+    read_detector,
+)
+from detection.evaluate import coco_metrics
+from training.checkpoints import list_checkpoints
+from training.data import seed_generators
+from training.environment import git_commit, versions
+from training.loop import train
+from training.options import LoopOptions
+from training.schedule import LrFactor
+from training.trackers import Shown
+
+logger = logging.getLogger(__name__)
+
+ENCODER_PREFIX = "backbone.body."
+FINAL_WEIGHTS = "model_final.safetensors"
+FINAL_AVERAGE = "model_final_ema.safetensors"
+
+
+class TrainingSamples(DetectionSamples):
+    """Samples that the training loop can name in its messages."""
+
+    def describe(self, index: int) -> str:
+        return self.records[index]["file_name"]
+
+
+class TorchvisionEngine:
+    """See :class:`detection.engines.Engine`."""
+
+    name = "torchvision"
+
+    def train(self, config: CfgNode, dataset_train: CocoDataset, resume: bool) -> None:
+        config = with_num_classes(config, dataset_train)
+        solver, output_dir = config.SOLVER, Path(config.OUTPUT_DIR)
+        device = use_device(config)
+        if config.SEED < 0:
+            raise ValueError(f"SEED is {config.SEED}: detection.run draws one; here give a number")
+        if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+            raise ValueError("detection trains without FSDP: start its processes by torchrun")
+        seed_generators(config.SEED)
+        model = build_mask_rcnn(config)
+        if not (resume and list_checkpoints(output_dir)):
+            load_initial_weights(config, model)
+        ema = build_average(config, model)
+        options = LoopOptions(
+            output_dir=output_dir,
+            max_steps=solver.MAX_ITER,
+            batch_size=solver.IMS_PER_BATCH,
+            workers=config.DATALOADER.NUM_WORKERS,
+            precision=resolve_precision(config),
+            accumulate=solver.ACCUMULATE,
+            checkpoint_every=solver.CHECKPOINT_PERIOD,
+            clip_norm=solver.CLIP_GRADIENTS.CLIP_VALUE if solver.CLIP_GRADIENTS.ENABLED else None,
+            seed=config.SEED,
+            resume=resume,
+            device="cpu" if device.type == "cpu" else None,
+            trackers=("tensorboard", *(["wandb"] if config.WANDB else [])),
+            tracked_config=flat_values(config),
+        )
+
+        def after_step(step: int, model: nn.Module) -> Shown:
+            due = step % solver.CHECKPOINT_PERIOD == 0 or step == solver.MAX_ITER
+            if due and PartialState().is_main_process:
+                newest = list_checkpoints(output_dir)[-1] / "model.safetensors"
+                point_to(output_dir, newest.relative_to(output_dir))
+            if not overlays_due(config, step):
+                return {}
+            dataset = load_dataset(
+                config.DATASETS.TEST[0], config.MODEL.MASK_ON, check_images=False
+            )
+            metrics = {}
+            if step < solver.MAX_ITER:  # the final weights are evaluated by who called train()
+                average = ema.module if ema else None
+                metrics = evaluate_in_training(config, dataset, model, average, step)
+            if not PartialState().is_main_process:
+                return {}
+            return metrics | overlays(config, dataset, detector_of(model.eval(), dataset))
+
+        trained = train(
+            model,
+            build_adamw(config, model, ENCODER_PREFIX),
+            warmup_schedule(solver),
+            TrainingSamples(dataset_train, config, training=True),
+            collate,
+            lambda model, batch: model(batch),
+            options,
+            after_step,
+            ema,
+        )
+        if PartialState().is_main_process:
+            if ema is not None:
+                save_detector(config, dataset_train, ema.module, FINAL_AVERAGE)
+            save_detector(config, dataset_train, trained, FINAL_WEIGHTS)
+            point_to(output_dir, Path(FINAL_WEIGHTS))
+        PartialState().wait_for_everyone()  # the others predict with what was just saved
+
+    def predict(
+        self,
+        config: CfgNode,
+        dataset: CocoDataset,
+        weights: str | None,
+        folder: str = "inference",
+    ) -> Path:
+        config = with_num_classes(config, dataset)
+        state = PartialState(cpu=use_device(config).type == "cpu")
+        model = build_mask_rcnn(config)
+        read_detector(weights or newest_checkpoint(Path(config.OUTPUT_DIR)), model)
+        return write_predictions(config, model.to(state.device), dataset, state, folder)
+
+    def detector(self, config: CfgNode, dataset: CocoDataset, weights: str | None) -> Detect:
+        config = with_num_classes(config, dataset)
+        device = use_device(config)
+        model = build_mask_rcnn(config)
+        read_detector(weights or newest_checkpoint(Path(config.OUTPUT_DIR)), model)
+        return detector_of(model.to(device).eval(), dataset)
+
+
+def with_num_classes(config: CfgNode, dataset: CocoDataset) -> CfgNode:
+    """A copy of the config whose ``NUM_CLASSES`` is the data set's number.
+
+    Raises:
+        ValueError: if the config gives another number.
+    """
+    config = config.clone()
+    config.defrost()
+    config.MODEL.ROI_HEADS.NUM_CLASSES = resolve_num_classes(config, dataset)
+    config.freeze()
+    return config
+
+
+def use_device(config: CfgNode) -> torch.device:
+    """The device of ``MODEL.DEVICE``, made the current one.
+
+    Raises:
+        ValueError: if there is no such GPU, or one is named for several processes.
+    """
+    device = torch.device(resolve_device(config))
+    if device.type == "cpu":
+        return device
+    count = torch.cuda.device_count()
+    if (device.index or 0) >= count:
+        raise ValueError(
+            f"MODEL.DEVICE is {config.MODEL.DEVICE}, but PyTorch sees {count} GPU(s): "
+            "set it to cpu or auto"
+        )
+    if device.index is not None:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise ValueError(
+                f"MODEL.DEVICE is {config.MODEL.DEVICE}, one GPU for several processes: "
+                "set it to cuda or auto"
+            )
+        torch.cuda.set_device(device)
+    return device
+
+
+def load_initial_weights(config: CfgNode, model: MaskRCNN) -> None:
+    """Load ``MODEL.WEIGHTS`` (all), else ``MODEL.CONVNEXT.WEIGHTS`` (the encoder), and say what.
+
+    Raises:
+        FileNotFoundError, ValueError: if the weights are not completely there.
+    """
+    if config.MODEL.WEIGHTS:
+        read_detector(config.MODEL.WEIGHTS, model)
+        return
+    total = len(model.state_dict())
+    if not (source := config.MODEL.CONVNEXT.WEIGHTS):
+        logger.info("no weights given: all %d tensors start from scratch", total)
+        return
+    result = load_encoder(
+        source, model.backbone.body, allow_other_grn=config.MODEL.CONVNEXT.ALLOW_OTHER_GRN
+    )
+    with_norms = sum(name.startswith("out_norms.") for name in model.backbone.body.state_dict())
+    kept = result.loaded + with_norms - len(result.new)
+    logger.info(
+        "%d of %d encoder tensors from %s; %d new: %s",
+        result.loaded,
+        result.total,
+        result.source,
+        total - kept,
+        ", ".join(
+            [
+                *(["grn"] if result.grn_new else []),
+                *(["out_norms"] if result.new else []),
+                *("fpn", "rpn", "roi_heads"),
+            ]
+        ),
+    )
+
+
+def warmup_schedule(solver: CfgNode) -> LrFactor:
+    """detectron2's ``WarmupMultiStepLR`` or ``WarmupCosineLR`` as a factor by finished steps.
+
+    The warm-up ends at the value that the schedule has there.
+    """
+    warmup = min(solver.WARMUP_ITERS, solver.MAX_ITER)
+
+    def scheduled(step: int) -> float:
+        if solver.LR_SCHEDULER_NAME == "WarmupCosineLR":
+            return 0.5 * (1 + math.cos(math.pi * step / solver.MAX_ITER))
+        return solver.GAMMA ** bisect_right(solver.STEPS, step)
+
+    def factor(step: int) -> float:
+        if step >= warmup:
+            return scheduled(step)
+        start = solver.WARMUP_FACTOR * scheduled(0)
+        progress = step / warmup if solver.WARMUP_METHOD == "linear" else 0
+        return start + progress * (scheduled(warmup) - start)
+
+    return factor
+
+
+def tasks(config: CfgNode) -> tuple[str, ...]:
+    """What the config's model predicts, in COCO's words."""
+    return ("bbox", "segm") if config.MODEL.MASK_ON else ("bbox",)
+
+
+def evaluate_in_training(
+    config: CfgNode, dataset: CocoDataset, model: nn.Module, average: nn.Module | None, step: int
+) -> dict[str, Any]:
+    """Evaluate over all processes.
+
+    Args:
+        average: the model with averaged weights, whose metrics are named ``ema/...``.
+
+    Returns:
+        In the main process, the metrics by name (``bbox/AP``); empty in the others, and for a step
+        whose metrics are in ``metrics.json`` already (of which a run was resumed).
+    """
+    metrics_file = Path(config.OUTPUT_DIR) / "metrics.json"
+    lines = [json.loads(line) for line in metrics_file.read_text().splitlines()]
+    if any(line["iteration"] == step and "bbox/AP" in line for line in lines):
+        return {}
+    found: dict[str, Any] = {}
+    plain = ("", model, "inference")
+    for prefix, detector, folder in (
+        [plain] if average is None else [plain, ("ema/", average, AVERAGE_FOLDER)]
+    ):
+        results = write_predictions(config, detector, dataset, PartialState(), folder)
+        if PartialState().is_main_process:
+            metrics = coco_metrics(dataset.annotations, results, tasks(config))
+            found |= {
+                f"{prefix}{task}/{name}": value
+                for task in tasks(config)
+                for name, value in metrics[task].items()
+                if value is not None
+            }
+    if found:
+        headline = {name: value for name, value in found.items() if name.endswith("/AP")}
+        logger.info("step %d: %s", step, headline)
+    return found
+
+
+def save_detector(config: CfgNode, dataset: CocoDataset, model: nn.Module, name: str) -> None:
+    """Write a whole detector into ``OUTPUT_DIR``, with what made it as metadata."""
+    path = Path(config.OUTPUT_DIR) / name
+    metadata = {
+        "layout": "detection.engines.torchvision.model",
+        "format_version": "1",
+        "size": config.MODEL.CONVNEXT.SIZE,
+        "grn": str(GRNOptions.of_config(config.MODEL.CONVNEXT.GRN)),
+        "config": config.dump(),
+        "class_names": json.dumps(dataset.class_names),
+        "category_ids": json.dumps(dataset.category_ids),
+        "dataset_fingerprint": dataset.fingerprint,
+        "git_commit": git_commit(),
+        "versions": json.dumps(versions()),
+    }
+    if licence := encoder_licence(path.parent):
+        metadata["licence"] = licence
+    tensors = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+    save_safetensors(tensors, path, metadata)
+    logger.info("wrote %s", path)
+
+
+def point_to(output_dir: Path, weights: Path) -> None:
+    """Let ``last_checkpoint`` name a file, relative to ``output_dir``."""
+    write_text(output_dir / "last_checkpoint", str(weights))

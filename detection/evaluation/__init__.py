@@ -1,0 +1,1 @@
+"""Results beside the truth: COCO's metrics and each error's kind."""

@@ -1,0 +1,1 @@
+"""A detector as a graph without Python."""

@@ -1,0 +1,1 @@
+"""The detection report's sections."""

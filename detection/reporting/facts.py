@@ -1,0 +1,149 @@
+"""The facts of runs for the report: what made them, from what, at what cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from detection.reporting.run import Run
+from reporting.blocks import NOT_RECORDED, Cell, Code, Number, RunName, Table
+
+
+def facts_table(runs: Sequence[Run], names: Sequence[RunName]) -> Table:
+    """One line a fact, one column a run."""
+    rows = [[title, *(read(run) for run in runs)] for title, read in FACTS.items()]
+    columns: list[Cell] = ["", *names] if len(runs) > 1 else ["", ""]
+    return Table(columns, rows, "What was recorded when the runs were made", prose=True)
+
+
+def duration(seconds: Any) -> Cell:
+    """Seconds as people say them: 43 s, 7 min 32 s, 3 h 5 min."""
+    if not isinstance(seconds, int | float):
+        return NOT_RECORDED
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60:,} h {minutes % 60} min"
+
+
+def encoder_sentence(run: Run) -> str:
+    """Where the encoder's weights came from, with the counts."""
+    if "encoder" not in run.facts:
+        return f"encoder's weights: {NOT_RECORDED}"
+    encoder = run.fact("encoder")
+    if encoder is None:
+        return "from scratch: no weights were loaded"
+    if not isinstance(encoder, dict):
+        return str(encoder)
+    counts = [encoder.get(key, "?") for key in ("loaded", "total")]
+    sentence = f"{counts[0]} of {counts[1]} encoder tensors from {encoder.get('source', '?')}"
+    if encoder.get("format"):
+        sentence += f" (format: {encoder['format']})"
+    if encoder.get("new"):
+        sentence += f"; {encoder['new']} new: {', '.join(map(str, encoder.get('new_parts') or []))}"
+    return sentence
+
+
+def data_mismatch(runs: Sequence[Run]) -> str | None:
+    """Why the runs' metrics must not be compared, or None: they were tested on other data."""
+    keys = ("fingerprint", "name")
+    for key in keys:
+        recorded = [run.fact("datasets", "test", key) for run in runs]
+        if all(recorded):
+            if len(set(map(str, recorded))) == 1:
+                return None
+            tested = [str(run.fact("datasets", "test", "name")) for run in runs]
+            listed = ", ".join(f"{run.name} on {on}" for run, on in zip(runs, tested, strict=True))
+            return (
+                f"The runs were not tested on the same data, so no difference is given: {listed}."
+            )
+    return None
+
+
+def _plain(*keys: str) -> Callable[[Run], Cell]:
+    def read(run: Run) -> Cell:
+        value = run.fact(*keys)
+        return NOT_RECORDED if value is None or value == "" else str(value)
+
+    return read
+
+
+def _code(*keys: str) -> Callable[[Run], Cell]:
+    def read(run: Run) -> Cell:
+        value = run.fact(*keys)
+        return Code(str(value)) if value else NOT_RECORDED
+
+    return read
+
+
+def _number(*keys: str) -> Callable[[Run], Cell]:
+    def read(run: Run) -> Cell:
+        value = run.fact(*keys)
+        return Number(value, digits=0) if isinstance(value, int | float) else NOT_RECORDED
+
+    return read
+
+
+def _seconds(key: str) -> Callable[[Run], Cell]:
+    return lambda run: duration(run.fact(key))
+
+
+def _versions(run: Run) -> Cell:
+    versions = run.fact("versions")
+    if not isinstance(versions, dict) or not versions:
+        return NOT_RECORDED
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _data(part: str) -> Callable[[Run], Cell]:
+    def read(run: Run) -> Cell:
+        data = run.fact("datasets", part)
+        if not isinstance(data, dict):
+            return NOT_RECORDED
+        counts = [f"{data[key]} {key}" for key in ("images", "instances") if key in data]
+        return f"{data.get('name', 'unnamed')}: {', '.join(counts) or NOT_RECORDED}"
+
+    return read
+
+
+def started(run: Run) -> Cell:
+    """The start as people write it: 2026-06-01 12:00:00 UTC."""
+    value = run.fact("started")
+    if not value:
+        return NOT_RECORDED
+    return str(value).replace("T", " ", 1).replace("+00:00", " UTC")
+
+
+def _iterations(run: Run) -> Cell:
+    losses = run.history.get("total_loss")
+    return Number(losses[-1][0], digits=0) if losses else NOT_RECORDED
+
+
+def _of_weights(read: Callable[[Run], Cell]) -> Callable[[Run], Cell]:
+    return lambda run: "no weights" if run.facts.get("encoder", "") is None else read(run)
+
+
+FACTS: dict[str, Callable[[Run], Cell]] = {
+    "Engine": _plain("engine"),
+    "Encoder's weights": encoder_sentence,
+    "Weights' fingerprint": _of_weights(_code("encoder", "fingerprint")),
+    "Weights' licence": _of_weights(_plain("encoder", "licence")),
+    "Parameters": _number("parameters"),
+    "Training data": _data("train"),
+    "Training data's fingerprint": _code("datasets", "train", "fingerprint"),
+    "Test data": _data("test"),
+    "Test data's fingerprint": _code("datasets", "test", "fingerprint"),
+    "Seed": _plain("seed"),
+    "Iterations": _iterations,
+    "Started": started,
+    "Training time": _seconds("train_seconds"),
+    "Prediction time": _seconds("predict_seconds"),
+    "Peak memory (MB)": _number("peak_memory_mb"),
+    "Device": _plain("device"),
+    "Versions": _versions,
+    "Commit": _code("git_commit"),
+    "Command": _code("command"),
+    "Config file": _code("config_file"),
+}

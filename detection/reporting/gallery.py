@@ -1,0 +1,74 @@
+"""Which images a report shows: those that went worst and best, and those where runs differ most."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from detection.reporting.run import Run
+from reporting.blocks import RunName
+
+SHOWN = 20  # images of each group
+CHANGED = 10
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An image, the groups that it was chosen for, its errors by kind, and why in words."""
+
+    image_id: Any
+    groups: Sequence[str]
+    errors: Sequence[str]
+    why: str
+
+
+def choose_images(runs: Sequence[tuple[RunName, Run]]) -> list[Chosen]:
+    """The last run's worst and best images, and with several what changed most since the first.
+
+    By F1 at each class's best threshold; of equal ones the image with more mistakes is worse, the
+    one with more objects better. Images without objects and detections are not among them.
+    """
+    if not runs:
+        return []
+    rows = {row["id"]: row for row in _images(runs[-1][1]) if row["F1"] is not None}
+    worst = sorted(rows.values(), key=lambda r: (r["F1"], r["found"] - r["objects"] - r["false"]))
+    best = sorted(rows.values(), key=lambda r: (-r["F1"], -r["objects"]))
+    half = min(SHOWN, (len(rows) + 1) // 2)
+    ids = {row["id"] for row in worst[:half]}
+    groups = {
+        "worst": [row["id"] for row in worst[:half]],
+        "best": [row["id"] for row in best if row["id"] not in ids][:half],
+    }
+    changes: dict[Any, float] = {}
+    if len(runs) > 1:
+        before = {row["id"]: row["F1"] for row in _images(runs[0][1])}
+        changes = {
+            image: row["F1"] - before[image]
+            for image, row in rows.items()
+            if before.get(image) is not None
+        }
+        ranked = sorted(changes, key=lambda image: changes[image])
+        groups["lost most"] = [image for image in ranked[:CHANGED] if changes[image] < 0]
+        groups["gained most"] = [image for image in ranked[::-1][:CHANGED] if changes[image] > 0]
+    of_image: dict[Any, list[str]] = {}
+    for group, members in groups.items():
+        for image in members:
+            of_image.setdefault(image, []).append(group)
+    return [
+        Chosen(image, held, list(rows[image]["errors"]) or ["none"], _why(rows[image], changes))
+        for image, held in of_image.items()
+    ]
+
+
+def _images(run: Run) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = run.diagnosis[run.diagnosed_task]["images"]
+    return rows
+
+
+def _why(row: dict[str, Any], changes: dict[Any, float]) -> str:
+    errors = ", ".join(f"{count} {kind}" for kind, count in row["errors"].items())
+    words = f"F1 {row['F1']:.0f}: {row['found']} of {row['objects']} found"
+    if change := round(changes.get(row["id"], 0.0)):
+        words += f", {change:+d} since the first run".replace("-", "\N{MINUS SIGN}")
+    return f"{words}; {errors}" if errors else words

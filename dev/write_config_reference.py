@@ -1,0 +1,70 @@
+"""Write docs/configuration.md, the reference of every key, from the schema of detection configs."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+from pathlib import Path
+
+import detection.schema
+from detection.schema import SCHEMA, TORCHVISION_ONLY
+from training.cli import ToolParser, run_tool
+
+EXAMPLES = """
+examples:
+  python dev/write_config_reference.py
+  python dev/write_config_reference.py --check   # exit code 1 if the page is out of date
+"""
+HEAD = """# Configuration
+
+Every key of a detection config (`det_configs/`, `KEY VALUE` on `tools/train_net.py`'s command
+line), written from the schema by `dev/write_config_reference.py`. Keys that detectron2 has keep
+its name, type and meaning. A misspelt key, a wrong type or a bad value is an error that lists all
+of them at once, each with the closest known key and what is allowed. Where the torchvision engine
+can do less, its column says what it takes.
+"""
+
+
+def comments() -> dict[str, str]:
+    """Key -> the remark beside it in the schema's source."""
+    found = {}
+    for line in inspect.getsource(detection.schema).splitlines():
+        if matched := re.match(r'\s+"([A-Z_0-9.]+)": .*?\s# (.+)$', line):
+            found[matched[1]] = matched[2]
+    return found
+
+
+def render() -> str:
+    remarks, parts = comments(), [HEAD]
+    group = ""
+    for name, key in SCHEMA.items():
+        head = name.rpartition(".")[0] or "Top level"
+        if head != group:
+            group = head
+            parts.append(f"\n## {group}\n\n| key | default | allowed | torchvision | |")
+            parts.append("| --- | --- | --- | --- | --- |")
+        limited = ", ".join(map(repr, TORCHVISION_ONLY.get(name, ())))
+        cells = [f"`{name.rpartition('.')[2]}`", f"`{key.default!r}`", key.allowed]
+        cells += [f"only {limited}" if limited else "", remarks.get(name, "")]
+        parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(parts) + "\n"
+
+
+def main() -> None:
+    parser = ToolParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=Path("docs/configuration.md"))
+    parser.add_argument("--check", action="store_true", help="compare, write nothing")
+    options = parser.parse_args()
+    page = render()
+    if not options.check:
+        options.output.write_text(page, encoding="utf-8")
+    elif options.output.read_text(encoding="utf-8") != page:
+        raise ValueError(f"{options.output} is out of date: run dev/write_config_reference.py")
+    print(options.output)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_tool(main))

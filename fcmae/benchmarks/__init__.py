@@ -1,0 +1,1 @@
+"""Tables of ratios for the encoder and pretraining."""

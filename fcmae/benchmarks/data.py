@@ -1,0 +1,137 @@
+"""Whether the input pipeline keeps up with pretraining.
+
+Images are read, cropped and masked as in a pretraining run. *images/s a worker* is of processor
+time in one process. *data wait* is what a real run (:func:`fcmae.pretrain.pretrain`) writes to its
+``metrics.json``: how long the steps stood still for their batch, as a share of their time, the
+first WARM_UP steps aside. *index tables* (:mod:`fcmae.packed_mask`) are part of a worker's work on
+a batch, of which the share is given.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fcmae.benchmarks.steps import Case
+from fcmae.data import collate, pretraining_samples
+from fcmae.masking import grid_size, random_mask
+from fcmae.packed_mask import PackedMask
+from fcmae.pretrain import pretrain
+from fcmae.pretrain_options import PretrainOptions
+from training.data import SampleKey, SeededSamples
+from training.measure import Row
+
+WARM_UP = 2  # steps that wait for the workers to start
+BATCHES = 16  # that are read and timed in one process
+SYNTHETIC = (24, 375, 500)  # images, height, width: ImageNet's usual size
+
+
+def data_case(
+    case: Case, workers: int, steps: int, data: Path | None = None, device: str = "cpu"
+) -> Row:
+    """One line of the table; writes to a temporary folder only.
+
+    Args:
+        case: encoder, precision, batch, image size and mask ratio of the run.
+        workers: loader processes.
+        steps: that are counted.
+        data: a folder of images; None for synthetic JPEG files.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        source = data or write_photographs(Path(folder) / "images")
+        samples = pretraining_samples(str(source), [case.image_size] * 2, case.mask_ratio)
+        rate = images_per_second(SeededSamples(samples, seed=0), case.batch)
+        options = PretrainOptions(
+            case.size,
+            str(source),
+            str(Path(folder) / "run"),
+            image_size=(case.image_size, case.image_size),
+            batch_size=case.batch,
+            max_steps=WARM_UP + steps,
+            mask_ratio=case.mask_ratio,
+            precision="bf16" if case.precision == "bf16" else "no",
+            workers=workers,
+            device=device,
+            log_every=1,
+            panel_every=10**9,
+            measure_features_every=0,
+            trackers=(),
+        )
+        pretrain(options)
+        lines = (Path(folder) / "run" / "metrics.json").read_text().splitlines()
+    timed = [json.loads(line) for line in lines][WARM_UP:]
+    seconds, waited = (sum(line[name] for line in timed) for name in ("time", "data_time"))
+    tables = index_seconds(case)
+    return {
+        "images": f"{len(samples)} {'of ' + data.name if data else 'synthetic 500x375 JPEG'}",
+        "encoder": case.size,
+        "precision": case.precision,
+        "batch": case.batch,
+        "pixels": case.image_size,
+        "workers": workers,
+        "images/s a worker": rate,
+        "step ms": 1e3 * seconds / len(timed),
+        "data wait %": 100 * waited / seconds,
+        "index tables ms": 1e3 * tables,
+        "index tables, % of a worker": 100 * tables * rate / case.batch,
+    }
+
+
+def write_photographs(folder: Path) -> Path:
+    """JPEG files of smooth noise with edges, about as large as photographs of their size."""
+    generator = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    count, height, width = SYNTHETIC
+    for number in range(count):
+        pixels = np.zeros((height, width, 3))
+        for cells in (4, 16, 64):
+            coarse = generator.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
+            pixels += np.asarray(Image.fromarray(coarse).resize((width, height))) / 3
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:03d}.jpg", quality=90)
+    return folder
+
+
+def images_per_second(samples: SeededSamples, batch: int) -> float:
+    """Of one loader process: samples and their collation, by processor time.
+
+    They are spread evenly over the data set.
+    """
+    count = batch * BATCHES
+    with _one_thread():
+        samples[SampleKey(0, 0)]
+        began = time.process_time()
+        for first in range(0, count, batch):
+            places = range(first, first + batch)
+            keys = [SampleKey(0, place * len(samples) // count) for place in places]
+            collate([samples[key][1] for key in keys])
+        return count / (time.process_time() - began)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """As in a loader's worker."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def index_seconds(case: Case, rounds: int = 30) -> float:
+    """Of one loader process and batch, by processor time."""
+    mask = random_mask(case.batch, grid_size(case.image_size, case.image_size), case.mask_ratio)
+    with _one_thread():
+        PackedMask.of(mask)
+        began = time.process_time()
+        for _ in range(rounds):
+            PackedMask.of(mask)
+        return (time.process_time() - began) / rounds

@@ -1,0 +1,178 @@
+"""What packing and Triton's kernels buy on a GPU, and how far from the hardware's limit it is.
+
+The *roofline* of a step is the least time in which this GPU could run it operator by operator: each
+takes the longer of its matrix arithmetic at the measured matrix rate and its least traffic, every
+input read and every output written once, at the measured copy rate. It counts the same operators
+for both encoders, on all sites or on the visible ones. It leaves out what is small (weights, the
+means of GRN) and the depthwise convolution's arithmetic, so that no step can reach a share of 1
+without fusing more than the kernels here do.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from backbones.convnext import SIZES, STRIDES, build_convnext
+from backbones.kernels import Kernels, use_kernels, why_no_triton
+from fcmae.benchmarks.steps import Case, described
+from fcmae.masking import grid_size, random_mask
+from fcmae.packed import MaskedDenseEncoder, PackedEncoder
+from fcmae.packed_mask import PackedMask
+from training.measure import Row, interleaved, synchronise
+
+logger = logging.getLogger(__name__)
+
+# of each operator of a block, forward then backward: multiply-adds of matrices in C*C a site, and
+# values moved in C a site
+OPERATORS = [
+    (0, 2),  # depthwise and LayerNorm: x -> y
+    (4, 5),  # pwconv1
+    (0, 12),  # GELU and GRN: its norm reads 4C, then 4C -> 4C
+    (4, 5),  # pwconv2
+    (0, 3),  # residual
+    (4, 5),  # pwconv2's input gradient
+    (4, 5),  # pwconv2's weight gradient
+    (0, 20),  # GELU and GRN: two sums of (h, dy), then (h, dy) -> dh
+    (4, 5),  # pwconv1's input gradient
+    (4, 5),  # pwconv1's weight gradient
+    (0, 4),  # LayerNorm and depthwise: dy and what was normalised -> dx; x for the weights
+    (0, 3),  # residual
+]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What the hardware was measured to do.
+
+    Args:
+        matrix: multiply-adds a second of a large matrix product in the case's precision.
+        copy: bytes read and written a second by a large copy.
+    """
+
+    matrix: float
+    copy: float
+
+
+def measure_rates(
+    precision: str, device: torch.device, side: int = 8192, mebibytes: int = 1024
+) -> Rates:
+    """The best of ten runs of a matrix product of ``side`` and of a copy."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = torch.randn(2, side, side, device=device).to(dtype)
+    source = torch.empty(mebibytes * 2**20, dtype=torch.uint8, device=device).zero_()
+    target = torch.empty_like(source)
+    product = _best_seconds(lambda: a @ b, device)
+    copy = _best_seconds(lambda: target.copy_(source), device)
+    return Rates(side**3 / product, 2 * source.numel() / copy)
+
+
+def _best_seconds(run: Callable[[], Tensor], device: torch.device) -> float:
+    times = []
+    for _ in range(10):
+        synchronise(device)
+        began = time.perf_counter()
+        run()
+        synchronise(device)
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def roofline_seconds(case: Case, rates: Rates, share: float = 1.0) -> float:
+    """The roofline of forward and backward of the encoder on this share of the sites."""
+    size = SIZES[case.size]
+    value_bytes = 2 if case.precision == "bf16" else 4
+    total, channels_in = 0.0, 3
+    for c, depth, stride, k in zip(
+        size.dims, size.depths, STRIDES.values(), (4, 2, 2, 2), strict=True
+    ):
+        sites = share * case.batch * (case.image_size // stride) ** 2
+        patch = k * k * channels_in
+        # stem or downsampling, its weight gradient, its input gradient (images need none)
+        operators = (2 if channels_in == 3 else 3) * [(patch * c, patch + c)]
+        operators += depth * [(products * c * c, moved * c) for products, moved in OPERATORS]
+        for products, moved in operators:
+            total += sites * max(products / rates.matrix, moved * value_bytes / rates.copy)
+        channels_in = c
+    return total
+
+
+def gpu_encoder_case(
+    case: Case,
+    rounds: int,
+    device: torch.device,
+    kernels: Kernels = "auto",
+    rates: Rates | None = None,
+) -> list[Row]:
+    """Forward and backward of the encoder, a row for each way to compute it.
+
+    Args:
+        case: what to run.
+        rounds: that are counted.
+        device: a GPU; elsewhere no peak memory is shown.
+        kernels: of the packed encoder: "torch", "triton", or "auto" for a row of each.
+        rates: of the hardware; measured when None.
+
+    Raises:
+        ValueError: if Triton's kernels are asked for and cannot run.
+    """
+    rates = rates or measure_rates(case.precision, device)
+    torch.manual_seed(0)
+    encoder = build_convnext(case.size).to(device)
+    images = torch.randn(case.batch, 3, case.image_size, case.image_size, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    grid = grid_size(case.image_size, case.image_size)
+    mask = random_mask(case.batch, grid, case.mask_ratio).to(device)
+    packed_mask = PackedMask.of(mask)  # as the data loader gives it
+
+    def masked_dense() -> Tensor:
+        return MaskedDenseEncoder(encoder)(images, mask)
+
+    def packed() -> Tensor:
+        return PackedEncoder(encoder)(images, packed_mask)
+
+    def step(forward: Callable[[], Tensor], kernels: Kernels) -> None:
+        encoder.zero_grad()
+        with use_kernels(kernels), case.autocast(device):
+            output = forward()
+        output.float().square().mean().backward()
+
+    chosen: list[Kernels] = ["torch", "triton"] if kernels == "auto" else [kernels]
+    if kernels == "auto" and (problem := why_no_triton(device)):
+        logger.warning("no row for Triton's kernels: %s", problem)
+        chosen = ["torch"]
+    steps = {"masked-dense": partial(step, masked_dense, "torch")}
+    for choice in chosen:
+        steps[f"packed, {choice}"] = partial(step, packed, choice)
+    seconds = interleaved(steps, rounds, device)
+    visible = (~mask).double().mean().item()
+    rows = []
+    for name, run in steps.items():
+        share = 1.0 if name == "masked-dense" else visible
+        row = {
+            **described(case),
+            "variant": name,
+            "ms": 1e3 * seconds[name],
+            "/ masked-dense": seconds[name] / seconds["masked-dense"],
+            "images/s": case.batch / seconds[name],
+            "share of roofline": roofline_seconds(case, rates, share) / seconds[name],
+        }
+        if device.type == "cuda":
+            row["peak GiB"] = _peak_bytes(run, device) / 2**30
+        rows.append(row | {"TFLOP/s": 2e-12 * rates.matrix, "copy GB/s": 1e-9 * rates.copy})
+    return rows
+
+
+def _peak_bytes(run: Callable[[], None], device: torch.device) -> int:
+    """The most that tensors held at once during a step, weights and images included."""
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device)

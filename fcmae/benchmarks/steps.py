@@ -1,0 +1,169 @@
+"""What packing costs and saves, as ratios measured interleaved in one process.
+
+The table shows medians over rounds. The masked-dense baseline is made of stock PyTorch operators on
+channels-last tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from backbones.convnext import SIZES, STRIDES, build_convnext
+from backbones.param_groups import parameter_groups
+from fcmae.masking import grid_size, random_mask, visible_count
+from fcmae.model import FCMAE
+from fcmae.packed import MaskedDenseEncoder, PackedEncoder
+from fcmae.packed_mask import PackedMask
+from training.measure import Row, interleaved
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table.
+
+    Args:
+        size: a key of ``SIZES``.
+        precision: "fp32" or "bf16" (autocast).
+        batch: images.
+        image_size: pixels of a square image.
+        mask_ratio: share of patches removed.
+    """
+
+    size: str
+    precision: str = "fp32"
+    batch: int = 8
+    image_size: int = 224
+    mask_ratio: float = 0.6
+
+    def autocast(self, device: torch.device) -> AbstractContextManager:
+        if self.precision == "bf16":
+            return torch.autocast(device.type, torch.bfloat16)
+        return nullcontext()
+
+
+def arithmetic_bound(case: Case) -> float:
+    """Multiply-adds of the packed encoder over the dense one's: what packing can reach at best if
+    the depthwise convolutions stay dense."""
+    size = SIZES[case.size]
+    rows, columns = grid_size(case.image_size, case.image_size)
+    share = visible_count(rows * columns, case.mask_ratio) / (rows * columns)
+    packed = dense = 0.0
+    channels_in = 3
+    for c, depth, stride, k in zip(
+        size.dims, size.depths, STRIDES.values(), (4, 2, 2, 2), strict=True
+    ):
+        sites = (case.image_size // stride) ** 2
+        pointwise = sites * (channels_in * k * k * c + depth * 8 * c * c)
+        depthwise = sites * depth * 49 * c
+        packed += share * pointwise + depthwise
+        dense += pointwise + depthwise
+        channels_in = c
+    return packed / dense
+
+
+def saved_bytes(run: Callable[[], Tensor], parameters: set[int]) -> int:
+    """Bytes that autograd keeps for the backward of ``run``, weights not counted."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = run()
+    del output
+    return sum(kept.values())
+
+
+def encoder_case(case: Case, rounds: int, device: torch.device) -> Row:
+    """Forward and backward of the encoder: dense, timm's, masked-dense, packed."""
+    torch.manual_seed(0)
+    encoder = build_convnext(case.size).to(device)
+    reference = timm.create_model(case.size, num_classes=0, global_pool="").to(device)
+    reference = reference.to(memory_format=torch.channels_last)
+    images = torch.randn(case.batch, 3, case.image_size, case.image_size, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    mask = random_mask(
+        case.batch, grid_size(*images.shape[-2:]), case.mask_ratio, device=torch.device("cpu")
+    ).to(device)
+    packed_mask = PackedMask.of(mask)  # as the data loader gives it
+    forwards: dict[str, tuple[nn.Module, Callable[[], Tensor]]] = {
+        "dense": (encoder, lambda: encoder.forward_features(images)["stage4"]),
+        "timm": (reference, lambda: reference(images)),
+        "masked-dense": (encoder, lambda: MaskedDenseEncoder(encoder)(images, mask)),
+        "packed": (encoder, lambda: PackedEncoder(encoder)(images, packed_mask)),
+    }
+
+    def step(model: nn.Module, forward: Callable[[], Tensor]) -> None:
+        model.zero_grad()
+        with case.autocast(device):
+            output = forward()
+        output.float().square().mean().backward()
+
+    steps = {name: partial(step, *variant) for name, variant in forwards.items()}
+    seconds = interleaved(steps, rounds, device)
+    memory = {}
+    for name in ("dense", "masked-dense", "packed"):
+        weights = {p.untyped_storage().data_ptr() for p in encoder.parameters()}
+        with case.autocast(device):
+            memory[name] = saved_bytes(forwards[name][1], weights) / 2**20
+    return {
+        **described(case),
+        **{f"{name} ms": 1e3 * value for name, value in seconds.items()},
+        "packed / masked-dense": seconds["packed"] / seconds["masked-dense"],
+        "packed / dense": seconds["packed"] / seconds["dense"],
+        "bound": arithmetic_bound(case),
+        "dense / timm": seconds["dense"] / seconds["timm"],
+        "saved MiB packed": memory["packed"],
+        "saved MiB masked-dense": memory["masked-dense"],
+        "saved packed / masked-dense": memory["packed"] / memory["masked-dense"],
+    }
+
+
+def pretrain_case(case: Case, rounds: int, device: torch.device) -> Row:
+    """A whole pretraining step (encoder, decoder, loss, AdamW), masked-dense and packed."""
+    steps: dict[str, Callable[[], None]] = {}
+    images = torch.randn(case.batch, 3, case.image_size, case.image_size, device=device)
+    mask = random_mask(case.batch, grid_size(*images.shape[-2:]), case.mask_ratio).to(device)
+    packed_mask = PackedMask.of(mask)  # as the data loader gives it
+    for mode in ("masked-dense", "packed"):
+        torch.manual_seed(0)
+        model = FCMAE(build_convnext(case.size), encoder_mode=mode).to(device)
+        groups = parameter_groups(model, 1e-4, 0.05)
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+
+        def step(model: FCMAE = model, optimizer: torch.optim.Optimizer = optimizer) -> None:
+            with case.autocast(device):
+                loss = model(images, packed_mask).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        steps[mode] = step
+    seconds = interleaved(steps, rounds, device)
+    return {
+        **described(case),
+        **{f"{name} ms": 1e3 * value for name, value in seconds.items()},
+        "packed / masked-dense": seconds["packed"] / seconds["masked-dense"],
+        "packed images/s": case.batch / seconds["packed"],
+    }
+
+
+def described(case: Case) -> Row:
+    """A row's first columns: what was run."""
+    return {
+        "encoder": case.size,
+        "precision": case.precision,
+        "batch": case.batch,
+        "pixels": case.image_size,
+        "mask": case.mask_ratio,
+    }

@@ -1,0 +1,265 @@
+"""Supervised fine-tuning of an encoder as a classifier: what a step computes, what a run leaves.
+
+The recipe is the authors' (``fcmae.classification.recipes``); augmentation, mixing, losses,
+averaged weights and their schedules are timm's. Deliberate deviations from the authors' code:
+
+  * the averaged weights start as a short average: decay n / (n + 10) until that is the recipe's, so
+    that they are worth something in runs of less than some 50,000 steps, too;
+  * figures are those of the last step, not of the best evaluation on the way;
+  * a sample's augmentation depends on (seed, epoch, index) alone, and how a batch is mixed on
+    (seed, step) and the process, so that a resumed run continues as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from timm.data import Mixup
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from backbones.checkpoint import save_ours
+from backbones.convnext import SIZES, ConvNeXt, GRNOptions
+from backbones.kernels import use_kernels
+from backbones.param_groups import parameter_groups
+from fcmae.classification.accuracy import CLASSIFIER, accuracy
+from fcmae.classification.data import collate, training_transform
+from fcmae.classification.head import build_classifier
+from fcmae.classification.options import FinetuneOptions
+from fcmae.classification.recipes import BATCHES, Recipe, choose_recipe, schedule, step_of_chain
+from fcmae.classification.setup import Setup, set_up
+from fcmae.features.collapse import WATCHED_IMAGES, CollapseWatch, steps_between_measures
+from fcmae.run_files import as_yaml, write_config, write_json
+from images.readers import fingerprint
+from training.checkpoints import refuse_existing_run
+from training.cli import is_main_process, process_count
+from training.data import evenly_spread, seed_generators
+from training.environment import git_commit, versions
+from training.loop import train
+from training.options import loop_options
+from training.schedule import cosine_with_warmup
+
+logger = logging.getLogger(__name__)
+
+CLASSIFIER_EMA = "classifier_ema.safetensors"
+SUMMARY = "metrics_summary.json"
+EMA_WARMUP = 10
+
+
+class FinetuningStep:
+    """What a training step computes, from (images, classes) to a named loss.
+
+    Args:
+        recipe: says how batches are mixed and targets smoothed.
+        classes: how many there are.
+    """
+
+    def __init__(self, recipe: Recipe, classes: int) -> None:
+        self.mixup: Mixup | None = None
+        self.criterion: nn.Module
+        if recipe.mixup or recipe.cutmix:
+            self.mixup = Mixup(
+                recipe.mixup,
+                recipe.cutmix,
+                label_smoothing=recipe.label_smoothing,
+                num_classes=classes,
+            )
+            self.criterion = SoftTargetCrossEntropy()
+        elif recipe.label_smoothing:
+            self.criterion = LabelSmoothingCrossEntropy(recipe.label_smoothing)
+        else:
+            self.criterion = nn.CrossEntropyLoss()
+
+    def __call__(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        images, targets = batch
+        if self.mixup is not None:
+            images, targets = self.mixup(images, targets)
+        return {"loss_classification": self.criterion(model(images).float(), targets)}
+
+
+def finetune(options: FinetuneOptions, resume: bool = False) -> Path:
+    """Fine-tune an encoder (or a classifier) on labelled images.
+
+    Args:
+        options: what to do.
+        resume: continue the run in ``options.output_dir``.
+
+    Returns:
+        The path of ``classifier.safetensors``. Beside it: ``classifier_ema.safetensors`` (the
+        averaged weights, where the recipe has them), ``config.yaml``, ``metrics.json``,
+        ``metrics_summary.json``, ``checkpoints/`` and ``tensorboard/``.
+
+    Raises:
+        ValueError, FileNotFoundError: for bad options, images or checkpoints, before training
+            starts where that can be known; ``training.loop.NonFiniteLossError`` during it.
+    """
+    output_dir = Path(options.output_dir)
+    if not resume:
+        refuse_existing_run(output_dir)
+    setup = set_up(options)
+    data, classes = setup.data, setup.data.classes
+    step = options.recipe
+    if step == "auto":
+        step = step_of_chain(len(classes), setup.source.rows)
+    recipe = choose_recipe(step, options.model, options.overrides)
+    check_batch(options, recipe, process_count())
+    logger.info(
+        "recipe %s of %s, published for a batch of %d; this run's is %d",
+        *(step, options.model, BATCHES[step], options.batch_size),
+    )
+    seed_generators(options.seed)
+    model, grn = build_classifier(
+        setup.source,
+        options.model,
+        classes,
+        setup.rows,
+        recipe.drop_path,
+        options.grn,
+        options.allow_other_grn,
+    )
+    if setup.rows is None:
+        with torch.no_grad():
+            model.head.weight.mul_(recipe.head_init_scale)
+    steps, warmup = schedule(recipe, len(data.train), options.batch_size, options.max_steps)
+    lr = recipe.base_lr * options.batch_size / 256
+    data.train.transform = training_transform(recipe, setup.image_size, setup.mean, setup.std)
+    data.val.transform = setup.evaluation()
+    optimizer = torch.optim.AdamW(
+        parameter_groups(
+            model,
+            lr,
+            recipe.weight_decay,
+            SIZES[options.model].depths,
+            recipe.layer_decay,
+            recipe.layer_decay_type,
+        ),
+        lr=lr,
+        fused=True,
+    )
+    ema = None
+    if recipe.ema_decay:
+        ema = ModelEmaV3(
+            model, recipe.ema_decay, use_warmup=True, warmup_gamma=EMA_WARMUP, warmup_power=1.0
+        )
+    origin = {"dataset_fingerprint": fingerprint(data.train.reader), "git_commit": git_commit()}
+    derived = {
+        "recipe": {"step": step, **asdict(recipe)},
+        "classes": len(classes),
+        "images": len(data.train),
+        "validation": {"images": len(data.val), "split": data.split},
+        "steps": steps,
+        "warmup_steps": warmup,
+        "learning_rate": lr,
+        "grn": asdict(grn) if grn else None,
+        "head": "new" if setup.rows is None else "of the checkpoint",
+        **setup.vision(),
+    }
+    write_config(options, {**derived, **origin, "versions": versions()})
+    evaluations = _Evaluations(options, setup, ema, steps)
+    watch = None
+    if every_epochs := options.measure_features_every:
+        epoch = len(data.train) / options.batch_size
+        every = steps_between_measures(every_epochs, epoch, steps, options.log_every)
+        images, _ = collate([data.val[place] for place in evenly_spread(data.val, WATCHED_IMAGES)])
+        watch = CollapseWatch([images], every, steps)
+    with use_kernels(options.kernels):
+        trained = train(
+            model,
+            optimizer,
+            cosine_with_warmup(steps, warmup),
+            data.train,
+            collate,
+            FinetuningStep(recipe, len(classes)),
+            loop_options(options, steps, resume),
+            evaluations,
+            ema,
+            watch,
+        )
+    path = output_dir / CLASSIFIER
+    if not is_main_process():
+        return path
+    assert isinstance(trained, ConvNeXt)
+    metadata = {
+        "training": f"classification ({step})",
+        "steps": str(steps),
+        "classes": json.dumps(classes),
+        **{name: json.dumps(value) for name, value in setup.vision().items()},
+        "config": yaml.safe_dump(as_yaml(options), sort_keys=False),
+        **{k: v for k, v in setup.source.metadata.items() if k == "licence"},
+        **origin,
+    }
+    _save(trained, path, {**metadata, "weights": "trained"}, grn)
+    summary: dict[str, Any] = {"steps": steps, "images": len(data.val), "classes": len(classes)}
+    summary |= evaluations.latest
+    if ema is not None:
+        averaged = ema.module
+        assert isinstance(averaged, ConvNeXt)
+        _save(averaged, output_dir / CLASSIFIER_EMA, {**metadata, "weights": "averaged"}, grn)
+    write_json(output_dir / SUMMARY, summary)
+    logger.info("wrote %s", path)
+    return path
+
+
+class _Evaluations:
+    """Evaluates trained and averaged weights now and then, as lines of ``metrics.json``."""
+
+    def __init__(
+        self, options: FinetuneOptions, setup: Setup, ema: ModelEmaV3 | None, last: int
+    ) -> None:
+        self.options, self.setup, self.ema, self.last = options, setup, ema, last
+        epoch = math.ceil(len(setup.data.train) / options.batch_size)
+        self.every = options.eval_every or max(epoch, last // 10)
+        self.path = Path(options.output_dir) / "metrics.json"
+        self.latest: dict[str, dict[str, float]] = {}
+
+    def __call__(self, step: int, model: nn.Module) -> None:
+        if step % self.every and step != self.last:
+            return
+        models = {"trained": model}
+        if self.ema is not None:
+            models["averaged"] = self.ema.module
+        samples, options = self.setup.data.val, self.options
+        self.latest = {
+            name: accuracy(each, samples, options.batch_size, options.workers)
+            for name, each in models.items()
+        }
+        if not is_main_process():
+            return
+        entry: dict[str, float] = {"iteration": step}
+        for name, figures in self.latest.items():
+            logger.info(
+                "step %d  %s weights: top-1 %.2f  top-5 %.2f  loss %.4f",
+                *(step, name, figures["top1"], figures["top5"], figures["loss"]),
+            )
+            entry |= {f"{name}/{key}": value for key, value in figures.items()}
+        line = json.dumps(entry)
+        if line not in self.path.read_text().splitlines():  # a resumed run evaluates once more
+            with self.path.open("a") as stream:
+                stream.write(line + "\n")
+
+
+def check_batch(options: FinetuneOptions, recipe: Recipe, processes: int) -> None:
+    """Refuse a batch that mixing cannot pair.
+
+    Raises:
+        ValueError: if mixup or cutmix is to pair an odd number of images.
+    """
+    shares = options.accumulate * processes
+    if (recipe.mixup or recipe.cutmix) and options.batch_size // shares % 2:
+        raise ValueError(
+            "mixup and cutmix pair the images of a micro-batch of one process, which has "
+            f"{options.batch_size} / {shares} images: make it even, or give --mixup 0 --cutmix 0"
+        )
+
+
+def _save(model: ConvNeXt, path: Path, metadata: Mapping[str, str], grn: GRNOptions | None) -> None:
+    save_ours(model.state_dict(), path, {**metadata, **({"grn": str(grn)} if grn else {})})

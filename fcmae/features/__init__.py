@@ -1,0 +1,1 @@
+"""What an encoder's channels are: feature analysis, collapse, channel maps."""

@@ -1,0 +1,99 @@
+"""The images of an analysis: without augmentation, in the order of their classes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import torch
+from timm.utils.misc import natural_key
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from fcmae.data import pretraining_samples
+from images.readers import class_names
+from images.statistics import Statistics
+
+logger = logging.getLogger(__name__)
+
+CROP = 0.875  # of the resized image, as in the evaluation of classifiers
+
+
+class AnalysisImages(Dataset):
+    """Images resized to ``image_size / 0.875`` (bicubic) and cropped at the centre.
+
+    Args:
+        data: see :func:`images.readers.open_images`.
+        image_size: height and width in pixels, multiples of 32.
+        in_chans: channels.
+        images: at most so many, spread evenly over all in the order of their classes, so that as
+            many classes as possible are there; None for all.
+        split: of sources that have several.
+
+    Attributes:
+        classes: the names of the images' classes, see :func:`images.readers.class_names`,
+            in natural order.
+        labels: the class of each image; None where there are fewer than two, or an image without.
+
+    Raises:
+        ValueError, FileNotFoundError: as :func:`fcmae.data.pretraining_samples`, or if ``images``
+            is less than 1.
+    """
+
+    def __init__(
+        self,
+        data: str,
+        image_size: tuple[int, int],
+        in_chans: int = 3,
+        images: int | None = 1000,
+        split: str = "train",
+    ) -> None:
+        if images is not None and images < 1:
+            raise ValueError(f"the number of images is {images}; it must be at least 1")
+        self._samples = pretraining_samples(data, image_size, 0.0, in_chans, split)
+        try:
+            names = class_names(self._samples.reader)
+        except ValueError as error:
+            logger.warning("%s", error)
+            names = [""] * len(self._samples)
+        order = sorted(range(len(names)), key=lambda index: natural_key(names[index]))
+        wanted = len(order) if images is None else min(images, len(order))
+        self.indices = [order[place * len(order) // wanted] for place in range(wanted)]
+        chosen = [names[index] for index in self.indices]
+        self.classes = sorted(set(chosen), key=natural_key)
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        labelled = len(self.classes) > 1 and "" not in self.classes
+        self.labels = [numbers[n] for n in chosen] if labelled else None
+        logger.info(
+            "%d of %d images, %s",
+            wanted,
+            len(order),
+            f"{len(self.classes)} classes" if self.labels else "no classes: no class selectivity",
+        )
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> Tensor:
+        """``[C, H, W]``, uint8, or float32 in 0..1 of files of more than 8 bits."""
+        pixels = self._samples.whole_image(self.indices[place])
+        image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+        wanted = self._samples.image_size
+        # the side that must grow most gets its size, the other follows, rounded down as in timm
+        sides = [(int(w / CROP), s) for w, s in zip(wanted, image.shape[1:], strict=True)]
+        to, side = max(sides, key=lambda pair: pair[0] / pair[1])
+        size = [s * to // side for s in image.shape[1:]]
+        resized = F.resize(image, size, InterpolationMode.BICUBIC, antialias=True)
+        return F.center_crop(resized, list(wanted))
+
+    def batches(
+        self, statistics: Statistics, batch_size: int, workers: int, device: torch.device
+    ) -> Iterator[tuple[Tensor, list[int] | None]]:
+        """Normalised images ``[B, C, H, W]`` on the device, and their classes."""
+        place = 0
+        for images in DataLoader(self, batch_size, num_workers=workers):
+            labels = self.labels[place : place + len(images)] if self.labels else None
+            place += len(images)
+            yield statistics.normalise(images.to(device)), labels

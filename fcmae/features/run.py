@@ -1,0 +1,176 @@
+"""A feature analysis from names to files: models on the same images, runs' histories."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fcmae.features.analysis import BlockFeatures, analyze
+from fcmae.features.channel_maps import channel_maps, draw_channel_maps
+from fcmae.features.collapse import measured_history
+from fcmae.features.images import AnalysisImages
+from fcmae.features.models import load_model
+from fcmae.features.plots import (
+    draw_cosine_distance,
+    draw_history,
+    draw_other_measures,
+    draw_selectivity,
+)
+from fcmae.features.taps import DEFAULT_TAP, Tap, tap_points
+from training.progress import progress
+
+logger = logging.getLogger(__name__)
+
+MEASURES = ("cosine_distance", "dead", "saturated", "effective_rank", "class_selectivity")
+
+
+@dataclass(frozen=True)
+class AnalysisOptions:
+    """How models are analysed.
+
+    Args:
+        models: name -> source, see ``fcmae.features.models.SOURCES``.
+        data: a source of images; folders of classes give class selectivity too.
+        output_dir: where the files go.
+        tap: where features are read, see ``fcmae.features.taps``.
+        images: at most so many, over all classes; None for all.
+        map_image: which of them the channel maps are of.
+        image_size: height and width in pixels.
+        batch_size, workers: of reading and running.
+        split: of sources that have several.
+        seed: of untrained models' weights.
+        device: "cpu" to keep off a GPU that is there.
+    """
+
+    models: Mapping[str, str]
+    data: str
+    output_dir: Path
+    tap: Tap = DEFAULT_TAP
+    images: int | None = 1000
+    map_image: int = 0
+    image_size: tuple[int, int] = (224, 224)
+    batch_size: int = 16
+    workers: int = 0
+    split: str = "train"
+    seed: int = 0
+    device: str | None = None
+
+
+def analyze_models(options: AnalysisOptions) -> dict[str, list[BlockFeatures]]:
+    """Measure every model on the same images; write the table and the figures.
+
+    Returns:
+        The measures by model. Beside them, in the folder: ``cosine_distance.csv`` (all measures),
+        ``cosine_distance.png``, ``measures.png``, ``class_selectivity.png`` (of labelled images)
+        and ``channel_maps/NAME.png``.
+
+    Raises:
+        FileNotFoundError, ValueError: for a source, an image or a tap that cannot be used, or
+            models for images of different numbers of channels.
+    """
+    device = torch.device(
+        "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
+    )
+    models = [
+        load_model(name, source, options.image_size, options.seed)
+        for name, source in options.models.items()
+    ]
+    for model in models:
+        tap_points(model.model, options.tap)  # what cannot be is said before the work
+    if len({model.in_chans for model in models}) > 1:
+        raise ValueError(
+            "the models take images of different numbers of channels: "
+            + ", ".join(f"{model.name} {model.in_chans}" for model in models)
+        )
+    images = AnalysisImages(
+        options.data, options.image_size, models[0].in_chans, options.images, options.split
+    )
+    if not 0 <= options.map_image < len(images):
+        raise ValueError(f"the image of the maps is {options.map_image} of {len(images)}, from 0")
+    results = {}
+    title = f"{len(images)} images, tap {options.tap}"
+    for model in models:
+        network = model.model.to(device)
+        batches = images.batches(model.statistics, options.batch_size, options.workers, device)
+        count = -(-len(images) // options.batch_size)
+        shown = progress(batches, model.name, count, "batch")
+        try:
+            results[model.name] = analyze(network, shown, options.tap)
+            image = model.statistics.normalise(images[options.map_image][None].to(device))
+            draw_channel_maps(
+                channel_maps(network, image, options.tap),
+                options.output_dir / "channel_maps" / f"{model.name}.png",
+                f"{model.name}, tap {options.tap}",
+            )
+        except ValueError as error:
+            raise ValueError(f"{model.name} ({model.source}): {error}") from error
+        network.cpu()
+        logger.info("%s: %d blocks measured", model.name, len(results[model.name]))
+    _write_results(options, len(images), results)
+    draw_cosine_distance(results, options.output_dir / "cosine_distance.png", title)
+    draw_other_measures(results, options.output_dir / "measures.png", title)
+    if images.labels:
+        words = f"{len(images)} images of {len(images.classes)} classes, block outputs"
+        draw_selectivity(results, options.output_dir / "class_selectivity.png", words)
+    return results
+
+
+def _write_results(
+    options: AnalysisOptions, images: int, results: Mapping[str, list[BlockFeatures]]
+) -> None:
+    rows = (
+        {
+            "model": name,
+            "source": options.models[name],
+            "tap": options.tap,
+            "images": images,
+            "block": block.block,
+            "depth": f"{block.depth:.6g}",
+            "channels": block.channels,
+            **{measure: f"{getattr(block, measure):.8g}" for measure in MEASURES},
+        }
+        for name, blocks in results.items()
+        for block in blocks
+    )
+    _write_csv(options.output_dir / "cosine_distance.csv", rows)
+
+
+def draw_runs(runs: Mapping[str, Path], output_dir: Path) -> None:
+    """Draw pretraining runs' diversity by block and epoch, from their ``metrics.json``.
+
+    Writes ``distance_by_epoch.png`` and ``distance_by_epoch.csv``.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`fcmae.features.collapse.measured_history`.
+    """
+    histories = {name: measured_history(folder) for name, folder in runs.items()}
+    rows = (
+        {
+            "run": name,
+            "epoch": f"{measured.epoch:.6g}",
+            "step": measured.step,
+            "block": block,
+            "cosine_distance": f"{distance:.8g}",
+        }
+        for name, history in histories.items()
+        for measured in history
+        for block, distance in measured.distances.items()
+    )
+    _write_csv(output_dir / "distance_by_epoch.csv", rows)
+    draw_history(histories, output_dir / "distance_by_epoch.png")
+
+
+def _write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    rows = list(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    logger.info("wrote %s", path)

@@ -1,0 +1,1 @@
+"""Grids of runs: the paper's ablations and a user's own."""

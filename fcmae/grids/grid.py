@@ -1,0 +1,276 @@
+"""Grids of ablation runs: what to run, from a YAML file, checked before anything is.
+
+A grid names rows; each row is pretrained and fine-tuned once a seed, by the project's own command
+lines. A grid file::
+
+    title: Global aggregation in GRN
+    source: ConvNeXt V2 (arXiv 2301.00808), Table 2a, ImageNet-1K top-1 of base, 800 epochs
+    baseline: l2                       # the row that the others are compared with
+    seeds: [0, 1, 2]
+    pretrain: {model: convnextv2_base, data: imagenet/train, epochs: 800}    # flags of the tool
+    classify: {model: convnextv2_base, data: imagenet}                       # likewise
+    detect: {config-file: my.yaml, SOLVER.MAX_ITER: 1000}                    # file, and keys
+    rows:
+      l2: {paper: {top-1: 84.6}}
+      l1: {paper: {top-1: 84.3}, grn: {aggregate: l1}}
+
+``grn`` goes to every stage of a row; a row's own ``pretrain``, ``classify`` and ``detect`` are
+deltas to the grid's, or ``null`` to leave that stage out. A row without ``pretrain`` may name the
+weights that it starts from (``init``, ``MODEL.CONVNEXT.WEIGHTS``). ``{seed}`` in a value is the
+run's seed, as in ``labels_{seed}.json``. ``launcher`` may replace ``python``, for instance by
+``torchrun --nproc-per-node 8``.
+
+``_BASE_`` names another grid beside this one, or several, each over the one before: what they say
+holds where this one is silent, key by key within a stage. ``rows`` are this one's whole, or the
+base's::
+
+    _BASE_: grn_aggregation.yaml       # the same rows, at another scale
+    pretrain: {model: convnextv2_atto, data: my_images, max-steps: 2000}
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from backbones.normalization import GRNOptions
+from fcmae.classification.options import FinetuneOptions
+from fcmae.classification.recipes import Recipe
+from fcmae.pretrain_options import PretrainOptions
+
+BASE = "_BASE_"  # as in the detection configs
+STAGES = ("pretrain", "classify", "detect")
+METRICS = ("top-1", "top-1 (averaged)", "box AP", "mask AP", "pretraining hours")
+GRID_KEYS = ("title", "source", "baseline", "seeds", "launcher", "rows", *STAGES)
+ROW_KEYS = ("paper", "grn", *STAGES)
+SET_BY_GRID = ("output-dir", "seed", "resume", "OUTPUT_DIR", "SEED")
+SET_BY_PRETRAINING = ("init", "MODEL.CONVNEXT.WEIGHTS")
+FLAGS_APART = {  # from the fields that they set
+    "pretrain": ("raw-pixels", "wandb", "grn-aggregate", "grn-normalize", "no-grn-residual"),
+    "classify": ("wandb", "grn-aggregate", "grn-normalize", "no-grn-residual"),
+}
+NO_FLAGS = ("norm_pix_loss", "overrides", "trackers")  # fields that others set
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table.
+
+    Args:
+        paper: what the paper reports, by metric.
+        stages: arguments by stage; a stage that is left out is not there.
+    """
+
+    name: str
+    paper: Mapping[str, float]
+    stages: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A checked grid; see this module's header."""
+
+    title: str
+    source: str
+    baseline: str
+    seeds: Sequence[int]
+    launcher: Sequence[str]
+    rows: Sequence[Row] = field(default_factory=tuple)
+
+
+def load_grid(path: str | Path, settings: Sequence[str] = ()) -> Grid:
+    """Read and check a grid.
+
+    Args:
+        settings: ``a.b.c=VALUE`` in YAML's notation, such as ``pretrain.data=my_images``,
+            ``seeds=[0,1]`` or ``rows.l1.pretrain.epochs=10``; they change the file's values.
+
+    Raises:
+        FileNotFoundError: if there is no such file, or none that it builds on.
+        ValueError: with everything that is wrong in it.
+    """
+    path = Path(path)
+    tree = _read(path)
+    if not isinstance(tree.get("rows"), dict) or not tree["rows"]:
+        raise ValueError(f"{path} is no grid: it needs 'rows', a mapping from name to row")
+    for setting in settings:
+        _change(tree, setting)
+    problems = _problems(tree)
+    rows = []
+    for name, entry in tree["rows"].items():
+        try:
+            rows.append(_row(str(name), entry or {}, tree))
+        except ValueError as error:
+            problems.append(f"row {name}: {error}")
+    for row in rows:
+        problems += _flag_problems(row)
+    if problems:
+        raise ValueError("\n  ".join([f"the grid {path} has problems:", *problems]))
+    return Grid(
+        title=tree.get("title", path.stem),
+        source=tree.get("source", ""),
+        baseline=tree["baseline"],
+        seeds=tree["seeds"],
+        launcher=tree.get("launcher", "").split(),
+        rows=rows,
+    )
+
+
+def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A grid's tree, over those that it builds on.
+
+    Args:
+        readers: the grids that build on this one.
+    """
+    if path in readers:
+        chain = " -> ".join(map(str, (*readers, path)))
+        raise ValueError(f"the grid builds on itself: {chain}")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} is no grid: it is no mapping of keys")
+    bases = tree.pop(BASE, [])
+    whole: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        whole = _over(whole, _read((path.parent / base).resolve(), (*readers, path)))
+    return _over(whole, tree)
+
+
+def _over(base: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with a tree's values, those of a stage key by key."""
+    stages = {
+        stage: base[stage] | tree[stage] for stage in STAGES if base.get(stage) and tree.get(stage)
+    }
+    return base | tree | stages
+
+
+def _change(tree: dict[str, Any], setting: str) -> None:
+    name, equals, value = setting.partition("=")
+    stage, _, key = name.partition(".")
+    # a detection config's keys have dots themselves
+    parts = [stage, key] if stage in STAGES and key else name.split(".")
+    if stage == "rows" and len(parts) > 4:
+        parts = [*parts[:3], ".".join(parts[3:])]
+    if not equals or parts[0] not in GRID_KEYS:
+        raise ValueError(
+            f"--set {setting!r}: give KEY=VALUE, such as pretrain.data=my_images, where KEY begins "
+            f"with {', '.join(GRID_KEYS)}"
+        )
+    node = tree
+    for part in parts[:-1]:
+        if not isinstance(node.get(part), dict):
+            node[part] = {}
+        node = node[part]
+    node[parts[-1]] = yaml.safe_load(value)
+
+
+def _problems(tree: Mapping[str, Any]) -> list[str]:
+    problems = [_unknown(key, GRID_KEYS) for key in tree if key not in GRID_KEYS]
+    if tree.get("baseline") not in tree["rows"]:
+        names = ", ".join(map(str, tree["rows"]))
+        problems.append(f"baseline is {tree.get('baseline')!r}; name one of the rows: {names}")
+    by_file: dict[str, list[str]] = {}
+    for name in map(str, tree["rows"]):
+        by_file.setdefault(file_name(name), []).append(name)
+    problems += [
+        f"the rows {', '.join(map(repr, same))} would share the folder {file!r}: rename them"
+        for file, same in by_file.items()
+        if len(same) > 1
+    ]
+    seeds = tree.get("seeds")
+    if (
+        not isinstance(seeds, list)
+        or not seeds
+        or not all(type(seed) is int and seed >= 0 for seed in seeds)
+        or len(set(seeds)) < len(seeds)
+    ):
+        problems.append(f"seeds is {seeds!r}; give a list of different integers of at least 0")
+    return problems
+
+
+def file_name(row: str) -> str:
+    """A row's name as a part of its folders'."""
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in row)
+
+
+def _unknown(key: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(str(key), known, 1)
+    return f"{key!r} is unknown; {f'did you mean {close[0]!r}?' if close else 'known: '}" + (
+        "" if close else ", ".join(known)
+    )
+
+
+def _row(name: str, entry: Mapping[str, Any], tree: Mapping[str, Any]) -> Row:
+    """A row's stages: the grid's, its GRN, and its own, each a delta to the one before.
+
+    Raises:
+        ValueError: if it has unknown keys, or nothing to do.
+    """
+    wrong = [_unknown(key, ROW_KEYS) for key in entry if key not in ROW_KEYS]
+    paper = entry.get("paper", {})
+    wrong += [f"paper: {_unknown(key, METRICS)}" for key in paper if key not in METRICS]
+    grn = GRNOptions(**entry.get("grn", {})) if not wrong else GRNOptions()
+    stages: dict[str, dict[str, Any]] = {}
+    for stage in STAGES:
+        own = entry.get(stage, {})
+        if (tree.get(stage) is None and not own) or own is None:
+            continue
+        arguments = copy.deepcopy(tree.get(stage) or {})
+        if grn != GRNOptions():
+            arguments |= _grn_arguments(grn, stage)
+        arguments |= own
+        stages[stage] = {key: value for key, value in arguments.items() if value is not None}
+        wrong += [
+            f"{stage}: {key} is set for every run, leave it out"
+            for key in arguments
+            if key in SET_BY_GRID or ("pretrain" in stages and key in SET_BY_PRETRAINING)
+        ]
+    if not stages:
+        wrong.append(f"it has no stage: give at least one of {', '.join(STAGES)}")
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    return Row(name, paper, stages)
+
+
+def _grn_arguments(grn: GRNOptions, stage: str) -> dict[str, Any]:
+    if stage == "detect":
+        return {
+            f"MODEL.CONVNEXT.GRN.{each.name.upper()}": getattr(grn, each.name)
+            for each in fields(grn)
+        }
+    return {
+        "grn": grn.kind,
+        "grn-aggregate": grn.aggregate,
+        "grn-normalize": grn.normalize,
+        "no-grn-residual": not grn.residual,
+    }
+
+
+def known_flags(stage: str) -> list[str]:
+    """The flags, without dashes, of the tool that runs ``pretrain`` or ``classify``."""
+    options = (PretrainOptions,) if stage == "pretrain" else (FinetuneOptions, Recipe)
+    names = [each.name for kind in options for each in fields(kind) if each.name not in NO_FLAGS]
+    return [*(name.replace("_", "-") for name in names), *FLAGS_APART[stage]]
+
+
+def _flag_problems(row: Row) -> list[str]:
+    """Misspelt flags, before hours are spent; a detection config checks its keys itself."""
+    problems = []
+    for stage in FLAGS_APART:
+        known = known_flags(stage)
+        problems += [
+            f"row {row.name}: {stage}: {_unknown(key, known)}"
+            for key in row.stages.get(stage, {})
+            if key not in known
+        ]
+    if "detect" in row.stages and "config-file" not in row.stages["detect"]:
+        problems.append(f"row {row.name}: detect: it needs a config-file")
+    return problems

@@ -1,0 +1,292 @@
+"""Run a grid: every stage of every row and seed by the project's command lines, once.
+
+A run's folder is ``OUT/STAGE/ROW_seed_N``; beside it lie what it was run with (``.yaml``) and what
+it said (``.log``). Runs that are finished are skipped, interrupted ones go on from their last
+checkpoint, and rows whose pretraining is the same share one. Several may run at once; a run starts
+when the pretraining that it needs has ended.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import yaml
+
+from fcmae.grids.grid import STAGES, Grid, Row, file_name
+from fcmae.grids.table import Results, write_tables
+from training.jobs import Stoppable, end_all, share_of_cores
+from training.progress import progress
+
+logger = logging.getLogger(__name__)
+
+TOOLS = {"pretrain": "pretrain_fcmae", "classify": "finetune_classifier", "detect": "train_net"}
+FINISHED = {
+    "pretrain": "encoder.safetensors",
+    "classify": "metrics_summary.json",
+    "detect": "inference/metrics_summary.json",
+}
+POLL_SECONDS = 0.2
+
+
+class Running(Stoppable, Protocol):
+    """What a grid needs of ``subprocess.Popen``."""
+
+    def poll(self) -> int | None: ...
+
+
+# starts a command, its output appended to a file, with further environment variables
+StartCommand = Callable[[Sequence[str], Path, Mapping[str, str]], Running]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of one tool.
+
+    Args:
+        stage: a key of ``TOOLS``.
+        folder: the run's.
+        arguments: of the tool, all but the folder.
+        init: the folder of the pretraining that it starts from.
+    """
+
+    stage: str
+    folder: Path
+    arguments: Mapping[str, Any]
+    init: Path | None = None
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / FINISHED[self.stage]).is_file()
+
+    def command(self, tools: Path, launcher: Sequence[str]) -> list[str]:
+        """What to run; every tool starts anew with ``--resume`` where there is nothing yet."""
+        start = [*(launcher or [sys.executable]), str(tools / f"{TOOLS[self.stage]}.py")]
+        if self.stage != "detect":
+            init = ["--init", str(self.init / FINISHED["pretrain"])] if self.init else []
+            return [*start, *_flags(self.arguments), *init, "--output-dir", str(self.folder),
+                    "--resume"]  # fmt: skip
+        keys = dict(self.arguments)
+        command = [*start, "--config-file", str(keys.pop("config-file")), "--resume"]
+        keys |= {"OUTPUT_DIR": str(self.folder)}
+        if self.init:
+            keys["MODEL.CONVNEXT.WEIGHTS"] = str(self.init / FINISHED["pretrain"])
+        return [*command, *(str(item) for pair in keys.items() for item in pair)]
+
+
+def _flags(arguments: Mapping[str, Any]) -> list[str]:
+    flags = []
+    for name, value in arguments.items():
+        if value is not False:
+            values = value if isinstance(value, list) else [] if value is True else [value]
+            flags += [f"--{name}", *map(str, values)]
+    return flags
+
+
+def plan(grid: Grid, output_dir: Path) -> dict[tuple[str, int], list[Job]]:
+    """The jobs of each (row, seed), in their order; seed by seed, so that a table fills evenly."""
+    pretrainings: dict[str, Path] = {}
+    return {
+        (row.name, seed): _jobs(row, seed, output_dir, pretrainings)
+        for seed in grid.seeds
+        for row in grid.rows
+    }
+
+
+def _jobs(row: Row, seed: int, output_dir: Path, pretrainings: dict[str, Path]) -> list[Job]:
+    jobs: list[Job] = []
+    init = None
+    for stage in STAGES:
+        if stage not in row.stages:
+            continue
+        folder = output_dir / stage / f"{file_name(row.name)}_seed_{seed}"
+        arguments = {key: _of_seed(value, seed) for key, value in row.stages[stage].items()}
+        arguments["SEED" if stage == "detect" else "seed"] = seed
+        if stage == "pretrain":
+            folder = init = pretrainings.setdefault(json.dumps(arguments, sort_keys=True), folder)
+        jobs.append(Job(stage, folder, arguments, init if stage != "pretrain" else None))
+    return jobs
+
+
+def _of_seed(value: Any, seed: int) -> Any:
+    """The value with this seed's number in place of ``{seed}``."""
+    if isinstance(value, list):
+        return [_of_seed(item, seed) for item in value]
+    return value.replace("{seed}", str(seed)) if isinstance(value, str) else value
+
+
+def shares(at_once: int, whole_machine: bool = False) -> list[dict[str, str]]:
+    """Environment variables for each of several runs at once: its part of the machine.
+
+    Args:
+        at_once: how many they are. Each gets its part of the cores (where OMP_NUM_THREADS is not
+            set) and one of the visible GPUs, in turn; a run alone gets all of them.
+        whole_machine: runs have a launcher of their own, which shares nothing out.
+    """
+    if at_once == 1 or whole_machine:
+        return [{} for _ in range(at_once)]
+    cores = {} if "OMP_NUM_THREADS" in os.environ else share_of_cores(at_once)
+    found = ",".join(map(str, range(torch.cuda.device_count())))
+    gpus = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", found).split(",") if gpu]
+    return [
+        cores | ({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {})
+        for number in range(at_once)
+    ]
+
+
+def run_grid(
+    grid: Grid,
+    output_dir: Path,
+    tools: Path,
+    rows: Sequence[str] = (),
+    at_once: int = 1,
+    start_command: StartCommand | None = None,
+) -> Path:
+    """Run what is not finished, and write the table after every run.
+
+    Args:
+        tools: the folder of the command lines.
+        rows: run these alone; all if none is named.
+        at_once: how many runs there may be at a time, see :func:`shares`.
+        start_command: in place of a process of its own for each job.
+
+    Returns:
+        The path of ``table.md``. Beside it: ``table.csv`` and ``runs.csv``.
+
+    Raises:
+        ValueError: for a row that does not exist, a run in the folder that had other arguments,
+            and, when all else is done, with every run that failed.
+    """
+    names = [row.name for row in grid.rows]
+    if unknown := [name for name in rows if name not in names]:
+        raise ValueError(f"no row is named {', '.join(unknown)}; the rows are {', '.join(names)}")
+    if at_once < 1:
+        raise ValueError(f"{at_once} runs at once; give at least 1")
+    jobs = plan(grid, output_dir)
+    chosen = {key: value for key, value in jobs.items() if not rows or key[0] in rows}
+    _refuse_other_arguments(chosen)
+    waiting = {job.folder: job for steps in chosen.values() for job in steps if not job.finished}
+    failures: list[str] = []
+    bar = progress(text="grid", total=len(waiting), unit="run", leave=True)
+
+    def start(job: Job, share: Mapping[str, str]) -> Running:
+        job.folder.parent.mkdir(parents=True, exist_ok=True)
+        arguments = yaml.safe_dump(dict(job.arguments), sort_keys=False)
+        _beside(job.folder, ".yaml").write_text(arguments)
+        command = job.command(tools, grid.launcher)
+        logger.info("%s", shlex.join(command))
+        return (start_command or start_process)(command, _beside(job.folder, ".log"), share)
+
+    def ended(job: Job, code: int) -> None:
+        if code:
+            failures.append(f"{job.folder}: exit code {code}, see {job.folder}.log")
+            logger.error("failed: %s", failures[-1])
+        bar.update()
+        write_tables(grid, _results(jobs), output_dir)
+
+    write_tables(grid, _results(jobs), output_dir)
+    _run_all(waiting, start, ended, shares(at_once, whole_machine=bool(grid.launcher)))
+    bar.close()
+    if failures:
+        raise ValueError("\n  ".join([f"{len(failures)} runs failed:", *failures]))
+    return output_dir / "table.md"
+
+
+def _run_all(
+    waiting: dict[Path, Job],
+    start: Callable[[Job, Mapping[str, str]], Running],
+    ended: Callable[[Job, int], None],
+    free: list[dict[str, str]],
+) -> None:
+    """Run jobs in their order, as many at once as there are free shares of the machine.
+
+    What waits for a pretraining that failed is left out. When this process is interrupted or
+    ended, what runs is ended too.
+    """
+    running: dict[Path, tuple[Job, dict[str, str], Running]] = {}
+    try:
+        while waiting or running:
+            for folder, job in list(waiting.items()):
+                if free and job.init not in waiting and job.init not in running:
+                    share = free.pop(0)
+                    running[folder] = (waiting.pop(folder), share, start(job, share))
+            codes = {folder: process.poll() for folder, (_, _, process) in running.items()}
+            for folder, code in codes.items():
+                if code is None:
+                    continue
+                job, share, _ = running.pop(folder)
+                free.append(share)
+                failed = code or (0 if job.finished else 1)
+                ended(job, failed)
+                for other in [f for f, later in waiting.items() if failed and later.init == folder]:
+                    del waiting[other]
+            if all(code is None for code in codes.values()):
+                time.sleep(POLL_SECONDS)
+    finally:
+        end_all(process for _, _, process in running.values())
+
+
+def _beside(folder: Path, suffix: str) -> Path:
+    return folder.parent / (folder.name + suffix)
+
+
+def _refuse_other_arguments(jobs: Mapping[tuple[str, int], Sequence[Job]]) -> None:
+    problems = []
+    for job in (job for steps in jobs.values() for job in steps):
+        file = _beside(job.folder, ".yaml")
+        stored = yaml.safe_load(file.read_text()) if file.is_file() else None
+        if stored is not None and stored != dict(job.arguments):
+            keys = sorted(stored.keys() | job.arguments.keys())
+            problems += [
+                f"{job.folder}: {key} was {stored.get(key)!r}, is {job.arguments.get(key)!r}"
+                for key in keys
+                if stored.get(key) != job.arguments.get(key)
+            ]
+    if problems:
+        text = "runs in the folder had other arguments; name another --output-dir, or remove them:"
+        raise ValueError("\n  ".join([text, *problems]))
+
+
+def start_process(command: Sequence[str], log: Path, share: Mapping[str, str]) -> Running:
+    """A command as a process of its own."""
+    with log.open("a") as stream:
+        stream.write(f"$ {shlex.join(command)}\n")
+        stream.flush()
+        return subprocess.Popen(
+            command, stdout=stream, stderr=subprocess.STDOUT, env=os.environ | share
+        )
+
+
+def _results(jobs: Mapping[tuple[str, int], Sequence[Job]]) -> Results:
+    """By row and metric, the value of each seed."""
+    results: Results = {}
+    for (name, seed), steps in jobs.items():
+        for metric, value in (pair for job in steps if job.finished for pair in _measured(job)):
+            results.setdefault(name, {}).setdefault(metric, {})[seed] = value
+    return results
+
+
+def _measured(job: Job) -> list[tuple[str, float]]:
+    if job.stage == "pretrain":
+        lines = [json.loads(line) for line in (job.folder / "metrics.json").open()]
+        windows = [{"iteration": 0}, *(line for line in lines if "time" in line)]
+        # of each window, its steps and the mean seconds of one
+        seconds = [(b["iteration"] - a["iteration"]) * b["time"] for a, b in pairwise(windows)]
+        return [("pretraining hours", sum(seconds) / 3600)]
+    summary = json.loads((job.folder / FINISHED[job.stage]).read_text())
+    if job.stage == "classify":
+        names = {"top-1": "trained", "top-1 (averaged)": "averaged"}
+        return [(m, summary[name]["top1"]) for m, name in names.items() if name in summary]
+    names = {"box AP": "bbox", "mask AP": "segm"}
+    return [(m, summary[name]["AP"]) for m, name in names.items() if name in summary]

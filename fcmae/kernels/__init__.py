@@ -1,0 +1,1 @@
+"""Triton's depthwise convolution of the packed layout."""

@@ -1,0 +1,1 @@
+"""Any image file -> array, for every wing."""

@@ -1,0 +1,137 @@
+"""What to predict on: image files, folders, glob patterns and videos, checked before the start.
+
+Images are read by :mod:`images.decode`, videos by OpenCV, one frame at a time, so that a folder
+or a film of any length takes no more memory than its largest image.
+"""
+
+from __future__ import annotations
+
+import glob
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from images.decode import decode_image
+from images.threads import in_threads
+from training.progress import progress
+
+logger = logging.getLogger(__name__)
+
+IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
+VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"}
+FRAME_RATE = 25.0  # of a video that does not tell its own
+
+
+class Frame(NamedTuple):
+    """An image, or the frame of this number (from 0) of a video of ``rate`` frames a second."""
+
+    pixels: np.ndarray  # [H, W, 3] uint8 RGB
+    number: int = 0
+    rate: float = FRAME_RATE
+
+
+def is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEOS
+
+
+def find_files(inputs: Sequence[str]) -> list[Path]:
+    """The image and video files that files, folders (with those inside) and patterns stand for.
+
+    In the order given, folders in the order of their names, each file once.
+
+    Raises:
+        ValueError: naming every input that is not there or holds nothing, and every file that
+            does not decode.
+    """
+    files: dict[Path, None] = {}
+    problems: list[str] = []
+    for item in inputs:
+        found = _expand(Path(item).expanduser(), problems)
+        files |= dict.fromkeys(found)
+    problems += _unreadable(list(files))
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise ValueError("\n  ".join([f"{count} in the inputs:", *problems]))
+    return list(files)
+
+
+def _expand(path: Path, problems: list[str]) -> list[Path]:
+    if path.is_dir():
+        every = sorted(file for file in path.rglob("*") if file.is_file())
+        found = [file for file in every if file.suffix.lower() in IMAGES | VIDEOS]
+        if not found:
+            known = ", ".join(sorted(IMAGES | VIDEOS))
+            problems.append(f"{path} holds no image and no video (known: {known})")
+        elif len(found) < len(every):
+            logger.warning("%s: %d other files passed over", path, len(every) - len(found))
+        return found
+    if path.is_file():
+        return [path]
+    found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
+    found = [file for file in found if file.is_file()]
+    if not found:
+        is_pattern = glob.has_magic(str(path))
+        problems.append(f"{path} {'matches no file' if is_pattern else 'is not there'}")
+    return found
+
+
+def _unreadable(files: Sequence[Path]) -> list[str]:
+    """What is wrong with each file that cannot be read; decodes all images."""
+    faults = progress(in_threads(_fault, files), "checking", len(files), "file")
+    return [fault for fault in faults if fault]
+
+
+def _fault(path: Path) -> str:
+    try:
+        next(read_frames(path))
+    except ValueError as error:
+        return f"{error}; replace it or leave it out"
+    return ""
+
+
+def read_frames(path: Path, every: int = 1) -> Iterator[Frame]:
+    """The image of a file, or each ``every``-th frame of a video, rotation applied.
+
+    Raises:
+        ValueError: if it does not decode; a video, if its first frame does not.
+    """
+    if not is_video(path):
+        yield Frame(decode_image(path))
+        return
+    video = cv2.VideoCapture(str(path))
+    try:
+        told = video.get(cv2.CAP_PROP_FPS)
+        rate = told if math.isfinite(told) and told > 0 else FRAME_RATE
+        expected, index = video.get(cv2.CAP_PROP_FRAME_COUNT), 0
+        while video.grab():
+            if index % every == 0:
+                decoded, pixels = video.retrieve()
+                if not decoded:
+                    break
+                yield Frame(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), index, rate)
+            index += 1
+    finally:
+        video.release()
+    if not index:
+        raise ValueError(f"{path} does not decode: no frame of a video can be read")
+    if index < expected:
+        logger.warning("%s: %d of %d frames could be read", path, index, expected)
+
+
+def output_names(files: Sequence[Path]) -> list[str]:
+    """A name without suffix for each file, its own where no other file has it."""
+    taken: set[str] = set()
+    names = []
+    for file in files:
+        name, number = file.stem, 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{file.stem}_{number}"
+        taken.add(name.casefold())
+        names.append(name)
+    return names

@@ -1,0 +1,239 @@
+"""Mean and standard deviation of a data set's channels, by which images are normalised.
+
+In units of values scaled to 0..1: of a file's 8-bit values divided by 255, of 16-bit ones by 65535,
+of floating-point ones as they are (``images.files``).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from images.files import EIGHT_BITS, ImageError
+from training.progress import progress
+
+logger = logging.getLogger(__name__)
+
+FAINT = 0.1
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What images are normalised by.
+
+    Args:
+        mean, std: a value for each channel, of values scaled to 0..1.
+        origin: where they come from, in words.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    origin: str
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8, or float in 0..1, ``[B, C, H, W]`` -> float32 of mean 0 and deviation 1."""
+        scale = 1 if images.is_floating_point() else EIGHT_BITS
+        shape = (1, -1, 1, 1)
+        mean = torch.tensor(self.mean, device=images.device).view(shape) * scale
+        std = torch.tensor(self.std, device=images.device).view(shape) * scale
+        return images.to(torch.float32, copy=True).sub_(mean).div_(std)
+
+    def shown(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and std by which normalised images become pictures for people.
+
+        Their own; but ones that spread mean +- 2 std over all brightnesses where the images use a
+        small part of their type's range, as those of many sensors do.
+        """
+        if max(self.std) >= FAINT and min(self.mean) >= 0 and max(self.mean) <= 1:
+            return self.mean, self.std
+        return (0.5,) * len(self.mean), (0.25,) * len(self.std)
+
+    def check_resumed(
+        self,
+        mean: Sequence[float] | None,
+        std: Sequence[float] | None,
+        in_chans: int,
+        config: str,
+    ) -> None:
+        """Check that a resumed run's options do not contradict these, which it was started with.
+
+        Raises:
+            ValueError: if they do.
+        """
+        given = {"--mean": (mean, self.mean), "--std": (std, self.std)}
+        problems = [
+            f"{name} is {list(new)}, the run's is {list(stored)}"
+            for name, (new, stored) in given.items()
+            if new is not None and tuple(new) != stored
+        ]
+        if in_chans != len(self.mean):
+            problems.append(f"--in-chans is {in_chans}, the run's is {len(self.mean)}")
+        if problems:
+            raise ValueError(
+                f"this contradicts the run that is resumed ({config}): {'; '.join(problems)}; "
+                "give its own values, or start another run"
+            )
+
+
+class Images(Protocol):
+    """What statistics are measured of, such as :class:`fcmae.data.PretrainingSamples`."""
+
+    in_chans: int
+    skip_bad_images: bool
+
+    def __len__(self) -> int: ...
+
+    def whole_image(self, index: int) -> np.ndarray:
+        """``[h, w, in_chans]``: uint8, or float32 in 0..1; raises ImageError."""
+
+    def eight_bit(self) -> bool:
+        """Whether the first usable image has values of 8 bits."""
+
+
+IMAGENET = Statistics(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, "ImageNet")
+
+
+def problems_of(
+    mean: Sequence[float] | None, std: Sequence[float] | None, choice: str, in_chans: int
+) -> list[str]:
+    """What contradicts itself in the options about statistics, in words."""
+    if in_chans < 1:
+        return []  # said elsewhere
+    problems = []
+    if (mean is None) != (std is None):
+        given, other = ("mean", "std") if std is None else ("std", "mean")
+        problems.append(f"--{given} is given without --{other}; give both or neither")
+    for name, values in (("mean", mean), ("std", std)):
+        if values is not None and len(values) != in_chans:
+            problems.append(
+                f"--{name} has {len(values)} value(s) for {in_chans} channel(s) (--in-chans)"
+            )
+    if std is not None and min(std, default=1.0) <= 0:
+        problems.append(f"--std is {' '.join(map(str, std))}; each value must be positive")
+    if (mean is not None or std is not None) and choice != "auto":
+        problems.append(f"--mean and --std are given, and --statistics {choice} asks for others")
+    if choice == "imagenet" and in_chans != 3:
+        problems.append(f"--statistics imagenet has 3 channels; --in-chans is {in_chans}: measure")
+    return problems
+
+
+def choose(
+    samples: Images,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    choice: str,
+    images: int,
+    seed: int,
+    workers: int,
+) -> Statistics:
+    """Given, ImageNet's or measured statistics.
+
+    Args:
+        samples: what would be normalised.
+        mean, std: given values, or None.
+        choice: "imagenet", "measure", or "auto": ImageNet's for 3 channels of 8 bits.
+        images: at most so many are measured.
+        seed: draws them.
+        workers: loader processes that measure.
+
+    Raises:
+        ValueError: for given values that are not on the scale of 0..1, or a constant channel.
+    """
+    eight_bit = samples.eight_bit()
+    if mean is not None and std is not None:
+        if eight_bit and max(*mean, *std) > 1:
+            raise ValueError(
+                f"--mean {' '.join(map(str, mean))} and --std {' '.join(map(str, std))} must be of "
+                "values scaled to 0..1; values of 8 bits are to be divided by 255"
+            )
+        chosen = Statistics(tuple(mean), tuple(std), "given")
+    elif choice == "imagenet" or (choice == "auto" and samples.in_chans == 3 and eight_bit):
+        chosen = IMAGENET
+    else:
+        if choice == "auto":
+            logger.info(
+                "measuring mean and std: ImageNet's are for 3 channels of 8 bits, and these images "
+                "have %d of %s; --mean and --std, or --statistics imagenet, would save this",
+                samples.in_chans,
+                "8 bits" if eight_bit else "another type",
+            )
+        chosen = measure(samples, images, seed, workers)
+    for name, values in (("mean", chosen.mean), ("std", chosen.std)):
+        logger.info("%s: %s (%s)", name, " ".join(f"{v:.6g}" for v in values), chosen.origin)
+    return chosen
+
+
+def measure(samples: Images, images: int, seed: int, workers: int = 0) -> Statistics:
+    """Over all pixels of the data set, or of ``images`` of its images drawn with ``seed``.
+
+    Every pixel counts alike. Sums are float64; images are combined by the parallel form of
+    Welford's algorithm (Chan, Golub and LeVeque, 1983), in an order that does not depend on
+    ``workers``. Bad images are left out where ``samples`` skips them.
+
+    Raises:
+        ImageError: for a bad image where they are not skipped.
+        ValueError: for a channel that is constant: it cannot be normalised.
+    """
+    total = len(samples)
+    chosen = np.arange(total)
+    if images < total:
+        chosen = np.sort(np.random.default_rng([seed, 3]).choice(total, images, replace=False))
+    loader = DataLoader(
+        _Moments(samples, chosen), batch_size=None, num_workers=workers, collate_fn=_unchanged
+    )
+    count, mean, squares = 0, np.zeros(samples.in_chans), np.zeros(samples.in_chans)
+    read = 0
+    for moments in progress(loader, "measuring", unit="image"):
+        if moments is None:
+            continue
+        pixels, its_mean, its_squares = moments
+        count, before = count + pixels, count
+        difference = its_mean - mean
+        mean = mean + difference * (pixels / count)
+        squares = squares + its_squares + difference**2 * (before * pixels / count)
+        read += 1
+    if not read:
+        raise ImageError(f"none of the {len(chosen)} images to measure can be used")
+    std = np.sqrt(squares / count)
+    if constant := [str(channel) for channel in np.flatnonzero(std == 0)]:
+        raise ValueError(
+            f"channel(s) {', '.join(constant)} (from 0) have the same value in all {read} images "
+            "measured and cannot be normalised; leave them out of the files, or give --mean, --std"
+        )
+    return Statistics(
+        tuple(mean.tolist()), tuple(std.tolist()), f"measured over {read} of {total} images"
+    )
+
+
+def _unchanged(moments: object) -> object:
+    return moments
+
+
+class _Moments(Dataset):
+    """Of an image: its pixels, and per channel their mean and summed squared deviations."""
+
+    def __init__(self, samples: Images, indices: np.ndarray) -> None:
+        self.samples, self.indices = samples, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> tuple[int, np.ndarray, np.ndarray] | None:
+        try:
+            pixels = self.samples.whole_image(int(self.indices[place]))
+        except ImageError:
+            if self.samples.skip_bad_images:
+                return None
+            raise
+        scale = EIGHT_BITS if pixels.dtype == np.uint8 else 1
+        values = pixels.reshape(-1, pixels.shape[-1]).astype(np.float64) / scale
+        mean = values.mean(0)
+        return len(values), mean, ((values - mean) ** 2).sum(0)

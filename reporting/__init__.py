@@ -1,0 +1,1 @@
+"""What a page is made of: blocks, charts, HTML, Markdown, tables. It knows no task."""

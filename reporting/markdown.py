@@ -1,0 +1,113 @@
+"""Render a report's page as Markdown, for a repository or a ticket; figures are files beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from reporting.blocks import (
+    Block,
+    Cards,
+    Cell,
+    Charts,
+    Code,
+    Details,
+    Gallery,
+    Page,
+    Paragraph,
+    Pictures,
+    Table,
+)
+from reporting.charts import chart_svg, describe
+
+
+def write_markdown(page: Page, path: Path) -> None:
+    """Write the page to ``path`` and its figures to a folder beside it, ``{stem}_files``."""
+    writer = _Writer(path.parent / f"{path.stem}_files")
+    for pattern in ("[0-9][0-9][0-9].*", "full-[0-9]*.jpg"):
+        for earlier in writer.folder.glob(pattern):
+            earlier.unlink()
+    lines = [f"# {escape(page.title)}", escape(page.subtitle)]
+    for section in page.sections:
+        lines.append(f"## {escape(section.title)}")
+        lines += [writer.block(block) for block in section.blocks]
+    path.write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+
+
+def escape(text: str) -> str:
+    """Plain text as Markdown that shows exactly that text, in one line."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", " ".join(text.split()))
+
+
+def cell_text(cell: Cell) -> str:
+    if isinstance(cell, Code) and cell.text and not re.search(r"[`|\n]", cell.text):
+        return f"`{cell.text}`"
+    return escape(str(cell))
+
+
+class _Writer:
+    """Renders blocks; numbers the figure files as they come."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.figures = 0
+
+    def block(self, block: Block) -> str:
+        if isinstance(block, Paragraph):
+            return ("> " if block.kind in ("note", "warning") else "") + escape(block.text)
+        if isinstance(block, Cards):
+            rows = [[label, value, what] for label, value, what in block.cards]
+            return self.table(["", "", ""], rows)
+        if isinstance(block, Table):
+            return f"{escape(block.caption)}\n\n" + self.table(
+                _flat_columns(block), block.rows, block.prose
+            )
+        if isinstance(block, Details):
+            fence = "`" * max(3, 1 + max(map(len, re.findall(r"`+", block.text)), default=0))
+            return (
+                f"<details><summary>{escape(block.summary)}</summary>\n\n"
+                f"{fence}\n{block.text}\n{fence}\n\n</details>"
+            )
+        if isinstance(block, Charts):
+            return "\n\n".join(
+                self.figure(chart_svg(chart, standalone=True).encode(), "svg", describe(chart))
+                for chart in block.charts
+            )
+        if isinstance(block, Gallery):
+            return "\n\n".join(map(self.pictures, block.members))
+        return self.pictures(block)
+
+    def pictures(self, block: Pictures) -> str:
+        images = [self.figure(p.jpeg, "jpg", p.alternative) for p in block.pictures]
+        labels = [escape(picture.label) for picture in block.pictures]
+        rule = "|".join(" --- " for _ in labels)
+        return (
+            f"**{escape(block.title)}**\n\n"
+            f"| {' | '.join(labels)} |\n|{rule}|\n| {' | '.join(images)} |"
+        )
+
+    def table(
+        self, columns: Sequence[Cell], rows: Sequence[Sequence[Cell]], prose: bool = False
+    ) -> str:
+        lines = [columns, *rows]
+        texts = ["| " + " | ".join(cell_text(cell) for cell in line) + " |" for line in lines]
+        rule = "| --- " + ("| --- " if prose else "| ---: ") * (len(columns) - 1) + "|"
+        return "\n".join([texts[0], rule, *texts[1:]])
+
+    def figure(self, data: bytes, suffix: str, alternative: str) -> str:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.figures += 1
+        path = self.folder / f"{self.figures:03d}.{suffix}"
+        path.write_bytes(data)
+        return f"![{escape(alternative)}](<{self.folder.name}/{path.name}>)"
+
+
+def _flat_columns(table: Table) -> list[Cell]:
+    """Markdown has one line of titles: a group's title goes in front of its columns'."""
+    groups: list[Cell] = [title for title, span in table.groups for _ in range(span)]
+    titles: list[Cell] = []
+    for group, column in zip(groups or [""] * len(table.columns), table.columns, strict=True):
+        titles.append(f"{group} {column}".strip() if str(group) else column)
+    return titles

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from backbones.convnext import ConvNeXt
+from backbones.errors import InputError
 from backbones.key_adapters import (
     ENCODER,
     OUT_NORMS,
@@ -109,7 +110,7 @@ def load_encoder(
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if the source is unreadable, unsafe, no ConvNeXt, of another size, was trained
+        InputError: if the source is unreadable, unsafe, no ConvNeXt, of another size, was trained
             with another GRN, or misses a tensor; every one that does not fit is named.
     """
     recognised, metadata = read_encoder(source, model.in_chans)
@@ -129,7 +130,7 @@ def load_encoder(
             [f"{source} ({recognised.format} format) {_headline(model, found)}", *problems]
         )
         if not allow_partial or not loaded:
-            raise ValueError(text)
+            raise InputError(text)
         logger.warning("loaded in part, as allowed: %s", text)
     model.load_state_dict(fitting, strict=False)
     result = LoadResult(
@@ -212,14 +213,14 @@ def unlike_grn(
         allow_other_grn: see :func:`load_encoder`.
 
     Raises:
-        ValueError: if the two differ in it, even if only in GRN's form, and may not.
+        InputError: if the two differ in it, even if only in GRN's form, and may not.
     """
     has_grn = any(name.endswith(".grn.gamma") for name in found)
     theirs = metadata.get("grn", str(GRNOptions()) if has_grn else None)
     if theirs is None or model.grn is None or theirs == str(model.grn):
         return [], []
     if not allow_other_grn:
-        raise ValueError(
+        raise InputError(
             f"{source} was trained with {theirs}; the model has {model.grn}: choose the same, or "
             "allow another (--allow-other-grn, MODEL.CONVNEXT.ALLOW_OTHER_GRN)"
         )
@@ -253,11 +254,11 @@ def fingerprint(state_dict: Mapping[str, Tensor]) -> str:
             fingerprint with or without head and output norms.
 
     Raises:
-        ValueError: if no tensor is an encoder's.
+        InputError: if no tensor is an encoder's.
     """
     names = sorted(name for name in state_dict if name.startswith(ENCODER))
     if not names:
-        raise ValueError("no encoder tensors (downsample_layers.*, stages.*) to fingerprint")
+        raise InputError("no encoder tensors (downsample_layers.*, stages.*) to fingerprint")
     digest = hashlib.sha256()
     for name in names:
         tensor = state_dict[name].detach().cpu().contiguous()
@@ -270,7 +271,7 @@ def read_source(source: str | Path, in_chans: int = 3) -> tuple[StateDict, dict[
     """The tensors of a file or of ``timm:NAME``, and its metadata (``licence`` where known).
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`load_encoder`.
+        FileNotFoundError, InputError: as :func:`load_encoder`.
     """
     if str(source).startswith("timm:"):
         return _read_timm(str(source).removeprefix("timm:"), in_chans)
@@ -286,13 +287,13 @@ def read_encoder(source: str | Path, in_chans: int = 3) -> tuple[Recognised, dic
     """What :func:`read_source` gives, recognised and in our names; "ours" if we wrote the file.
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`load_encoder`.
+        FileNotFoundError, InputError: as :func:`load_encoder`.
     """
     state_dict, metadata = read_source(source, in_chans)
     try:
         recognised = to_ours(state_dict)
     except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
+        raise InputError(f"{source}: {error}") from None
     if metadata.get("layout") == LAYOUT:
         recognised = replace(recognised, format="ours")
     return recognised, metadata
@@ -300,7 +301,7 @@ def read_encoder(source: str | Path, in_chans: int = 3) -> tuple[Recognised, dic
 
 def _read_timm(name: str, in_chans: int) -> tuple[StateDict, dict[str, str]]:
     if not name.startswith("convnext") or not timm.is_model(name.partition(".")[0]):
-        raise ValueError(
+        raise InputError(
             f"timm:{name}: timm has no ConvNeXt of this name; it has "
             f"{', '.join(timm.list_models('convnext*'))}, with a tag such as .fcmae behind it"
         )
@@ -309,7 +310,7 @@ def _read_timm(name: str, in_chans: int) -> tuple[StateDict, dict[str, str]]:
     try:
         model = timm.create_model(name, pretrained=True, in_chans=in_chans)
     except Exception as error:  # of the hub, the network or timm: many types, one meaning
-        raise ValueError(
+        raise InputError(
             f"timm:{name}: timm could not load these weights ({type(error).__name__}: {error}); "
             "without network, fetch the file elsewhere and give its path"
         ) from error

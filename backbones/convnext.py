@@ -29,6 +29,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from backbones.errors import InputError
 from backbones.kernels.fused import depthwise_convolution, gelu_grn
 from backbones.normalization import (
     GRN,
@@ -167,7 +168,7 @@ class ConvNeXt(nn.Module):
         grn: as given; None for V1.
 
     Raises:
-        ValueError: for a stage name that does not exist, a drop path rate outside [0, 1), or a
+        InputError: for a stage name that does not exist, a drop path rate outside [0, 1), or a
             V1 that is to have another form of GRN.
     """
 
@@ -184,13 +185,13 @@ class ConvNeXt(nn.Module):
         super().__init__()
         for option, names in (("out_norms", out_norms), ("checkpoint_stages", checkpoint_stages)):
             if unknown := [name for name in names if name not in STAGES]:
-                raise ValueError(f"{option} names {unknown}; the stages are {', '.join(STAGES)}")
+                raise InputError(f"{option} names {unknown}; the stages are {', '.join(STAGES)}")
         if not 0 <= drop_path_rate < 1:
-            raise ValueError(f"drop_path_rate is {drop_path_rate}; it must be in [0, 1)")
+            raise InputError(f"drop_path_rate is {drop_path_rate}; it must be in [0, 1)")
         if in_chans < 1:
-            raise ValueError(f"in_chans is {in_chans}; an image has at least 1 channel")
+            raise InputError(f"in_chans is {in_chans}; an image has at least 1 channel")
         if size.version == 1 and grn not in (None, GRNOptions()):
-            raise ValueError(f"grn is {grn}; a ConvNeXt V1 has no GRN: choose a convnextv2 size")
+            raise InputError(f"grn is {grn}; a ConvNeXt V1 has no GRN: choose a convnextv2 size")
         self.size = size
         self.grn = (grn or GRNOptions()) if size.version == 2 else None
         self.in_chans = in_chans
@@ -227,10 +228,10 @@ class ConvNeXt(nn.Module):
         detectron2's ``MODEL.BACKBONE.FREEZE_AT``; output norms always learn.
 
         Raises:
-            ValueError: if there are not that many.
+            InputError: if there are not that many.
         """
         if not 0 <= freeze_at <= 1 + len(STAGES):
-            raise ValueError(
+            raise InputError(
                 f"FREEZE_AT is {freeze_at}; 0 freezes nothing, 1 the stem, 2 to {1 + len(STAGES)} "
                 "also that many stages less one"
             )
@@ -264,10 +265,10 @@ class ConvNeXt(nn.Module):
         """Images ``[B, in_chans, H, W]`` -> logits ``[B, num_classes]``.
 
         Raises:
-            ValueError: if the model was built without ``num_classes``.
+            InputError: if the model was built without ``num_classes``.
         """
         if not self.num_classes:
-            raise ValueError(
+            raise InputError(
                 "this encoder has no head: build it with num_classes, or call forward_features"
             )
         x_bc = self.forward_features(x_nchw)["stage4"].mean((-2, -1))
@@ -282,8 +283,8 @@ def build_convnext(name: str, **options) -> ConvNeXt:
         **options: those of :class:`ConvNeXt`.
 
     Raises:
-        ValueError: if the name is not in the table; the message lists it.
+        InputError: if the name is not in the table; the message lists it.
     """
     if name not in SIZES:
-        raise ValueError(f"unknown encoder {name!r}; the sizes are {', '.join(SIZES)}")
+        raise InputError(f"unknown encoder {name!r}; the sizes are {', '.join(SIZES)}")
     return ConvNeXt(SIZES[name], **options)

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from backbones.checkpoint import LoadResult, load_encoder
 from backbones.convnext import SIZES, STAGES, ConvNeXt
+from backbones.errors import InputError
 from backbones.normalization import GRNOptions
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class D2ConvNeXt(ConvNeXt, Backbone):
         loaded: what ``weights`` held, or None.
 
     Raises:
-        ValueError: for an unknown size or stage, a ``freeze_at`` that is not 0 to 5, or weights
+        InputError: for an unknown size or stage, a ``freeze_at`` that is not 0 to 5, or weights
             that are not all of this encoder.
         FileNotFoundError: if the weights' file does not exist.
     """
@@ -77,9 +78,9 @@ class D2ConvNeXt(ConvNeXt, Backbone):
         **options: Any,
     ) -> None:
         if size not in SIZES:
-            raise ValueError(f"unknown encoder {size!r}; the sizes are {', '.join(SIZES)}")
+            raise InputError(f"unknown encoder {size!r}; the sizes are {', '.join(SIZES)}")
         if not out_features or (unknown := [name for name in out_features if name not in STAGES]):
-            raise ValueError(
+            raise InputError(
                 f"OUT_FEATURES names {unknown if out_features else 'nothing'}; "
                 f"the stages are {', '.join(STAGES)}"
             )
@@ -113,17 +114,17 @@ def build_convnext_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> D2ConvNeXt:
     """The encoder that ``MODEL.CONVNEXT`` describes, with its weights.
 
     Raises:
-        ValueError: if ``cfg`` has no ``MODEL.CONVNEXT``, its values do not fit, or it asks for
+        InputError: if ``cfg`` has no ``MODEL.CONVNEXT``, its values do not fit, or it asks for
             soft-NMS of heads that have none.
     """
     if "CONVNEXT" not in cfg.MODEL:
-        raise ValueError(
+        raise InputError(
             "the config has no MODEL.CONVNEXT: call detection.config.add_convnext_config(cfg) "
             "before merging your file"
         )
     convnext, heads = cfg.MODEL.CONVNEXT, cfg.MODEL.ROI_HEADS
     if heads.SOFT_NMS.ENABLED and not heads.NAME.startswith("SoftNMS"):
-        raise ValueError(
+        raise InputError(
             f"MODEL.ROI_HEADS.SOFT_NMS.ENABLED is True, which {heads.NAME} would ignore: import "
             "detection.engines.detectron2.heads and set MODEL.ROI_HEADS.NAME to "
             f"SoftNMS{heads.NAME}, or take the config from "
@@ -135,7 +136,7 @@ def build_convnext_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> D2ConvNeXt:
             "not learn. Set it to 0 to train all of the encoder, as ConvNeXt's recipes do"
         )
     if input_shape.channels != convnext.IN_CHANS:
-        raise ValueError(
+        raise InputError(
             f"MODEL.CONVNEXT.IN_CHANS is {convnext.IN_CHANS}, but MODEL.PIXEL_MEAN has "
             f"{input_shape.channels} values: give one value for each channel"
         )

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from backbones.checkpoint import load_encoder, read_encoder
 from backbones.convnext import ConvNeXt
+from backbones.errors import InputError
 from backbones.key_adapters import OUT_NORMS, guess_size, size_name
 from backbones.weight_files import write_atomically
 
@@ -81,12 +82,12 @@ def encoder_export(source: str | Path, precision: str = "fp32") -> Export:
         precision: one of ``PRECISIONS``.
 
     Raises:
-        FileNotFoundError, ValueError: if it is not there or not a whole encoder.
+        FileNotFoundError, InputError: if it is not there or not a whole encoder.
     """
     recognised, metadata = read_encoder(source)
     tensors = recognised.tensors
     if (size := guess_size(tensors)) is None:
-        raise ValueError(f"{source}: its encoder is incomplete: whole stages are missing")
+        raise InputError(f"{source}: its encoder is incomplete: whole stages are missing")
     norms = [name.split(".")[1] for name in tensors if name.startswith(OUT_NORMS)]
     in_chans = tensors["downsample_layers.0.0.weight"].shape[1]
     encoder = ConvNeXt(size, in_chans=in_chans, out_norms=sorted(set(norms)))
@@ -118,7 +119,7 @@ def write_export(export: Export, path: str | Path, precision: str = "fp32") -> N
         precision: that for which ``export`` was made; ``int8`` is made here.
 
     Raises:
-        ValueError: for another extension, for ``int8`` of a ``.pt2``, or where onnx, onnxscript or
+        InputError: for another extension, for ``int8`` of a ``.pt2``, or where onnx, onnxscript or
             onnxruntime is missing.
     """
     path = Path(path)
@@ -150,21 +151,21 @@ def write_export(export: Export, path: str | Path, precision: str = "fp32") -> N
 def check_target(path: Path, precision: str) -> None:
     """Refuse what :func:`write_export` cannot write, before any work is done."""
     if torch.__version__ < FIRST_TORCH:
-        raise ValueError(
+        raise InputError(
             f"torch {torch.__version__} is too old for exports: 2.6 writes none that can be read, "
             f"2.7 none of detectors. Take {FIRST_TORCH} or newer"
         )
     if path.suffix not in (".onnx", ".pt2"):
-        raise ValueError(f"{path}: an export ends in .onnx or .pt2")
+        raise InputError(f"{path}: an export ends in .onnx or .pt2")
     if precision not in PRECISIONS:
-        raise ValueError(f"precision is {precision!r}; it is one of {', '.join(PRECISIONS)}")
+        raise InputError(f"precision is {precision!r}; it is one of {', '.join(PRECISIONS)}")
     if path.suffix == ".pt2" and precision == "int8":
-        raise ValueError("int8 is made by onnxruntime: give a file that ends in .onnx, or fp16")
+        raise InputError("int8 is made by onnxruntime: give a file that ends in .onnx, or fp16")
     for package in ("onnx", "onnxscript", "onnxruntime") if path.suffix == ".onnx" else ():
         try:
             import_module(package)
         except ImportError as error:
-            raise ValueError(
+            raise InputError(
                 f'ONNX export needs {package}: pip install -e ".[export]" ({error})'
             ) from None
 

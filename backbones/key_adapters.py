@@ -27,6 +27,7 @@ from typing import Literal
 from torch import Tensor
 
 from backbones.convnext import SIZES, Size
+from backbones.errors import InputError
 
 StateDict = dict[str, Tensor]
 
@@ -132,7 +133,7 @@ def recognise(names: Iterable[str]) -> tuple[str, str]:
     """Tell the format and the encoder's prefix from the names of a state dict's tensors.
 
     Raises:
-        ValueError: if no format's encoder is there, or more than one encoder.
+        InputError: if no format's encoder is there, or more than one encoder.
     """
     names = list(names)
     found = {
@@ -142,13 +143,13 @@ def recognise(names: Iterable[str]) -> tuple[str, str]:
         if name == stem or name.endswith("." + stem)
     }
     if not found:
-        raise ValueError(
+        raise InputError(
             "no ConvNeXt encoder in it: no stem convolution under any known name; it holds "
             f"{len(names)} tensors: {', '.join(sorted(names)[:5])}{', ...' * (len(names) > 5)}"
         )
     if len(found) > 1:
         places = ", ".join(sorted(repr(prefix) for prefix, _ in found))
-        raise ValueError(f"more than one encoder in it, under the prefixes {places}: keep one")
+        raise InputError(f"more than one encoder in it, under the prefixes {places}: keep one")
     ((prefix, stem),) = found
     if stem != _OUR_STEM:
         return next(name for name, row in FORMATS.items() if row.stem == stem), prefix
@@ -164,7 +165,7 @@ def to_ours(state_dict: Mapping[str, Tensor]) -> Recognised:
     """Read a state dict of any format into our names and layouts; see :class:`Recognised`.
 
     Raises:
-        ValueError: as :func:`recognise`, or if two tensors get one name.
+        InputError: as :func:`recognise`, or if two tensors get one name.
     """
     format_name, prefix = recognise(state_dict)
     tensors: StateDict = {}
@@ -178,7 +179,7 @@ def to_ours(state_dict: Mapping[str, Tensor]) -> Recognised:
             others.append(name)
             continue
         if ours in tensors:
-            raise ValueError(f"two of its tensors are our {ours}; one of them is {name}")
+            raise InputError(f"two of its tensors are our {ours}; one of them is {name}")
         tensors[ours] = _to_our_layout(ours, tensor)
     return Recognised(format_name, tensors, others)
 
@@ -197,7 +198,7 @@ def from_ours(tensors: Mapping[str, Tensor], target: str) -> tuple[StateDict, li
         The state dict, and our names of the tensors that the format has no place for.
 
     Raises:
-        ValueError: if the encoder is none that the target can hold (sparse V1; something else in
+        InputError: if the encoder is none that the target can hold (sparse V1; something else in
             GRN's place).
     """
     row = FORMATS[target]
@@ -205,9 +206,9 @@ def from_ours(tensors: Mapping[str, Tensor], target: str) -> tuple[StateDict, li
     size = guess_size(tensors)
     is_v2 = _version(tensors) == 2
     if is_v2 and "stages.0.0.grn.gamma" not in tensors and target not in HAS_ANY_NORM:
-        raise ValueError(f"no GRN, but something else in its place, which {target} cannot express")
+        raise InputError(f"no GRN, but something else in its place, which {target} cannot express")
     if target == "official-sparse" and not is_v2:
-        raise ValueError("this is a ConvNeXt V1; the sparse format exists for V2 alone")
+        raise InputError("this is a ConvNeXt V1; the sparse format exists for V2 alone")
     if target == "huggingface" and "head.weight" in tensors:
         prefix, parts = ("convnextv2." if is_v2 else "convnext."), ENCODER + HEAD
     elif target == "huggingface" and any(name.startswith(OUT_NORMS) for name in tensors):
@@ -314,7 +315,7 @@ def _from_kernel(kernel_kio: Tensor) -> Tensor:
     sites, c_in, c_out = kernel_kio.shape
     side = isqrt(sites)
     if side * side != sites:
-        raise ValueError(f"a kernel of {sites} sites is not square")
+        raise InputError(f"a kernel of {sites} sites is not square")
     return kernel_kio.permute(2, 1, 0).reshape(c_out, c_in, side, side).transpose(2, 3).contiguous()
 
 

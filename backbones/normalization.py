@@ -29,6 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbones.errors import InputError
+
 NORM_EPS = GRN_EPS = 1e-6
 REDUCTION = 16  # of SE's and CBAM's hidden channels
 
@@ -52,7 +54,7 @@ class GRNOptions:
             GRN without any statistic, "none" nothing at all.
 
     Raises:
-        ValueError: with every value that is not allowed.
+        InputError: with every value that is not allowed.
     """
 
     aggregate: Aggregate = "l2"
@@ -75,7 +77,7 @@ class GRNOptions:
                 "to choose: leave them, or use 'grn'"
             )
         if problems:
-            raise ValueError("; ".join(problems))
+            raise InputError("; ".join(problems))
 
     @classmethod
     def of_config(cls, section: Mapping[str, Any]) -> GRNOptions:
@@ -87,7 +89,7 @@ class GRNOptions:
         """From what ``str()`` gave: the inverse of it.
 
         Raises:
-            ValueError: if it did not.
+            InputError: if it did not.
         """
         call = re.fullmatch(r"GRNOptions\((.*)\)", text)
         if call is None:
@@ -96,7 +98,7 @@ class GRNOptions:
         try:
             return cls(**{name: ast.literal_eval(value) for name, value in values.items()})
         except (TypeError, SyntaxError) as error:
-            raise ValueError(f"{text!r} is no form of GRN: {error}") from error
+            raise InputError(f"{text!r} is no form of GRN: {error}") from error
 
     def __str__(self) -> str:
         """What checkpoints store, to tell a wrong pairing."""

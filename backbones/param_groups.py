@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 from torch import nn
 
+from backbones.errors import InputError
+
 LayerDecayType = Literal["single", "group"]
 
 
@@ -82,20 +84,20 @@ def parameter_groups(
         Dictionaries of ``params``, ``param_names``, ``lr`` and ``weight_decay``, by layer id.
 
     Raises:
-        ValueError: if layer decay is asked for and no parameter has the prefix, or the values are
+        InputError: if layer decay is asked for and no parameter has the prefix, or the values are
             out of range.
     """
     if not 0 < layer_decay <= 1:
-        raise ValueError(f"layer decay is {layer_decay}; it must be in (0, 1]")
+        raise InputError(f"layer decay is {layer_decay}; it must be in (0, 1]")
     if layer_decay_type not in ("single", "group"):
-        raise ValueError(f"layer decay type is {layer_decay_type!r}; allowed: single, group")
+        raise InputError(f"layer decay type is {layer_decay_type!r}; allowed: single, group")
     if layer_decay != 1:
         if len(depths) != 4:
-            raise ValueError(f"layer decay needs the encoder's four depths, got {tuple(depths)}")
+            raise InputError(f"layer decay needs the encoder's four depths, got {tuple(depths)}")
         if not any(
             name.startswith(encoder_prefix + "stages.") for name, _ in model.named_parameters()
         ):
-            raise ValueError(f"layer decay: no parameter is named {encoder_prefix}stages.*")
+            raise InputError(f"layer decay: no parameter is named {encoder_prefix}stages.*")
     last = last_layer_id(depths, layer_decay_type) if layer_decay != 1 else 0
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():

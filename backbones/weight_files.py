@@ -20,6 +20,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from backbones.errors import InputError
+
 logger = logging.getLogger(__name__)
 
 # Where training programs put the weights beside optimizer, epoch and so on.
@@ -33,7 +35,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it would run code, is damaged, or holds no tensors.
+        InputError: if it would run code, is damaged, or holds no tensors.
     """
     path = _existing_file(path)
     if _is_safetensors(path):
@@ -48,10 +50,10 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             content = content[key]
             break
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not named tensors")
+        raise InputError(f"{path} holds a {type(content).__name__}, not named tensors")
     tensors = {str(n): v for n, v in content.items() if isinstance(v, Tensor)}
     if not tensors:
-        raise ValueError(f"{path} holds no tensors; its keys: {', '.join(map(str, content))}")
+        raise InputError(f"{path} holds no tensors; its keys: {', '.join(map(str, content))}")
     if len(tensors) < len(content):
         rest = ", ".join(str(name) for name in content if name not in tensors)
         logger.info("%s: not tensors, not read: %s", path, rest)
@@ -71,11 +73,11 @@ def _existing_file(path: str | Path) -> Path:
     path = Path(path)
     if path.is_dir():
         inside = ", ".join(sorted(entry.name for entry in path.iterdir())) or "nothing"
-        raise ValueError(f"{path} is a folder; give the weights' file in it (it holds {inside})")
+        raise InputError(f"{path} is a folder; give the weights' file in it (it holds {inside})")
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint file {path}")
     if path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty: its writing was cut off; copy or fetch it again")
+        raise InputError(f"{path} is empty: its writing was cut off; copy or fetch it again")
     return path
 
 
@@ -92,7 +94,7 @@ def _open_safetensors(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt", device="cpu")
     except Exception as error:  # SafetensorError; its module differs between versions
-        raise ValueError(_damaged(path, "safetensors file", error)) from None
+        raise InputError(_damaged(path, "safetensors file", error)) from None
 
 
 def read_pickle(path: str | Path) -> Any:
@@ -100,7 +102,7 @@ def read_pickle(path: str | Path) -> Any:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it would run code or is damaged.
+        InputError: if it would run code or is damaged.
     """
     path = _existing_file(path)
     try:
@@ -111,11 +113,11 @@ def read_pickle(path: str | Path) -> Any:
             blocked or _first_bytes(path, 1) == b"\x80"
         ):
             what = f"it names {blocked[1]}" if blocked else "torch.save did not write it"
-            raise ValueError(
+            raise InputError(
                 f"{path} is refused: it is a pickle that could run code when read ({what}); ask "
                 "its author for the tensors alone, best as safetensors"
             ) from None
-        raise ValueError(_damaged(path, "PyTorch checkpoint", error)) from None
+        raise InputError(_damaged(path, "PyTorch checkpoint", error)) from None
 
 
 def _damaged(path: Path, kind: str, error: Exception) -> str:

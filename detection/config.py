@@ -22,6 +22,7 @@ import yaml
 from fvcore.common.config import BASE_KEY, CfgNode
 
 from backbones.convnext import SIZES, STAGES
+from backbones.errors import InputError
 from backbones.normalization import GRNOptions
 from detection.schema import CHANNELS, LEVELS, SCHEMA, TORCHVISION_ONLY
 
@@ -74,7 +75,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
         overrides: ``KEY VALUE KEY VALUE ...`` as on detectron2's command line.
 
     Raises:
-        ValueError: listing all problems: unreadable YAML, unknown keys, wrong types, bad values,
+        InputError: listing all problems: unreadable YAML, unknown keys, wrong types, bad values,
             and values that contradict each other or the engine.
         FileNotFoundError: if the file or one of its bases is missing.
     """
@@ -97,7 +98,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
             problems.append(f"{', '.join(sources)}: {problem}")
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise ValueError("\n  ".join([f"{count} in the config {path}:", *problems]))
+        raise InputError("\n  ".join([f"{count} in the config {path}:", *problems]))
     late = [step for step in config.SOLVER.STEPS if step >= config.SOLVER.MAX_ITER]
     if late:
         logger.warning("SOLVER.STEPS %s lie behind MAX_ITER %d", late, config.SOLVER.MAX_ITER)
@@ -112,12 +113,12 @@ def to_detectron2(config: CfgNode) -> Any:
     (which this registers) where that is enabled; every other value is taken over as it is.
 
     Raises:
-        ValueError: if detectron2 is not installed.
+        InputError: if detectron2 is not installed.
     """
     try:
         from detectron2.config import get_cfg
     except ImportError as error:
-        raise ValueError(
+        raise InputError(
             "ENGINE detectron2 needs detectron2, which is not installed (see README, "
             f'"detectron2"), or use ENGINE torchvision: {error}'
         ) from error
@@ -148,13 +149,13 @@ def resolve_precision(config: Any) -> Literal["no", "bf16", "fp16"]:
         config: this project's config or detectron2's.
 
     Raises:
-        ValueError: for fp16 on a CPU.
+        InputError: for fp16 on a CPU.
     """
     amp = config.SOLVER.AMP
     if not amp.ENABLED:
         return "no"
     if amp.PRECISION == "fp16" and torch.device(resolve_device(config)).type == "cpu":
-        raise ValueError(
+        raise InputError(
             "SOLVER.AMP.PRECISION is fp16, which needs a GPU, but MODEL.DEVICE is "
             f"{config.MODEL.DEVICE} and trains on the CPU: use bf16, or SOLVER.AMP.ENABLED False"
         )
@@ -165,11 +166,11 @@ def resolve_num_classes(config: CfgNode, dataset: CocoDataset) -> int:
     """The number of classes: the data set's, which a given ``NUM_CLASSES`` must equal.
 
     Raises:
-        ValueError: if it does not.
+        InputError: if it does not.
     """
     given, counted = config.MODEL.ROI_HEADS.NUM_CLASSES, len(dataset.class_names)
     if given not in (0, counted):
-        raise ValueError(
+        raise InputError(
             f"MODEL.ROI_HEADS.NUM_CLASSES is {given}, but {dataset.annotations} has {counted} "
             f"categories; set it to {counted}, or to 0 to take the annotations' number"
         )
@@ -198,7 +199,7 @@ def _read_layers(
     path = path.expanduser()
     chain = (*readers, path.resolve())
     if path.resolve() in readers:
-        raise ValueError(f"{BASE_KEY} goes in a circle: {' -> '.join(map(str, chain))}")
+        raise InputError(f"{BASE_KEY} goes in a circle: {' -> '.join(map(str, chain))}")
     if not path.is_file():
         reader = f", which is the {BASE_KEY} of {readers[-1]}" if readers else ""
         raise FileNotFoundError(f"there is no config file {path}{reader}")

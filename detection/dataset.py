@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from backbones.errors import InputError
 from detection.data.check import DECODED_UP_TO, check_coco
 from detection.data.image_check import ImageFile, file_digest, shared_images
 from detection.data.problems import describe, shorten
@@ -80,7 +81,7 @@ def locate_dataset(name: str) -> tuple[Path, Path]:
     """The annotation file and the image folder that a data set's name stands for.
 
     Raises:
-        ValueError: if the name is neither registered nor of the form
+        InputError: if the name is neither registered nor of the form
             ``json:ANNOTATIONS:IMAGE_FOLDER``.
     """
     if name in REGISTERED:
@@ -90,7 +91,7 @@ def locate_dataset(name: str) -> tuple[Path, Path]:
     kind, _, paths = name.partition(":")
     annotations, _, folder = paths.rpartition(":")
     if kind != "json" or not annotations or not folder:
-        raise ValueError(
+        raise InputError(
             f"unknown data set {name!r}; give json:ANNOTATIONS:IMAGE_FOLDER or one of "
             f"{', '.join(REGISTERED)} (under the folder that DETECTRON2_DATASETS names)"
         )
@@ -106,7 +107,7 @@ def load_dataset(name: str, masks: bool = True, check_images: bool = True) -> Co
         check_images: open every image; ``False`` for the other processes of one that did.
 
     Raises:
-        ValueError: listing every error, each with file, place and remedy (the first 50 in full).
+        InputError: listing every error, each with file, place and remedy (the first 50 in full).
     """
     annotations, image_folder = locate_dataset(name)
     tree, problems = check_coco(annotations, image_folder, masks, check_images=check_images)
@@ -114,7 +115,7 @@ def load_dataset(name: str, masks: bool = True, check_images: bool = True) -> Co
         if problem.severity == "warning":
             logger.warning("%s", problem)
     if errors := [problem for problem in problems if problem.severity == "error"]:
-        raise ValueError(describe(errors, f"the data set {name}"))
+        raise InputError(describe(errors, f"the data set {name}"))
     categories = sorted(tree["categories"], key=lambda category: category["id"])
     contiguous_ids = {category["id"]: index for index, category in enumerate(categories)}
     dataset = CocoDataset(

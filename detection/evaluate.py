@@ -31,6 +31,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from backbones.errors import InputError
 from detection.evaluation.inputs import number_ids, prepare_results, read_evaluation
 from training.progress import progress
 
@@ -83,7 +84,7 @@ def coco_metrics(
 
     Raises:
         FileNotFoundError: if a file does not exist.
-        ValueError: if a file is not in its format, or the two do not belong together.
+        InputError: if a file is not in its format, or the two do not belong together.
     """
     with _no_garbage_collection():
         truth, results, chosen, sizes = read_evaluation(ground_truth_json, results_json, tasks)
@@ -132,7 +133,7 @@ def _evaluate(
     elif evaluator == "pycocotools":
         evaluation = COCOeval(_index(truth), _index(detections), task)
     else:
-        raise ValueError(f"unknown evaluator {evaluator!r}; allowed: hotcoco, pycocotools")
+        raise InputError(f"unknown evaluator {evaluator!r}; allowed: hotcoco, pycocotools")
     evaluation.params.maxDets = list(MAX_DETECTIONS)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         evaluation.evaluate()

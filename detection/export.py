@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 
+from backbones.errors import InputError
 from backbones.export import Export
 from backbones.weight_files import read_metadata
 from detection.config import load_config
@@ -53,7 +54,7 @@ def load_run(
         overrides: ``KEY VALUE ...`` that change the run's config.
 
     Raises:
-        FileNotFoundError, ValueError: if something is missing, or is more than the torchvision
+        FileNotFoundError, InputError: if something is missing, or is more than the torchvision
             engine has (Cascade heads, one box for all classes).
     """
     output_dir = Path(output_dir)
@@ -71,14 +72,14 @@ def class_facts(config: CfgNode, metadata: Mapping[str, str]) -> tuple[list[str]
     """Names and category ids of the classes: from the weights' metadata, else from the data set.
 
     Raises:
-        ValueError: if neither tells.
+        InputError: if neither tells.
     """
     if "class_names" in metadata:
         return json.loads(metadata["class_names"]), json.loads(metadata["category_ids"])
     for name in (*config.DATASETS.TRAIN, *config.DATASETS.TEST):
         dataset = load_dataset(name, masks=False, check_images=False)
         return list(dataset.class_names), dataset.category_ids
-    raise ValueError(
+    raise InputError(
         "the weights do not name their classes and the config names no data set: "
         "give DATASETS.TEST json:ANNOTATIONS:IMAGE_FOLDER"
     )
@@ -103,7 +104,7 @@ def detector_export(
         licence: of the weights.
 
     Raises:
-        ValueError: for a detector with soft-NMS.
+        InputError: for a detector with soft-NMS.
     """
     is_onnx = suffix == ".onnx"
     if precision == "fp16":

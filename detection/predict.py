@@ -27,6 +27,7 @@ import cv2
 import numpy as np
 from fvcore.common.config import CfgNode
 
+from backbones.errors import InputError
 from backbones.weight_files import write_atomically
 from detection.config import load_config
 from detection.data.records import Records
@@ -75,12 +76,12 @@ def predict(
         The numbers of ``images`` (frames counted), ``detections`` and ``shown`` detections.
 
     Raises:
-        ValueError: for every input that cannot be read, before any prediction; for a folder that
+        InputError: for every input that cannot be read, before any prediction; for a folder that
             is not a run or holds predictions already.
         FileNotFoundError: if ``weights`` does not exist.
     """
     if (output_dir / "predictions.json").exists():
-        raise ValueError(f"{output_dir} holds predictions already: choose another folder")
+        raise InputError(f"{output_dir} holds predictions already: choose another folder")
     config, classes = read_run(run, overrides)
     files = find_files(inputs)
     detect = load_engine(config.ENGINE).detector(config, classes, weights)
@@ -117,18 +118,18 @@ def read_run(run: Path, overrides: Sequence[str] = ()) -> tuple[CfgNode, CocoDat
     """The config of a run and its classes, as a data set without images.
 
     Raises:
-        ValueError: if the folder is not a run, or its config does not fit the overrides.
+        InputError: if the folder is not a run, or its config does not fit the overrides.
     """
     config_file, facts_file = run / "config.yaml", run / "run.json"
     if missing := [file.name for file in (config_file, facts_file) if not file.is_file()]:
-        raise ValueError(
+        raise InputError(
             f"{run} is not a run: it has no {' and no '.join(missing)}. Give the OUTPUT_DIR of a "
             "training by tools/train_net.py"
         )
     config = load_config(config_file, ["OUTPUT_DIR", str(run), *overrides])
     categories = json.loads(facts_file.read_text(encoding="utf-8")).get("categories")
     if not categories:
-        raise ValueError(
+        raise InputError(
             f"{facts_file} does not tell the classes: write it anew by tools/train_net.py "
             f"--config-file {config_file} --eval-only OUTPUT_DIR {run}"
         )
@@ -185,7 +186,7 @@ class Overlays:
         """Write one overlay ``[H, W, 3]`` RGB; its path relative to the output folder.
 
         Raises:
-            ValueError: if this OpenCV writes no MPEG-4 video.
+            InputError: if this OpenCV writes no MPEG-4 video.
         """
         path = self.path / f"{frame.number:06d}.jpg" if self.as_frames else self.path
         pixels = cv2.cvtColor(overlay, cv2.COLOR_RGB2BGR)
@@ -202,7 +203,7 @@ class Overlays:
             code = cv2.VideoWriter.fourcc(*"mp4v")
             self.video = cv2.VideoWriter(str(self.path), code, rate, (width, height))
             if not self.video.isOpened():
-                raise ValueError(
+                raise InputError(
                     f"this OpenCV cannot write the video {self.path}: write frames by --frames"
                 )
         self.video.write(pixels[:height, :width])

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from backbones.errors import InputError
 from detection.evaluate import coco_metrics
 from detection.evaluation.diagnosis import diagnose
 from detection.reporting.diagnosis import TASKS, confusion_blocks, error_blocks, score_blocks
@@ -86,12 +87,12 @@ def write_report(
             detectron2's own trainers; metrics that are not there are computed.
 
     Raises:
-        ValueError: for a folder that holds no run, names that do not fit the runs, an output that
+        InputError: for a folder that holds no run, names that do not fit the runs, an output that
             is no ``.html`` file, or a picture that cannot be read.
     """
     output = Path(output)
     if output.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"{output}: the report's name must end in .html")
+        raise InputError(f"{output}: the report's name must end in .html")
     found = read_runs([Path(run) for run in runs], names)
     found = [_completed(run, test_set) for run in found]
     if pretraining is None:

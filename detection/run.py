@@ -18,6 +18,7 @@ import torch
 import yaml
 from fvcore.common.config import CfgNode
 
+from backbones.errors import InputError
 from detection.config import resolve_num_classes
 from detection.dataset import CocoDataset, load_dataset, warn_of_shared_images
 from detection.engines import Engine, load_engine
@@ -63,13 +64,13 @@ def run(
         processes that are not the main one.
 
     Raises:
-        ValueError: for a config, data or weights that cannot be used, before training wherever it
+        InputError: for a config, data or weights that cannot be used, before training wherever it
             can be known before; and for an ``OUTPUT_DIR`` that holds a run when not resuming.
         FileNotFoundError: for files that do not exist.
     """
     engine = load_engine(config.ENGINE)
     if problems := tracker_problems(["wandb"] if config.WANDB else []):
-        raise ValueError(f"WANDB is True, but {problems[0]}")
+        raise InputError(f"WANDB is True, but {problems[0]}")
     output_dir, is_main = Path(config.OUTPUT_DIR), is_main_process()
     changes = check_output_dir(config, resume, eval_only)
     log_to(output_dir if is_main else None, logging.INFO if is_main else logging.ERROR)
@@ -115,25 +116,25 @@ def check_output_dir(config: CfgNode, resume: bool, eval_only: bool) -> list[str
         What else has changed since the run that is to be resumed began.
 
     Raises:
-        ValueError: in these cases.
+        InputError: in these cases.
     """
     output_dir = Path(config.OUTPUT_DIR)
     holds_run = (output_dir / "last_checkpoint").is_file() or bool(list_checkpoints(output_dir))
     if eval_only:
         if not config.MODEL.WEIGHTS and not holds_run:
-            raise ValueError(
+            raise InputError(
                 f"nothing to evaluate: {output_dir} holds no run and MODEL.WEIGHTS is empty; "
                 "give MODEL.WEIGHTS a detector, or OUTPUT_DIR a run's folder"
             )
     elif holds_run and not resume:
-        raise ValueError(
+        raise InputError(
             f"OUTPUT_DIR {output_dir} holds a run already: continue it with --resume, or choose "
             "another OUTPUT_DIR"
         )
     elif holds_run and (output_dir / "config.yaml").is_file():
         changed = config_changes(output_dir / "config.yaml", config)
         if fixed := [line for name, line in changed if is_fixed_on_resume(name)]:
-            raise ValueError(
+            raise InputError(
                 "\n  ".join(["--resume cannot continue a run with other settings:", *fixed])
             )
         return [line for _, line in changed]
@@ -176,12 +177,12 @@ def load_datasets(
     """The checked training and test sets; the first is None in an evaluation.
 
     Raises:
-        ValueError: for problems in the data, a set that is not named, or two sets that do not have
+        InputError: for problems in the data, a set that is not named, or two sets that do not have
             the same classes.
     """
     needed = "TEST" if eval_only else "TRAIN"
     if not config.DATASETS[needed]:
-        raise ValueError(
+        raise InputError(
             f"DATASETS.{needed} is empty: give DATASETS.{needed} json:ANNOTATIONS:IMAGE_FOLDER"
         )
     problems, found = [], []
@@ -203,12 +204,12 @@ def load_datasets(
                 problems.append(str(error))
         found.append(dataset)
     if problems:
-        raise ValueError("\n".join(problems))
+        raise InputError("\n".join(problems))
     train_set, test_set = found
     if train_set and test_set:
         classes = [list(zip(s.category_ids, s.class_names, strict=True)) for s in found if s]
         if classes[0] != classes[1]:
-            raise ValueError(
+            raise InputError(
                 f"the classes of {train_set.annotations} and {test_set.annotations} differ: "
                 f"{classes[0]} and {classes[1]}; give both files the same categories"
             )
@@ -221,7 +222,7 @@ def complete(config: CfgNode, datasets: list[CocoDataset | None], resume: bool) 
     """The config with the number of classes from the data and a seed that is drawn if it is -1.
 
     Raises:
-        ValueError: if the config contradicts the data, or several processes should draw a seed.
+        InputError: if the config contradicts the data, or several processes should draw a seed.
     """
     config = config.clone()
     config.defrost()
@@ -233,7 +234,7 @@ def complete(config: CfgNode, datasets: list[CocoDataset | None], resume: bool) 
         config.SEED = yaml.safe_load(earlier.read_text())["SEED"]
     if config.SEED < 0:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 or torch.distributed.is_initialized():
-            raise ValueError(
+            raise InputError(
                 "SEED is -1, a random one, but several processes must share it: give a SEED"
             )
         config.SEED = random.SystemRandom().randrange(2**31)

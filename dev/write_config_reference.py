@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import detection.schema
+from backbones.errors import InputError
 from detection.schema import SCHEMA, TORCHVISION_ONLY
 from training.cli import ToolParser, run_tool
 
@@ -62,7 +63,7 @@ def main() -> None:
     if not options.check:
         options.output.write_text(page, encoding="utf-8")
     elif options.output.read_text(encoding="utf-8") != page:
-        raise ValueError(f"{options.output} is out of date: run dev/write_config_reference.py")
+        raise InputError(f"{options.output} is out of date: run dev/write_config_reference.py")
     print(options.output)
 
 

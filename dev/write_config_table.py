@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
+from backbones.errors import InputError
 from detection.benchmarks.complexity import Complexity, complexity
 from detection.config import load_config
 from training.cli import ToolParser, run_tool
@@ -56,7 +57,7 @@ def published(path: Path) -> str:
     header = path.read_text().partition("\n_BASE_")[0]
     found = re.search(r"^# Expected: (.*?)(?=^# \w+: )", header, re.MULTILINE | re.DOTALL)
     if not found:
-        raise ValueError(f"{path}: its header has no line '# Expected:' before another")
+        raise InputError(f"{path}: its header has no line '# Expected:' before another")
     text = re.sub(r"\s*\n#\s*", " ", found[1]).strip().rstrip(".")
     return text.partition(". ")[0] if "AP" in text else ""
 
@@ -96,10 +97,10 @@ def rows(folder: Path) -> list[str]:
 def main() -> None:
     arguments = parse()
     if (arguments.run is None) != (arguments.config is None):
-        raise ValueError("--run and --config go together: the run, and the file it was made with")
+        raise InputError("--run and --config go together: the run, and the file it was made with")
     if arguments.run is not None:
         if not (arguments.configs / arguments.config).is_file():
-            raise ValueError(f"there is no config {arguments.configs / arguments.config}")
+            raise InputError(f"there is no config {arguments.configs / arguments.config}")
         add_result(arguments.configs / "results.json", arguments.config, arguments.run)
     readme = arguments.configs / "README.md"
     before, _, rest = readme.read_text().partition(MARKS[0])

@@ -11,6 +11,7 @@ import configparser
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
+from backbones.errors import InputError
 from training.cli import ToolParser, run_tool
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,7 +81,7 @@ def table() -> list[str]:
     """The table's lines.
 
     Raises:
-        ValueError: naming what is not installed, or has no line in ``PURPOSES``.
+        InputError: naming what is not installed, or has no line in ``PURPOSES``.
     """
     lines = [
         "| package | at least | extra | licence | what for |",
@@ -96,7 +97,7 @@ def table() -> list[str]:
         except KeyError:
             problems.append(f"{name} has no purpose in dev/write_dependencies.py")
     if problems:
-        raise ValueError("; ".join(problems))
+        raise InputError("; ".join(problems))
     return lines
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from backbones.errors import InputError
 from training.cli import ToolParser, run_tool
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("--train", action="store_true", help="the trained detectors anew: minutes")
     args = parser.parse_args()
     if importlib.util.find_spec("detectron2") is None:
-        raise ValueError("golden files come from detectron2, which is not installed: see README")
+        raise InputError("golden files come from detectron2, which is not installed: see README")
     torch.set_num_threads(1)
     if args.train:
         for variant in inputs.VARIANTS:

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from backbones.errors import InputError
 from detection.reporting.run import read_run
 from training.cli import ToolParser, run_tool
 
@@ -49,7 +50,7 @@ def entry_of(name: str, folder: Path) -> dict[str, Any]:
     entry |= {"box AP": run.metric("bbox", "AP"), "mask AP": run.metric("segm", "AP")}
     required = [key for key in entry if key != "mask AP"]  # boxes alone have none
     if missing := [key for key in required if entry[key] is None]:
-        raise ValueError(
+        raise InputError(
             f"{folder} does not record {', '.join(missing)}: give the OUTPUT_DIR of a run of "
             "tools/train_net.py that has been evaluated"
         )
@@ -76,12 +77,12 @@ def main() -> None:
     before, mark, rest = options.readme.read_text(encoding="utf-8").partition(MARKS[0])
     table, end, after = rest.partition(MARKS[1])
     if not mark or not end:
-        raise ValueError(f"{options.readme} has no lines {MARKS[0]} and {MARKS[1]} for the table")
+        raise InputError(f"{options.readme} has no lines {MARKS[0]} and {MARKS[1]} for the table")
     lines = [HEAD, "| --- | --- | ---: | ---: | --- | --- |", *map(row, entries.values())]
     written = "\n" + "\n".join(lines) + "\n"
     if options.check:
         if table != written:
-            raise ValueError(f"{options.readme} is out of date: run dev/write_results_table.py")
+            raise InputError(f"{options.readme} is out of date: run dev/write_results_table.py")
         return
     if options.run:
         text = json.dumps(list(entries.values()), indent=2, ensure_ascii=False)

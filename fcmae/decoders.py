@@ -27,6 +27,7 @@ from timm.models.vision_transformer import Block as TransformerBlock
 from torch import Tensor, nn
 
 from backbones.convnext import STRIDES, Block
+from backbones.errors import InputError
 from fcmae.masking import PATCH, upsample_mask
 
 HEAD_CHANNELS = 32  # MAE's 512 in 16 heads
@@ -44,12 +45,12 @@ def check_decoder(kind: str, width: int) -> None:
     """Check that there is such a decoder of this width.
 
     Raises:
-        ValueError: if not.
+        InputError: if not.
     """
     if kind not in DECODERS:
-        raise ValueError(f"decoder is {kind!r}; allowed: {', '.join(DECODERS)}")
+        raise InputError(f"decoder is {kind!r}; allowed: {', '.join(DECODERS)}")
     if width % DECODERS[kind]:
-        raise ValueError(
+        raise InputError(
             f"decoder_dim is {width}; the {kind} decoder needs a multiple of {DECODERS[kind]}"
         )
 

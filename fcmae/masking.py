@@ -13,6 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from backbones.errors import InputError
+
 PATCH = 32
 
 
@@ -20,10 +22,10 @@ def grid_size(height: int, width: int, patch: int = PATCH) -> tuple[int, int]:
     """Rows and columns of patches in an image of this size (pixels).
 
     Raises:
-        ValueError: if either is not a positive multiple of ``patch``, or that not one of 32.
+        InputError: if either is not a positive multiple of ``patch``, or that not one of 32.
     """
     if patch < PATCH or patch % PATCH:
-        raise ValueError(
+        raise InputError(
             f"patch size is {patch} pixels; the encoder's last stage sees {PATCH}x{PATCH} pixels "
             f"as one site, so it must be a multiple of {PATCH}"
         )
@@ -31,7 +33,7 @@ def grid_size(height: int, width: int, patch: int = PATCH) -> tuple[int, int]:
         if value < patch or value % patch:
             below = max(patch, value // patch * patch)
             nearest = f"{below}" if value < patch else f"{below} or {below + patch}"
-            raise ValueError(
+            raise InputError(
                 f"image {name} is {value} pixels; FCMAE masks {patch}x{patch} patches, so it must "
                 f"be a multiple of {patch}: use {nearest}"
             )
@@ -44,10 +46,10 @@ def visible_count(patches: int, mask_ratio: float) -> int:
     The small constant keeps floating point from losing a patch: 10 * (1 - 0.9) is 0.9999999.
 
     Raises:
-        ValueError: if the ratio is not in [0, 1).
+        InputError: if the ratio is not in [0, 1).
     """
     if not 0 <= mask_ratio < 1:
-        raise ValueError(f"mask ratio is {mask_ratio}; it must be in [0, 1)")
+        raise InputError(f"mask ratio is {mask_ratio}; it must be in [0, 1)")
     return max(1, int(patches * (1 - mask_ratio) + 1e-6))
 
 
@@ -95,7 +97,7 @@ def draw_mask(
         bool ``[B, H/32, W/32]``, True = removed; see :func:`random_mask`.
 
     Raises:
-        ValueError: as :func:`grid_size`.
+        InputError: as :func:`grid_size`.
     """
     grid = grid_size(*image_size, patch)
     mask = random_mask(batch, grid, mask_ratio, generator, device)
@@ -108,11 +110,11 @@ def visible_patches(mask: Tensor) -> Tensor:
     Patch ``(b, row, column)`` has index ``(b * rows + row) * columns + column``.
 
     Raises:
-        ValueError: if the images differ in their number of visible patches, or have none.
+        InputError: if the images differ in their number of visible patches, or have none.
     """
     counts = (~mask).flatten(1).sum(1)
     if mask.shape[0] == 0 or counts.min() != counts.max() or counts[0] == 0:
-        raise ValueError(
+        raise InputError(
             "every image of a batch needs the same number of visible patches, at least 1; this "
             f"mask has {counts.tolist()}"
         )
@@ -128,11 +130,11 @@ def check_mask(mask: Tensor, images: Tensor) -> None:
     """Check that a mask fits a batch of images.
 
     Raises:
-        ValueError: if the mask is not bool ``[B, H/32, W/32]`` for images ``[B, C, H, W]``.
+        InputError: if the mask is not bool ``[B, H/32, W/32]`` for images ``[B, C, H, W]``.
     """
     expected = (images.shape[0], *grid_size(*images.shape[-2:]))
     if mask.dtype != torch.bool or tuple(mask.shape) != expected:
-        raise ValueError(
+        raise InputError(
             f"the mask is {mask.dtype} {list(mask.shape)}; for images {list(images.shape)} it must "
             f"be torch.bool {list(expected)}, True = removed"
         )

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones.convnext import Block, ConvNeXt, init_weights
+from backbones.errors import InputError
 from fcmae.decoders import UP, Transformer, UNet, check_decoder, new_mask_token
 from fcmae.mask_token import MaskTokenEncoder
 from fcmae.masking import PATCH, draw_mask, grid_size
@@ -77,7 +78,7 @@ class FCMAE(nn.Module):
         patch_size: side of the patches that are removed, a multiple of 32 pixels (paper: 32).
 
     Raises:
-        ValueError: for an encoder mode or decoder that does not exist, a width that the decoder
+        InputError: for an encoder mode or decoder that does not exist, a width that the decoder
             cannot have, or a mask ratio outside [0, 1).
     """
 
@@ -94,10 +95,10 @@ class FCMAE(nn.Module):
     ) -> None:
         super().__init__()
         if encoder_mode not in MODES:
-            raise ValueError(f"encoder mode is {encoder_mode!r}; allowed: {', '.join(MODES)}")
+            raise InputError(f"encoder mode is {encoder_mode!r}; allowed: {', '.join(MODES)}")
         check_decoder(decoder, decoder_dim)
         if not 0 <= mask_ratio < 1:
-            raise ValueError(f"mask ratio is {mask_ratio}; it must be in [0, 1)")
+            raise InputError(f"mask ratio is {mask_ratio}; it must be in [0, 1)")
         self.mask_ratio = mask_ratio
         self.norm_pix_loss = norm_pix_loss
         self.patch_size = patch_size
@@ -138,7 +139,7 @@ class FCMAE(nn.Module):
             generator: source of that randomness.
 
         Raises:
-            ValueError: for sizes that are no multiple of 32 or a mask that does not fit.
+            InputError: for sizes that are no multiple of 32 or a mask that does not fit.
         """
         # 1. remove 60% of the patches, the same number of each image
         if mask is None:

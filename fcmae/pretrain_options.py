@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from backbones.errors import InputError
 from backbones.kernels import Kernels, why_no_triton
 from backbones.normalization import GRNOptions
 from fcmae.decoders import check_decoder
@@ -120,7 +121,7 @@ class PretrainOptions:
             problem = why_no_triton(torch.device("cuda" if on_gpu else "cpu"))
             problems += [f"kernels is 'triton', but {problem}"] if problem else []
         if problems:
-            raise ValueError("; ".join(problems))
+            raise InputError("; ".join(problems))
 
 
 def total_steps(options: PretrainOptions, images: int) -> int:
@@ -134,11 +135,11 @@ def parse_image_size(text: str | Sequence[int]) -> tuple[int, int]:
     """``"224"`` or ``"160x96"`` (height x width) -> (height, width) in pixels.
 
     Raises:
-        ValueError: if it is neither.
+        InputError: if it is neither.
     """
     parts = text.lower().split("x") if isinstance(text, str) else [str(v) for v in text]
     if len(parts) not in (1, 2) or not all(part.isdigit() for part in parts):
-        raise ValueError(
+        raise InputError(
             f"image size is {text!r}; give pixels as 224 or as 160x96 (height x width)"
         )
     return int(parts[0]), int(parts[-1])

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from backbones.errors import InputError
 from images.size_limit import refuse_absurd_size
 
 
@@ -30,7 +31,7 @@ def decode_image(path: str | Path, channels: str = "RGB") -> np.ndarray:
         channels: "RGB", "BGR" or "L".
 
     Raises:
-        ValueError: naming the file, if it does not decode or has other values than 8 or 16 bits.
+        InputError: naming the file, if it does not decode or has other values than 8 or 16 bits.
         FileNotFoundError: if it does not exist.
     """
     try:
@@ -40,7 +41,7 @@ def decode_image(path: str | Path, channels: str = "RGB") -> np.ndarray:
     except FileNotFoundError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
-        raise ValueError(f"{path} does not decode ({type(error).__name__}: {error})") from error
+        raise InputError(f"{path} does not decode ({type(error).__name__}: {error})") from error
 
 
 def pixels_of(image: Image.Image, channels: str) -> np.ndarray:
@@ -53,16 +54,16 @@ def with_8_bits(image: Image.Image) -> Image.Image:
     """The image with 8 bits a channel. Colour of 16 bits has come from Pillow so already.
 
     Raises:
-        ValueError: for floating-point values, or integers beyond 16 bits.
+        InputError: for floating-point values, or integers beyond 16 bits.
     """
     if image.mode == "F":
-        raise ValueError("floating-point values, which have no stated white")
+        raise InputError("floating-point values, which have no stated white")
     if not image.mode.startswith("I"):
         image.load()
         return image
     values = np.asarray(image)
     if values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"values from {values.min()} to {values.max()}, beyond 16 bits")
+        raise InputError(f"values from {values.min()} to {values.max()}, beyond 16 bits")
     return Image.fromarray((values >> 8).astype(np.uint8))
 
 

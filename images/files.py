@@ -26,6 +26,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from backbones.errors import InputError
 from images.size_limit import refuse_absurd_size
 
 # What the decoders raise on damaged files; anything else is this project's mistake.
@@ -62,7 +63,7 @@ READ_AS = {
 }
 
 
-class ImageError(ValueError):
+class ImageError(InputError):
     """An image cannot be used; the message says why, and names its file where that is known."""
 
 
@@ -167,7 +168,7 @@ def _open_png_of_16_bits(file: BinaryIO, image: Image.Image) -> Picture:
         data = np.frombuffer(file.read(), dtype=np.uint8)
         array = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
         if array is None or array.shape[2:] != (channels,):
-            raise ValueError("OpenCV cannot decode it")
+            raise InputError("OpenCV cannot decode it")
         return array[..., [2, 1, 0, 3][:channels]]
 
     return Picture(image.height, image.width, channels, channels == 4, False, decode)
@@ -180,7 +181,7 @@ def _open_tiff(file: BinaryIO) -> Picture | None:
     try:
         series = tifffile.TiffFile(file).series[0]
     except Exception as error:  # it trusts a header's tags, whose types may be anything
-        raise ValueError(f"tifffile cannot read its tags: {error}") from error
+        raise InputError(f"tifffile cannot read its tags: {error}") from error
     page: Any = series.keyframe
     photometric, alphas = tifffile.PHOTOMETRIC, ("ASSOCALPHA", "UNASSALPHA")
     alpha = bool(page.extrasamples) and tifffile.EXTRASAMPLE(page.extrasamples[-1]).name in alphas
@@ -195,7 +196,7 @@ def _open_tiff(file: BinaryIO) -> Picture | None:
         return None
     others = [axis for axis in series.axes if axis not in "YX"]
     if not {"Y", "X"} <= set(series.axes) or len(others) > 1:
-        raise ValueError(f"a TIFF of axes {series.axes}; one image with its bands is wanted")
+        raise InputError(f"a TIFF of axes {series.axes}; one image with its bands is wanted")
     sides = dict(zip(series.axes, series.shape, strict=True))
 
     def decode(shrink: int) -> np.ndarray:

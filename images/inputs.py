@@ -16,6 +16,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from backbones.errors import InputError
 from images.decode import decode_image
 from images.threads import in_threads
 from training.progress import progress
@@ -45,7 +46,7 @@ def find_files(inputs: Sequence[str]) -> list[Path]:
     In the order given, folders in the order of their names, each file once.
 
     Raises:
-        ValueError: naming every input that is not there or holds nothing, and every file that
+        InputError: naming every input that is not there or holds nothing, and every file that
             does not decode.
     """
     files: dict[Path, None] = {}
@@ -56,7 +57,7 @@ def find_files(inputs: Sequence[str]) -> list[Path]:
     problems += _unreadable(list(files))
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise ValueError("\n  ".join([f"{count} in the inputs:", *problems]))
+        raise InputError("\n  ".join([f"{count} in the inputs:", *problems]))
     return list(files)
 
 
@@ -98,7 +99,7 @@ def read_frames(path: Path, every: int = 1) -> Iterator[Frame]:
     """The image of a file, or each ``every``-th frame of a video, rotation applied.
 
     Raises:
-        ValueError: if it does not decode; a video, if its first frame does not.
+        InputError: if it does not decode; a video, if its first frame does not.
     """
     if not is_video(path):
         yield Frame(decode_image(path))
@@ -118,7 +119,7 @@ def read_frames(path: Path, every: int = 1) -> Iterator[Frame]:
     finally:
         video.release()
     if not index:
-        raise ValueError(f"{path} does not decode: no frame of a video can be read")
+        raise InputError(f"{path} does not decode: no frame of a video can be read")
     if index < expected:
         logger.warning("%s: %d of %d frames could be read", path, index, expected)
 

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Protocol
 from timm.data import create_dataset
 from timm.data.readers.img_extensions import add_img_extensions, get_img_extensions
 
+from backbones.errors import InputError
 from images.shards import ShardReader, existing_shards, expand_braces, shards_of_split
 from training.progress import progress
 
@@ -50,7 +51,7 @@ def class_names(reader: Reader) -> list[str]:
         A name an image; "" where nothing tells it.
 
     Raises:
-        ValueError: for a Hugging Face data set with no column of classes, or several.
+        InputError: for a Hugging Face data set with no column of classes, or several.
     """
     if isinstance(reader, HuggingFaceReader) or (isinstance(reader, ShardReader) and reader.by_key):
         return reader.labels()
@@ -97,7 +98,7 @@ class HuggingFaceReader:
     """The image column of a Hugging Face data set; it needs no labels, unlike timm's reader.
 
     Raises:
-        ValueError: if the package is missing, or the data set has no split or column of this kind.
+        InputError: if the package is missing, or the data set has no split or column of this kind.
         FileNotFoundError: if there is no such data set.
     """
 
@@ -107,7 +108,7 @@ class HuggingFaceReader:
         try:
             import datasets
         except ImportError as error:
-            raise ValueError(
+            raise InputError(
                 f"hfds/{name} needs the package datasets: pip install datasets"
             ) from error
         try:
@@ -115,10 +116,10 @@ class HuggingFaceReader:
                 name, split=split, cache_dir=os.environ.get("TIMM_DATA_DIR")
             )
         except (ConnectionError, TimeoutError) as error:
-            raise ValueError(f"hfds/{name} cannot be fetched: {error}") from error
+            raise InputError(f"hfds/{name} cannot be fetched: {error}") from error
         columns = [c for c, f in rows.features.items() if isinstance(f, datasets.Image)]
         if not columns:
-            raise ValueError(f"hfds/{name} has no image column; it has {', '.join(rows.features)}")
+            raise InputError(f"hfds/{name} has no image column; it has {', '.join(rows.features)}")
         self._name, self._column = f"hfds/{name}", columns[0]
         self._all_rows = rows
         self._rows = rows.select_columns(columns[:1]).cast_column(
@@ -134,7 +135,7 @@ class HuggingFaceReader:
         if image.get("bytes"):
             return io.BytesIO(image["bytes"])
         if not image.get("path"):
-            raise ValueError("the row holds no image")
+            raise InputError("the row holds no image")
         return open(image["path"], "rb")
 
     def name(self, index: int) -> str:
@@ -147,12 +148,12 @@ class HuggingFaceReader:
         """The class's name of each row: of the one column of classes.
 
         Raises:
-            ValueError: if there is none, or more than one.
+            InputError: if there is none, or more than one.
         """
         features = self._all_rows.features
         kinds = {c: f for c, f in features.items() if type(f).__name__ == "ClassLabel"}
         if len(kinds) != 1:
-            raise ValueError(
+            raise InputError(
                 f"{self._name} has {len(kinds)} columns of classes (ClassLabel), not one; its "
                 f"columns: {', '.join(features)}"
             )
@@ -172,7 +173,7 @@ def open_images(name: str, split: str = "train") -> Reader:
 
     Raises:
         FileNotFoundError: if a path does not exist.
-        ValueError: if there is no image in it (with the extensions that count as images), or the
+        InputError: if there is no image in it (with the extensions that count as images), or the
             source is a stream, which has no index.
     """
     add_img_extensions(MORE_EXTENSIONS)
@@ -180,7 +181,7 @@ def open_images(name: str, split: str = "train") -> Reader:
     if prefix == "hfds":
         return HuggingFaceReader(rest, split)
     if prefix in STREAMS or re.match(r"(wds/)?(\w+://|pipe:)", name):
-        raise ValueError(
+        raise InputError(
             f"{name} is a stream without an index, so that no run over it could be resumed or "
             "repeated; download it and give its folder or shards (a Hugging Face data set: hfds/)"
         )
@@ -194,18 +195,18 @@ def open_images(name: str, split: str = "train") -> Reader:
         raise FileNotFoundError(f"the image folder {path} does not exist")
     if path.is_file():
         if path.suffix != ".tar":
-            raise ValueError(f"{path} is a file; --data takes a folder of images, or .tar shards")
+            raise InputError(f"{path} is a file; --data takes a folder of images, or .tar shards")
         return ShardReader([path], webdataset)
     shards = sorted(path.rglob("*.tar"))
     if webdataset and not shards:
-        raise ValueError(f"no .tar shards in {path}")
+        raise InputError(f"no .tar shards in {path}")
     extensions = get_img_extensions()
     if webdataset or (shards and _first_image(path, extensions) is None):
         return ShardReader(shards_of_split(path, split) or shards, webdataset)
     if shards:
         logger.warning("%s holds images and %d tars: the tars are not read", path, len(shards))
     if _first_image(path, extensions) is None:
-        raise ValueError(
+        raise InputError(
             f"no images in {path}: no file in it or in its subfolders ends in "
             f"{', '.join(sorted(extensions))}, and none is a .tar"
         )

@@ -21,6 +21,7 @@ from typing import BinaryIO
 from timm.data.readers.img_extensions import get_img_extensions
 from tqdm import tqdm
 
+from backbones.errors import InputError
 from training.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class ShardReader:
             field: ``7.seg.png`` is no image but the field ``seg.png`` of sample 7.
 
     Raises:
-        ValueError: if shards are damaged or compressed, or hold no image.
+        InputError: if shards are damaged or compressed, or hold no image.
     """
 
     header_is_cheap = False
@@ -70,12 +71,12 @@ class ShardReader:
                 except (tarfile.TarError, OSError) as error:
                     problems.append(f"{shard}: {error}")
         if problems:
-            raise ValueError(
+            raise InputError(
                 "these are no complete uncompressed tars (unpack .tar.gz, fetch others again):\n  "
                 + "\n  ".join(problems)
             )
         if not self.members:
-            raise ValueError(
+            raise InputError(
                 f"no images in {len(shards)} shard(s) such as {shards[0]}: none of their {others} "
                 f"files ends in {', '.join(sorted(extensions))}"
             )
@@ -179,12 +180,12 @@ def shards_of_split(folder: Path, split: str) -> list[Path]:
     """The shards of a split by webdataset's ``_info.json``; none without such a file.
 
     Raises:
-        ValueError: if the file does not tell of this split.
+        InputError: if the file does not tell of this split.
     """
     for file in (folder / "_info.json", folder / "info.json"):
         if file.is_file():
             splits = json.loads(file.read_text()).get("splits", {})
             if split not in splits:
-                raise ValueError(f"{file} has no split {split!r}; it has {', '.join(splits)}")
+                raise InputError(f"{file} has no split {split!r}; it has {', '.join(splits)}")
             return existing_shards([str(folder / name) for name in splits[split]["filenames"]])
     return []

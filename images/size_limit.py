@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from backbones.errors import InputError
+
 MAX_PIXELS = 178_956_970  # where Pillow, too, refuses to decode: 512 MiB of RGB
 MAX_SIDE = 100_000
 CHANNELS = 4  # a picture of more counts as several pictures
@@ -24,10 +26,10 @@ def refuse_absurd_size(height: int, width: int, channels: int = 1) -> None:
     """Raise before anything of this size is decoded or allocated.
 
     Raises:
-        ValueError: naming the size and the limit.
+        InputError: naming the size and the limit.
     """
     if fault := size_fault(height, width, channels):
-        raise ValueError(f"it claims {fault}; cut it into smaller images")
+        raise InputError(f"it claims {fault}; cut it into smaller images")
 
 
 def _short(said: str) -> str:

@@ -17,6 +17,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from backbones.errors import InputError
 from images.files import EIGHT_BITS, ImageError
 from training.progress import progress
 
@@ -66,7 +67,7 @@ class Statistics:
         """Check that a resumed run's options do not contradict these, which it was started with.
 
         Raises:
-            ValueError: if they do.
+            InputError: if they do.
         """
         given = {"--mean": (mean, self.mean), "--std": (std, self.std)}
         problems = [
@@ -77,7 +78,7 @@ class Statistics:
         if in_chans != len(self.mean):
             problems.append(f"--in-chans is {in_chans}, the run's is {len(self.mean)}")
         if problems:
-            raise ValueError(
+            raise InputError(
                 f"this contradicts the run that is resumed ({config}): {'; '.join(problems)}; "
                 "give its own values, or start another run"
             )
@@ -145,12 +146,12 @@ def choose(
         workers: loader processes that measure.
 
     Raises:
-        ValueError: for given values that are not on the scale of 0..1, or a constant channel.
+        InputError: for given values that are not on the scale of 0..1, or a constant channel.
     """
     eight_bit = samples.eight_bit()
     if mean is not None and std is not None:
         if eight_bit and max(*mean, *std) > 1:
-            raise ValueError(
+            raise InputError(
                 f"--mean {' '.join(map(str, mean))} and --std {' '.join(map(str, std))} must be of "
                 "values scaled to 0..1; values of 8 bits are to be divided by 255"
             )
@@ -180,7 +181,7 @@ def measure(samples: Images, images: int, seed: int, workers: int = 0) -> Statis
 
     Raises:
         ImageError: for a bad image where they are not skipped.
-        ValueError: for a channel that is constant: it cannot be normalised.
+        InputError: for a channel that is constant: it cannot be normalised.
     """
     total = len(samples)
     chosen = np.arange(total)
@@ -204,7 +205,7 @@ def measure(samples: Images, images: int, seed: int, workers: int = 0) -> Statis
         raise ImageError(f"none of the {len(chosen)} images to measure can be used")
     std = np.sqrt(squares / count)
     if constant := [str(channel) for channel in np.flatnonzero(std == 0)]:
-        raise ValueError(
+        raise InputError(
             f"channel(s) {', '.join(constant)} (from 0) have the same value in all {read} images "
             "measured and cannot be normalised; leave them out of the files, or give --mean, --std"
         )

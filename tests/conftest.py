@@ -61,17 +61,13 @@ class ToolResult(NamedTuple):
 
 @pytest.fixture
 def run_tool(monkeypatch, capfd):
-    """Run ``tools/NAME.py`` or ``dev/NAME.py`` with arguments as a command line would, in this process (imports are
-    slow): ``run_tool("pretrain_fcmae", "--model", ...) -> ToolResult(code, out, err)``."""
+    """Run ``tools/NAME.py`` or ``dev/NAME.py`` with arguments as a command line would, in this
+    process (imports are slow): ``run_tool("predict", "--run", ...) -> ToolResult(code, out, err)``.
+    """
 
     def run(name: str, *arguments: object) -> ToolResult:
-        path = next(
-            (
-                ROOT / d / f"{name}.py"
-                for d in ("tools", "dev")
-                if (ROOT / d / f"{name}.py").is_file()
-            )
-        )
+        folder = "tools" if (ROOT / "tools" / f"{name}.py").is_file() else "dev"
+        path = ROOT / folder / f"{name}.py"
         monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from backbones.errors import InputError
 from training.cli import ToolParser, log_to, run_tool
 
 
@@ -18,7 +19,7 @@ class Damaged(torch.utils.data.Dataset):
         try:
             raise OSError("broken data stream")
         except OSError as error:
-            raise ValueError("images/7.png does not decode;\nreplace it") from error
+            raise InputError("images/7.png does not decode;\nreplace it") from error
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -38,8 +39,18 @@ def test_exit_codes(capsys):
         raise KeyboardInterrupt
 
     assert run_tool(interrupted) == 130
-    with pytest.raises(ZeroDivisionError):
-        run_tool(lambda: 1 // 0)
+
+
+def test_our_own_mistakes_keep_their_traceback_and_ask_to_be_reported(capsys):
+    def mistaken():
+        raise ValueError("shapes do not match")
+
+    assert run_tool(mistaken) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback")
+    assert "shapes do not match" in said
+    assert "Please report it" in said.splitlines()[-1]
+    assert run_tool(lambda: 1 // 0) == 1
 
 
 def test_log_goes_to_the_runs_folder_once(tmp_path):

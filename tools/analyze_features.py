@@ -12,6 +12,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from backbones.errors import InputError
 from fcmae.features.models import SOURCES
 from fcmae.features.run import AnalysisOptions, analyze_models, draw_runs
 from fcmae.features.taps import TAPS
@@ -69,7 +70,7 @@ def named_sources(flag: str, entries: Sequence[str]) -> dict[str, str]:
     """NAME=SOURCE -> {NAME: SOURCE}.
 
     Raises:
-        ValueError: for an entry without a name or a source, or a name given twice; all at once.
+        InputError: for an entry without a name or a source, or a name given twice; all at once.
     """
     found: dict[str, str] = {}
     problems = []
@@ -81,7 +82,7 @@ def named_sources(flag: str, entries: Sequence[str]) -> dict[str, str]:
             problems.append(f"{flag} {name} is given twice: {found[name]} and {source}")
         found[name] = source
     if problems:
-        raise ValueError("; ".join(problems))
+        raise InputError("; ".join(problems))
     return found
 
 

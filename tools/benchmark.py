@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from backbones.errors import InputError
 from backbones.kernels import KERNELS, use_kernels
 from detection.benchmarks.load import IMAGES, OBJECTS, load_tables
 from detection.benchmarks.tables import PARTS, detection_tables
@@ -135,7 +136,7 @@ def main() -> None:
     arguments = parse()
     device = torch.device(arguments.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch sees no GPU here")
+        raise InputError("--device cuda: torch sees no GPU here")
     with use_kernels(arguments.kernels):
         tables = measure(arguments, device)
     if arguments.json:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from backbones.checkpoint import LAYOUT, read_source, save_ours
 from backbones.convnext import ConvNeXt, GRNOptions
+from backbones.errors import InputError
 from backbones.key_adapters import ENCODER, FORMATS, from_ours, guess_size, size_name, to_ours
 from backbones.weight_files import save_pickle, save_safetensors
 from training.cli import ToolParser, log_to, run_tool
@@ -69,14 +70,14 @@ def check_complete(tensors: dict[str, Tensor]) -> None:
     """Raise a ValueError that names what keeps these from being a whole encoder's tensors."""
     size = guess_size(tensors)
     if size is None:
-        raise ValueError("its encoder is incomplete: whole stages are missing")
+        raise InputError("its encoder is incomplete: whole stages are missing")
     with torch.device("meta"):
         model = ConvNeXt(size, in_chans=tensors["downsample_layers.0.0.weight"].shape[1])
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(t.shape) for name, t in tensors.items() if name.startswith(ENCODER)}
     wrong = sorted(dict(expected.items() ^ found.items()))
     if wrong:
-        raise ValueError(
+        raise InputError(
             f"its encoder is not quite {size_name(size)}; missing, unexpected or of another "
             f"shape: {', '.join(wrong)}"
         )
@@ -87,7 +88,7 @@ def main() -> None:
     log_to()
     target, output = arguments.to, arguments.output
     if output.exists() and Path(arguments.input).exists() and output.samefile(arguments.input):
-        raise ValueError(f"{output} is the input itself: name another output")
+        raise InputError(f"{output} is the input itself: name another output")
     bar = progress(text="read, convert, write", total=3, unit="step")
     state_dict, metadata = read_source(arguments.input)
     bar.update()
@@ -102,10 +103,10 @@ def main() -> None:
             converted, dropped = from_ours(recognised.tensors, target)
             dropped += recognised.others
     except ValueError as error:
-        raise ValueError(f"{arguments.input}: {error}") from None
+        raise InputError(f"{arguments.input}: {error}") from None
     grn = metadata.get("grn", str(GRNOptions()))
     if grn != str(GRNOptions()) and target not in ("ours", *DETECTORS):
-        raise ValueError(f"{arguments.input} was trained with {grn}, which {target} cannot express")
+        raise InputError(f"{arguments.input} was trained with {grn}, which {target} cannot express")
 
     bar.update()
     licence = metadata.get("licence")

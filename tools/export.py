@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from backbones.errors import InputError
 from backbones.export import PRECISIONS, check_target, encoder_export, write_export
 from training.cli import ToolParser, log_to, run_tool
 
@@ -55,7 +56,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
     config, model = load_run(arguments.run, arguments.weights, arguments.opts)
     if not config.DATASETS.TEST:
-        raise ValueError("nothing to evaluate on: give DATASETS.TEST json:ANNOTATIONS:IMAGE_FOLDER")
+        raise InputError("nothing to evaluate on: give DATASETS.TEST json:ANNOTATIONS:IMAGE_FOLDER")
     dataset = load_dataset(config.DATASETS.TEST[0], config.MODEL.MASK_ON)
     files = {path.name: path for path in arguments.evaluate}
     print(markdown_table(compare(config, model, files, dataset)))

@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+from backbones.errors import InputError
 from detection.data.scenes import write_scenes
 from detection.report import write_report
 from training.cli import ToolParser, run_tool
@@ -79,7 +80,7 @@ def main() -> None:
     arguments = parser.parse_args()
     out = Path(arguments.output_dir).resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is not an empty folder; choose another --output-dir")
+        raise InputError(f"{out} is not an empty folder; choose another --output-dir")
     print("drawing scenes ...", file=sys.stderr)
     write_scenes(out / "data", arguments.train, arguments.val, arguments.unlabelled, arguments.seed)
     pretraining, arms = jobs_for(arguments, out)

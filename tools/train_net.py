@@ -11,6 +11,7 @@ import os
 
 from fvcore.common.config import CfgNode
 
+from backbones.errors import InputError
 from detection.config import load_config
 from detection.run import run
 from training.cli import ToolParser, run_tool
@@ -60,7 +61,7 @@ def launch(arguments: argparse.Namespace, config: CfgNode) -> None:
     """Call :func:`detection.run.run` in as many processes as asked for.
 
     Raises:
-        ValueError: for several processes with the torchvision engine, which torchrun starts.
+        InputError: for several processes with the torchvision engine, which torchrun starts.
     """
     settings = (config, arguments.resume, arguments.eval_only, arguments.config_file)
     if arguments.num_gpus * arguments.num_machines == 1:
@@ -68,7 +69,7 @@ def launch(arguments: argparse.Namespace, config: CfgNode) -> None:
         return
     if config.ENGINE != "detectron2" or "WORLD_SIZE" in os.environ:
         machines = f"--nnodes {arguments.num_machines} " if arguments.num_machines > 1 else ""
-        raise ValueError(
+        raise InputError(
             f"--num-gpus {arguments.num_gpus} is for detectron2's launcher; start several "
             f"processes of the {config.ENGINE} engine by\n  torchrun {machines}--nproc-per-node "
             f"{arguments.num_gpus} tools/train_net.py --config-file {arguments.config_file} ..."

@@ -17,12 +17,14 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from backbones.errors import InputError
+
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "state.json"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A checkpoint cannot be written; the message names the cause and the last good one."""
 
 
@@ -39,10 +41,10 @@ def refuse_existing_run(output_dir: Path) -> None:
     """Raise if a run lies in this folder, which a new one would overwrite.
 
     Raises:
-        ValueError: with the newest checkpoint's name.
+        InputError: with the newest checkpoint's name.
     """
     if checkpoints := list_checkpoints(output_dir):
-        raise ValueError(
+        raise InputError(
             f"{output_dir} holds a run already (newest: {checkpoints[-1].name}); "
             "continue it with --resume or choose another output folder"
         )

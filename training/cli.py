@@ -8,21 +8,24 @@ import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-USER_ERRORS = (
-    ValueError,
-    FileNotFoundError,
-    NotADirectoryError,
-    IsADirectoryError,
-    PermissionError,
+from backbones.errors import InputError
+
+# Problems of the user's input or machine; anything else is this project's own mistake.
+USER_ERRORS = (InputError, OSError)
+REPORT = (
+    "error: this is a mistake in this program, not in your input. Please report it with the lines "
+    "above, the command and the first lines of its log."
 )
 
 HANDLER_NAME = "log_to"
+PACKAGES = ("backbones", "images", "training", "reporting", "fcmae", "detection", "segmentation")
 
 
 class ToolParser(argparse.ArgumentParser):
@@ -129,7 +132,7 @@ def run_tool(main: Callable[[], int | None]) -> int:
     Returns:
         0 or what ``main`` returns; 1 with one message on stderr for a problem with the user's
         input (``USER_ERRORS``); 130 after Ctrl-C. Wrong usage ends with 2 inside argparse. Other
-        exceptions are this project's mistakes and keep their traceback.
+        exceptions are this project's mistakes: 1, with their traceback and a request to report it.
     """
     try:
         return main() or 0
@@ -142,6 +145,10 @@ def run_tool(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Exception:
+        traceback.print_exc()
+        print(REPORT, file=sys.stderr)
+        return 1
 
 
 def _of_worker(message: str) -> str:
@@ -200,5 +207,5 @@ def log_to(output_dir: Path | None = None, level: int = logging.INFO) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
         root.addHandler(handler)
     root.setLevel(logging.WARNING)
-    for package in ("backbones", "fcmae", "detection", "training"):
+    for package in PACKAGES:
         logging.getLogger(package).setLevel(level if is_main_process() else logging.WARNING)

@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from backbones.errors import InputError
+
 # the 97.5% quantile for 1, 2, ... 10 degrees of freedom; the expansion below serves from there
 QUANTILES = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
 NORMAL = 1.9599640
@@ -16,13 +18,13 @@ def t_quantile(degrees: int) -> float:
     """The 97.5% quantile of Student's t, to 1e-3.
 
     Raises:
-        ValueError: for fewer than 1 degree of freedom.
+        InputError: for fewer than 1 degree of freedom.
 
     References:
         Abramowitz and Stegun, 26.7.5: the expansion for many degrees of freedom.
     """
     if degrees < 1:
-        raise ValueError(f"an interval has {degrees} degrees of freedom; it needs at least 1")
+        raise InputError(f"an interval has {degrees} degrees of freedom; it needs at least 1")
     if degrees <= len(QUANTILES):
         return QUANTILES[degrees - 1]
     z = NORMAL
@@ -55,10 +57,10 @@ def estimate(values: Sequence[float]) -> Estimate:
     """The mean of one or more runs.
 
     Raises:
-        ValueError: if there is none.
+        InputError: if there is none.
     """
     if not values:
-        raise ValueError("no run to take the mean of")
+        raise InputError("no run to take the mean of")
     runs = len(values)
     if runs == 1:
         return Estimate(values[0], None, None, 1)

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from tqdm import tqdm
 
+from backbones.errors import InputError
 from training.progress import progress
 
 
@@ -71,7 +72,7 @@ def run_jobs(jobs: Sequence[Job], cwd: Path) -> None:
     are fewer cores than jobs.
 
     Raises:
-        ValueError: if one fails, with the end of its log.
+        InputError: if one fails, with the end of its log.
     """
     if usable_cores() < len(jobs):
         for job in jobs:
@@ -92,7 +93,7 @@ def run_jobs(jobs: Sequence[Job], cwd: Path) -> None:
     for job, process, _ in running:
         if process.returncode:
             end = "\n".join(job.log.read_text().splitlines()[-15:])
-            raise ValueError(f"{job.title} failed with exit code {process.returncode}:\n{end}")
+            raise InputError(f"{job.title} failed with exit code {process.returncode}:\n{end}")
 
 
 def finished_steps(run: Path) -> int:

@@ -38,6 +38,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from backbones.errors import InputError
 from training.checkpoints import (
     CheckpointError,
     checkpoint_step,
@@ -70,7 +71,7 @@ ComputeLosses = Callable[[nn.Module, Any], dict[str, Tensor]]
 AfterStep = Callable[[int, nn.Module], Shown | None]
 
 
-class NonFiniteLossError(ValueError):
+class NonFiniteLossError(InputError):
     """Loss or weights became NaN or infinite; the message names step, files, last checkpoint."""
 
 
@@ -121,7 +122,7 @@ def train(
             returns joins: by name, the same in every process.
 
     Raises:
-        ValueError: for an output folder that holds a run when not resuming, or a batch size that
+        InputError: for an output folder that holds a run when not resuming, or a batch size that
             processes and micro-batches do not divide.
         NonFiniteLossError: when the loss, or a weight before a checkpoint, is not finite.
         CheckpointError: when a checkpoint cannot be written, or does not fit the training.
@@ -130,13 +131,13 @@ def train(
     accelerator = _make_accelerator(options)
     shares = accelerator.num_processes * options.accumulate
     if options.batch_size % shares:
-        raise ValueError(
+        raise InputError(
             f"batch size {options.batch_size} is not divisible by {accelerator.num_processes} "
             f"process(es) x {options.accumulate} accumulated micro-batch(es)"
         )
     whole_model = copy.deepcopy(model) if prepare_sharding(accelerator) else None
     if whole_model is not None and ema is not None:
-        raise ValueError("averaged weights (EMA) are whole in each process: train without FSDP")
+        raise InputError("averaged weights (EMA) are whole in each process: train without FSDP")
     run = _Run(accelerator, options, samples, model, optimizer, lr_factor, compute_losses, ema)
     start = run.restore()
     batches = run.batches(start, collate)

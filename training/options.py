@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from backbones.errors import InputError
 from training.trackers import tracker_problems
 
 
@@ -52,7 +53,7 @@ class LoopOptions:
 
     def __post_init__(self) -> None:
         if problems := loop_problems(self):
-            raise ValueError("; ".join(problems))
+            raise InputError("; ".join(problems))
 
 
 def loop_options(options: Any, steps: int, resume: bool) -> LoopOptions:

@@ -19,12 +19,14 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import distributed, nn
 from torch.distributed.tensor import DTensor
 
+from backbones.errors import InputError
+
 
 def prepare_sharding(accelerator: Accelerator) -> bool:
     """Whether FSDP shards the training, by accelerate's configuration; made so on CPUs, too.
 
     Raises:
-        ValueError: for FSDP's first version, whose flat parameters have no names of their own, and
+        InputError: for FSDP's first version, whose flat parameters have no names of their own, and
             on CPUs where PyTorch averages the gradients wrongly.
     """
     if (
@@ -32,7 +34,7 @@ def prepare_sharding(accelerator: Accelerator) -> bool:
         and os.environ.get("ACCELERATE_USE_FSDP") == "true"
     ):
         if not _gloo_averages():
-            raise ValueError(
+            raise InputError(
                 f"FSDP on CPUs adds up the gradients of torch {torch.__version__} instead of "
                 "averaging them; take a newer torch (2.14 is right), or train without FSDP"
             )
@@ -43,7 +45,7 @@ def prepare_sharding(accelerator: Accelerator) -> bool:
     if accelerator.distributed_type != DistributedType.FSDP:
         return False
     if not accelerator.is_fsdp2:
-        raise ValueError("FSDP's version is 1; set fsdp_version: 2 as in training/fsdp.yaml")
+        raise InputError("FSDP's version is 1; set fsdp_version: 2 as in training/fsdp.yaml")
     return True
 
 

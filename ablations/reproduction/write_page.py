@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
+from backbones.errors import InputError
 from detection.reporting.arms import markdown, read_arms, spread
 from fcmae.features.plots import COLOURS, MARKERS
 from fcmae.grids.grid import file_name
@@ -181,7 +182,7 @@ def command(folder: str) -> str:
             line = line.replace(found[0], variables[found[1]])
         if re.search(rf" --output-dir runs/reproduction/{folder}\s", line + "\n"):
             return f"```bash\n{line}\n```"
-    raise ValueError(f"no line of run.sh writes to {folder}")
+    raise InputError(f"no line of run.sh writes to {folder}")
 
 
 def block(name: str, figures: Figures) -> str:

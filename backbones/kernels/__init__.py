@@ -19,6 +19,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from backbones.errors import InputError
+
 logger = logging.getLogger(__name__)
 
 Kernels = Literal["auto", "triton", "torch"]
@@ -33,11 +35,11 @@ def use_kernels(choice: Kernels) -> Iterator[None]:
     """Run what is inside with these kernels.
 
     Raises:
-        ValueError: if the choice is none of "auto", "triton", "torch".
+        InputError: if the choice is none of "auto", "triton", "torch".
     """
     global _chosen
     if choice not in KERNELS:
-        raise ValueError(f"kernels is {choice!r}; allowed: {', '.join(KERNELS)}")
+        raise InputError(f"kernels is {choice!r}; allowed: {', '.join(KERNELS)}")
     before, _chosen = _chosen, choice
     try:
         yield
@@ -49,7 +51,7 @@ def triton_runs(x: Tensor) -> bool:
     """Whether Triton's kernels are to process this tensor.
 
     Raises:
-        ValueError: if the choice is "triton" and they cannot.
+        InputError: if the choice is "triton" and they cannot.
     """
     if _chosen == "torch" or (_chosen == "auto" and x.device.type != "cuda"):
         return False
@@ -57,7 +59,7 @@ def triton_runs(x: Tensor) -> bool:
     if problem is None:
         return True
     if _chosen == "triton":
-        raise ValueError(f"kernels is 'triton', but {problem}; use 'auto' or 'torch'")
+        raise InputError(f"kernels is 'triton', but {problem}; use 'auto' or 'torch'")
     _say_once(problem)
     return False
 

@@ -25,6 +25,7 @@ from torchvision.models import resnet50
 from torchvision.ops import FrozenBatchNorm2d
 
 from backbones.convnext import STAGES, build_convnext
+from backbones.errors import InputError
 from detection.config import load_config, to_detectron2
 from detection.engines.optimizer import build_adamw
 from detection.engines.torchvision.model import ConvNeXtFPN, build_mask_rcnn
@@ -59,7 +60,7 @@ class Case:
         size = "convnextv2_tiny" if self.size == RESNET else self.size
         found = sorted(CONFIGS.glob(f"mask_rcnn_{size}_scratch_*.yaml"))
         if not found:
-            raise ValueError(f"no config of {size!r} from scratch is in {CONFIGS}")
+            raise InputError(f"no config of {size!r} from scratch is in {CONFIGS}")
         classes = ("MODEL.ROI_HEADS.NUM_CLASSES", str(CLASSES))
         return load_config(found[0], [*classes, *self.overrides])
 

@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle_codec
 
+from backbones.errors import InputError
 from detection.benchmarks.evaluation import CLASSES, HEIGHT, WIDTH, write_synthetic
 from detection.config import load_config
 from detection.data.check import check_coco
@@ -53,10 +54,10 @@ def load_tables(images: int, objects: int) -> dict[str, list[Row]]:
     """Tables by their heading: of a training set of this size, and of an evaluation.
 
     Raises:
-        ValueError: if there is no image or no object.
+        InputError: if there is no image or no object.
     """
     if min(images, objects) < 1:
-        raise ValueError(f"{images} images with {objects} objects: give at least 1 of each")
+        raise InputError(f"{images} images with {objects} objects: give at least 1 of each")
     evaluated = min(images, EVALUATED)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 
+from backbones.errors import InputError
+
 
 def is_finite(value: Any) -> bool:
     """Whether a value of a json file is a number that can be calculated with."""
@@ -39,21 +41,21 @@ def mask_bounds(segmentation: Any, height: int, width: int) -> tuple[list[float]
     """The [x0, y0, x1, y1] of a segmentation, and how many of its polygons are too short.
 
     Raises:
-        ValueError: saying what is wrong with it, if it cannot be used.
+        InputError: saying what is wrong with it, if it cannot be used.
     """
     if isinstance(segmentation, dict):
         x, y, w, h = mask_util.toBbox(compressed_rle(segmentation, height, width)).tolist()
         return [x, y, x + w, y + h], 0
     if not isinstance(segmentation, list):
-        raise ValueError(f"is a {type(segmentation).__name__}, not polygons or an RLE")
+        raise InputError(f"is a {type(segmentation).__name__}, not polygons or an RLE")
     for polygon in segmentation:
         if not are_finite(polygon):
-            raise ValueError("has a polygon that is not a list of numbers [x, y, x, y, ...]")
+            raise InputError("has a polygon that is not a list of numbers [x, y, x, y, ...]")
         if len(polygon) % 2:
-            raise ValueError(f"has a polygon of {len(polygon)} numbers; they come in pairs x, y")
+            raise InputError(f"has a polygon of {len(polygon)} numbers; they come in pairs x, y")
     polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
     if not polygons:
-        raise ValueError("has no polygon of at least 3 points")
+        raise InputError("has no polygon of at least 3 points")
     edges = [
         pick(pick(polygon[axis::2]) for polygon in polygons)
         for pick in (min, max)
@@ -62,7 +64,7 @@ def mask_bounds(segmentation: Any, height: int, width: int) -> tuple[list[float]
     sides = (width, height, width, height)
     if any(not -side <= edge <= 2 * side for edge, side in zip(edges, sides, strict=True)):
         # pycocotools allocates by the length of an edge, and its integers overflow
-        raise ValueError(f"reaches to {edges}, further out than its image's own {width} x {height}")
+        raise InputError(f"reaches to {edges}, further out than its image's own {width} x {height}")
     return edges, len(segmentation) - len(polygons)
 
 
@@ -93,23 +95,23 @@ def compressed_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, An
     """An RLE as pycocotools reads it, compressed if it was not.
 
     Raises:
-        ValueError: saying what is wrong with it, if it is not one of an image of this size.
+        InputError: saying what is wrong with it, if it is not one of an image of this size.
     """
     size, counts = rle.get("size"), rle.get("counts")
     if size != [height, width] or set(map(type, size)) != {int}:
-        raise ValueError(f"RLE size is {size}, but its image's is {[height, width]}")
+        raise InputError(f"RLE size is {size}, but its image's is {[height, width]}")
     if isinstance(counts, list):
         if not all(type(count) is int and count >= 0 for count in counts):
-            raise ValueError("RLE counts are not all whole numbers of at least 0")
+            raise InputError("RLE counts are not all whole numbers of at least 0")
         if counts and max(counts) > height * width:
-            raise ValueError(f"RLE counts hold {max(counts)}, but its image has {height * width}")
+            raise InputError(f"RLE counts hold {max(counts)}, but its image has {height * width}")
         runs = np.asarray(counts, dtype=np.int64)
     elif isinstance(counts, str):
         runs = _decompress(counts)
     else:
-        raise ValueError(f"RLE counts are a {type(counts).__name__}, not a list or a string")
+        raise InputError(f"RLE counts are a {type(counts).__name__}, not a list or a string")
     if (runs < 0).any() or (runs > height * width).any() or runs.sum() != height * width:
-        raise ValueError(
+        raise InputError(
             f"RLE counts add up to {runs.sum()} pixels, but its image has {height * width}"
         )
     return mask_util.frPyObjects(rle, height, width) if isinstance(counts, list) else rle
@@ -125,14 +127,14 @@ def _decompress(counts: str) -> np.ndarray:
     try:
         digits = np.frombuffer(counts.encode("ascii"), dtype=np.uint8).astype(np.int64) - 48
     except UnicodeEncodeError:
-        raise ValueError("RLE counts are not a compressed RLE string") from None
+        raise InputError("RLE counts are not a compressed RLE string") from None
     if not digits.size or digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:
-        raise ValueError("RLE counts are not a compressed RLE string")
+        raise InputError("RLE counts are not a compressed RLE string")
     ends = np.flatnonzero(digits & 32 == 0)
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
     if lengths.max() > 8:
-        raise ValueError("RLE counts are not a compressed RLE string")
+        raise InputError("RLE counts are not a compressed RLE string")
     shifts = 5 * (np.arange(digits.size) - np.repeat(starts, lengths))
     values = np.add.reduceat((digits & 31) << shifts, starts)
     values -= ((digits[ends] & 16) > 0) * (np.int64(1) << (5 * lengths))

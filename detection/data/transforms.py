@@ -31,6 +31,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from backbones.errors import InputError
 from detection.dataset import CocoDataset
 from images.decode import decode_image, pixels_of
 
@@ -173,7 +174,7 @@ class DetectionSamples(Dataset):
             (``DATALOADER.FILTER_EMPTY_ANNOTATIONS``).
 
     Raises:
-        ValueError: if no image is left; when indexed, if an image does not decode or does not have
+        InputError: if no image is left; when indexed, if an image does not decode or does not have
             the annotations' size.
     """
 
@@ -191,7 +192,7 @@ class DetectionSamples(Dataset):
                 len(dataset.records),
             )
         if not self.records:
-            raise ValueError(
+            raise InputError(
                 f"{dataset.annotations}: none of its {len(dataset.records)} images shows an object "
                 "to train on (crowds do not count); annotate some, or train on another file"
             )
@@ -269,18 +270,18 @@ def read_image(record: dict[str, Any], channels: str) -> np.ndarray:
         channels: ``INPUT.FORMAT``, "RGB", "BGR" or "L".
 
     Raises:
-        ValueError: if it does not decode, or not to the record's height and width.
+        InputError: if it does not decode, or not to the record's height and width.
     """
     path = record["file_name"]
     try:
         pixels = decode_image(path, channels)
     except ValueError as error:
-        raise ValueError(
+        raise InputError(
             f"{error}; replace the image, or remove image {record['image_id']} from the annotations"
         ) from error
     height, width = pixels.shape[:2]
     if (height, width) != (record["height"], record["width"]):
-        raise ValueError(
+        raise InputError(
             f"{path} is {width} x {height} pixels, but the annotations say {record['width']} x "
             f"{record['height']}; correct one of them"
         )

@@ -6,6 +6,7 @@ of :mod:`detection` reads without knowing the engine.
 
 from __future__ import annotations
 
+from backbones.errors import InputError
 from detection.engines.interface import Detect, Engine
 
 __all__ = ["Detect", "Engine", "load_engine"]
@@ -15,7 +16,7 @@ def load_engine(name: str) -> Engine:
     """The engine of this name; the other one's packages are not imported.
 
     Raises:
-        ValueError: for an unknown name, or where detectron2 is not installed.
+        InputError: for an unknown name, or where detectron2 is not installed.
     """
     if name == "torchvision":
         from detection.engines.torchvision.engine import TorchvisionEngine
@@ -25,7 +26,7 @@ def load_engine(name: str) -> Engine:
         try:
             import detectron2  # noqa: F401
         except ImportError as error:
-            raise ValueError(
+            raise InputError(
                 "ENGINE is detectron2, which is not installed. Install it with\n"
                 "  pip install --no-build-isolation "
                 "git+https://github.com/facebookresearch/detectron2\n"
@@ -35,4 +36,4 @@ def load_engine(name: str) -> Engine:
         from detection.engines.detectron2.engine import Detectron2Engine
 
         return Detectron2Engine()
-    raise ValueError(f"ENGINE is {name!r}; the engines are torchvision, detectron2")
+    raise InputError(f"ENGINE is {name!r}; the engines are torchvision, detectron2")

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from backbones.checkpoint import OWN_WEIGHTS
 from backbones.convnext import ConvNeXt
+from backbones.errors import InputError
 from backbones.weight_files import read_metadata, read_state_dict
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def detectron2_to_torchvision(state_dict: StateDict) -> StateDict:
     """A detectron2 detector's weights under torchvision's names; tensors may share memory.
 
     Raises:
-        ValueError: for heads that torchvision does not have (Cascade, one box or mask for all
+        InputError: for heads that torchvision does not have (Cascade, one box or mask for all
             classes), or naming every key that is none of a ConvNeXt Mask R-CNN's.
     """
     _check_heads(state_dict)
@@ -100,7 +101,7 @@ def torchvision_to_detectron2(state_dict: StateDict) -> StateDict:
     """The inverse of :func:`detectron2_to_torchvision`.
 
     Raises:
-        ValueError: naming every key that is none of a ConvNeXt Mask R-CNN's, or whose rows of the
+        InputError: naming every key that is none of a ConvNeXt Mask R-CNN's, or whose rows of the
             background are not 0 and would be lost.
     """
     values, learnt = {}, []
@@ -112,7 +113,7 @@ def torchvision_to_detectron2(state_dict: StateDict) -> StateDict:
             learnt.append(name)
         values[name] = value[rows:]
     if learnt:
-        raise ValueError(
+        raise InputError(
             f"the background's rows are not 0 in {', '.join(learnt)}; detectron2 has no place for "
             "them. These weights were not trained by this project's torchvision engine"
         )
@@ -123,7 +124,7 @@ def _check_heads(state_dict: StateDict) -> None:
     """Raise a ValueError for detectron2's heads that torchvision does not have."""
     remedy = "which the torchvision engine does not have: evaluate them with ENGINE detectron2"
     if any(CASCADE_STAGE.match(name) for name in state_dict):
-        raise ValueError(f"these are Cascade heads, {remedy}")
+        raise InputError(f"these are Cascade heads, {remedy}")
     classes = len(state_dict.get(f"{CLASSIFIER}bias", ())) - 1
     for prefix, rows, what in (
         ("roi_heads.box_predictor.bbox_pred.", 4, "box"),
@@ -131,7 +132,7 @@ def _check_heads(state_dict: StateDict) -> None:
     ):
         found = len(state_dict.get(f"{prefix}bias", ()))
         if classes > 0 and found and found != rows * classes:
-            raise ValueError(
+            raise InputError(
                 f"these heads predict {found // rows} {what} for {classes} classes, {remedy}"
             )
 
@@ -152,7 +153,7 @@ def _rename(state_dict: StateDict, source: int, target: int) -> StateDict:
         else:
             renamed[new_name] = value
     if unknown:
-        raise ValueError(
+        raise InputError(
             f"{len(unknown)} of {len(state_dict)} tensors are not a "
             f"{('detectron2', 'torchvision')[source]} ConvNeXt Mask R-CNN's: {', '.join(unknown)}"
         )
@@ -202,7 +203,7 @@ def read_detector(path: str | Path, model: nn.Module) -> None:
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if the file is unreadable or not exactly this detector; every tensor that does
+        InputError: if the file is unreadable or not exactly this detector; every tensor that does
             not fit is named.
     """
     tensors, wanted = read_state_dict(path), model.state_dict()
@@ -215,7 +216,7 @@ def read_detector(path: str | Path, model: nn.Module) -> None:
         try:
             tensors = rename(tensors)
         except ValueError as error:
-            raise ValueError(f"{path} is not this detector: {error}. {remedy}") from None
+            raise InputError(f"{path} is not this detector: {error}. {remedy}") from None
     misshapen = [
         f"{name} ({tuple(tensors[name].shape)} in the file, {tuple(wanted[name].shape)} here)"
         for name in wanted
@@ -236,7 +237,7 @@ def read_detector(path: str | Path, model: nn.Module) -> None:
         if None not in (ours, theirs) and str(ours) != theirs:
             problems.append(f"trained with {theirs}; MODEL.CONVNEXT.GRN is {ours}")
     if problems:
-        raise ValueError("\n  ".join([f"{path} is not this detector. {remedy}", *problems]))
+        raise InputError("\n  ".join([f"{path} is not this detector. {remedy}", *problems]))
     model.load_state_dict(tensors)
     logger.info("%d of %d tensors from the detector %s", len(wanted), len(wanted), path)
 
@@ -254,11 +255,11 @@ def newest_checkpoint(output_dir: Path) -> Path:
     """The weights that ``last_checkpoint`` names, whichever engine wrote them.
 
     Raises:
-        ValueError: if there are none.
+        InputError: if there are none.
     """
     pointer = output_dir / "last_checkpoint"
     if not pointer.is_file() or not (path := output_dir / pointer.read_text().strip()).is_file():
-        raise ValueError(
+        raise InputError(
             f"{output_dir} holds no checkpoint: train first, or give a detector in MODEL.WEIGHTS"
         )
     return path

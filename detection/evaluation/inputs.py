@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import hotcoco
 from pycocotools import mask as rle_codec
 
+from backbones.errors import InputError
 from detection.data.segmentation_check import is_finite, mask_bounds
 from images.size_limit import size_fault
 from training.progress import progress
@@ -35,7 +36,7 @@ def read_ground_truth(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not COCO ground truth; the message says where and why.
+        InputError: if it is not COCO ground truth; the message says where and why.
     """
     truth = _read_json(path)
     _check_ground_truth(truth, path)
@@ -49,7 +50,7 @@ def read_results(
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not COCO results, or images or categories are not the ground truth's.
+        InputError: if it is not COCO results, or images or categories are not the ground truth's.
     """
     results = _read_json(path)
     _check_results(results, path, truth, truth_path)
@@ -72,7 +73,7 @@ def read_evaluation(
 
     Raises:
         FileNotFoundError: if a file does not exist.
-        ValueError: if a file is not in its format, or the two do not belong together.
+        InputError: if a file is not in its format, or the two do not belong together.
     """
     truth = read_ground_truth(truth_path)
     results = read_results(results_path, truth, truth_path)
@@ -86,7 +87,7 @@ def segmentation_to_rle(segmentation: Any, height: int, width: int) -> dict[str,
     """A COCO segmentation (polygons, plain or compressed RLE) as one compressed RLE.
 
     Raises:
-        ValueError: if it is none of the three, or the RLE's runs do not fill its size.
+        InputError: if it is none of the three, or the RLE's runs do not fill its size.
     """
     try:
         if isinstance(segmentation, list):
@@ -98,7 +99,7 @@ def segmentation_to_rle(segmentation: Any, height: int, width: int) -> dict[str,
         _check_runs(rle["counts"], math.prod(rle["size"]))
         return rle
     except Exception as error:  # pycocotools raises bare Exception, TypeError, IndexError, ...
-        raise ValueError(
+        raise InputError(
             f"neither polygons of at least 3 points nor an RLE whose runs fill its size ({error}): "
             f"{str(segmentation)[:80]}"
         ) from error
@@ -111,20 +112,20 @@ def _check_runs(counts: str | bytes, pixels: int) -> None:
     """
     encoded = counts.encode() if isinstance(counts, str) else counts
     if encoded and encoded[-1] - 48 & 32:  # the flag that the number goes on
-        raise ValueError("it ends within a number")
+        raise InputError("it ends within a number")
     hotcoco.mask.area({"size": [1, pixels], "counts": counts})
     try:
         hotcoco.mask.area({"size": [1, pixels - 1], "counts": counts})
     except ValueError:
         return
-    raise ValueError(f"its runs end before pixel {pixels}")
+    raise InputError(f"its runs end before pixel {pixels}")
 
 
 def _read_json(path: str | Path) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise InputError(f"{path} is not JSON: {error}") from error
 
 
 def _listed(values: Iterable[Any], limit: int = 5) -> str:
@@ -137,17 +138,17 @@ def _listed(values: Iterable[Any], limit: int = 5) -> str:
 def _check_entries(entries: list[Any], keys: Sequence[str], where: str) -> None:
     for index, entry in enumerate(entries):
         if not isinstance(entry, dict):
-            raise ValueError(
+            raise InputError(
                 f"{where}[{index}] is {entry!r}; an object with {_listed(keys)} is wanted"
             )
         if missing := [key for key in keys if key not in entry]:
-            raise ValueError(f"{where}[{index}] lacks {_listed(missing)}")
+            raise InputError(f"{where}[{index}] lacks {_listed(missing)}")
         for key in ("id", "image_id", "category_id"):
             if key in keys and type(entry[key]) not in (int, float, str):
-                raise ValueError(f"{where}[{index}] has the {key} {entry[key]!r}; give a number")
+                raise InputError(f"{where}[{index}] has the {key} {entry[key]!r}; give a number")
         box = entry.get("bbox", [0, 0, 0, 0])
         if not (isinstance(box, list) and len(box) == 4 and all(map(is_finite, box))):
-            raise ValueError(
+            raise InputError(
                 f"{where}[{index}] has the bbox {box}; [x, y, width, height] is wanted"
             )
 
@@ -160,7 +161,7 @@ def _check_ids(
         known = {entry["id"] for entry in truth[part]}
         used = dict.fromkeys(entry[key] for entry in entries)
         if unknown := [value for value in used if value not in known]:
-            raise ValueError(
+            raise InputError(
                 f"{where} name {key}s that are not in {remedy.format(_listed(unknown))}"
             )
 
@@ -172,9 +173,9 @@ def _check_ground_truth(truth: Any, path: str | Path) -> None:
         "categories": ("id", "name"),
     }
     if not isinstance(truth, dict) or any(not isinstance(truth.get(part), list) for part in parts):
-        raise ValueError(f"{path} is not COCO ground truth: it needs the lists {_listed(parts)}")
+        raise InputError(f"{path} is not COCO ground truth: it needs the lists {_listed(parts)}")
     if not truth["categories"]:
-        raise ValueError(f"{path} has no categories: there is nothing to evaluate")
+        raise InputError(f"{path} has no categories: there is nothing to evaluate")
     for part, keys in parts.items():
         _check_entries(truth[part], keys, f"{path}: {part}")
     for image in truth["images"]:
@@ -183,23 +184,23 @@ def _check_ground_truth(truth: Any, path: str | Path) -> None:
             fault = f"are {size}; positive whole numbers are wanted"
         elif not (fault := size_fault(*size)):
             continue
-        raise ValueError(f"{path}: image {image['id']!r}: height and width {fault}")
+        raise InputError(f"{path}: image {image['id']!r}: height and width {fault}")
     for annotation in truth["annotations"]:
         for key, allowed in (
             ("iscrowd", annotation.get("iscrowd", 0) in (0, 1)),
             ("area", is_finite(annotation.get("area", 0))),
         ):
             if not allowed:
-                raise ValueError(
+                raise InputError(
                     f"{path}: annotation {annotation.get('id')!r} has the {key} "
                     f"{annotation[key]!r}; {'0 or 1' if key == 'iscrowd' else 'a number'} is wanted"
                 )
     for part in ("images", "categories"):
         ids = Counter(entry["id"] for entry in truth[part])
         if twice := [value for value, count in ids.items() if count > 1]:
-            raise ValueError(f"{path}: ids used twice in {part}: {_listed(twice)}")
+            raise InputError(f"{path}: ids used twice in {part}: {_listed(twice)}")
         if len(words := [value for value in ids if isinstance(value, str)]) not in (0, len(ids)):
-            raise ValueError(f"{path}: ids in {part} are numbers and also words: {_listed(words)}")
+            raise InputError(f"{path}: ids in {part} are numbers and also words: {_listed(words)}")
     _check_ids(truth["annotations"], f"{path}: annotations", truth, "the same file: {}")
 
 
@@ -207,13 +208,13 @@ def _check_results(
     results: Any, path: str | Path, truth: dict[str, Any], truth_path: str | Path
 ) -> None:
     if not isinstance(results, list):
-        raise ValueError(f"{path} is not COCO results: a list of detections is wanted")
+        raise InputError(f"{path} is not COCO results: a list of detections is wanted")
     _check_entries(results, ("image_id", "category_id", "score"), f"{path}: detections")
     for index, result in enumerate(results):
         if not ("bbox" in result or "segmentation" in result):
-            raise ValueError(f"{path}: detections[{index}] has neither bbox nor segmentation")
+            raise InputError(f"{path}: detections[{index}] has neither bbox nor segmentation")
         if not is_finite(result["score"]):
-            raise ValueError(f"{path}: detections[{index}] has the score {result['score']!r}")
+            raise InputError(f"{path}: detections[{index}] has the score {result['score']!r}")
     remedy = f"{truth_path}: {{}}; were the detections made on another data set?"
     _check_ids(results, f"{path}: detections", truth, remedy)
 
@@ -227,7 +228,7 @@ def choose_tasks(
 ) -> list[str]:
     """The tasks to evaluate, in TASKS' order, once it is certain that both files allow them."""
     if tasks is not None and (unknown := [task for task in tasks if task not in TASKS]):
-        raise ValueError(f"unknown tasks {_listed(unknown)}; allowed: {_listed(TASKS)}")
+        raise InputError(f"unknown tasks {_listed(unknown)}; allowed: {_listed(TASKS)}")
     chosen = []
     for task, key in TASKS.items():
         held = any(entry.get(key) for entry in results or truth["annotations"])
@@ -242,7 +243,7 @@ def choose_tasks(
             (results_path, "detections", [i for i, r in enumerate(results) if not r.get(key)]),
         ):
             if lacking:
-                raise ValueError(
+                raise InputError(
                     f"{path}: {len(lacking)} {what} have no {key}, which the {task} metrics need: "
                     f"{_listed(lacking)}"
                 )
@@ -256,9 +257,9 @@ def _read_mask(entry: dict[str, Any], sizes: Sizes, where: str) -> dict[str, Any
     try:
         rle = segmentation_to_rle(entry["segmentation"], height, width)
     except ValueError as error:
-        raise ValueError(f"{where} has a bad segmentation: {error}") from error
+        raise InputError(f"{where} has a bad segmentation: {error}") from error
     if list(rle["size"]) != [height, width]:
-        raise ValueError(
+        raise InputError(
             f"{where} has a mask of {list(rle['size'])}; its image {entry['image_id']} is "
             f"{[height, width]} (height, width)"
         )

@@ -14,6 +14,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor
 
+from backbones.errors import InputError
 from detection.data.transforms import DetectionSamples
 from detection.dataset import CocoDataset
 from detection.engines.torchvision.engine import tasks
@@ -34,7 +35,7 @@ def onnx_detector(path: str | Path) -> Detect:
     """A function like the model's, of one sample, that runs an exported detector on the CPU.
 
     Raises:
-        ValueError: if onnxruntime cannot read the file.
+        InputError: if onnxruntime cannot read the file.
     """
     import onnxruntime
 
@@ -45,7 +46,7 @@ def onnx_detector(path: str | Path) -> Detect:
             str(path), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # onnxruntime's own types, one for each status
-        raise ValueError(f"{path} is no ONNX file that onnxruntime reads: {error}") from None
+        raise InputError(f"{path} is no ONNX file that onnxruntime reads: {error}") from None
     names = [output.name for output in session.get_outputs()]
 
     def detect(sample: dict[str, Any]) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import nms
 
+from backbones.errors import InputError
 from detection.engines.torchvision.model import SIZE_DIVISOR, MaskRCNN
 from detection.engines.torchvision.rpn import is_nonempty
 
@@ -81,13 +82,13 @@ class DetectorGraph(nn.Module):
             ``suppress_by_torchvision`` for a program of torch's and torchvision's operators alone.
 
     Raises:
-        ValueError: for a detector with soft-NMS.
+        InputError: for a detector with soft-NMS.
     """
 
     def __init__(self, model: MaskRCNN, suppress: Suppress) -> None:
         super().__init__()
         if model.roi_heads.soft_nms:
-            raise ValueError(
+            raise InputError(
                 "soft-NMS cannot be exported: neither ONNX nor torchvision has an operator for it. "
                 "Export with ordinary suppression instead: MODEL.ROI_HEADS.SOFT_NMS.ENABLED False"
             )

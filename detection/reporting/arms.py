@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from backbones.errors import InputError
 from detection.reporting.run import Run, read_run
 from reporting.blocks import Chart, RunName, Series
 from reporting.charts import chart_svg, thin
@@ -31,7 +32,7 @@ def read_arms(folders: Mapping[str, Sequence[Path]]) -> list[Arm]:
     """The runs of each arm, by their recorded seeds.
 
     Raises:
-        ValueError: all at once: folders that hold no finished run, seeds that are missing or used
+        InputError: all at once: folders that hold no finished run, seeds that are missing or used
             twice in an arm, and test data that is not the same in all runs.
     """
     arms, problems, tested = [], [], {}
@@ -56,7 +57,7 @@ def read_arms(folders: Mapping[str, Sequence[Path]]) -> list[Arm]:
         listed = ", ".join(f"{folder}: {mark}" for folder, mark in tested.items())
         problems.append(f"the runs were not tested on the same data: {listed}")
     if problems:
-        raise ValueError("\n".join(problems))
+        raise InputError("\n".join(problems))
     return arms
 
 
@@ -88,7 +89,7 @@ def curves(arms: Sequence[Arm], name: str = "total_loss") -> str:
     """The mean over seeds of a quantity of ``metrics.json`` by iteration: an SVG file's text.
 
     Raises:
-        ValueError: if no run recorded it.
+        InputError: if no run recorded it.
     """
     series = []
     for index, arm in enumerate(arms):
@@ -101,7 +102,7 @@ def curves(arms: Sequence[Arm], name: str = "total_loss") -> str:
             series.append(Series(RunName(index, arm.name), thin(points)[0]))
     if not series:
         recorded = sorted({key for arm in arms for run in arm.runs.values() for key in run.history})
-        raise ValueError(
+        raise InputError(
             f"no run has {name!r} in its metrics.json; recorded: {', '.join(recorded) or 'nothing'}"
         )
     return chart_svg(Chart(f"{name}, the mean over seeds", series), standalone=True)

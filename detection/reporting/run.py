@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from backbones.errors import InputError
+
 METRICS_SUMMARY = Path("inference") / "metrics_summary.json"
 RESULTS = Path("inference") / "coco_instances_results.json"
 DIAGNOSIS = Path("inference") / "diagnosis.json"
@@ -79,12 +81,12 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     """Read a run's folder.
 
     Raises:
-        ValueError: if the folder does not exist or has none of a run's files.
+        InputError: if the folder does not exist or has none of a run's files.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; a run's output folder is wanted")
+        raise InputError(f"{folder} is not a folder; a run's output folder is wanted")
     if not any((folder / file).is_file() for file in FILES):
-        raise ValueError(
+        raise InputError(
             f"{folder} holds no run: none of {', '.join(map(str, FILES))} is there; "
             "give the OUTPUT_DIR of a training"
         )
@@ -109,18 +111,18 @@ def read_runs(folders: Sequence[Path], names: Sequence[str] | None = None) -> li
     """Read several runs; those that share a folder's name are told apart by their parents.
 
     Raises:
-        ValueError: if there are none, one is no run, or the names do not fit.
+        InputError: if there are none, one is no run, or the names do not fit.
     """
     if not folders:
-        raise ValueError("a report needs at least one run's folder")
+        raise InputError("a report needs at least one run's folder")
     if names is not None and len(names) != len(folders):
-        raise ValueError(f"{len(names)} names for {len(folders)} runs: one name each is wanted")
+        raise InputError(f"{len(names)} names for {len(folders)} runs: one name each is wanted")
     if names is None:
         names = [folder.resolve().name for folder in folders]
         if len(set(names)) < len(names):
             names = ["/".join(folder.resolve().parts[-2:]) for folder in folders]
     if len(set(names)) < len(names):
-        raise ValueError(f"two runs have the same name: {', '.join(names)}; give names")
+        raise InputError(f"two runs have the same name: {', '.join(names)}; give names")
     return [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
 
 

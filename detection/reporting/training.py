@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from backbones.errors import InputError
 from detection.reporting.figures import encode_jpeg, read_image
 from detection.reporting.run import Run, read_run
 from reporting.blocks import (
@@ -97,7 +98,7 @@ def pretraining_blocks(folder: Path | None, reconstructions: Sequence[Path] | No
     for path in map(Path, reconstructions):
         image = read_image(path)
         if image is None:
-            raise ValueError(f"{path} is not a picture that can be read")
+            raise InputError(f"{path} is not a picture that can be read")
         alternative = f"Pretraining, {path.stem}: image, masked image and reconstruction"
         pictures.append(Picture(encode_jpeg(image, budget), path.stem, alternative))
     if pictures:

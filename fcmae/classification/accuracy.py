@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from backbones.errors import InputError
 from backbones.kernels import use_kernels
 from fcmae.classification.data import LabelledSamples, collate
 from fcmae.classification.head import build_classifier
@@ -83,7 +84,7 @@ def evaluate_classifier(options: FinetuneOptions) -> dict[str, Any]:
         written to ``evaluation.json``.
 
     Raises:
-        ValueError, FileNotFoundError: for bad options or images, or a classifier without rows for
+        InputError, FileNotFoundError: for bad options or images, or a classifier without rows for
             all classes of the data.
     """
     output_dir = Path(options.output_dir)
@@ -93,7 +94,7 @@ def evaluate_classifier(options: FinetuneOptions) -> dict[str, Any]:
     setup = set_up(options, only_val=not of_run)
     if setup.rows is None:
         unknown = [name for name in setup.data.classes if name not in (setup.source.classes or ())]
-        raise ValueError(
+        raise InputError(
             f"{options.init} has no head's row for {len(unknown)} of {len(setup.data.classes)} "
             f"classes ({', '.join(unknown[:10])}); give a classifier of these, or --class-list"
         )

@@ -29,6 +29,7 @@ from timm.data.auto_augment import posterize
 from timm.utils.misc import natural_key
 from torch import Tensor
 
+from backbones.errors import InputError
 from fcmae.classification.recipes import Recipe
 from fcmae.data import find_bad_headers, opened_picture
 from images.bad_images import refuse_bad
@@ -178,7 +179,7 @@ def labelled_data(
         only_val: evaluate alone: without ``val_data`` and a ``val`` folder, all of ``data``.
 
     Raises:
-        FileNotFoundError, ValueError: for sources that cannot be read, have no labels, fewer than
+        FileNotFoundError, InputError: for sources that cannot be read, have no labels, fewer than
             two classes, or validation classes that are not in the training's.
     """
     train_source, val_source = data, val_data
@@ -204,7 +205,7 @@ def labelled_data(
         val_reader = _opened(val_source, val_split)
         val_names = _names(val_reader)
         if unknown := sorted(set(val_names) - set(classes), key=natural_key):
-            raise ValueError(
+            raise InputError(
                 f"{val_source} has {len(unknown)} class(es) that {train_source} lacks: "
                 f"{', '.join(unknown[:20])}{', ...' * (len(unknown) > 20)}"
             )
@@ -240,10 +241,10 @@ def set_apart(names: Sequence[str], labels: Sequence[int], fraction: float, seed
     An image's rank depends on its name alone, whatever else is in the folder.
 
     Raises:
-        ValueError: if ``fraction`` is not between 0 and 1, or each class has but one image.
+        InputError: if ``fraction`` is not between 0 and 1, or each class has but one image.
     """
     if not 0 < fraction < 1:
-        raise ValueError(f"val_fraction is {fraction}; it must be between 0 and 1")
+        raise InputError(f"val_fraction is {fraction}; it must be between 0 and 1")
     ranked = sorted(
         range(len(names)), key=lambda i: hashlib.sha256(f"{seed}:{names[i]}".encode()).digest()
     )
@@ -258,7 +259,7 @@ def set_apart(names: Sequence[str], labels: Sequence[int], fraction: float, seed
             wanted[labels[index]] -= 1
             chosen.add(index)
     if not chosen:
-        raise ValueError(
+        raise InputError(
             "no class has a second image that could be set apart for validation; give --val-data"
         )
     return chosen
@@ -283,7 +284,7 @@ def _numbered(names: Sequence[str]) -> tuple[list[str], list[int]]:
 
 def _need_two(classes: Sequence[str], source: str) -> None:
     if len(classes) < 2:
-        raise ValueError(
+        raise InputError(
             f"{source} has {len(classes)} class ({', '.join(map(repr, classes))}); a classifier "
             "needs at least two: one folder of images for each class"
         )
@@ -293,11 +294,11 @@ def _names(reader: Reader) -> list[str]:
     """The class's name of each image.
 
     Raises:
-        ValueError: if images have none; they are counted and some named.
+        InputError: if images have none; they are counted and some named.
     """
     names = class_names(reader)
     if lacking := [index for index, name in enumerate(names) if not name]:
-        raise ValueError(
+        raise InputError(
             f"{len(lacking)} of {len(names)} images have no label (the folder that an image lies "
             "in, or webdataset's .cls): "
             + ", ".join(os.path.basename(reader.name(index)) for index in lacking[:10])

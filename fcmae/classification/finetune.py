@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from backbones.checkpoint import save_ours
 from backbones.convnext import SIZES, ConvNeXt, GRNOptions
+from backbones.errors import InputError
 from backbones.kernels import use_kernels
 from backbones.param_groups import parameter_groups
 from fcmae.classification.accuracy import CLASSIFIER, accuracy
@@ -99,7 +100,7 @@ def finetune(options: FinetuneOptions, resume: bool = False) -> Path:
         ``metrics_summary.json``, ``checkpoints/`` and ``tensorboard/``.
 
     Raises:
-        ValueError, FileNotFoundError: for bad options, images or checkpoints, before training
+        InputError, FileNotFoundError: for bad options, images or checkpoints, before training
             starts where that can be known; ``training.loop.NonFiniteLossError`` during it.
     """
     output_dir = Path(options.output_dir)
@@ -251,11 +252,11 @@ def check_batch(options: FinetuneOptions, recipe: Recipe, processes: int) -> Non
     """Refuse a batch that mixing cannot pair.
 
     Raises:
-        ValueError: if mixup or cutmix is to pair an odd number of images.
+        InputError: if mixup or cutmix is to pair an odd number of images.
     """
     shares = options.accumulate * processes
     if (recipe.mixup or recipe.cutmix) and options.batch_size // shares % 2:
-        raise ValueError(
+        raise InputError(
             "mixup and cutmix pair the images of a micro-batch of one process, which has "
             f"{options.batch_size} / {shares} images: make it even, or give --mixup 0 --cutmix 0"
         )

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from backbones.checkpoint import OWN_WEIGHTS, load_encoder, read_encoder
 from backbones.convnext import SIZES, ConvNeXt, GRNOptions, build_convnext
+from backbones.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def read_classifier(source: str | None) -> Source:
     """Read a checkpoint of any format that :func:`backbones.checkpoint.load_encoder` knows.
 
     Raises:
-        FileNotFoundError, ValueError: as that does.
+        FileNotFoundError, InputError: as that does.
     """
     if source is None:
         return NO_SOURCE
@@ -102,7 +103,7 @@ def build_classifier(
         The model, and its form of GRN (None for V1).
 
     Raises:
-        ValueError: if the encoder does not fit.
+        InputError: if the encoder does not fit.
     """
     if grn is None and SIZES[model].version == 2:
         grn = source.grn() or GRNOptions()
@@ -132,7 +133,7 @@ def choose_rows(source: Source, classes: Sequence[str], class_list: str | None) 
         Row numbers; None where the head is to be new, which is said in the log.
 
     Raises:
-        ValueError: if a class list is given and does not fit; every line that does not is named.
+        InputError: if a class list is given and does not fit; every line that does not is named.
     """
     if class_list is not None:
         return _rows_of_list(source, classes, Path(class_list))
@@ -160,7 +161,7 @@ def _rows_of_list(source: Source, classes: Sequence[str], path: Path) -> list[in
     lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     lines = [line for line in lines if line]
     if not source.rows:
-        raise ValueError(
+        raise InputError(
             f"--class-list {path} selects rows of a head, and "
             + (f"{source.name} has none" if source.name else "there is no --init")
         )
@@ -181,6 +182,6 @@ def _rows_of_list(source: Source, classes: Sequence[str], path: Path) -> list[in
             + f": {', '.join(wrong[:SHOWN])}{', ...' * (len(wrong) > SHOWN)}"
         )
     if problems:
-        raise ValueError(f"--class-list {path} does not fit: {'; '.join(problems)}")
+        raise InputError(f"--class-list {path} does not fit: {'; '.join(problems)}")
     logger.info("the head's rows are those of %s", path)
     return rows

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from backbones.errors import InputError
 from backbones.kernels import Kernels
 from backbones.normalization import GRNOptions
 from fcmae.classification.recipes import RECIPES, Recipe
@@ -43,7 +44,7 @@ class FinetuneOptions:
         clip_norm: largest global gradient norm; none by default, as in the paper.
 
     Raises:
-        ValueError: with everything that is wrong.
+        InputError: with everything that is wrong.
     """
 
     model: str
@@ -101,4 +102,4 @@ class FinetuneOptions:
                 problems.append(f"{name} is {value}; it must be at least 0")
         problems += problems_of(self.mean, self.std, "auto", 3)
         if problems:
-            raise ValueError("; ".join(problems))
+            raise InputError("; ".join(problems))

@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from backbones.errors import InputError
 from backbones.param_groups import LayerDecayType
 
 MANY_CLASSES = 10_000  # ImageNet-22K rather than -1K
@@ -118,22 +119,22 @@ def choose_recipe(step: str, model: str, overrides: Mapping[str, Any]) -> Recipe
         overrides: fields of :class:`Recipe`.
 
     Raises:
-        ValueError: for an unknown step, a size without a row, or values that cannot be; all of
+        InputError: for an unknown step, a size without a row, or values that cannot be; all of
             these that are wrong are named.
     """
     if step not in RECIPES:
-        raise ValueError(f"recipe is {step!r}; the recipes are auto, {', '.join(RECIPES)}")
+        raise InputError(f"recipe is {step!r}; the recipes are auto, {', '.join(RECIPES)}")
     word = model.rpartition("_")[2]
     if not model.startswith("convnextv2"):
         word = V1_ROWS.get(word, word)
     if word not in RECIPES[step]:
-        raise ValueError(
+        raise InputError(
             f"no recipe {step} was published for {model}; it has {', '.join(RECIPES[step])}; "
             "give --recipe in1k, and values of your own by flags"
         )
     recipe = replace(RECIPES[step][word], **overrides)
     if problems := _problems(recipe):
-        raise ValueError("; ".join(problems))
+        raise InputError("; ".join(problems))
     return recipe
 
 

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from backbones.errors import InputError
 from fcmae.classification.data import LabelledData, evaluation_transform, labelled_data
 from fcmae.classification.head import Source, choose_rows, read_classifier
 from fcmae.classification.options import FinetuneOptions
@@ -50,7 +51,7 @@ def set_up(options: FinetuneOptions, only_val: bool = False) -> Setup:
     """Open data and checkpoint.
 
     Raises:
-        ValueError, FileNotFoundError: for those that cannot be used, or do not fit each other.
+        InputError, FileNotFoundError: for those that cannot be used, or do not fit each other.
     """
     data = labelled_data(
         options.data,
@@ -70,7 +71,7 @@ def set_up(options: FinetuneOptions, only_val: bool = False) -> Setup:
     mean = options.mean or source.numbers("mean") or IMAGENET.mean
     std = options.std or source.numbers("std") or IMAGENET.std
     if len(mean) != 3:
-        raise ValueError(
+        raise InputError(
             f"{options.init} is of images of {len(mean)} channels; classification is of RGB images"
         )
     height, width = (int(side) for side in size)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from backbones.errors import InputError
 from fcmae.features.taps import DEFAULT_TAP, Tap, run_features, tap_points, tapped
 
 logger = logging.getLogger(__name__)
@@ -102,13 +103,13 @@ class ClassSelectivity:
         """Take a batch in; images of one class must follow each other.
 
         Raises:
-            ValueError: if a class comes back after another.
+            InputError: if a class comes back after another.
         """
         for mean_c, label in zip(x_bnc.double().clamp(min=0).mean(1), labels, strict=True):
             if label != self._label:
                 self._finish_class()
                 if label in self._seen:
-                    raise ValueError(f"class {label} comes back: sort the images by their class")
+                    raise InputError(f"class {label} comes back: sort the images by their class")
                 self._label = label
                 self._seen.add(label)
             self._sum, self._count = self._sum + mean_c, self._count + 1
@@ -124,11 +125,11 @@ class ClassSelectivity:
         """The index of each channel, ``[C]``, 0 to 1 or NaN.
 
         Raises:
-            ValueError: if there were fewer than two classes.
+            InputError: if there were fewer than two classes.
         """
         self._finish_class()
         if len(self._seen) < 2:
-            raise ValueError(f"class selectivity needs two classes; there are {len(self._seen)}")
+            raise InputError(f"class selectivity needs two classes; there are {len(self._seen)}")
         others = (self._total - self._highest) / (len(self._seen) - 1)
         return (self._highest - others) / (self._highest + others)
 
@@ -176,7 +177,7 @@ class _BlockSums:
 
     def add(self, x_bnc: Tensor) -> None:
         if not x_bnc.isfinite().all():
-            raise ValueError(f"the features of block {self.block} are not finite: NaN or infinite")
+            raise InputError(f"the features of block {self.block} are not finite: NaN or infinite")
         for image_1nc in x_bnc.split(1):  # float64 of one image at a time
             x_1nc = image_1nc.double()
             dead, saturated = dead_and_saturated(x_1nc)
@@ -225,7 +226,7 @@ def analyze(
         tap: where features are read.
 
     Raises:
-        ValueError: for features that are not finite, a tap that the model lacks, no images, or
+        InputError: for features that are not finite, a tap that the model lacks, no images, or
             one class alone.
     """
     points, outputs = tap_points(model, tap), tap_points(model, "block")
@@ -246,6 +247,6 @@ def analyze(
             images += len(batch)
     model.train(was_training)
     if not images:
-        raise ValueError("there are no images to analyse")
+        raise InputError("there are no images to analyse")
     last = max(1, len(blocks) - 1)
     return [b.result(number / last, labels is not None) for number, b in enumerate(blocks)]

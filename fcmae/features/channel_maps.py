@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor, nn
 
+from backbones.errors import InputError
 from fcmae.features.analysis import dead_and_saturated
 from fcmae.features.taps import DEFAULT_TAP, Tap, run_features, tap_points, tapped
 
@@ -72,7 +73,7 @@ def channel_maps(model: nn.Module, image: Tensor, tap: Tap = DEFAULT_TAP) -> lis
         tap: where features are read.
 
     Raises:
-        ValueError: if the features of a block are no map of the image's proportions.
+        InputError: if the features of a block are no map of the image's proportions.
     """
     points = tap_points(model, tap)
     places = torch.linspace(0, len(points) - 1, min(SHOWN_BLOCKS, len(points))).round().int()
@@ -84,7 +85,7 @@ def channel_maps(model: nn.Module, image: Tensor, tap: Tap = DEFAULT_TAP) -> lis
         height = round((sites * image.shape[2] / image.shape[3]) ** 0.5)
         width = sites // max(1, height)
         if height * width != sites:
-            raise ValueError(f"block {points[number].block}: {sites} sites are no map of the image")
+            raise InputError(f"block {points[number].block}: {sites} sites are no map of the image")
         shown_channels = min(SHOWN_CHANNELS, channels)
         shown = [place * channels // shown_channels for place in range(shown_channels)]
         maps = x_1nc[0, :, shown].T.reshape(len(shown), height, width).float().cpu()

@@ -29,6 +29,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from backbones.errors import InputError
 from fcmae.features.analysis import cosine_distance, dead_and_saturated
 from fcmae.features.taps import tap_points, tapped
 from fcmae.model import FCMAE
@@ -149,7 +150,7 @@ def measured_history(run: Path) -> list[Measured]:
 
     Raises:
         FileNotFoundError: if the folder lacks ``metrics.json`` or ``config.yaml``.
-        ValueError: if nothing was measured.
+        InputError: if nothing was measured.
     """
     for file in ("config.yaml", "metrics.json"):
         if not (run / file).is_file():
@@ -163,7 +164,7 @@ def measured_history(run: Path) -> list[Measured]:
         if blocks:
             history.append(Measured(entry["iteration"] / epoch_steps, entry["iteration"], blocks))
     if not history:
-        raise ValueError(
+        raise InputError(
             f"{run}/metrics.json holds no {BLOCK_KEY}*: the run was made with "
             "--measure-features-every 0 (finetune_classifier's default), or ended before its first "
             "measure"

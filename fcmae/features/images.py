@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from backbones.errors import InputError
 from fcmae.data import pretraining_samples
 from images.readers import class_names
 from images.statistics import Statistics
@@ -38,7 +39,7 @@ class AnalysisImages(Dataset):
         labels: the class of each image; None where there are fewer than two, or an image without.
 
     Raises:
-        ValueError, FileNotFoundError: as :func:`fcmae.data.pretraining_samples`, or if ``images``
+        InputError, FileNotFoundError: as :func:`fcmae.data.pretraining_samples`, or if ``images``
             is less than 1.
     """
 
@@ -51,7 +52,7 @@ class AnalysisImages(Dataset):
         split: str = "train",
     ) -> None:
         if images is not None and images < 1:
-            raise ValueError(f"the number of images is {images}; it must be at least 1")
+            raise InputError(f"the number of images is {images}; it must be at least 1")
         self._samples = pretraining_samples(data, image_size, 0.0, in_chans, split)
         try:
             names = class_names(self._samples.reader)

@@ -16,6 +16,7 @@ from torch import nn
 
 from backbones.checkpoint import load_encoder, read_encoder
 from backbones.convnext import SIZES, ConvNeXt, build_convnext
+from backbones.errors import InputError
 from backbones.key_adapters import guess_size
 from backbones.normalization import GRNOptions
 from backbones.weight_files import read_state_dict
@@ -61,7 +62,7 @@ def load_model(
 
     Raises:
         FileNotFoundError: if a file does not exist.
-        ValueError: if it holds no such model, or timm has none of the name or cannot load it.
+        InputError: if it holds no such model, or timm has none of the name or cannot load it.
     """
     kind, _, rest = source.partition(":")
     torch.manual_seed(seed)
@@ -76,7 +77,7 @@ def _timm_model(name: str, source: str, image_size: tuple[int, int]) -> Analysed
     kind, _, rest = source.partition(":")
     architecture, _, file = rest.partition("@")
     if not timm.is_model(architecture.partition(".")[0]):
-        raise ValueError(f"{source}: timm has no model {architecture!r}; the sources are {SOURCES}")
+        raise InputError(f"{source}: timm has no model {architecture!r}; the sources are {SOURCES}")
     options: dict[str, Any] = {"pretrained": kind == "timm"}
     configuration = timm.get_pretrained_cfg(architecture)
     if configuration is not None and configuration.fixed_input_size:
@@ -86,7 +87,7 @@ def _timm_model(name: str, source: str, image_size: tuple[int, int]) -> Analysed
     try:
         model = timm.create_model(architecture, **options)
     except Exception as error:  # of the hub, the network or timm: many types, one meaning
-        raise ValueError(
+        raise InputError(
             f"{source}: timm could not make this model ({type(error).__name__}: {error}); without "
             "network, fetch its weights elsewhere and give timm:NAME@FILE"
         ) from error
@@ -101,7 +102,7 @@ def _own_model(name: str, source: str) -> AnalysedModel:
     recognised, metadata = read_encoder(source)
     size = guess_size(recognised.tensors)
     if size is None:
-        raise ValueError(f"{source} holds an incomplete encoder: it lacks whole stages")
+        raise InputError(f"{source} holds an incomplete encoder: it lacks whole stages")
     in_chans = recognised.tensors["downsample_layers.0.0.weight"].shape[1]
     run = _run_of(Path(source))
     model = ConvNeXt(size, in_chans=in_chans, grn=_grn(metadata.get("grn"), run))
@@ -140,7 +141,7 @@ def _statistics(
         return Statistics(tuple(stored["mean"]), tuple(stored["std"]), "the run's config.yaml")
     if in_chans == 3:
         return IMAGENET
-    raise ValueError(
+    raise InputError(
         f"{source} takes {in_chans} channels and does not tell their mean and std; give the "
         "encoder.safetensors that pretraining wrote, which does"
     )

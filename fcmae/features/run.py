@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from backbones.errors import InputError
 from fcmae.features.analysis import BlockFeatures, analyze
 from fcmae.features.channel_maps import channel_maps, draw_channel_maps
 from fcmae.features.collapse import measured_history
@@ -71,7 +72,7 @@ def analyze_models(options: AnalysisOptions) -> dict[str, list[BlockFeatures]]:
         and ``channel_maps/NAME.png``.
 
     Raises:
-        FileNotFoundError, ValueError: for a source, an image or a tap that cannot be used, or
+        FileNotFoundError, InputError: for a source, an image or a tap that cannot be used, or
             models for images of different numbers of channels.
     """
     device = torch.device(
@@ -84,7 +85,7 @@ def analyze_models(options: AnalysisOptions) -> dict[str, list[BlockFeatures]]:
     for model in models:
         tap_points(model.model, options.tap)  # what cannot be is said before the work
     if len({model.in_chans for model in models}) > 1:
-        raise ValueError(
+        raise InputError(
             "the models take images of different numbers of channels: "
             + ", ".join(f"{model.name} {model.in_chans}" for model in models)
         )
@@ -92,7 +93,7 @@ def analyze_models(options: AnalysisOptions) -> dict[str, list[BlockFeatures]]:
         options.data, options.image_size, models[0].in_chans, options.images, options.split
     )
     if not 0 <= options.map_image < len(images):
-        raise ValueError(f"the image of the maps is {options.map_image} of {len(images)}, from 0")
+        raise InputError(f"the image of the maps is {options.map_image} of {len(images)}, from 0")
     results = {}
     title = f"{len(images)} images, tap {options.tap}"
     for model in models:
@@ -109,7 +110,7 @@ def analyze_models(options: AnalysisOptions) -> dict[str, list[BlockFeatures]]:
                 f"{model.name}, tap {options.tap}",
             )
         except ValueError as error:
-            raise ValueError(f"{model.name} ({model.source}): {error}") from error
+            raise InputError(f"{model.name} ({model.source}): {error}") from error
         network.cpu()
         logger.info("%s: %d blocks measured", model.name, len(results[model.name]))
     _write_results(options, len(images), results)
@@ -147,7 +148,7 @@ def draw_runs(runs: Mapping[str, Path], output_dir: Path) -> None:
     Writes ``distance_by_epoch.png`` and ``distance_by_epoch.csv``.
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`fcmae.features.collapse.measured_history`.
+        FileNotFoundError, InputError: as :func:`fcmae.features.collapse.measured_history`.
     """
     histories = {name: measured_history(folder) for name, folder in runs.items()}
     rows = (

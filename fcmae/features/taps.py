@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from torch import Tensor, nn
 
 from backbones.convnext import Block
+from backbones.errors import InputError
 
 Tap = Literal["dwconv", "gelu", "grn", "block"]
 TAPS: tuple[Tap, ...] = get_args(Tap)
@@ -61,10 +62,10 @@ def tap_points(model: nn.Module, tap: Tap = DEFAULT_TAP) -> list[TapPoint]:
     ``block`` alone.
 
     Raises:
-        ValueError: if the tap does not exist, or the model has no blocks or no such place in them.
+        InputError: if the tap does not exist, or the model has no blocks or no such place in them.
     """
     if tap not in TAPS:
-        raise ValueError(f"tap is {tap!r}; allowed: {', '.join(TAPS)}")
+        raise InputError(f"tap is {tap!r}; allowed: {', '.join(TAPS)}")
     ours = [(name, m) for name, m in model.named_modules() if isinstance(m, Block)]
     if ours:
         return [_of_ours(name, block, tap) for name, block in ours]
@@ -78,12 +79,12 @@ def tap_points(model: nn.Module, tap: Tap = DEFAULT_TAP) -> list[TapPoint]:
         return [_of_timm(name, block, tap, model) for name, block in with_mlp]
     parts = list(_parts_of_stages(model))
     if not parts:
-        raise ValueError(
+        raise InputError(
             f"{type(model).__name__} has no blocks that are known: neither a ConvNeXt's, nor "
             "modules with an MLP, nor timm's feature_info"
         )
     if tap != "block":
-        raise ValueError(
+        raise InputError(
             f"{type(model).__name__} has no block with an MLP, so no tap {tap!r}: give --tap block"
         )
     layout = _output_layout(model)
@@ -106,7 +107,7 @@ def _of_timm(name: str, block: Any, tap: Tap, model: nn.Module) -> TapPoint:
         return TapPoint(name, block, False, _output_layout(model), prefix)
     if tap == "dwconv":
         if not isinstance(getattr(block, "conv_dw", None), nn.Conv2d):
-            raise ValueError(
+            raise InputError(
                 f"{type(model).__name__} has no depthwise convolution in its block {name}, so no "
                 "tap 'dwconv': choose another"
             )

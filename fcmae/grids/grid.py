@@ -39,6 +39,7 @@ from typing import Any
 
 import yaml
 
+from backbones.errors import InputError
 from backbones.normalization import GRNOptions
 from fcmae.classification.options import FinetuneOptions
 from fcmae.classification.recipes import Recipe
@@ -93,12 +94,12 @@ def load_grid(path: str | Path, settings: Sequence[str] = ()) -> Grid:
 
     Raises:
         FileNotFoundError: if there is no such file, or none that it builds on.
-        ValueError: with everything that is wrong in it.
+        InputError: with everything that is wrong in it.
     """
     path = Path(path)
     tree = _read(path)
     if not isinstance(tree.get("rows"), dict) or not tree["rows"]:
-        raise ValueError(f"{path} is no grid: it needs 'rows', a mapping from name to row")
+        raise InputError(f"{path} is no grid: it needs 'rows', a mapping from name to row")
     for setting in settings:
         _change(tree, setting)
     problems = _problems(tree)
@@ -111,7 +112,7 @@ def load_grid(path: str | Path, settings: Sequence[str] = ()) -> Grid:
     for row in rows:
         problems += _flag_problems(row)
     if problems:
-        raise ValueError("\n  ".join([f"the grid {path} has problems:", *problems]))
+        raise InputError("\n  ".join([f"the grid {path} has problems:", *problems]))
     return Grid(
         title=tree.get("title", path.stem),
         source=tree.get("source", ""),
@@ -130,13 +131,13 @@ def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
     """
     if path in readers:
         chain = " -> ".join(map(str, (*readers, path)))
-        raise ValueError(f"the grid builds on itself: {chain}")
+        raise InputError(f"the grid builds on itself: {chain}")
     try:
         tree = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
+        raise InputError(f"{path} is no YAML: {error}") from error
     if not isinstance(tree, dict):
-        raise ValueError(f"{path} is no grid: it is no mapping of keys")
+        raise InputError(f"{path} is no grid: it is no mapping of keys")
     bases = tree.pop(BASE, [])
     whole: dict[str, Any] = {}
     for base in [bases] if isinstance(bases, str) else bases:
@@ -160,7 +161,7 @@ def _change(tree: dict[str, Any], setting: str) -> None:
     if stage == "rows" and len(parts) > 4:
         parts = [*parts[:3], ".".join(parts[3:])]
     if not equals or parts[0] not in GRID_KEYS:
-        raise ValueError(
+        raise InputError(
             f"--set {setting!r}: give KEY=VALUE, such as pretrain.data=my_images, where KEY begins "
             f"with {', '.join(GRID_KEYS)}"
         )
@@ -212,7 +213,7 @@ def _row(name: str, entry: Mapping[str, Any], tree: Mapping[str, Any]) -> Row:
     """A row's stages: the grid's, its GRN, and its own, each a delta to the one before.
 
     Raises:
-        ValueError: if it has unknown keys, or nothing to do.
+        InputError: if it has unknown keys, or nothing to do.
     """
     wrong = [_unknown(key, ROW_KEYS) for key in entry if key not in ROW_KEYS]
     paper = entry.get("paper", {})
@@ -236,7 +237,7 @@ def _row(name: str, entry: Mapping[str, Any], tree: Mapping[str, Any]) -> Row:
     if not stages:
         wrong.append(f"it has no stage: give at least one of {', '.join(STAGES)}")
     if wrong:
-        raise ValueError("; ".join(wrong))
+        raise InputError("; ".join(wrong))
     return Row(name, paper, stages)
 
 

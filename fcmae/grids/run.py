@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import torch
 import yaml
 
+from backbones.errors import InputError
 from fcmae.grids.grid import STAGES, Grid, Row, file_name
 from fcmae.grids.table import Results, write_tables
 from training.jobs import Stoppable, end_all, share_of_cores
@@ -165,14 +166,14 @@ def run_grid(
         The path of ``table.md``. Beside it: ``table.csv`` and ``runs.csv``.
 
     Raises:
-        ValueError: for a row that does not exist, a run in the folder that had other arguments,
+        InputError: for a row that does not exist, a run in the folder that had other arguments,
             and, when all else is done, with every run that failed.
     """
     names = [row.name for row in grid.rows]
     if unknown := [name for name in rows if name not in names]:
-        raise ValueError(f"no row is named {', '.join(unknown)}; the rows are {', '.join(names)}")
+        raise InputError(f"no row is named {', '.join(unknown)}; the rows are {', '.join(names)}")
     if at_once < 1:
-        raise ValueError(f"{at_once} runs at once; give at least 1")
+        raise InputError(f"{at_once} runs at once; give at least 1")
     jobs = plan(grid, output_dir)
     chosen = {key: value for key, value in jobs.items() if not rows or key[0] in rows}
     _refuse_other_arguments(chosen)
@@ -199,7 +200,7 @@ def run_grid(
     _run_all(waiting, start, ended, shares(at_once, whole_machine=bool(grid.launcher)))
     bar.close()
     if failures:
-        raise ValueError("\n  ".join([f"{len(failures)} runs failed:", *failures]))
+        raise InputError("\n  ".join([f"{len(failures)} runs failed:", *failures]))
     return output_dir / "table.md"
 
 
@@ -255,7 +256,7 @@ def _refuse_other_arguments(jobs: Mapping[tuple[str, int], Sequence[Job]]) -> No
             ]
     if problems:
         text = "runs in the folder had other arguments; name another --output-dir, or remove them:"
-        raise ValueError("\n  ".join([text, *problems]))
+        raise InputError("\n  ".join([text, *problems]))
 
 
 def start_process(command: Sequence[str], log: Path, share: Mapping[str, str]) -> Running:

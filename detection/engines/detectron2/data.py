@@ -34,6 +34,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from backbones.errors import InputError
 from detection.data.records import Records
 from detection.data.transforms import read_image
 from detection.dataset import CocoDataset
@@ -85,7 +86,7 @@ class Mapper:
     most that square; what is smaller is padded by the model, with zeros after normalisation.
 
     Raises:
-        ValueError: when called, if an image does not decode or has not the annotations' size.
+        InputError: when called, if an image does not decode or has not the annotations' size.
     """
 
     def __init__(self, cfg: Any, is_train: bool) -> None:
@@ -153,7 +154,7 @@ class TrainingBatches:
         files: the image files of the newest step.
 
     Raises:
-        ValueError: if no image is left to train on, or processes and micro-batches do not divide
+        InputError: if no image is left to train on, or processes and micro-batches do not divide
             the batch.
     """
 
@@ -166,7 +167,7 @@ class TrainingBatches:
     def __post_init__(self) -> None:
         cfg, world_size = self.cfg, comm.get_world_size()
         if cfg.SOLVER.IMS_PER_BATCH % (world_size * cfg.SOLVER.ACCUMULATE):
-            raise ValueError(
+            raise InputError(
                 f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {world_size} processes "
                 f"x SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE} cannot share evenly: make it a "
                 "multiple"
@@ -205,13 +206,13 @@ def _check_trainable(cfg: Any, dataset: CocoDataset) -> None:
     """Raise for what detectron2 would meet by an assert or in the middle of the training."""
     objects = int(dataset.records.objects.sum())
     if not objects:
-        raise ValueError(
+        raise InputError(
             f"{dataset.annotations}: none of its {len(dataset.records)} images shows an object "
             "to train on (crowds do not count); annotate some, or train on another file"
         )
     if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon":
         if cfg.INPUT.LSJ.ENABLED and importlib.util.find_spec("shapely") is None:
-            raise ValueError(
+            raise InputError(
                 "INPUT.LSJ cuts polygons with shapely, which is not installed: "
                 "set INPUT.MASK_FORMAT to bitmask, or pip install shapely"
             )
@@ -221,7 +222,7 @@ def _check_trainable(cfg: Any, dataset: CocoDataset) -> None:
             for item in record["annotations"]
         )
         if encoded:
-            raise ValueError(
+            raise InputError(
                 f"INPUT.MASK_FORMAT is polygon, but {encoded} of {objects} objects in "
                 f"{dataset.annotations} are run-length encoded: set INPUT.MASK_FORMAT to bitmask"
             )

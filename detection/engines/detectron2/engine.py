@@ -19,6 +19,7 @@ from detectron2.engine import launch as d2_launch
 from detectron2.utils import comm
 from fvcore.common.config import CfgNode
 
+from backbones.errors import InputError
 from detection.config import resolve_device, resolve_num_classes, to_detectron2
 from detection.dataset import CocoDataset
 from detection.engines.detectron2.data import detector_of, write_predictions
@@ -38,7 +39,7 @@ class Detectron2Engine:
         """Train and write ``metrics.json``, ``model_final.pth`` and ``last_checkpoint``.
 
         Raises:
-            ValueError: for a config, data or weights that cannot be trained with.
+            InputError: for a config, data or weights that cannot be trained with.
             FileNotFoundError: for weights that do not exist.
         """
         Trainer(prepare(config, dataset_train), dataset_train, resume).train()
@@ -87,11 +88,11 @@ def launch(
     the CPU.
 
     Raises:
-        ValueError: if this machine has fewer GPUs.
+        InputError: if this machine has fewer GPUs.
         SystemExit: if a process failed; it has printed why.
     """
     if torch.cuda.is_available() and num_gpus > torch.cuda.device_count():
-        raise ValueError(
+        raise InputError(
             f"--num-gpus is {num_gpus}, but this machine has {torch.cuda.device_count()} GPU(s)"
         )
     arguments = (function, *args)
@@ -130,7 +131,7 @@ def prepare(config: CfgNode, dataset: CocoDataset) -> Any:
     """The config as detectron2 wants it, checked against the data set and this machine.
 
     Raises:
-        ValueError: if the classes or the device do not fit.
+        InputError: if the classes or the device do not fit.
     """
     join_process_group(on_gpu=resolve_device(config) != "cpu")
     level = logging.INFO if comm.is_main_process() else logging.WARNING
@@ -141,13 +142,13 @@ def prepare(config: CfgNode, dataset: CocoDataset) -> Any:
     cfg.SOLVER.STEPS = tuple(step for step in cfg.SOLVER.STEPS if step < cfg.SOLVER.MAX_ITER)
     device = torch.device(cfg.MODEL.DEVICE)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
+        raise InputError(
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but PyTorch sees {torch.cuda.device_count()} "
             "GPU(s): set it to cpu or auto"
         )
     if device.index is not None:
         if comm.get_world_size() > 1:
-            raise ValueError(
+            raise InputError(
                 f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, one GPU for several processes: "
                 "set it to cuda or auto"
             )

@@ -17,6 +17,7 @@ from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 from detectron2.structures import Instances
 from torch import nn
 
+from backbones.errors import InputError
 from detection.dataset import CocoDataset
 from detection.engines.detectron2.data import write_predictions
 from detection.engines.soft_nms import SoftNMS
@@ -39,7 +40,7 @@ class _SoftNMSHeads(StandardROIHeads):
     def from_config(cls, cfg: Any, input_shape: Any) -> dict[str, Any]:
         soft_nms = SoftNMS.from_config(cfg)
         if soft_nms is None:
-            raise ValueError(
+            raise InputError(
                 f"MODEL.ROI_HEADS.NAME is {cfg.MODEL.ROI_HEADS.NAME}, but "
                 "MODEL.ROI_HEADS.SOFT_NMS.ENABLED is False: set it to True"
             )

@@ -18,6 +18,7 @@ from detectron2.utils import comm
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from backbones.errors import InputError
 from backbones.weight_files import save_pickle
 from detection.config import resolve_precision
 from detection.engines.detectron2.data import TrainingBatches
@@ -80,7 +81,7 @@ class Average(HookBase):
 
     def before_train(self) -> None:
         if self.trainer.start_iter and not self.is_restored:
-            raise ValueError(
+            raise InputError(
                 "the checkpoint to resume from has no averaged weights: the run was started with "
                 "SOLVER.EMA.ENABLED False; continue it so, or start another"
             )

@@ -25,6 +25,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from backbones.d2_adapter import D2ConvNeXt
+from backbones.errors import InputError
 from backbones.weight_files import read_pickle
 from detection.config import resolve_precision
 from detection.dataset import CocoDataset, load_dataset
@@ -65,7 +66,7 @@ class Trainer(DefaultTrainer):
         resume: continue from ``OUTPUT_DIR/last_checkpoint`` where there is one.
 
     Raises:
-        ValueError: if ``OUTPUT_DIR`` holds a run and ``resume`` is False, or for weights and
+        InputError: if ``OUTPUT_DIR`` holds a run and ``resume`` is False, or for weights and
             data that do not fit.
     """
 
@@ -75,7 +76,7 @@ class Trainer(DefaultTrainer):
         self.cfg, self.max_iter, self.start_iter = cfg, cfg.SOLVER.MAX_ITER, 0
         has_run = (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file()
         if has_run and not resume:
-            raise ValueError(
+            raise InputError(
                 f"{cfg.OUTPUT_DIR} holds a run already; continue it with --resume or choose "
                 "another output folder"
             )
@@ -203,13 +204,13 @@ class _StrictCheckpointer(DetectionCheckpointer):
     def _load_file(self, f: str) -> dict[str, Any]:
         checkpoint = read_pickle(f)  # detectron2 unpickles .pkl and .pyth whatever they do
         if not isinstance(checkpoint, dict) or "model" not in checkpoint:
-            raise ValueError(f"{f} is no checkpoint to resume from: it holds no 'model'")
+            raise InputError(f"{f} is no checkpoint to resume from: it holds no 'model'")
         return checkpoint
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         result = super()._load_model(checkpoint)
         if any((result.missing_keys, result.unexpected_keys, result.incorrect_shapes)):
-            raise ValueError(f"the checkpoint to resume from is of another detector: {result}")
+            raise InputError(f"the checkpoint to resume from is of another detector: {result}")
         return result
 
 
@@ -222,7 +223,7 @@ def build_detector(cfg: Any, detector: str = "", encoder: bool = True) -> nn.Mod
         encoder: load ``MODEL.CONVNEXT.WEIGHTS`` where no detector is given.
 
     Raises:
-        ValueError: if the checkpoint is not exactly this detector.
+        InputError: if the checkpoint is not exactly this detector.
     """
     cfg = cfg.clone()
     cfg.defrost()

@@ -20,6 +20,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from backbones.checkpoint import load_encoder
+from backbones.errors import InputError
 from backbones.normalization import GRNOptions
 from backbones.weight_files import save_safetensors
 from detection.config import flat_values, resolve_device, resolve_num_classes, resolve_precision
@@ -69,9 +70,9 @@ class TorchvisionEngine:
         solver, output_dir = config.SOLVER, Path(config.OUTPUT_DIR)
         device = use_device(config)
         if config.SEED < 0:
-            raise ValueError(f"SEED is {config.SEED}: detection.run draws one; here give a number")
+            raise InputError(f"SEED is {config.SEED}: detection.run draws one; here give a number")
         if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-            raise ValueError("detection trains without FSDP: start its processes by torchrun")
+            raise InputError("detection trains without FSDP: start its processes by torchrun")
         seed_generators(config.SEED)
         model = build_mask_rcnn(config)
         if not (resume and list_checkpoints(output_dir)):
@@ -154,7 +155,7 @@ def with_num_classes(config: CfgNode, dataset: CocoDataset) -> CfgNode:
     """A copy of the config whose ``NUM_CLASSES`` is the data set's number.
 
     Raises:
-        ValueError: if the config gives another number.
+        InputError: if the config gives another number.
     """
     config = config.clone()
     config.defrost()
@@ -167,20 +168,20 @@ def use_device(config: CfgNode) -> torch.device:
     """The device of ``MODEL.DEVICE``, made the current one.
 
     Raises:
-        ValueError: if there is no such GPU, or one is named for several processes.
+        InputError: if there is no such GPU, or one is named for several processes.
     """
     device = torch.device(resolve_device(config))
     if device.type == "cpu":
         return device
     count = torch.cuda.device_count()
     if (device.index or 0) >= count:
-        raise ValueError(
+        raise InputError(
             f"MODEL.DEVICE is {config.MODEL.DEVICE}, but PyTorch sees {count} GPU(s): "
             "set it to cpu or auto"
         )
     if device.index is not None:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise ValueError(
+            raise InputError(
                 f"MODEL.DEVICE is {config.MODEL.DEVICE}, one GPU for several processes: "
                 "set it to cuda or auto"
             )
@@ -192,7 +193,7 @@ def load_initial_weights(config: CfgNode, model: MaskRCNN) -> None:
     """Load ``MODEL.WEIGHTS`` (all), else ``MODEL.CONVNEXT.WEIGHTS`` (the encoder), and say what.
 
     Raises:
-        FileNotFoundError, ValueError: if the weights are not completely there.
+        FileNotFoundError, InputError: if the weights are not completely there.
     """
     if config.MODEL.WEIGHTS:
         read_detector(config.MODEL.WEIGHTS, model)

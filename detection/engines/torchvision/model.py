@@ -31,6 +31,7 @@ from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from backbones.convnext import STRIDES, ConvNeXt, build_convnext
+from backbones.errors import InputError
 from backbones.normalization import NORM_EPS, GRNOptions
 from detection.engines.soft_nms import SoftNMS
 from detection.engines.torchvision.roi import AlignedRoIPool, MaskRoIHeads, rescale_detections
@@ -218,11 +219,11 @@ def build_mask_rcnn(config: CfgNode) -> MaskRCNN:
         config: as :func:`detection.config.load_config` gives it, with ``NUM_CLASSES`` above 0.
 
     Raises:
-        ValueError: for values that torchvision's components cannot do.
+        InputError: for values that torchvision's components cannot do.
     """
     model = config.MODEL
     if model.ROI_HEADS.NUM_CLASSES < 1:
-        raise ValueError(
+        raise InputError(
             "MODEL.ROI_HEADS.NUM_CLASSES is 0: the number of classes comes from the data set "
             "(detection.run resolves it); give it where a model is built without one"
         )
@@ -252,7 +253,7 @@ def _build_rpn(config: CfgNode, strides: dict[str, int]) -> RPN:
     options, anchor_options = config.MODEL.RPN, config.MODEL.ANCHOR_GENERATOR
     channels = config.MODEL.FPN.OUT_CHANNELS
     if any(width not in (-1, channels) for width in options.CONV_DIMS):
-        raise ValueError(
+        raise InputError(
             f"MODEL.RPN.CONV_DIMS is {options.CONV_DIMS}; the torchvision engine keeps the "
             f"channels: use -1 for each convolution, or ENGINE detectron2"
         )

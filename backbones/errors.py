@@ -1,0 +1,12 @@
+"""The one error that is for people."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used: a value, a file, a setting.
+
+    The message names the value, the cause and the remedy, all problems at once. Commands print it
+    as one message without a traceback and exit with 1 (:func:`training.cli.run_tool`). Any other
+    exception is this project's own mistake and keeps its traceback.
+    """

@@ -1,0 +1,64 @@
+"""The one writer of Markdown tables and of CSV.
+
+Both take titles and rows. :func:`by_column` makes them from records, one dictionary per row::
+
+    markdown_table(["run", "AP"], [["scratch", 12.5], ["FCMAE", None]], right=[1])
+    csv_text(*by_column([{"run": "scratch", "AP": 12.5}, {"run": "FCMAE"}]))
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+def by_column(
+    records: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None
+) -> tuple[list[str], list[list[Any]]]:
+    """Titles and rows of records; None where a record has no such column.
+
+    Args:
+        columns: which, in this order; all that any record has, in the order of their coming.
+    """
+    names = dict.fromkeys(name for record in records for name in record)
+    titles = list(names if columns is None else columns)
+    return titles, [[record.get(name) for name in titles] for record in records]
+
+
+def markdown_table(
+    titles: Sequence[Any], rows: Iterable[Sequence[Any]], right: Iterable[int] = ()
+) -> str:
+    """A Markdown table, without a line end at its end.
+
+    Args:
+        titles: one per column.
+        rows: as many cells each. Text is taken as Markdown, in one line, its ``|`` escaped; a
+            float is shown with three significant digits, None as an empty cell.
+        right: the columns whose cells stand to the right: numbers.
+    """
+    numbers = set(right)
+    rule = ["---:" if column in numbers else "---" for column in range(len(titles))]
+    lines = []
+    for line in (titles, rule, *rows):
+        assert len(line) == len(titles), line
+        lines.append(f"| {' | '.join(map(_cell, line))} |")
+    return "\n".join(lines)
+
+
+def csv_text(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A CSV file's text: a line of titles, then the rows with every digit; None is left empty."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(titles)
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    text = f"{value:.3g}" if isinstance(value, float) else " ".join(str(value).split())
+    return re.sub(r"(?<!\\)\|", r"\\|", text)  # one that is escaped already stays

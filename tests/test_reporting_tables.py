@@ -1,0 +1,31 @@
+"""The writer of Markdown tables and CSV against a Markdown renderer's rules and csv's reader."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from reporting.tables import by_column, csv_text, markdown_table
+
+
+def test_a_pipe_or_a_line_end_in_a_cell_does_not_break_the_table():
+    lines = markdown_table(["a|b", "c"], [["x\ny", r"done \| before"]]).splitlines()
+    assert lines == [r"| a\|b | c |", "| --- | --- |", r"| x y | done \| before |"]
+
+
+def test_numbers_stand_to_the_right_and_missing_ones_are_empty():
+    text = markdown_table(*by_column([{"run": "a"}, {"run": "b", "AP": 0.12345}]), right=[1])
+    assert text.splitlines() == ["| run | AP |", "| --- | ---: |", "| a |  |", "| b | 0.123 |"]
+
+
+def test_csv_gives_back_what_was_written():
+    records = [{"name": 'a, "b"\nc', "value": 0.1 + 0.2}, {"value": 1, "other": "|"}]
+    read = list(csv.DictReader(io.StringIO(csv_text(*by_column(records)), newline="")))
+    assert read == [
+        {"name": 'a, "b"\nc', "value": repr(0.1 + 0.2), "other": ""},
+        {"name": "", "value": "1", "other": "|"},
+    ]
+
+
+def test_columns_are_chosen_and_ordered_by_who_asks():
+    assert by_column([{"a": 1, "b": 2}], ["b", "z"]) == (["b", "z"], [[2, None]])

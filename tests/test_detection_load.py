@@ -83,7 +83,7 @@ def test_processes_of_a_loader_get_the_records(tmp_path):
 
 
 def test_threads_are_given_some_files_at_a_time_and_keep_their_order(monkeypatch):
-    monkeypatch.setattr("detection.data.image_check.QUEUED", 10)
+    monkeypatch.setattr("images.threads.QUEUED", 10)
     begun: list[int] = []
     results = in_threads(lambda number: begun.append(number) or number**2, range(35))
     assert next(results) == 0

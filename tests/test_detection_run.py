@@ -101,7 +101,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(data, tmp_p
         pass
 
     with pytest.MonkeyPatch.context() as patch:
-        from detection.engines import torchvision_engine
+        from detection.engines.torchvision import engine as torchvision_engine
 
         def interrupt(*_):
             raise Interrupted

@@ -178,7 +178,7 @@ def work(rank: int, processes: int, port: int, *arguments: Any) -> None:
 def start(function: Callable[..., None], *arguments: Any) -> ForkServerProcess:
     """A process forked from a server that has imported everything once: imports are slow."""
     context = multiprocessing.get_context("forkserver")
-    names = ("torchvision_engine", "detectron2_engine")
+    names = ("torchvision.engine", "detectron2.engine")
     context.set_forkserver_preload(
         ["detection.run", *(f"detection.engines.{name}" for name in names)]
     )

@@ -78,7 +78,7 @@ def test_a_constant_channel_cannot_be_normalised(tmp_path):
 
 
 def test_auto_is_imagenets_for_rgb_of_8_bits_alone(image_folder, tmp_path, caplog):
-    caplog.set_level("INFO", "fcmae")
+    caplog.set_level("INFO", "images")
     assert chosen(samples_of(image_folder, 3)) == IMAGENET
     assert chosen(samples_of(image_folder, 1)).origin == "measured over 12 of 12 images"
     assert "these images have 1 of 8 bits" in caplog.text

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
-from test_project_imports import ROOT, imported
+from test_project_imports import BASE, ROOT, WINGS, imported
 
 IMPORTED_AS = {
     "Pillow": "PIL",
@@ -27,7 +27,7 @@ UNDECLARED = {  # no index has them, or they come with torch
     "detectron2",
     "triton",
 }
-PACKAGES = ("backbones", "fcmae", "detection", "training", "det_configs")
+PACKAGES = (*BASE, *WINGS, "det_configs")
 
 
 def requirements(*extras: str) -> dict[str, Requirement]:
@@ -45,7 +45,7 @@ EVERY = requirements("test", "export", "wandb", "tiff", "hf")
 def third_party(*folders: str) -> set[str]:
     """What the files of these folders import, lazily or not, from neither Python nor here."""
     paths = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
-    names = {name for path in paths for name in imported(path)}
+    names = {name.split(".")[0] for path in paths for name in imported(path)}
     return names - set(sys.stdlib_module_names) - {*PACKAGES, "tools", "tests"}
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet50
 from torchvision.ops import FrozenBatchNorm2d
 
+import det_configs
 from backbones.convnext import STAGES, build_convnext
 from backbones.errors import InputError
 from detection.config import load_config, to_detectron2
@@ -32,7 +33,7 @@ from detection.engines.torchvision.model import ConvNeXtFPN, build_mask_rcnn
 from detection.engines.weights import torchvision_to_detectron2
 from training.measure import Row, device_clock, held_bytes, interleaved, peak_bytes
 
-CONFIGS = Path(__file__).resolve().parent.parent / "det_configs" / "coco"
+CONFIGS = Path(det_configs.__file__).parent / "coco"
 CLASSES, OBJECTS = 80, 10
 LOGIT_SPREAD = 2.0  # standard deviation: a few of 80 classes above the threshold of 0.05
 RESNET = "R50-FPN"

@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle_codec
 
+import det_configs
 from backbones.errors import InputError
 from detection.benchmarks.evaluation import CLASSES, HEIGHT, WIDTH, write_synthetic
 from detection.config import load_config
@@ -45,9 +46,7 @@ PICTURES = 8
 TEST_SHARE = 20  # one image of the test set for so many of the training set
 BATCH, SAMPLES = 16, 200
 EVALUATED, DETECTIONS = 5000, 100  # images, and detections of each
-CONFIG = (
-    Path(__file__).parent.parent / "det_configs/coco/mask_rcnn_convnextv2_base_fcmae_lsj3x.yaml"
-)
+CONFIG = Path(det_configs.__file__).parent / "coco/mask_rcnn_convnextv2_base_fcmae_lsj3x.yaml"
 
 
 def load_tables(images: int, objects: int) -> dict[str, list[Row]]:

@@ -36,7 +36,7 @@ from backbones.normalization import (
     NORM_EPS,
     Convolve,
     GRNOptions,
-    Nothing,
+    NoResponseNorm,
     build_response_norm,
     convolve_map,
 )
@@ -101,7 +101,7 @@ class Block(nn.Module):
         self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
         self.pwconv1 = nn.Linear(channels, 4 * channels)
         self.act = nn.GELU()
-        self.grn = build_response_norm(4 * channels, grn) if version == 2 else Nothing()
+        self.grn = build_response_norm(4 * channels, grn) if version == 2 else NoResponseNorm()
         self.pwconv2 = nn.Linear(4 * channels, channels)
         if version == 1:
             self.gamma = nn.Parameter(layer_scale * torch.ones(channels))

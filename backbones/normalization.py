@@ -198,7 +198,7 @@ class Affine(nn.Module):
         return torch.addcmul(self.beta.flatten().to(x.dtype), x, scale)
 
 
-class Nothing(nn.Identity):
+class NoResponseNorm(nn.Identity):
     """The block without GRN."""
 
     def forward(
@@ -299,7 +299,7 @@ class CBAM(SqueezeExcite):
 
 _MODULES: dict[str, Callable[[int], nn.Module]] = {
     "affine": Affine,
-    "none": lambda channels: Nothing(),
+    "none": lambda channels: NoResponseNorm(),
     "lrn": LocalResponseNorm,
     "batchnorm": BatchNorm,
     "layernorm": LayerNorm,

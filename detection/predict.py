@@ -93,7 +93,7 @@ def predict(
     def all_results() -> Iterator[dict[str, Any]]:
         bar = progress(text="predicting", total=len(files), unit="file")
         for file, name in zip(files, output_names(files), strict=True):
-            with Overlays(output_dir, file, name, frames, every) as overlays:
+            with OverlayWriter(output_dir, file, name, frames, every) as overlays:
                 for frame in read_frames(file, every):
                     entry = image_entry(len(images) + 1, file, frame)
                     found = detect(prediction_sample(frame.pixels, config, entry["id"]))
@@ -156,7 +156,7 @@ def draw(
     return draw_instances(pixels, coco_instances(results, names, height, width), long_side).image
 
 
-class Overlays:
+class OverlayWriter:
     """Writes the overlays of one file: a picture, a video, or a folder of a video's frames."""
 
     def __init__(self, output_dir: Path, file: Path, name: str, frames: bool, every: int) -> None:
@@ -168,7 +168,7 @@ class Overlays:
         self.path = output_dir / OVERLAYS / f"{name}{suffix}"
         self.video: cv2.VideoWriter | None = None
 
-    def __enter__(self) -> Overlays:
+    def __enter__(self) -> OverlayWriter:
         folder = self.path if self.as_frames else self.path.parent
         folder.mkdir(parents=True, exist_ok=True)
         return self

@@ -30,7 +30,7 @@ from fcmae.run_files import CONFIG, as_yaml, write_config
 from fcmae.visualize import reconstruction_panel, save_panel
 from images.bad_images import BadImages
 from images.readers import fingerprint
-from images.statistics import Statistics, choose
+from images.statistics import Statistics, choose_statistics
 from training.checkpoints import refuse_existing_run
 from training.cli import is_main_process
 from training.data import evenly_spread, seed_generators
@@ -237,7 +237,7 @@ def _statistics(options: PretrainOptions, samples: PretrainingSamples, resume: b
 
     Raises:
         ValueError: if the options contradict the run that is resumed, see also
-            :func:`images.statistics.choose`.
+            :func:`images.statistics.choose_statistics`.
     """
     config = Path(options.output_dir) / CONFIG
     if resume and config.is_file():
@@ -246,7 +246,7 @@ def _statistics(options: PretrainOptions, samples: PretrainingSamples, resume: b
             statistics = Statistics(tuple(stored["mean"]), tuple(stored["std"]), stored["origin"])
             statistics.check_resumed(options.mean, options.std, options.in_chans, str(config))
             return statistics
-    return choose(
+    return choose_statistics(
         samples,
         options.mean,
         options.std,

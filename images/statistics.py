@@ -126,7 +126,7 @@ def problems_of(
     return problems
 
 
-def choose(
+def choose_statistics(
     samples: Images,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,

@@ -26,7 +26,7 @@ STANDALONE_STYLE = (
 )
 
 
-def thin(points: Sequence[tuple[float, float]]) -> tuple[list[tuple[float, float]], int]:
+def downsample(points: Sequence[tuple[float, float]]) -> tuple[list[tuple[float, float]], int]:
     """At most MAX_POINTS points, each the mean of a group placed at its last; the group's size."""
     group = math.ceil(len(points) / MAX_POINTS)
     groups = [points[start : start + group] for start in range(0, len(points), group or 1)]

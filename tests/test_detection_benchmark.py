@@ -15,7 +15,7 @@ from detection.benchmarks import evaluation as benchmark_evaluation
 from detection.benchmarks.engines import (
     LOGIT_SPREAD,
     RESNET,
-    Case,
+    DetectorCase,
     ResNet50,
     adapter_case,
     detectron2_detector,
@@ -27,7 +27,7 @@ from detection.benchmarks.evaluation import evaluation_case, write_synthetic
 from detection.benchmarks.tables import detection_tables
 
 CPU = torch.device("cpu")
-SMALL = Case(
+SMALL = DetectorCase(
     "convnextv2_atto",
     image_size=96,
     overrides=tuple(
@@ -125,9 +125,9 @@ def test_resnet_is_torchvisions_with_stem_and_first_stage_frozen():
 
 @pytest.fixture
 def small_cases(monkeypatch):
-    original = Case.config
+    original = DetectorCase.config
     monkeypatch.setattr(
-        Case, "config", lambda case: original(replace(case, overrides=SMALL.overrides))
+        DetectorCase, "config", lambda case: original(replace(case, overrides=SMALL.overrides))
     )
 
 
@@ -210,4 +210,4 @@ def test_tool_measures_the_shapes_that_were_asked_for(run_tool, monkeypatch):
 
 def test_unknown_sizes_are_named():
     with pytest.raises(ValueError, match="no config of 'convnextv2_giant'"):
-        Case("convnextv2_giant").config()
+        DetectorCase("convnextv2_giant").config()

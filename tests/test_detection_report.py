@@ -26,7 +26,7 @@ from detection.reporting.figures import encode_jpeg
 from detection.reporting.gallery import choose_images
 from detection.reporting.run import Run, read_run
 from reporting.blocks import Chart, Number, RunName, Series
-from reporting.charts import MAX_POINTS, chart_svg, thin, ticks
+from reporting.charts import MAX_POINTS, chart_svg, downsample, ticks
 
 SECTIONS = [
     *("headline", "metrics", "classes", "errors", "scores", "confusion"),
@@ -677,7 +677,7 @@ def test_ticks_hold_the_data_and_are_few(low, extent):
 @pytest.mark.parametrize("count", [1, 2, MAX_POINTS, MAX_POINTS + 1, 13_500])
 def test_thinning_keeps_the_mean_and_the_last_iteration(count):
     points = [(float(i), float(i % 7)) for i in range(1, count + 1)]
-    thinned, group = thin(points)
+    thinned, group = downsample(points)
     assert len(thinned) <= MAX_POINTS
     assert thinned[-1][0] == count
     assert group == math.ceil(count / MAX_POINTS)

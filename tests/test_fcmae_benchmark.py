@@ -9,16 +9,16 @@ from torch import nn
 
 from fcmae.benchmarks.data import data_case, write_photographs
 from fcmae.benchmarks.growth import Sweep, draw_growth, measure_growth
-from fcmae.benchmarks.steps import Case, arithmetic_bound, encoder_case, saved_bytes
+from fcmae.benchmarks.steps import EncoderCase, arithmetic_bound, encoder_case, saved_bytes
 from training.measure import interleaved, peak_bytes, table
 
 
 def test_bound_is_the_visible_share_where_nothing_is_depthwise():
     """All arithmetic but the depthwise convolutions shrinks to 19 of 49 patches."""
-    bound = arithmetic_bound(Case("convnextv2_atto"))
+    bound = arithmetic_bound(EncoderCase("convnextv2_atto"))
     assert bound == pytest.approx(0.420, abs=5e-4)
-    assert arithmetic_bound(Case("convnextv2_base")) == pytest.approx(0.397, abs=5e-4)
-    assert arithmetic_bound(Case("convnextv2_base", mask_ratio=0.0)) == 1
+    assert arithmetic_bound(EncoderCase("convnextv2_base")) == pytest.approx(0.397, abs=5e-4)
+    assert arithmetic_bound(EncoderCase("convnextv2_base", mask_ratio=0.0)) == 1
 
 
 def test_saved_bytes_count_each_activation_once_and_no_weights():
@@ -50,7 +50,9 @@ def test_peak_is_what_tensors_hold_at_once_and_not_their_sum():
 
 
 def test_packed_saves_less_for_backward_than_masked_dense():
-    row = encoder_case(Case("convnextv2_atto", batch=2, image_size=96), 1, torch.device("cpu"))
+    row = encoder_case(
+        EncoderCase("convnextv2_atto", batch=2, image_size=96), 1, torch.device("cpu")
+    )
     assert row["saved packed / masked-dense"] < 0.5
     assert row["packed ms"] > 0
     assert "convnextv2_atto" in table([row])
@@ -75,7 +77,7 @@ def test_missing_gpu_is_one_message(run_tool):
 def test_growth_changes_one_thing_at_a_time_and_draws_it(tmp_path):
     measured = []
 
-    def measure(case: Case) -> dict:
+    def measure(case: EncoderCase) -> dict:
         measured.append(case)
         columns = {"encoder": case.size, "batch": case.batch, "pixels": case.image_size}
         ratios = ("packed / masked-dense", "saved packed / masked-dense", "bound")
@@ -83,7 +85,7 @@ def test_growth_changes_one_thing_at_a_time_and_draws_it(tmp_path):
         return {**columns, "mask": case.mask_ratio, **times, **dict.fromkeys(ratios, 0.5)}
 
     sweeps = (Sweep("mask_ratio", (0.0, 0.9), "mask"), Sweep("image_size", (64, 96), "pixels"))
-    growth = measure_growth(measure, sweeps, Case("convnextv2_atto", batch=3))
+    growth = measure_growth(measure, sweeps, EncoderCase("convnextv2_atto", batch=3))
     assert [(c.mask_ratio, c.image_size) for c in measured] == [
         (0.0, 224),
         (0.9, 224),
@@ -105,7 +107,7 @@ def test_table_leaves_a_cell_empty_where_a_row_has_no_such_column():
 
 
 def test_a_pretraining_run_is_timed_on_its_own_images(image_folder):
-    case = Case("convnextv2_atto", batch=2, image_size=64)
+    case = EncoderCase("convnextv2_atto", batch=2, image_size=64)
     row = data_case(case, workers=0, steps=2, data=image_folder)
     assert row["images"] == "12 of images"
     assert 0 < row["data wait %"] < 100  # without workers each step reads its batch itself

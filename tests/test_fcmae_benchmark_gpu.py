@@ -12,7 +12,7 @@ from backbones.convnext import SIZES, ConvNeXt, Size
 from backbones.kernels import use_kernels, why_no_triton
 from fcmae.benchmarks import gpu as benchmark_gpu
 from fcmae.benchmarks.gpu import Rates, gpu_encoder_case, measure_rates, roofline_seconds
-from fcmae.benchmarks.steps import Case
+from fcmae.benchmarks.steps import EncoderCase
 from fcmae.masking import random_mask
 from fcmae.packed import PackedEncoder
 from training.measure import table
@@ -27,7 +27,7 @@ ENDLESS = float("inf")
 def toy(monkeypatch):
     """A case of which Triton's interpreter computes a step in a second."""
     monkeypatch.setitem(SIZES, "toy", Size((8, 12, 16, 24), (1, 1, 1, 1), 2))
-    return Case("toy", batch=1, image_size=64, mask_ratio=0.5)
+    return EncoderCase("toy", batch=1, image_size=64, mask_ratio=0.5)
 
 
 @needs_triton
@@ -44,7 +44,7 @@ def test_roofline_counts_the_matrix_products_that_a_step_runs(toy):
 def test_roofline_of_traffic_by_hand(monkeypatch):
     """A block moves 27 C values a site forward and 47 C backward, as the module lists them."""
     monkeypatch.setitem(SIZES, "flat", Size((10, 10, 10, 10), (1, 0, 0, 2), 2))
-    case = Case("flat", "bf16", batch=3, image_size=32)
+    case = EncoderCase("flat", "bf16", batch=3, image_size=32)
     sites = (64, 16, 4, 1)
     stem = 2 * (48 + 10) * sites[0]
     downsampling = 3 * (40 + 10) * sum(sites[1:])
@@ -54,7 +54,7 @@ def test_roofline_of_traffic_by_hand(monkeypatch):
 
 
 def test_roofline_takes_the_longer_of_arithmetic_and_traffic_of_each_operator():
-    case = Case("convnextv2_base", "bf16", batch=256)
+    case = EncoderCase("convnextv2_base", "bf16", batch=256)
     products = roofline_seconds(case, Rates(4e14, ENDLESS))
     traffic = roofline_seconds(case, Rates(ENDLESS, 4e12))
     both = roofline_seconds(case, Rates(4e14, 4e12))

@@ -9,7 +9,7 @@ from torchvision.transforms.v2.functional import normalize
 
 from fcmae.data import pretraining_samples
 from fcmae.pretrain_options import PretrainOptions
-from images.statistics import IMAGENET, Statistics, choose, measure
+from images.statistics import IMAGENET, Statistics, choose_statistics, measure
 
 GENERATOR = np.random.default_rng(0)
 
@@ -34,7 +34,7 @@ def samples_of(folder, in_chans, **options):
 
 
 def chosen(samples, mean=None, std=None, choice="auto"):
-    return choose(samples, mean, std, choice, images=100, seed=0, workers=0)
+    return choose_statistics(samples, mean, std, choice, images=100, seed=0, workers=0)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

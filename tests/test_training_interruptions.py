@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 from fcmae.pretrain import PretrainOptions, pretrain
 from training.checkpoints import list_checkpoints
-from training.data import HeedOnly
+from training.data import SigtermOnlyFromTrainer
 
 STEPS, KILLS = 6, 20
 
@@ -162,7 +162,7 @@ def test_signal_while_a_checkpoint_is_written(image_folder, whole, number, to_gr
 
 def test_loader_worker_heeds_sigterm_from_its_training_process_alone():
     def worker():
-        HeedOnly(os.getppid())(0)
+        SigtermOnlyFromTrainer(os.getppid())(0)
         ready.set()
         time.sleep(60)
 

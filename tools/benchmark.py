@@ -16,7 +16,7 @@ from detection.benchmarks.tables import PARTS, detection_tables
 from fcmae.benchmarks.data import data_case
 from fcmae.benchmarks.gpu import gpu_encoder_case
 from fcmae.benchmarks.growth import COLUMNS, draw_growth, measure_growth
-from fcmae.benchmarks.steps import Case, encoder_case, pretrain_case
+from fcmae.benchmarks.steps import EncoderCase, encoder_case, pretrain_case
 from training.cli import ToolParser, run_tool
 from training.environment import device_name, versions
 from training.measure import Row, table
@@ -114,7 +114,7 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> dict[str, li
         images = 5000 if arguments.images is None else arguments.images
         return detection_tables(shapes, arguments.rounds, device, images, arguments.only)
     cases = [
-        Case(size, precision, batch, pixels, ratio)
+        EncoderCase(size, precision, batch, pixels, ratio)
         for size, precision in models
         for batch in batches
         for pixels in sides

@@ -116,7 +116,7 @@ class _CollateWithKeys:
 
 
 @dataclass
-class HeedOnly:
+class SigtermOnlyFromTrainer:
     """Let a loader's worker heed the SIGTERM of its training process alone.
 
     A preempted job's SIGTERM goes to all of its processes; workers that died of it would end the
@@ -151,7 +151,7 @@ def build_loader(
         num_workers=workers,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
-        worker_init_fn=HeedOnly(os.getpid()),
+        worker_init_fn=SigtermOnlyFromTrainer(os.getpid()),
     )
 
 

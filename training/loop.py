@@ -62,13 +62,13 @@ from training.processes import (
 )
 from training.progress import progress
 from training.schedule import LrFactor
-from training.trackers import PROJECT, Shown, log_pictures
+from training.trackers import PROJECT, LoggedValues, log_pictures
 
 logger = logging.getLogger(__name__)
 
 EMA_FILE = "ema.safetensors"
 ComputeLosses = Callable[[nn.Module, Any], dict[str, Tensor]]
-AfterStep = Callable[[int, nn.Module], Shown | None]
+AfterStep = Callable[[int, nn.Module], LoggedValues | None]
 
 
 class NonFiniteLossError(InputError):

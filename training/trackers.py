@@ -10,7 +10,7 @@ import numpy as np
 
 PROJECT = "convnextv2"  # this project's name in them
 Pictures = Mapping[str, np.ndarray]  # name -> uint8 [H, W, 3], RGB
-Shown = Mapping[str, float | np.ndarray]  # numbers and pictures
+LoggedValues = Mapping[str, float | np.ndarray]  # numbers and pictures
 
 
 def tracker_problems(names: Iterable[str]) -> list[str]:

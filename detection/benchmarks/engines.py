@@ -40,7 +40,7 @@ RESNET = "R50-FPN"
 
 
 @dataclass(frozen=True)
-class Case:
+class DetectorCase:
     """A detector and its input.
 
     Args:
@@ -106,7 +106,7 @@ class ResNet50(nn.Module):
 class Detector:
     """An engine's model with inputs in the engine's own format."""
 
-    case: Case
+    case: DetectorCase
     device: torch.device
     model: nn.Module
     inputs: list[dict[str, Any]]
@@ -137,7 +137,7 @@ class Detector:
         return (held + peak_bytes(run, self.device)) / 2**20
 
 
-def make_samples(case: Case) -> list[dict[str, Any]]:
+def make_samples(case: DetectorCase) -> list[dict[str, Any]]:
     """Noise with ellipses, in the torchvision engine's format."""
     generator = torch.Generator().manual_seed(0)
     side = case.image_size
@@ -162,7 +162,7 @@ def make_samples(case: Case) -> list[dict[str, Any]]:
     return samples
 
 
-def torchvision_detector(case: Case, device: torch.device) -> Detector:
+def torchvision_detector(case: DetectorCase, device: torch.device) -> Detector:
     """The torchvision engine's, with weights that detect."""
     torch.manual_seed(0)
     config = case.config()
@@ -181,7 +181,9 @@ def torchvision_detector(case: Case, device: torch.device) -> Detector:
     return detector
 
 
-def _build_optimizer(case: Case, model: nn.Module, encoder_prefix: str) -> torch.optim.Optimizer:
+def _build_optimizer(
+    case: DetectorCase, model: nn.Module, encoder_prefix: str
+) -> torch.optim.Optimizer:
     config = case.config()
     if case.size == RESNET:  # its layers have no ids of ConvNeXt
         learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -202,7 +204,7 @@ def _spread_logits(detector: Detector) -> None:
 
 
 def detectron2_detector(
-    case: Case, device: torch.device, weights: dict[str, Tensor] | None = None
+    case: DetectorCase, device: torch.device, weights: dict[str, Tensor] | None = None
 ) -> Detector:
     """detectron2's, with the same images.
 
@@ -241,7 +243,7 @@ def detectron2_detector(
     return detector
 
 
-ENGINES: dict[str, Callable[[Case, torch.device], Detector]] = {
+ENGINES: dict[str, Callable[[DetectorCase, torch.device], Detector]] = {
     "torchvision": torchvision_detector,
     "detectron2": detectron2_detector,
 }
@@ -254,7 +256,7 @@ def why_no_detectron2() -> str | None:
     return None
 
 
-def adapter_case(case: Case, rounds: int, device: torch.device) -> Row:
+def adapter_case(case: DetectorCase, rounds: int, device: torch.device) -> Row:
     """The detectron2 backbone's forward over the bare encoder's, with the same weights."""
     from backbones.d2_adapter import D2ConvNeXt
 
@@ -282,7 +284,7 @@ def adapter_case(case: Case, rounds: int, device: torch.device) -> Row:
     }
 
 
-def engines_case(case: Case, rounds: int, device: torch.device) -> list[Row]:
+def engines_case(case: DetectorCase, rounds: int, device: torch.device) -> list[Row]:
     """Both engines with the same weights: a row of training and one of inference."""
     ours = torchvision_detector(case, device)
     theirs = detectron2_detector(case, device, ours.model.state_dict())
@@ -310,7 +312,9 @@ def engines_case(case: Case, rounds: int, device: torch.device) -> list[Row]:
     return rows
 
 
-def cost_cases(cases: list[Case], rounds: int, device: torch.device, engine: str) -> list[Row]:
+def cost_cases(
+    cases: list[DetectorCase], rounds: int, device: torch.device, engine: str
+) -> list[Row]:
     """Training and inference of each case on one engine, against the first: R50-FPN there."""
     rows: list[Row] = []
     for case in cases:

@@ -10,7 +10,7 @@ import torch
 from detection.benchmarks.engines import (
     ENGINES,
     RESNET,
-    Case,
+    DetectorCase,
     adapter_case,
     cost_cases,
     engines_case,
@@ -38,7 +38,7 @@ def detection_tables(
         evaluation_images: of the synthetic results to evaluate; 0 for none.
         parts: which of PARTS to measure.
     """
-    cases = [Case(*shape) for shape in shapes]
+    cases = [DetectorCase(*shape) for shape in shapes]
     tables: dict[str, list[Row]] = {}
     missing = why_no_detectron2()
     if missing and set(parts) != {"evaluation"}:

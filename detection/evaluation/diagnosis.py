@@ -20,17 +20,17 @@ from detection.evaluation.matching import (
     BOTH,
     CLASS,
     DUPLICATE,
-    FOREGROUND,
+    FOREGROUND_IOU,
     FOUND,
     IN_CROWD,
     KINDS,
     LOCALISATION,
-    NOTHING,
+    ON_BACKGROUND,
     Matches,
     match,
 )
 
-MISTAKES = (CLASS, LOCALISATION, BOTH, DUPLICATE, NOTHING)
+MISTAKES = (CLASS, LOCALISATION, BOTH, DUPLICATE, ON_BACKGROUND)
 MISSED = "missed"
 RECALLS = np.linspace(0, 1, 101)
 SCORE_BINS = 10
@@ -260,4 +260,4 @@ def images(matches: Matches, kept: np.ndarray) -> list[dict[str, Any]]:
     return rows
 
 
-assert FOREGROUND == 0.5  # the module's header says so
+assert FOREGROUND_IOU == 0.5  # the module's header says so

@@ -2,8 +2,8 @@
 
 Matching is COCO's at one IoU threshold: within a class, by descending score, each detection takes
 the free object that it overlaps most. What found nothing is named as in TIDE (Bolya et al., "TIDE:
-A General Toolbox for Identifying Object Detection Errors", ECCV 2020, section 3): ``FOREGROUND`` is
-its t_f, ``BACKGROUND`` its t_b. Written from the paper.
+A General Toolbox for Identifying Object Detection Errors", ECCV 2020, section 3):
+``FOREGROUND_IOU`` is its t_f, ``BACKGROUND_IOU`` its t_b. Written from the paper.
 
 Deliberate deviations from TIDE: crowd regions are COCO's (what lies in one is not counted); ties
 are broken as pycocotools does; only COCO's 100 best detections of a class and image count.
@@ -21,12 +21,12 @@ from pycocotools import mask as rle_codec
 from detection.evaluation.inputs import TASKS
 from training.progress import progress
 
-FOREGROUND, BACKGROUND = 0.5, 0.1  # IoU
+FOREGROUND_IOU, BACKGROUND_IOU = 0.5, 0.1  # IoU
 MAX_DETECTIONS = 100  # of a class and image
 
 # What a detection is: found an object, lies in a crowd region, or one of five mistakes.
 KINDS = ("found", "in crowd", "class", "localisation", "class and place", "duplicate", "background")
-FOUND, IN_CROWD, CLASS, LOCALISATION, BOTH, DUPLICATE, NOTHING = range(len(KINDS))
+FOUND, IN_CROWD, CLASS, LOCALISATION, BOTH, DUPLICATE, ON_BACKGROUND = range(len(KINDS))
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Matches:
         target: ``[N]``, the object that was found, or that was meant (class: the object of another
             class that is overlapped most; localisation, duplicate: of the same class); -1: none.
         overlap: ``[N]``, IoU with the target, 0 where there is none.
-        rival: ``[N]``, the object of another class that is overlapped by at least FOREGROUND and
-            most; -1: none.
+        rival: ``[N]``, the object of another class that is overlapped most, and by at least
+            FOREGROUND_IOU; -1: none.
         object_image, object_category: ``[G]``.
         missed: ``[G]``, found by nothing and meant by no "class" or "localisation" mistake.
         found: ``[G]``.
@@ -135,27 +135,27 @@ def _match_image(
 
     taken = np.zeros(len(objects), bool)
     number = len(detections)
-    kind, target = np.full(number, NOTHING), np.full(number, -1)
+    kind, target = np.full(number, ON_BACKGROUND), np.full(number, -1)
     overlap = np.zeros(number)
     own_best, other_best = (m.max(1, initial=-1.0) for m in (own, other))
-    rival = np.where(other_best >= FOREGROUND, other.argmax(1) if len(objects) else -1, -1)
+    rival = np.where(other_best >= FOREGROUND_IOU, other.argmax(1) if len(objects) else -1, -1)
     for d in range(number):
-        if own_best[d] >= FOREGROUND:
+        if own_best[d] >= FOREGROUND_IOU:
             free = np.where(taken, -1.0, own[d])
             best = len(free) - 1 - int(free[::-1].argmax())  # of equals the last, as pycocotools
-            if free[best] >= FOREGROUND:
+            if free[best] >= FOREGROUND_IOU:
                 taken[best] = True
                 kind[d], target[d], overlap[d] = FOUND, best, free[best]
                 continue
-        if in_own_crowd[d].max(initial=-1.0) >= FOREGROUND:
+        if in_own_crowd[d].max(initial=-1.0) >= FOREGROUND_IOU:
             kind[d] = IN_CROWD
-        elif own_best[d] >= FOREGROUND:
+        elif own_best[d] >= FOREGROUND_IOU:
             kind[d], target[d] = DUPLICATE, own[d].argmax()
-        elif other_best[d] >= FOREGROUND:
+        elif other_best[d] >= FOREGROUND_IOU:
             kind[d], target[d] = CLASS, rival[d]
-        elif own_best[d] >= BACKGROUND:
+        elif own_best[d] >= BACKGROUND_IOU:
             kind[d], target[d] = LOCALISATION, own[d].argmax()
-        elif other_best[d] >= BACKGROUND:
+        elif other_best[d] >= BACKGROUND_IOU:
             kind[d] = BOTH
         if target[d] >= 0:
             overlap[d] = overlaps[d, target[d]]

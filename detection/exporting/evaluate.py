@@ -27,11 +27,11 @@ from training.progress import progress
 
 logger = logging.getLogger(__name__)
 
-Detect = Callable[[dict[str, Any]], dict[str, Tensor]]
+ExportedForward = Callable[[dict[str, Any]], dict[str, Tensor]]
 TORCH = "PyTorch"
 
 
-def onnx_detector(path: str | Path) -> Detect:
+def onnx_detector(path: str | Path) -> ExportedForward:
     """A function like the model's, of one sample, that runs an exported detector on the CPU.
 
     Raises:
@@ -61,7 +61,7 @@ def onnx_detector(path: str | Path) -> Detect:
     return detect
 
 
-def torch_detector(model: MaskRCNN) -> Detect:
+def torch_detector(model: MaskRCNN) -> ExportedForward:
     """The same of the model itself."""
 
     @torch.no_grad()
@@ -73,7 +73,11 @@ def torch_detector(model: MaskRCNN) -> Detect:
 
 
 def average_precisions(
-    config: CfgNode, dataset: CocoDataset, samples: DetectionSamples, detect: Detect, name: str
+    config: CfgNode,
+    dataset: CocoDataset,
+    samples: DetectionSamples,
+    detect: ExportedForward,
+    name: str,
 ) -> dict[str, float | None]:
     """AP by task, in percent, of one detector."""
     results = []
@@ -106,7 +110,7 @@ def compare(
     variants |= {name: onnx_detector(path) for name, path in files.items()}
     timed = [samples[index] for index in range(min(timed_images, len(samples)))]
 
-    def over_images(detect: Detect) -> Callable[[], None]:
+    def over_images(detect: ExportedForward) -> Callable[[], None]:
         def run() -> None:
             for sample in timed:
                 detect(sample)

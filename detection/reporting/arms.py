@@ -9,7 +9,7 @@ from pathlib import Path
 from backbones.errors import InputError
 from detection.reporting.run import Run, read_run
 from reporting.blocks import Chart, RunName, Series
-from reporting.charts import chart_svg, thin
+from reporting.charts import chart_svg, downsample
 from training.intervals import Estimate, estimate, paired_difference
 
 TASKS = {"bbox": "box AP", "segm": "mask AP"}
@@ -99,7 +99,7 @@ def curves(arms: Sequence[Arm], name: str = "total_loss") -> str:
                 by_iteration.setdefault(iteration, []).append(value)
         points = [(i, sum(v) / len(v)) for i, v in sorted(by_iteration.items())]
         if points:
-            series.append(Series(RunName(index, arm.name), thin(points)[0]))
+            series.append(Series(RunName(index, arm.name), downsample(points)[0]))
     if not series:
         recorded = sorted({key for arm in arms for run in arm.runs.values() for key in run.history})
         raise InputError(

@@ -19,7 +19,7 @@ from reporting.blocks import (
     RunName,
     Series,
 )
-from reporting.charts import thin
+from reporting.charts import downsample
 
 CHART_TITLES = {
     "total_loss": "Total loss",
@@ -47,7 +47,7 @@ def curve_blocks(runs: Sequence[tuple[RunName, Run]]) -> list[Block]:
         lines = []
         for name, run in runs:
             if points := run.history.get(key):
-                thinned, group = thin(points)
+                thinned, group = downsample(points)
                 largest = max(largest, group)
                 lines.append(Series(name, thinned))
         if lines:

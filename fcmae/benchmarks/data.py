@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fcmae.benchmarks.steps import Case
+from fcmae.benchmarks.steps import EncoderCase
 from fcmae.data import collate, pretraining_samples
 from fcmae.masking import grid_size, random_mask
 from fcmae.packed_mask import PackedMask
@@ -35,7 +35,7 @@ SYNTHETIC = (24, 375, 500)  # images, height, width: ImageNet's usual size
 
 
 def data_case(
-    case: Case, workers: int, steps: int, data: Path | None = None, device: str = "cpu"
+    case: EncoderCase, workers: int, steps: int, data: Path | None = None, device: str = "cpu"
 ) -> Row:
     """One line of the table; writes to a temporary folder only.
 
@@ -126,7 +126,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def index_seconds(case: Case, rounds: int = 30) -> float:
+def index_seconds(case: EncoderCase, rounds: int = 30) -> float:
     """Of one loader process and batch, by processor time."""
     mask = random_mask(case.batch, grid_size(case.image_size, case.image_size), case.mask_ratio)
     with _one_thread():

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from backbones.convnext import SIZES, STRIDES, build_convnext
 from backbones.kernels import Kernels, use_kernels, why_no_triton
-from fcmae.benchmarks.steps import Case, described
+from fcmae.benchmarks.steps import EncoderCase, described
 from fcmae.masking import grid_size, random_mask
 from fcmae.packed import MaskedDenseEncoder, PackedEncoder
 from fcmae.packed_mask import PackedMask
@@ -84,7 +84,7 @@ def _best_seconds(run: Callable[[], Tensor], device: torch.device) -> float:
     return min(times)
 
 
-def roofline_seconds(case: Case, rates: Rates, share: float = 1.0) -> float:
+def roofline_seconds(case: EncoderCase, rates: Rates, share: float = 1.0) -> float:
     """The roofline of forward and backward of the encoder on this share of the sites."""
     size = SIZES[case.size]
     value_bytes = 2 if case.precision == "bf16" else 4
@@ -104,7 +104,7 @@ def roofline_seconds(case: Case, rates: Rates, share: float = 1.0) -> float:
 
 
 def gpu_encoder_case(
-    case: Case,
+    case: EncoderCase,
     rounds: int,
     device: torch.device,
     kernels: Kernels = "auto",

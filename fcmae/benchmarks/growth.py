@@ -13,7 +13,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 
-from fcmae.benchmarks.steps import Case
+from fcmae.benchmarks.steps import EncoderCase
 from training.measure import Row
 
 
@@ -22,7 +22,7 @@ class Sweep:
     """One panel of the picture.
 
     Args:
-        field: of :class:`Case`, the one that changes.
+        field: of :class:`EncoderCase`, the one that changes.
         values: that it takes.
         label: of the horizontal axis.
         start: fields of the case that differ from the common one.
@@ -33,12 +33,12 @@ class Sweep:
     label: str
     start: tuple[tuple[str, Any], ...] = ()
 
-    def cases(self, common: Case) -> list[Case]:
+    def cases(self, common: EncoderCase) -> list[EncoderCase]:
         start = replace(common, **dict(self.start))
         return [replace(start, **{self.field: value}) for value in self.values]
 
 
-COMMON = Case("convnextv2_atto")
+COMMON = EncoderCase("convnextv2_atto")
 SWEEPS = (
     Sweep("mask_ratio", (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9), "share of patches removed"),
     Sweep("image_size", (128, 192, 224, 320, 416, 512), "image side, pixels", (("batch", 2),)),
@@ -54,7 +54,9 @@ LINES = {"dense": "#999999", "masked-dense": "#d55e00", "packed": "#0072b2"}
 
 
 def measure_growth(
-    measure: Callable[[Case], Row], sweeps: Iterable[Sweep] = SWEEPS, common: Case = COMMON
+    measure: Callable[[EncoderCase], Row],
+    sweeps: Iterable[Sweep] = SWEEPS,
+    common: EncoderCase = COMMON,
 ) -> dict[str, list[Row]]:
     """Rows of every sweep, by the field that it changes."""
     return {sweep.field: [measure(case) for case in sweep.cases(common)] for sweep in sweeps}

@@ -25,7 +25,7 @@ from training.measure import Row, interleaved
 
 
 @dataclass(frozen=True)
-class Case:
+class EncoderCase:
     """One line of the table.
 
     Args:
@@ -48,7 +48,7 @@ class Case:
         return nullcontext()
 
 
-def arithmetic_bound(case: Case) -> float:
+def arithmetic_bound(case: EncoderCase) -> float:
     """Multiply-adds of the packed encoder over the dense one's: what packing can reach at best if
     the depthwise convolutions stay dense."""
     size = SIZES[case.size]
@@ -84,7 +84,7 @@ def saved_bytes(run: Callable[[], Tensor], parameters: set[int]) -> int:
     return sum(kept.values())
 
 
-def encoder_case(case: Case, rounds: int, device: torch.device) -> Row:
+def encoder_case(case: EncoderCase, rounds: int, device: torch.device) -> Row:
     """Forward and backward of the encoder: dense, timm's, masked-dense, packed."""
     torch.manual_seed(0)
     encoder = build_convnext(case.size).to(device)
@@ -129,7 +129,7 @@ def encoder_case(case: Case, rounds: int, device: torch.device) -> Row:
     }
 
 
-def pretrain_case(case: Case, rounds: int, device: torch.device) -> Row:
+def pretrain_case(case: EncoderCase, rounds: int, device: torch.device) -> Row:
     """A whole pretraining step (encoder, decoder, loss, AdamW), masked-dense and packed."""
     steps: dict[str, Callable[[], None]] = {}
     images = torch.randn(case.batch, 3, case.image_size, case.image_size, device=device)
@@ -158,7 +158,7 @@ def pretrain_case(case: Case, rounds: int, device: torch.device) -> Row:
     }
 
 
-def described(case: Case) -> Row:
+def described(case: EncoderCase) -> Row:
     """A row's first columns: what was run."""
     return {
         "encoder": case.size,

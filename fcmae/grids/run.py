@@ -52,7 +52,7 @@ StartCommand = Callable[[Sequence[str], Path, Mapping[str, str]], Running]
 
 
 @dataclass(frozen=True)
-class Job:
+class GridRun:
     """One run of one tool.
 
     Args:
@@ -95,7 +95,7 @@ def _flags(arguments: Mapping[str, Any]) -> list[str]:
     return flags
 
 
-def plan(grid: Grid, output_dir: Path) -> dict[tuple[str, int], list[Job]]:
+def plan(grid: Grid, output_dir: Path) -> dict[tuple[str, int], list[GridRun]]:
     """The jobs of each (row, seed), in their order; seed by seed, so that a table fills evenly."""
     pretrainings: dict[str, Path] = {}
     return {
@@ -105,8 +105,8 @@ def plan(grid: Grid, output_dir: Path) -> dict[tuple[str, int], list[Job]]:
     }
 
 
-def _jobs(row: Row, seed: int, output_dir: Path, pretrainings: dict[str, Path]) -> list[Job]:
-    jobs: list[Job] = []
+def _jobs(row: Row, seed: int, output_dir: Path, pretrainings: dict[str, Path]) -> list[GridRun]:
+    jobs: list[GridRun] = []
     init = None
     for stage in STAGES:
         if stage not in row.stages:
@@ -116,7 +116,7 @@ def _jobs(row: Row, seed: int, output_dir: Path, pretrainings: dict[str, Path]) 
         arguments["SEED" if stage == "detect" else "seed"] = seed
         if stage == "pretrain":
             folder = init = pretrainings.setdefault(json.dumps(arguments, sort_keys=True), folder)
-        jobs.append(Job(stage, folder, arguments, init if stage != "pretrain" else None))
+        jobs.append(GridRun(stage, folder, arguments, init if stage != "pretrain" else None))
     return jobs
 
 
@@ -181,7 +181,7 @@ def run_grid(
     failures: list[str] = []
     bar = progress(text="grid", total=len(waiting), unit="run", leave=True)
 
-    def start(job: Job, share: Mapping[str, str]) -> Running:
+    def start(job: GridRun, share: Mapping[str, str]) -> Running:
         job.folder.parent.mkdir(parents=True, exist_ok=True)
         arguments = yaml.safe_dump(dict(job.arguments), sort_keys=False)
         _beside(job.folder, ".yaml").write_text(arguments)
@@ -189,7 +189,7 @@ def run_grid(
         logger.info("%s", shlex.join(command))
         return (start_command or start_process)(command, _beside(job.folder, ".log"), share)
 
-    def ended(job: Job, code: int) -> None:
+    def ended(job: GridRun, code: int) -> None:
         if code:
             failures.append(f"{job.folder}: exit code {code}, see {job.folder}.log")
             logger.error("failed: %s", failures[-1])
@@ -205,9 +205,9 @@ def run_grid(
 
 
 def _run_all(
-    waiting: dict[Path, Job],
-    start: Callable[[Job, Mapping[str, str]], Running],
-    ended: Callable[[Job, int], None],
+    waiting: dict[Path, GridRun],
+    start: Callable[[GridRun, Mapping[str, str]], Running],
+    ended: Callable[[GridRun, int], None],
     free: list[dict[str, str]],
 ) -> None:
     """Run jobs in their order, as many at once as there are free shares of the machine.
@@ -215,7 +215,7 @@ def _run_all(
     What waits for a pretraining that failed is left out. When this process is interrupted or
     ended, what runs is ended too.
     """
-    running: dict[Path, tuple[Job, dict[str, str], Running]] = {}
+    running: dict[Path, tuple[GridRun, dict[str, str], Running]] = {}
     try:
         while waiting or running:
             for folder, job in list(waiting.items()):
@@ -242,7 +242,7 @@ def _beside(folder: Path, suffix: str) -> Path:
     return folder.parent / (folder.name + suffix)
 
 
-def _refuse_other_arguments(jobs: Mapping[tuple[str, int], Sequence[Job]]) -> None:
+def _refuse_other_arguments(jobs: Mapping[tuple[str, int], Sequence[GridRun]]) -> None:
     problems = []
     for job in (job for steps in jobs.values() for job in steps):
         file = _beside(job.folder, ".yaml")
@@ -269,7 +269,7 @@ def start_process(command: Sequence[str], log: Path, share: Mapping[str, str]) -
         )
 
 
-def _results(jobs: Mapping[tuple[str, int], Sequence[Job]]) -> Results:
+def _results(jobs: Mapping[tuple[str, int], Sequence[GridRun]]) -> Results:
     """By row and metric, the value of each seed."""
     results: Results = {}
     for (name, seed), steps in jobs.items():
@@ -278,7 +278,7 @@ def _results(jobs: Mapping[tuple[str, int], Sequence[Job]]) -> Results:
     return results
 
 
-def _measured(job: Job) -> list[tuple[str, float]]:
+def _measured(job: GridRun) -> list[tuple[str, float]]:
     if job.stage == "pretrain":
         lines = [json.loads(line) for line in (job.folder / "metrics.json").open()]
         windows = [{"iteration": 0}, *(line for line in lines if "time" in line)]

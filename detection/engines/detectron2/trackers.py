@@ -14,7 +14,7 @@ from detection.engines.overlays import overlays, overlays_due
 from training.trackers import PROJECT
 
 
-class Overlays(HookBase):
+class OverlayHook(HookBase):
     """Puts the pictures of :mod:`detection.engines.overlays` where writers find them.
 
     The main process alone does."""

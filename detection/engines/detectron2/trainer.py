@@ -31,7 +31,7 @@ from detection.config import resolve_precision
 from detection.dataset import CocoDataset, load_dataset
 from detection.engines.detectron2.data import TrainingBatches, write_predictions
 from detection.engines.detectron2.step import Average, Step
-from detection.engines.detectron2.trackers import Overlays, WandbWriter
+from detection.engines.detectron2.trackers import OverlayHook, WandbWriter
 from detection.engines.optimizer import build_adamw, build_average
 from detection.engines.weights import AVERAGE_FOLDER, read_detector
 from detection.evaluate import coco_metrics
@@ -106,7 +106,7 @@ class Trainer(DefaultTrainer):
             # Only now, since the writers open the file that was just put in place.
             wandb = [WandbWriter(cfg)] if cfg.WANDB else []
             writers = [*wandb, *self.build_writers()]
-            self.register_hooks([Overlays(), d2_hooks.PeriodicWriter(writers, period=20)])
+            self.register_hooks([OverlayHook(), d2_hooks.PeriodicWriter(writers, period=20)])
 
     def build_hooks(self) -> list[HookBase]:
         """Timing, schedule, checkpoints and evaluation; the writers follow in ``__init__``."""

@@ -44,7 +44,7 @@ from training.environment import git_commit, versions
 from training.loop import train
 from training.options import LoopOptions
 from training.schedule import LrFactor
-from training.trackers import Shown
+from training.trackers import LoggedValues
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class TorchvisionEngine:
             tracked_config=flat_values(config),
         )
 
-        def after_step(step: int, model: nn.Module) -> Shown:
+        def after_step(step: int, model: nn.Module) -> LoggedValues:
             due = step % solver.CHECKPOINT_PERIOD == 0 or step == solver.MAX_ITER
             if due and PartialState().is_main_process:
                 newest = list_checkpoints(output_dir)[-1] / "model.safetensors"

@@ -9,96 +9,123 @@ from typing import Literal
 
 import torch
 
+from backbones.convnext import SIZES
 from backbones.errors import InputError
 from backbones.kernels import Kernels, why_no_triton
 from backbones.normalization import GRNOptions
 from fcmae.decoders import check_decoder
 from fcmae.masking import PATCH, grid_size, visible_count
 from images.statistics import problems_of
-from training.options import loop_problems
+from training.options import TrainingOptions, flag, training_problems
+
+CHANNELS = (
+    "channels; converted are grey to 3 (repeated), RGB to 1 (luma) and a dropped alpha; a file of "
+    "any other number of channels is bad"
+)
+ENCODER = (
+    "packed computes visible patches alone; masked-dense is its slow reference; mask-token sees "
+    "whole images with a learnt token at removed patches"
+)
+STATISTICS = (
+    "where mean and std come from if not given; auto: ImageNet's for 3 channels of 8 bits, "
+    "measured for all others"
+)
+MEASURE = (
+    "how far apart the channels of each block are, with a warning where they collapse; 0: never; "
+    "else about fifty times over the run"
+)
+SKIP = (
+    "replace an image that cannot be used by the next good one, count it and list it in "
+    "bad_images.txt; without this flag it ends the run with an error that names it"
+)
+DATA = (
+    "a folder of images (flat or nested), .tar shards (a file, a folder, or a pattern such as "
+    "'shards/{000..010}.tar'; with wds/ before it for webdataset's naming of files), or a Hugging "
+    "Face data set (hfds/owner/name)"
+)
 
 
-@dataclass(frozen=True)
-class PretrainOptions:
+@dataclass(frozen=True, kw_only=True)
+class PretrainOptions(TrainingOptions):
     """Everything that a pretraining run depends on; written to ``config.yaml``.
 
+    The fields' help says what they are; further:
+
     Args:
-        model: a key of ``backbones.convnext.SIZES``.
-        data: a source of images, see :func:`images.readers.open_images`.
-        output_dir: the run's folder.
-        split: of sources that have several.
-        in_chans: channels of the images; how a file's become these: ``images.files``.
-        mean, std: of each channel, of values scaled to 0..1; chosen by ``statistics`` when None.
-        statistics: "imagenet", "measure", or "auto": ImageNet's for 3 channels of 8 bits, measured
-            for all others.
-        statistics_images: at most so many images, drawn with the seed, are measured.
-        skip_bad_images: replace images that cannot be used by the next good one and list them;
-            otherwise they are errors.
-        image_size: height and width in pixels, multiples of 32.
-        batch_size: images of one optimizer step, over all processes.
-        epochs: passes over the data.
-        max_steps: ends the run (and its schedule) after that many steps, whatever ``epochs`` says.
-        encoder: "packed", "masked-dense" for the reference computation, or "mask-token".
+        data: see :func:`images.readers.open_images`.
+        in_chans: how a file's channels become these: :mod:`images.files`.
         grn: the form of GRN in the encoder, or what stands in its place (V2 only).
         allow_other_grn: ``init`` may have been trained with another.
-        kernels: Triton's on a GPU ("auto" takes them where they run) or PyTorch's own.
-        mask_ratio: share of patches removed.
-        patch_size: their side, a multiple of 32 pixels.
-        base_lr: learning rate for a batch of 256; it scales linearly with the batch.
-        warmup_epochs: linear warm-up; at most a tenth of the run where that is shorter.
-        weight_decay: on everything but norms, biases and GRN.
         decoder, decoder_dim, decoder_depth, norm_pix_loss: see :class:`fcmae.model.FCMAE`.
-        init: an encoder checkpoint (path or ``timm:NAME``) to start from.
-        clip_norm: largest global gradient norm; none by default, as in the paper.
-        panel_every: steps between two reconstruction panels; 0 for about ten over the run.
-        measure_features_every: epochs between two measures of the features' diversity, see
-            ``fcmae.features.collapse``; None for about fifty over the run, 0 for none.
+        measure_features_every: see :mod:`fcmae.features.collapse`.
+        clip_norm: none by default, as in the paper.
     """
 
-    model: str
-    data: str
-    output_dir: str
-    split: str = "train"
-    in_chans: int = 3
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    statistics: Literal["auto", "imagenet", "measure"] = "auto"
-    statistics_images: int = 2000
-    skip_bad_images: bool = False
-    image_size: tuple[int, int] = (224, 224)
-    batch_size: int = 64
-    epochs: int = 800
-    max_steps: int | None = None
-    encoder: Literal["packed", "masked-dense", "mask-token"] = "packed"
+    model: str = field(metadata=flag(", ".join(SIZES), choices=list(SIZES), metavar="NAME"))
+    data: str = field(metadata=flag(DATA))
+    split: str = field(
+        default="train",
+        metadata=flag("of hfds/, or of shards whose folder has webdataset's _info.json"),
+    )
+    in_chans: int = field(default=3, metadata=flag(CHANNELS))
+    mean: tuple[float, ...] | None = field(
+        default=None, metadata=flag("of each channel, of values scaled to 0..1")
+    )
+    std: tuple[float, ...] | None = field(
+        default=None, metadata=flag("likewise: 8-bit values / 255, 16-bit / 65535")
+    )
+    statistics: Literal["auto", "imagenet", "measure"] = field(
+        default="auto", metadata=flag(STATISTICS)
+    )
+    statistics_images: int = field(
+        default=2000, metadata=flag("at most so many, drawn with the seed, are measured")
+    )
+    skip_bad_images: bool = field(default=False, metadata=flag(SKIP))
+    image_size: tuple[int, int] = field(
+        default=(224, 224),
+        metadata=flag(
+            "pixels, 224 or 160x96 (height x width), multiples of 32",
+            type=str, nargs=None, default="224",
+        ),
+    )  # fmt: skip
+    epochs: int = field(default=800, metadata=flag("passes over the images"))
+    encoder: Literal["packed", "masked-dense", "mask-token"] = field(
+        default="packed", metadata=flag(ENCODER)
+    )
     grn: GRNOptions = field(default_factory=GRNOptions)
     allow_other_grn: bool = False
-    kernels: Kernels = "auto"
-    mask_ratio: float = 0.6
-    patch_size: int = PATCH
-    base_lr: float = 1.5e-4
-    warmup_epochs: float = 40
-    weight_decay: float = 0.05
-    decoder: Literal["convnext", "unet", "unet-skips", "transformer"] = "convnext"
-    decoder_dim: int = 512
-    decoder_depth: int = 1
+    kernels: Kernels = field(default="auto", metadata=flag("auto: Triton on a GPU"))
+    mask_ratio: float = field(default=0.6, metadata=flag("share of the patches that is removed"))
+    patch_size: int = field(default=PATCH, metadata=flag("of a patch in pixels, a multiple of 32"))
+    base_lr: float = field(
+        default=1.5e-4, metadata=flag("learning rate for a batch of 256; it scales with the batch")
+    )
+    warmup_epochs: float = field(
+        default=40, metadata=flag("of linear warm-up, at most a tenth of the run")
+    )
+    weight_decay: float = field(default=0.05, metadata=flag("on all but norms, biases and GRN"))
+    decoder: Literal["convnext", "unet", "unet-skips", "transformer"] = field(
+        default="convnext", metadata=flag("what predicts pixels")
+    )
+    decoder_dim: int = field(default=512, metadata=flag("channels of the decoder"))
+    decoder_depth: int = field(
+        default=1, metadata=flag("blocks of the decoder (a UNet's, at each scale)")
+    )
     norm_pix_loss: bool = True
-    init: str | None = None
-    clip_norm: float | None = None
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    workers: int = 2
-    accumulate: int = 1
-    seed: int = 0
-    device: str | None = None
-    log_every: int = 20
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 2
-    panel_every: int = 0
-    measure_features_every: float | None = None
-    trackers: tuple[str, ...] = ("tensorboard",)
+    init: str | None = field(
+        default=None,
+        metadata=flag("encoder weights to start from: a file or timm:NAME", metavar="ENCODER"),
+    )
+    panel_every: int = field(
+        default=0, metadata=flag("steps between two pictures of progress; 0: ten over the run")
+    )
+    measure_features_every: float | None = field(
+        default=None, metadata=flag(MEASURE, metavar="EPOCHS")
+    )
 
     def __post_init__(self) -> None:
         counts = ("epochs", "decoder_dim", "decoder_depth", "in_chans", "statistics_images")
-        problems = loop_problems(self, counts)
+        problems = training_problems(self, counts)
         checks: tuple[tuple[Callable[..., object], tuple], ...] = (
             (grid_size, (*self.image_size, self.patch_size)),
             (visible_count, (1, self.mask_ratio)),

@@ -21,7 +21,8 @@ CONFIG = "config.yaml"
 
 def as_yaml(values: Any) -> dict[str, Any]:
     """A dataclass's fields as YAML knows them."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(values).items()}
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(values).items()}
+    return {k: str(v) if isinstance(v, Path) else v for k, v in plain.items()}
 
 
 def write_config(options: Any, derived: Mapping[str, Any]) -> None:

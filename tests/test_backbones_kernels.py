@@ -95,5 +95,7 @@ def test_unknown_kernels_are_refused():
 
 def test_pretraining_refuses_triton_on_a_cpu_with_all_its_other_problems():
     with pytest.raises(ValueError, match=r"base_lr is 0.*kernels is 'triton', but Triton needs"):
-        PretrainOptions("m", "d", "o", base_lr=0, kernels="triton", device="cpu")
-    PretrainOptions("m", "d", "o", kernels="auto", device="cpu")
+        PretrainOptions(
+            model="m", data="d", output_dir="o", base_lr=0, kernels="triton", device="cpu"
+        )
+    PretrainOptions(model="m", data="d", output_dir="o", kernels="auto", device="cpu")

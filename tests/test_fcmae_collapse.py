@@ -121,7 +121,9 @@ def options(data, output_dir, **changes):
         "trackers": (),
         **changes,
     }
-    return PretrainOptions("convnextv2_atto", str(data), str(output_dir), **values)
+    return PretrainOptions(
+        model="convnextv2_atto", data=str(data), output_dir=str(output_dir), **values
+    )
 
 
 @pytest.fixture

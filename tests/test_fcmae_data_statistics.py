@@ -132,6 +132,6 @@ def test_faint_images_are_shown_with_their_contrast():
 )
 def test_all_contradicting_options_are_named_at_once(options, messages):
     with pytest.raises(ValueError, match=r".") as caught:
-        PretrainOptions("m", "d", "o", **options)
+        PretrainOptions(model="m", data="d", output_dir="o", **options)
     for message in messages:
         assert message in str(caught.value)

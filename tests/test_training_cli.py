@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Literal
+from unittest import mock
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from backbones.errors import InputError
-from training.cli import ToolParser, log_to, run_tool
+from fcmae.classification.options import FinetuneOptions
+from fcmae.pretrain_options import PretrainOptions
+from training.cli import OptionsParser, ToolParser, log_to, run_tool
+from training.options import LoopOptions, TrainingOptions, flag
 
 
 class Damaged(torch.utils.data.Dataset):
@@ -115,3 +121,41 @@ def test_every_tool_says_its_misspelt_flags(run_tool):
     assert "unknown flag --masks-no; the closest is --no-masks\n" in result.err
     for tool in sorted((Path(__file__).parent.parent / "tools").glob("*.py")):
         assert "argparse.ArgumentParser(" not in tool.read_text(), f"{tool} names no closest flag"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(TrainingOptions):
+    shape: Literal["round", "square"] = field(default="round", metadata=flag("of the thing"))
+    sides: tuple[float, ...] | None = field(default=None, metadata=flag("their lengths"))
+    dry: bool = field(default=False, metadata=flag("without water"))
+    unflagged: int = 3
+
+
+def test_flags_are_made_from_the_options_fields(capsys):
+    def given(line):
+        with mock.patch("sys.argv", ["tool", *line.split()]):
+            return OptionsParser(Options, "text", "examples").parse_options()
+
+    values, resume = given("--output-dir o")
+    assert not resume
+    assert Options(**values) == Options(output_dir="o")
+    values, resume = given(
+        "--output-dir o --shape square --sides 1 2.5 --dry --max-steps 7 --wandb --resume"
+    )
+    assert resume
+    assert Options(**values) == Options(
+        output_dir="o", shape="square", sides=(1.0, 2.5), dry=True, max_steps=7,
+        trackers=("tensorboard", "wandb"),
+    )  # fmt: skip
+    for line in ("--shape round", "--output-dir o --shape flat", "--output-dir o --unflagged 4"):
+        with pytest.raises(SystemExit):
+            given(line)
+    assert "required: --output-dir" in capsys.readouterr().err
+
+
+def test_training_options_are_written_once_and_shared_by_all_trainings():
+    shared = {f.name for f in fields(TrainingOptions)}
+    for options in (PretrainOptions, FinetuneOptions, LoopOptions):
+        assert issubclass(options, TrainingOptions)
+    for options in (PretrainOptions, FinetuneOptions):
+        assert not shared & vars(options)["__annotations__"].keys()

@@ -59,7 +59,12 @@ def small_training(
     model = small_model(dropout)
     optimizer = optimizer(model.parameters(), lr=1e-2)
     options = {"log_every": 5, "checkpoint_every": 4, "trackers": (), "device": "cpu", **options}
-    loop = LoopOptions(Path(output_dir), steps, options.pop("batch_size", 4), **options)
+    loop = LoopOptions(
+        output_dir=Path(output_dir),
+        max_steps=steps,
+        batch_size=options.pop("batch_size", 4),
+        **options,
+    )
     factor, samples = cosine_with_warmup(20, 2), NoisySamples()
     return train(model, optimizer, factor, samples, torch.stack, compute_losses, loop, after, ema)
 
@@ -342,7 +347,9 @@ def test_global_norm_of_the_gradients_is_clipped(tmp_path):
     model = nn.Linear(4, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
     optimizer.zero_grad = lambda *_, **__: None  # keep the gradients to look at
-    loop = LoopOptions(tmp_path, 1, 4, clip_norm=0.5, device="cpu", trackers=())
+    loop = LoopOptions(
+        output_dir=tmp_path, max_steps=1, batch_size=4, clip_norm=0.5, device="cpu", trackers=()
+    )
     train(model, optimizer, lambda _: 1.0, NoisySamples(), torch.stack, huge, loop, record)
     assert norms[0] == pytest.approx(0.5, rel=1e-4)
 

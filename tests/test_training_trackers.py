@@ -33,5 +33,7 @@ def test_a_tracker_without_pictures_is_left_out():
 def test_missing_wandb_is_said_and_not_passed_over(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="wandb is not installed: pip install wandb"):
-        LoopOptions(tmp_path, 1, 1, trackers=("tensorboard", "wandb"))
-    LoopOptions(tmp_path, 1, 1)
+        LoopOptions(
+            output_dir=tmp_path, max_steps=1, batch_size=1, trackers=("tensorboard", "wandb")
+        )
+    LoopOptions(output_dir=tmp_path, max_steps=1, batch_size=1)

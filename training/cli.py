@@ -10,8 +10,10 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from tqdm import tqdm
 
@@ -97,33 +99,78 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
 
 
 class OptionsParser(ToolParser):
-    """Flags that are fields of an options dataclass; those not given are left out of the result.
+    """The flags of a training's options, made from their fields; ``--resume`` and ``--wandb``.
+
+    Flags that are not given have their default, or are left out where that is None or off.
 
     Args:
-        defaults: options whose values are the flags' defaults and give their types.
+        options: a subclass of ``training.options.TrainingOptions``.
         description, epilog: of the help.
     """
 
-    def __init__(self, defaults: Any, description: str | None, epilog: str) -> None:
+    def __init__(self, options: type, description: str | None, epilog: str) -> None:
         super().__init__(
             description=description,
             epilog=epilog,
             formatter_class=HelpFormatter,
             argument_default=argparse.SUPPRESS,
         )
-        self.options = defaults
+        types = get_type_hints(options)
+        own = set(vars(options).get("__annotations__", {}))
+        flags = [f for f in fields(options) if "help" in f.metadata]
+        required = [f for f in flags if _is_required(f)]
+        run = self.add_argument_group("how the run goes")
+        for each in [*required, *(f for f in flags if f not in required)]:
+            group = self if each in required or each.name in own else run
+            _add_flag(group, each, types[each.name])
+        run.add_argument(
+            "--wandb", help="log to Weights & Biases too (extra: wandb)", action="store_true"
+        )
+        run.add_argument("--resume", help="continue the run in --output-dir", action="store_true")
 
-    def add(self, flag: str, text: str, **settings: Any) -> None:
-        """A flag with its help; further settings are ``add_argument``'s."""
-        default = getattr(self.options, flag[2:].replace("-", "_"), None)
-        if default is not None and "action" not in settings and "required" not in settings:
-            settings = {"type": type(default), "default": default, **settings}
-        if settings.get("type") in _NUMBERS and "choices" not in settings:
-            settings = {"metavar": _NUMBERS[settings["type"]], **settings}
-        self.add_argument(flag, help=text, **settings)
+    def parse_options(self) -> tuple[dict[str, Any], bool]:
+        """What was given, by the options' names (of other flags, by theirs), and ``--resume``."""
+        given = vars(self.parse_args())
+        resume = given.pop("resume", False)
+        if given.pop("wandb", False):
+            given["trackers"] = ("tensorboard", "wandb")
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+        return values, resume
 
 
-_NUMBERS = {int: "N", float: "X"}
+NUMBERS: dict[Any, str] = {int: "N", float: "X"}  # what the help calls them
+
+
+def _is_required(field: Field) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
+def _add_flag(group: Any, field: Field, kind: Any) -> None:
+    """A field as a flag: a Literal's values are choices, a tuple is several values, a bool none."""
+    settings: dict[str, Any] = {}
+    parts = [part for part in get_args(kind) if part is not NoneType]
+    if get_origin(kind) in (Union, UnionType) and len(parts) == 1:
+        kind = parts[0]
+    if get_origin(kind) is Literal:
+        settings["choices"] = list(get_args(kind))
+    elif get_origin(kind) is tuple:
+        settings |= {"type": get_args(kind)[0], "nargs": "+"}
+    elif kind is bool:
+        settings["action"] = "store_true"
+    elif kind in (int, float, str):
+        settings["type"] = kind
+    settings |= {"required": True} if _is_required(field) else {}
+    settings |= {"default": field.default} if _is_shown(field, kind) else {}
+    settings |= field.metadata["settings"]
+    if settings.get("type") in NUMBERS and "choices" not in settings:
+        settings = {"metavar": NUMBERS[settings["type"]], **settings}
+    flag = "--" + field.name.replace("_", "-")
+    group.add_argument(flag, help=field.metadata["help"], **settings)
+
+
+def _is_shown(field: Field, kind: Any) -> bool:
+    """Whether the help shows the default: not where it is None, or off."""
+    return field.default is not MISSING and field.default is not None and kind is not bool
 
 
 def run_tool(main: Callable[[], int | None]) -> int:

@@ -1,8 +1,13 @@
-"""The options of the training loop."""
+"""The options of a training, each written once: its default, its help, its flag.
+
+:class:`TrainingOptions` is what pretraining, classification and the loop itself share; a training
+adds its own fields. A field whose metadata is made by :func:`flag` is a flag of the command line,
+see :class:`training.cli.OptionsParser`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -13,25 +18,63 @@ from backbones.errors import InputError
 from training.trackers import tracker_problems
 
 
-@dataclass(frozen=True)
-class LoopOptions:
-    """How a run trains.
+def flag(text: str, **settings: Any) -> dict[str, Any]:
+    """A field's metadata that makes it a flag.
 
     Args:
-        output_dir: where ``metrics.json``, ``checkpoints/`` and ``tensorboard/`` go.
-        max_steps: optimizer steps of the whole run, those before a resume included.
-        batch_size: images of one optimizer step, over all processes and micro-batches.
-        workers: loader processes for each training process.
-        precision: "no" (float32), "bf16" or "fp16" autocast.
-        log_every: steps between two lines of ``metrics.json``, which hold means over that window.
-        checkpoint_every: steps between two checkpoints; the last step always writes one.
-        keep_checkpoints: how many are kept.
-        clip_norm: the largest global norm of the gradients.
-        accumulate: micro-batches of one optimizer step.
-        seed: of weights' noise (drop path), data order and augmentation.
-        resume: continue from the newest complete checkpoint, where there is one.
+        text: its help.
+        settings: ``add_argument``'s, where they do not follow from the field's type and default.
+    """
+    return {"help": text, "settings": settings}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """What every training has; the fields' help says what they are.
+
+    Args:
         device: "cpu" to keep off an accelerator that is there; None for the best there is.
         trackers: accelerate's names of experiment trackers.
+    """
+
+    output_dir: str | Path = field(metadata=flag("the run's folder", type=str))
+    batch_size: int = field(
+        default=64,
+        metadata=flag("images a step, over all processes and micro-batches"),
+    )
+    max_steps: int | None = field(
+        default=None, metadata=flag("end (and schedule) after that many steps instead")
+    )
+    clip_norm: float | None = field(default=None, metadata=flag("largest global gradient norm"))
+    precision: Literal["no", "bf16", "fp16"] = field(
+        default="no", metadata=flag("of the arithmetic, float32 or mixed")
+    )
+    workers: int = field(default=2, metadata=flag("loader processes of each training process"))
+    accumulate: int = field(default=1, metadata=flag("micro-batches of a step"))
+    seed: int = field(
+        default=0, metadata=flag("of weights, data order, augmentation, masks and mixing")
+    )
+    device: str | None = field(
+        default=None, metadata=flag("keep off a GPU that is there", choices=["cpu"])
+    )
+    log_every: int = field(
+        default=20,
+        metadata=flag("steps between two lines of metrics.json, which are means over these steps"),
+    )
+    checkpoint_every: int = field(
+        default=500, metadata=flag("steps between two checkpoints; the last step writes one, too")
+    )
+    keep_checkpoints: int = field(default=2, metadata=flag("how many of the newest stay"))
+    trackers: tuple[str, ...] = ("tensorboard",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopOptions(TrainingOptions):
+    """How the loop trains.
+
+    Args:
+        max_steps: optimizer steps of the whole run, those before a resume included.
+        resume: continue from the newest complete checkpoint, where there is one.
         tracked_config: flat values that the trackers record as the run's configuration.
     """
 
@@ -39,53 +82,45 @@ class LoopOptions:
     max_steps: int
     batch_size: int
     workers: int = 0
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    log_every: int = 20
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 2
-    clip_norm: float | None = None
-    accumulate: int = 1
-    seed: int = 0
     resume: bool = False
-    device: str | None = None
-    trackers: tuple[str, ...] = ("tensorboard",)
-    tracked_config: dict[str, Any] = field(default_factory=dict)
+    tracked_config: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if problems := loop_problems(self):
+        if problems := training_problems(self):
             raise InputError("; ".join(problems))
 
 
-def loop_options(options: Any, steps: int, resume: bool) -> LoopOptions:
-    """The loop's part of a training's options, whose fields of the same names it takes.
+def loop_options(options: TrainingOptions, steps: int, resume: bool) -> LoopOptions:
+    """The loop's part of a training's options.
 
     Args:
-        options: a dataclass with all fields of :class:`LoopOptions` but ``resume`` and
-            ``tracked_config``.
         steps: optimizer steps of the whole run.
         resume: continue from the newest complete checkpoint, where there is one.
     """
-    own = {f.name for f in fields(LoopOptions)} - {"resume", "tracked_config"}
-    values = {name: getattr(options, name) for name in own}
+    values = {f.name: getattr(options, f.name) for f in fields(TrainingOptions)}
     values |= {"output_dir": Path(options.output_dir), "max_steps": steps}
     flat = {k: v for k, v in asdict(options).items() if isinstance(v, (int, float, str))}
     return LoopOptions(**values, resume=resume, tracked_config=flat)
 
 
-def loop_problems(options: Any, further_counts: Sequence[str] = ()) -> list[str]:
-    """What is wrong with options that have fields of :class:`LoopOptions`, in words.
+def training_problems(options: TrainingOptions, further_counts: Sequence[str] = ()) -> list[str]:
+    """What is wrong with a training's options, in words.
 
     Args:
-        options: of the loop, or of a training that passes them on.
         further_counts: other fields of it that must be at least 1 (or None).
     """
-    counts = ("max_steps", "batch_size", "log_every", "checkpoint_every", "accumulate")
-    values = {name: getattr(options, name) for name in (*counts, *further_counts)}
+    counts = (
+        "max_steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints",
+        "accumulate", *further_counts,
+    )  # fmt: skip
+    values = {name: getattr(options, name) for name in counts}
     problems = [
         f"{name} is {value}; it must be at least 1"
         for name, value in values.items()
         if value is not None and value < 1
     ]
+    if options.workers < 0:
+        problems.append(f"workers is {options.workers}; it must be at least 0")
     if options.precision not in ("no", "bf16", "fp16"):
         problems.append(f"precision is {options.precision!r}; allowed: no, bf16, fp16")
     if options.precision == "fp16" and (options.device == "cpu" or not torch.cuda.is_available()):

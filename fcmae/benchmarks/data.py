@@ -50,9 +50,9 @@ def data_case(
         samples = pretraining_samples(str(source), [case.image_size] * 2, case.mask_ratio)
         rate = images_per_second(SeededSamples(samples, seed=0), case.batch)
         options = PretrainOptions(
-            case.size,
-            str(source),
-            str(Path(folder) / "run"),
+            model=case.size,
+            data=str(source),
+            output_dir=str(Path(folder) / "run"),
             image_size=(case.image_size, case.image_size),
             batch_size=case.batch,
             max_steps=WARM_UP + steps,

@@ -4,85 +4,101 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any
 
+from backbones.convnext import SIZES
 from backbones.errors import InputError
 from backbones.kernels import Kernels
 from backbones.normalization import GRNOptions
 from fcmae.classification.recipes import RECIPES, Recipe
 from images.statistics import problems_of
-from training.options import loop_problems
+from training.options import TrainingOptions, flag, training_problems
+
+DATA = (
+    "a folder with a folder of images for each class (or train/ and val/ of these), .tar shards of "
+    "such folders, wds/ shards with .cls fields, or hfds/owner/name"
+)
+IMAGE_SIZE = "pixels, 224 or 160x96 (height x width); default: --init's own, or 224"
+MEASURE = "measure how far apart the channels of 16 images are, and warn of collapse; 0: never"
 
 
-@dataclass(frozen=True)
-class FinetuneOptions:
+@dataclass(frozen=True, kw_only=True)
+class FinetuneOptions(TrainingOptions):
     """Everything that a fine-tuning depends on; written to ``config.yaml``.
 
+    The fields' help says what they are; further:
+
     Args:
-        model: a key of ``backbones.convnext.SIZES``.
-        data: a source of labelled images, see :mod:`fcmae.classification.data`.
-        output_dir: the run's folder.
+        data: see :mod:`fcmae.classification.data`.
         val_data, split, val_split, val_fraction, split_seed: where validation images come from,
             see :func:`fcmae.classification.data.labelled_data`.
-        init: a checkpoint (path or ``timm:NAME``) to start from: an encoder or a classifier.
-        class_list: a file that selects rows of that classifier's head, see
-            :func:`fcmae.classification.head.choose_rows`.
-        recipe: a key of ``RECIPES``, or "auto" for the chain's step that classes and head imply.
+        class_list: see :func:`fcmae.classification.head.choose_rows`.
         overrides: fields of :class:`Recipe` that replace the recipe's.
         grn: the form of GRN, or what stands in its place (V2 only); None for that of ``init``.
         allow_other_grn: ``init`` may have been trained with another.
-        image_size: height and width in pixels; None for the classifier's own, or 224.
-        crop_pct: share of a resized image that evaluation sees; None for the authors' way.
-        mean, std: of values scaled to 0..1; None for the checkpoint's own, or ImageNet's.
-        kernels: Triton's on a GPU ("auto" takes them where they run) or PyTorch's own.
-        batch_size: images of one optimizer step, over all processes; even for mixup and cutmix.
-        max_steps: ends the run (and its schedule) after that many steps, whatever the epochs.
-        eval_every: steps between two evaluations; 0 for about ten over the run, but at most one an
-            epoch. The last step is always followed by one.
-        measure_features_every: epochs between two measures of the features' diversity, see
-            :mod:`fcmae.features.collapse`; 0 for never.
-        clip_norm: largest global gradient norm; none by default, as in the paper.
+        batch_size: even for mixup and cutmix.
+        max_steps: ends the run (and its schedule), whatever the recipe's epochs.
+        eval_every: the last step is always followed by an evaluation.
+        clip_norm: none by default, as in the paper.
 
     Raises:
         InputError: with everything that is wrong.
     """
 
-    model: str
-    data: str
-    output_dir: str
-    val_data: str | None = None
-    split: str = "train"
-    val_split: str = "validation"
-    val_fraction: float = 0.1
-    split_seed: int = 0
-    init: str | None = None
-    class_list: str | None = None
-    recipe: str = "auto"
+    model: str = field(metadata=flag(", ".join(SIZES), choices=list(SIZES), metavar="NAME"))
+    data: str = field(metadata=flag(DATA))
+    val_data: str | None = field(
+        default=None,
+        metadata=flag("validation images; without, val/ in --data or a part of --data"),
+    )
+    split: str = field(
+        default="train", metadata=flag("training images, of sources that have several splits")
+    )
+    val_split: str = field(default="validation", metadata=flag("validation images, likewise"))
+    val_fraction: float = field(
+        default=0.1, metadata=flag("the part of --data that validates, of each class")
+    )
+    split_seed: int = field(
+        default=0, metadata=flag("which images are in that part, whatever --seed")
+    )
+    init: str | None = field(
+        default=None,
+        metadata=flag("weights to start from: an encoder or classifier, a file or timm:NAME"),
+    )
+    class_list: str | None = field(
+        default=None,
+        metadata=flag("the rows (numbers or names) of --init's head, a line a class of --data"),
+    )
+    recipe: str = field(
+        default="auto",
+        metadata=flag("published values; auto: by classes and head", choices=["auto", *RECIPES]),
+    )
     overrides: Mapping[str, Any] = field(default_factory=dict)
     grn: GRNOptions | None = None
     allow_other_grn: bool = False
-    image_size: tuple[int, int] | None = None
-    crop_pct: float | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    kernels: Kernels = "auto"
-    batch_size: int = 64
-    max_steps: int | None = None
-    eval_every: int = 0
-    measure_features_every: float = 0
-    clip_norm: float | None = None
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    workers: int = 2
-    accumulate: int = 1
-    seed: int = 0
-    device: str | None = None
-    log_every: int = 20
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 2
-    trackers: tuple[str, ...] = ("tensorboard",)
+    image_size: tuple[int, int] | None = field(
+        default=None, metadata=flag(IMAGE_SIZE, type=str, nargs=None)
+    )
+    crop_pct: float | None = field(
+        default=None,
+        metadata=flag("share of a resized image that is evaluated; default: the authors'"),
+    )
+    mean: tuple[float, ...] | None = field(
+        default=None, metadata=flag("of each channel, of values scaled to 0..1", nargs=3)
+    )
+    std: tuple[float, ...] | None = field(
+        default=None,
+        metadata=flag("likewise; default of both: --init's own, or ImageNet's", nargs=3),
+    )
+    kernels: Kernels = field(default="auto", metadata=flag("auto: Triton on a GPU"))
+    eval_every: int = field(
+        default=0,
+        metadata=flag("steps between two evaluations; 0: ten over the run, at most one an epoch"),
+    )
+    measure_features_every: float = field(default=0, metadata=flag(MEASURE, metavar="EPOCHS"))
 
     def __post_init__(self) -> None:
-        problems = loop_problems(self)
+        problems = training_problems(self)
         if self.recipe not in ("auto", *RECIPES):
             problems.append(f"recipe is {self.recipe!r}; allowed: auto, {', '.join(RECIPES)}")
         known = [f.name for f in fields(Recipe)]

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from backbones.errors import InputError
+from backbones.kernels import functions_are_transformed, hand_written_gradients_run
 from backbones.kernels.fused import depthwise_convolution, gelu_grn
 from backbones.normalization import (
     GRN,
@@ -128,7 +129,7 @@ class Block(nn.Module):
             visible is None
             and isinstance(self.grn, GRN)
             and self.grn.options == GRNOptions()
-            and torch.is_grad_enabled()
+            and hand_written_gradients_run()
         ):
             x = gelu_grn(x, self.grn.gamma, self.grn.beta)
         else:
@@ -249,7 +250,9 @@ class ConvNeXt(nn.Module):
         Height and width that are no multiple of 32 lose the incomplete border at each stage, as
         in every ConvNeXt; detection pads to a multiple of 32 beforehand.
         """
-        x = x_nchw.contiguous(memory_format=torch.channels_last)
+        x = x_nchw
+        if not functions_are_transformed():  # vmap knows no memory format
+            x = x.contiguous(memory_format=torch.channels_last)
         features = {}
         for name, downsample, blocks in zip(
             STAGES, self.downsample_layers, self.stages, strict=True

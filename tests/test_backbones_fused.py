@@ -131,3 +131,103 @@ def test_tiles_with_margin_overlap_their_neighbours():
     tiles = tiles_of(x, side=4, margin=3)
     assert tiles.shape == (1, 1, 2, 10, 10, 1)
     assert torch.equal(tiles[0, 0, 1], x[0, :10, 4:14])
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    """With GRN's gamma and beta away from 0, so that nothing of it is hidden."""
+    torch.manual_seed(0)
+    encoder = build_convnext("convnextv2_atto")
+    for name, parameter in encoder.named_parameters():
+        if "grn" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return encoder
+
+
+class Features(torch.nn.Module):
+    """An encoder whose outputs are a tuple, as tracing wants them."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images):
+        return tuple(self.encoder.forward_features(images).values())
+
+
+def test_a_trace_with_gradients_on_saves_and_equals_eager_at_other_sizes(encoder, tmp_path):
+    model = Features(encoder).eval()
+    torch.jit.trace(model, torch.randn(1, 3, 64, 64)).save(tmp_path / "trace.pt")
+    traced = torch.jit.load(tmp_path / "trace.pt")
+    with torch.no_grad():
+        for size in ((64, 64), (96, 64), (128, 160)):
+            images = torch.randn(2, 3, *size)
+            for found, expected in zip(traced(images), model(images), strict=True):
+                assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_exported_programs_and_compiled_models_hold_no_hand_written_gradient(encoder, gradients):
+    """``fullgraph`` refuses every graph break."""
+    model, images = Features(encoder).eval(), torch.randn(1, 3, 64, 64)
+    with torch.set_grad_enabled(gradients):
+        expected = model(images)
+        exported = torch.export.export(model, (images,)).module()
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        for found in (exported(images), compiled(images)):
+            for a, b in zip(found, expected, strict=True):
+                assert torch.allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_fvcore_counts_the_same_with_and_without_gradients(encoder):
+    """Against a count by hand: the multiply-adds of every convolution and linear layer."""
+    from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
+
+    counts = []
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients):
+            arguments = (Features(encoder).eval(), torch.zeros(1, 3, 64, 64))
+            flops = FlopCountAnalysis(*arguments).unsupported_ops_warnings(False)
+            counts.append((flops.total(), ActivationCountAnalysis(*arguments).total()))
+    assert counts[0] == counts[1]
+    products = 0
+    for module_name, module in encoder.named_modules():
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
+            stride = 4 * 2 ** int(module_name.split(".")[1])
+            products += module.weight.numel() * (64 // stride) ** 2
+    assert flops.by_operator()["conv"] + flops.by_operator()["linear"] == products
+
+
+def test_torch_func_and_forward_mode_differentiate_the_encoder(encoder):
+    from torch.autograd import forward_ad
+    from torch.func import functional_call, grad, jvp, vmap
+
+    model, images = Features(encoder).eval(), torch.randn(2, 3, 32, 32)
+    parameters = dict(model.named_parameters())
+
+    def loss(parameters, images):
+        return functional_call(model, parameters, (images,))[3].square().mean()
+
+    expected = torch.autograd.grad(loss(parameters, images), list(parameters.values()))
+    found = grad(loss)(parameters, images)
+    for name, value in zip(parameters, expected, strict=True):
+        assert torch.allclose(found[name], value, rtol=1e-3, atol=1e-7), name
+    each = vmap(grad(loss), in_dims=(None, 0))(parameters, images.unsqueeze(1))
+    stem = "encoder.downsample_layers.0.0.weight"
+    assert torch.allclose(each[stem].mean(0), found[stem], rtol=1e-3, atol=1e-7)
+    tangent = jvp(lambda x: model(x)[3], (images,), (images,))[1]
+    with forward_ad.dual_level():
+        dual = model(forward_ad.make_dual(images, images))[3]
+        assert torch.allclose(forward_ad.unpack_dual(dual).tangent, tangent, atol=1e-5)
+
+
+def test_hand_written_gradients_come_back_for_training_after_a_trace(encoder):
+    torch.jit.trace(Features(encoder).eval(), torch.zeros(1, 3, 32, 32))
+    graph, pending = set(), [encoder.forward_features(torch.zeros(1, 3, 32, 32))["stage4"].grad_fn]
+    while pending:
+        node = pending.pop()
+        if node is not None and node not in graph:
+            graph.add(node)
+            pending += [following for following, _ in node.next_functions]
+    names = {type(node).__name__ for node in graph}
+    assert {"_GeluGrnBackward", "_DepthwiseConvolutionBackward"} <= names

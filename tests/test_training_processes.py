@@ -15,8 +15,10 @@ from safetensors.torch import load_file
 from test_training_loop import small_model, small_training
 from timm.utils import ModelEmaV3
 
+from backbones.errors import InputError
 from fcmae.pretrain import PretrainOptions, pretrain
 from training.checkpoints import list_checkpoints
+from training.processes import check_joined
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 20
@@ -59,7 +61,7 @@ def trainings(data: Path, folder: Path) -> None:
             clip_norm=1.0,
             accumulate=accumulate,
             workers=0,
-            device="cpu",
+            device="cpu" if torch.cuda.is_available() else None,  # None: the best there is
             log_every=5,
             trackers=(),
         )
@@ -143,3 +145,11 @@ def test_fsdp_trains_the_weights_of_one_process_and_resumes(image_folder, tmp_pa
     refused = run_tool("pretrain_fcmae", *arguments(sharded), "--resume")
     assert refused.code == 1
     assert "a run with FSDP that goes on without" in refused.err
+
+
+def test_processes_that_did_not_join_are_refused_before_they_write(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"WORLD_SIZE is 2, but 1 process"):
+        check_joined(1)
+    monkeypatch.delenv("WORLD_SIZE")
+    check_joined(1)

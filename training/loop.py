@@ -54,6 +54,7 @@ from training.options import LoopOptions
 from training.processes import (
     TerminatedError,
     all_finite,
+    check_joined,
     gather_weights,
     in_any_process,
     mean_over_processes,
@@ -78,15 +79,20 @@ class NonFiniteLossError(InputError):
 def _make_accelerator(options: LoopOptions) -> Accelerator:
     # accelerate keeps the first Accelerator's settings for the whole process; a second training
     # in the same process (tests, notebooks) may have others.
-    AcceleratorState._reset_state(reset_partial_state=options.device == "cpu")
-    return Accelerator(
+    # Without a GPU, too, accelerate must be told "cpu": else it leaves torchrun's processes alone
+    # with each other's files.
+    on_cpu = options.device == "cpu" or not torch.accelerator.is_available()
+    AcceleratorState._reset_state(reset_partial_state=on_cpu)
+    accelerator = Accelerator(
         mixed_precision=options.precision,
-        cpu=options.device == "cpu",
+        cpu=on_cpu,
         log_with=list(options.trackers) or None,
         project_config=ProjectConfiguration(
             str(options.output_dir), logging_dir=str(options.output_dir / "tensorboard")
         ),
     )
+    check_joined(accelerator.num_processes)
+    return accelerator
 
 
 def train(

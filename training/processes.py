@@ -63,6 +63,20 @@ def _gloo_averages() -> bool:
     return mean.item() == 1
 
 
+def check_joined(joined: int) -> None:
+    """Refuse to go on with fewer processes than were started: each would write the same files.
+
+    Raises:
+        InputError: if ``WORLD_SIZE``, which torchrun and accelerate set, is another number.
+    """
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started != joined:
+        raise InputError(
+            f"WORLD_SIZE is {started}, but {joined} process(es) train together: start them by "
+            "torchrun, accelerate launch or --num-gpus, or unset WORLD_SIZE"
+        )
+
+
 @torch.no_grad()
 def gather_weights(sharded: nn.Module, whole: nn.Module) -> None:
     """Copy sharded weights into a module that is whole, in every process (all must call this)."""

@@ -18,6 +18,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from backbones.errors import InputError
 
@@ -45,6 +46,27 @@ def use_kernels(choice: Kernels) -> Iterator[None]:
         yield
     finally:
         _chosen = before
+
+
+def hand_written_gradients_run() -> bool:
+    """Whether a hand-written gradient can be of use: autograd records, and nobody reads the graph.
+
+    Tracing (``torch.jit.trace``, fvcore's counters), ``torch.export``, ``torch.compile``,
+    ``torch.func`` and forward-mode differentiation see stock operators alone: they have gradients
+    of their own for these, and a custom function is opaque to all of them.
+    """
+    return (
+        torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()  # export, too
+        and not torch.jit.is_tracing()
+        and not functions_are_transformed()
+        and forward_ad._current_level < 0
+    )
+
+
+def functions_are_transformed() -> bool:
+    """Whether ``torch.func`` (``vmap``, ``grad``, ``jvp``, ...) is at work."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def triton_runs(x: Tensor) -> bool:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from backbones.kernels import triton_runs
+from backbones.kernels import hand_written_gradients_run, triton_runs
 from backbones.normalization import GRN_EPS
 
 KERNEL, MARGIN = 7, 3
@@ -114,7 +114,12 @@ class _DepthwiseConvolution(Function):
 
 def depthwise_convolution(conv: nn.Conv2d, x_nchw: Tensor) -> Tensor:
     """``conv(x_nchw)`` for a 7x7 depthwise convolution, with the faster gradient on a CPU."""
-    if not (x_nchw.device.type == "cpu" and torch.is_grad_enabled() and conv.weight.requires_grad):
+    if not (
+        hand_written_gradients_run()
+        and x_nchw.device.type == "cpu"
+        and conv.weight.requires_grad
+        and conv.dilation == (1, 1)
+    ):
         return conv(x_nchw)
     assert conv.bias is not None
     return _DepthwiseConvolution.apply(*autocast_inputs(x_nchw, conv.weight, conv.bias))

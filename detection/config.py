@@ -1,15 +1,12 @@
 """Detection configs: YAML files with ``_BASE_``, read and checked without detectron2.
 
-A config is an fvcore ``CfgNode`` with the keys of :mod:`detection.schema`. A file is a delta to
-its ``_BASE_`` (relative to the file; one or a list, later ones win) and to the defaults;
-``KEY VALUE`` overrides come last. Every problem is reported at once, with the file that it is in.
+A config is an fvcore ``CfgNode`` with the keys of :mod:`detection.schema`; files are read as
+:mod:`training.config_files` says.
 """
 
 from __future__ import annotations
 
-import ast
 import copy
-import difflib
 import logging
 from collections.abc import Iterator, Sequence
 from functools import reduce
@@ -18,21 +15,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import yaml
-from fvcore.common.config import BASE_KEY, CfgNode
+from fvcore.common.config import CfgNode
 
 from backbones.convnext import SIZES, STAGES
 from backbones.errors import InputError
 from backbones.normalization import GRNOptions
 from detection.schema import CHANNELS, LEVELS, SCHEMA, TORCHVISION_ONLY
+from training.config_files import add_defaults, get, read_config
 
 if TYPE_CHECKING:
     from detection.dataset import CocoDataset
 
 logger = logging.getLogger(__name__)
-
-OVERRIDES = "command line"
-DEFAULTS = "defaults"
 
 
 def default_config() -> CfgNode:
@@ -48,17 +42,7 @@ def add_convnext_config(cfg: CfgNode) -> None:
     This is the hook for detectron2 users: after it, their ``get_cfg()`` merges the files of
     ``det_configs``. Keys that are there keep their values.
     """
-    for name, key in SCHEMA.items():
-        *sections, leaf = name.split(".")
-        node = cfg
-        for section in sections:
-            node = node.setdefault(section, type(cfg)())
-        node.setdefault(leaf, copy.deepcopy(key.default))
-
-
-def get(config: CfgNode, name: str) -> Any:
-    """The value of a dotted key."""
-    return reduce(getitem, name.split("."), config)
+    add_defaults(cfg, SCHEMA)
 
 
 def flat_values(config: CfgNode) -> dict[str, int | float | str]:
@@ -79,30 +63,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
             and values that contradict each other or the engine.
         FileNotFoundError: if the file or one of its bases is missing.
     """
-    problems: list[str] = []
-    layers = list(_read_layers(Path(path), problems, ()))
-    layers.append((OVERRIDES, _overrides(overrides, problems)))
-    config = default_config()
-    origin: dict[str, str] = {}
-    faulty: set[str] = set()
-    for source, values in layers:
-        for name, value in values.items():
-            origin[name] = source
-            faulty.discard(name)
-            if problem := _set(config, name, value):
-                faulty.add(name)
-                problems.append(f"{source}: {problem}")
-    for names, problem in _contradictions(config):
-        if not faulty.intersection(names):
-            sources = dict.fromkeys(origin.get(name, DEFAULTS) for name in names)
-            problems.append(f"{', '.join(sources)}: {problem}")
-    if problems:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise InputError("\n  ".join([f"{count} in the config {path}:", *problems]))
+    config = read_config(path, overrides, SCHEMA, _contradictions)
     late = [step for step in config.SOLVER.STEPS if step >= config.SOLVER.MAX_ITER]
     if late:
         logger.warning("SOLVER.STEPS %s lie behind MAX_ITER %d", late, config.SOLVER.MAX_ITER)
-    config.freeze()
     return config
 
 
@@ -175,107 +139,6 @@ def resolve_num_classes(config: CfgNode, dataset: CocoDataset) -> int:
             f"categories; set it to {counted}, or to 0 to take the annotations' number"
         )
     return counted
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice, of which PyYAML would silently drop the first."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _read_layers(
-    path: Path, problems: list[str], readers: tuple[Path, ...]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (file, dotted key -> value) for a file's bases and then the file itself."""
-    path = path.expanduser()
-    chain = (*readers, path.resolve())
-    if path.resolve() in readers:
-        raise InputError(f"{BASE_KEY} goes in a circle: {' -> '.join(map(str, chain))}")
-    if not path.is_file():
-        reader = f", which is the {BASE_KEY} of {readers[-1]}" if readers else ""
-        raise FileNotFoundError(f"there is no config file {path}{reader}")
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader) or {}
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
-        line = f", line {mark.line + 1}" if mark else ""
-        problems.append(f"{path}{line}: not readable as YAML: {problem}")
-        return
-    if not isinstance(tree, dict):
-        problems.append(f"{path}: a config is a mapping of keys to values, not {tree!r:.80}")
-        return
-    bases = tree.pop(BASE_KEY, [])
-    for base in [bases] if isinstance(bases, str) else bases:
-        yield from _read_layers(path.parent / Path(base).expanduser(), problems, chain)
-    yield str(path), dict(_flatten(tree))
-
-
-def _flatten(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and name not in SCHEMA:
-            yield from _flatten(value, f"{name}.")
-        else:
-            yield name, value
-
-
-def _overrides(items: Sequence[str], problems: list[str]) -> dict[str, Any]:
-    if len(items) % 2:
-        problems.append(
-            f"{OVERRIDES}: overrides are KEY VALUE pairs, but {items[-1]!r} has no value"
-        )
-    values: dict[str, Any] = dict(zip(items[::2], items[1::2], strict=False))
-    for name, value in values.items():
-        # A data set's name is one string on the command line; detectron2 would want ('NAME',).
-        if name.startswith("DATASETS.") and value and value[0] not in "[(":
-            values[name] = (value,)
-    return values
-
-
-def _set(config: CfgNode, name: str, value: Any) -> str | None:
-    """Set one key; returns what is wrong with it, if anything."""
-    if name not in SCHEMA:
-        if any(known.startswith(f"{name}.") for known in SCHEMA):
-            return f"{name} is a section, it cannot be {value!r}"
-        close = difflib.get_close_matches(name, SCHEMA, n=1, cutoff=0.5)
-        return f"unknown key {name}" + (f"; the closest known key is {close[0]}" if close else "")
-    key = SCHEMA[name]
-    value = _coerce(value, key.default)
-    if type(value) is not type(key.default) or not key.is_valid(value):
-        return f"{name} is {value!r}; it must be {key.allowed}"
-    *sections, leaf = name.split(".")
-    reduce(getitem, sections, config)[leaf] = value
-    return None
-
-
-def _coerce(value: Any, default: Any) -> Any:
-    """Bring a value to the default's type where that loses nothing.
-
-    As in detectron2, a string is read as a Python literal where no string is wanted (YAML gives
-    ``1e-4`` as a string), and lists and tuples stand for each other. An integer may stand for a
-    float.
-    """
-    if isinstance(value, str) and not isinstance(default, str):
-        try:
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            return value
-    if isinstance(default, (list, tuple)) and isinstance(value, (list, tuple)):
-        row = default[0] if default else None
-        is_nested = isinstance(row, (list, tuple))
-        return type(default)(_coerce(item, row) if is_nested else item for item in value)
-    if isinstance(default, float) and type(value) is int:
-        return float(value)
-    return value
 
 
 def _contradictions(config: CfgNode) -> Iterator[tuple[tuple[str, ...], str]]:

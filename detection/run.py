@@ -10,7 +10,6 @@ import logging
 import os
 import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from detection.report import write_report
 from detection.run_record import collect_facts, log_header, write_facts
 from training.checkpoints import list_checkpoints
 from training.cli import is_main_process, log_to
+from training.config_files import flatten
 from training.environment import peak_memory_mb
 from training.trackers import tracker_problems
 
@@ -151,7 +151,7 @@ def config_changes(earlier: Path, config: CfgNode) -> list[tuple[str, str]]:
     A seed of -1 and a class number of 0 stand for whatever the earlier run found.
     """
     old, new = (
-        dict(_flatten(yaml.safe_load(text))) for text in (earlier.read_text(), config.dump())
+        dict(flatten(yaml.safe_load(text))) for text in (earlier.read_text(), config.dump())
     )
     for name, unset in (("SEED", -1), ("MODEL.ROI_HEADS.NUM_CLASSES", 0)):
         if new[name] == unset:
@@ -161,14 +161,6 @@ def config_changes(earlier: Path, config: CfgNode) -> list[tuple[str, str]]:
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name) and name != "OUTPUT_DIR"
     ]
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def load_datasets(

@@ -12,8 +12,6 @@ import det_configs
 from backbones.convnext import SIZES
 from detection.benchmarks.complexity import build_on_meta, complexity
 from detection.config import (
-    DEFAULTS,
-    OVERRIDES,
     add_convnext_config,
     default_config,
     get,
@@ -24,6 +22,7 @@ from detection.config import (
 from detection.data.records import Records
 from detection.dataset import CocoDataset
 from detection.schema import SCHEMA, TORCHVISION_ONLY
+from training.config_files import DEFAULTS, OVERRIDES
 
 ROOT = Path(det_configs.__file__).parent
 SHIPPED = sorted(path for folder in ("quick", "coco") for path in (ROOT / folder).glob("*.yaml"))

@@ -282,7 +282,7 @@ def test_a_grid_builds_on_others_key_by_key(tmp_path):
     assert [row.name for row in load_grid(own).rows] == ["only"]  # rows are one's own whole
     (tmp_path / "scale.yaml").write_text("_BASE_: own.yaml\n")
     own.write_text("_BASE_: scale.yaml\n")
-    with pytest.raises(ValueError, match=r"builds on itself: .*own\.yaml -> .*scale\.yaml"):
+    with pytest.raises(ValueError, match=r"_BASE_ goes in a circle: .*own\.yaml -> .*scale\.yaml"):
         load_grid(own)
     own.write_text("_BASE_: none.yaml\n")
     with pytest.raises(FileNotFoundError, match=r"none\.yaml"):

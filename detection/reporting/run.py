@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from backbones.errors import InputError
+from training.config_files import flatten
 
 METRICS_SUMMARY = Path("inference") / "metrics_summary.json"
 RESULTS = Path("inference") / "coco_instances_results.json"
@@ -201,14 +202,4 @@ def _read_config(text: str, path: Path, problems: list[str]) -> dict[str, Any]:
     except yaml.YAMLError:
         problems.append(f"{path.name} is not plain YAML: its keys are not compared")
         return {}
-    return dict(_flatten(content)) if isinstance(content, dict) else {}
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    leaves: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            leaves += _flatten(value, f"{prefix}{key}.")
-        else:
-            leaves.append((f"{prefix}{key}", value))
-    return leaves
+    return dict(flatten(content)) if isinstance(content, dict) else {}

@@ -44,8 +44,8 @@ from backbones.normalization import GRNOptions
 from fcmae.classification.options import FinetuneOptions
 from fcmae.classification.recipes import Recipe
 from fcmae.pretrain_options import PretrainOptions
+from training.config_files import read_layers
 
-BASE = "_BASE_"  # as in the detection configs
 STAGES = ("pretrain", "classify", "detect")
 METRICS = ("top-1", "top-1 (averaged)", "box AP", "mask AP", "pretraining hours")
 GRID_KEYS = ("title", "source", "baseline", "seeds", "launcher", "rows", *STAGES)
@@ -123,26 +123,15 @@ def load_grid(path: str | Path, settings: Sequence[str] = ()) -> Grid:
     )
 
 
-def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A grid's tree, over those that it builds on.
-
-    Args:
-        readers: the grids that build on this one.
-    """
-    if path in readers:
-        chain = " -> ".join(map(str, (*readers, path)))
-        raise InputError(f"the grid builds on itself: {chain}")
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is no YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise InputError(f"{path} is no grid: it is no mapping of keys")
-    bases = tree.pop(BASE, [])
-    whole: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        whole = _over(whole, _read((path.parent / base).resolve(), (*readers, path)))
-    return _over(whole, tree)
+def _read(path: Path) -> dict[str, Any]:
+    """A grid's tree, over those that it builds on."""
+    problems: list[str] = []
+    tree: dict[str, Any] = {}
+    for _, layer in read_layers(path, problems):
+        tree = _over(tree, layer)
+    if problems:
+        raise InputError("\n  ".join([f"the grid {path} cannot be read:", *problems]))
+    return tree
 
 
 def _over(base: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,197 @@
+"""Config files: YAML with ``_BASE_``, read and checked against a table of keys, all faults at once.
+
+A file is a delta to its ``_BASE_`` (relative to the file; one or a list, later ones win) and to the
+defaults; ``KEY VALUE`` overrides come last. Grids of runs have the same ``_BASE_``.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import difflib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import reduce
+from operator import getitem
+from pathlib import Path
+from typing import Any
+
+import yaml
+from fvcore.common.config import BASE_KEY, CfgNode
+
+from backbones.errors import InputError
+from training.config_keys import Key
+
+OVERRIDES = "command line"
+DEFAULTS = "defaults"
+
+Keys = Mapping[str, Key]
+# of a config: the keys that contradict each other, and what is wrong
+Contradictions = Callable[[CfgNode], Iterator[tuple[tuple[str, ...], str]]]
+
+
+def get(config: CfgNode, name: str) -> Any:
+    """The value of a dotted key."""
+    return reduce(getitem, name.split("."), config)
+
+
+def add_defaults(config: CfgNode, keys: Keys) -> None:
+    """Add every key that ``config`` lacks, with its default."""
+    for name, key in keys.items():
+        *sections, leaf = name.split(".")
+        node = config
+        for section in sections:
+            node = node.setdefault(section, type(config)())
+        node.setdefault(leaf, copy.deepcopy(key.default))
+
+
+def read_config(
+    path: str | Path, overrides: Sequence[str], keys: Keys, contradictions: Contradictions
+) -> CfgNode:
+    """A file with its bases and overrides, checked as a whole, frozen.
+
+    Args:
+        overrides: ``KEY VALUE KEY VALUE ...``.
+        keys: dotted name -> what it may be.
+        contradictions: finds valid values that do not go together.
+
+    Raises:
+        InputError: listing all problems, each with its file.
+        FileNotFoundError: if the file or one of its bases is missing.
+    """
+    problems: list[str] = []
+    layers = [(name, dict(flatten(tree, keys))) for name, tree in read_layers(Path(path), problems)]
+    layers.append((OVERRIDES, _overrides(overrides, problems)))
+    config = CfgNode()
+    add_defaults(config, keys)
+    origin: dict[str, str] = {}
+    faulty: set[str] = set()
+    for source, values in layers:
+        for name, value in values.items():
+            origin[name] = source
+            faulty.discard(name)
+            if problem := _set(config, name, value, keys):
+                faulty.add(name)
+                problems.append(f"{source}: {problem}")
+    for names, problem in contradictions(config):
+        if not faulty.intersection(names):
+            sources = dict.fromkeys(origin.get(name, DEFAULTS) for name in names)
+            problems.append(f"{', '.join(sources)}: {problem}")
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise InputError("\n  ".join([f"{count} in the config {path}:", *problems]))
+    config.freeze()
+    return config
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice, of which PyYAML would silently drop the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_layers(
+    path: Path, problems: list[str], readers: tuple[Path, ...] = ()
+) -> Iterator[tuple[str, dict[Any, Any]]]:
+    """Yield (file, its tree without ``_BASE_``) for a file's bases and then the file itself.
+
+    Args:
+        path: a YAML file.
+        problems: gets a line for each file that is no mapping in YAML, which is passed over.
+        readers: the files that name this one as their base.
+
+    Raises:
+        InputError: for bases that go in a circle.
+        FileNotFoundError: if the file or one of its bases is missing.
+    """
+    path = path.expanduser()
+    chain = (*readers, path.resolve())
+    if path.resolve() in readers:
+        raise InputError(f"{BASE_KEY} goes in a circle: {' -> '.join(map(str, chain))}")
+    if not path.is_file():
+        reader = f", which is the {BASE_KEY} of {readers[-1]}" if readers else ""
+        raise FileNotFoundError(f"there is no config file {path}{reader}")
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader) or {}
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
+        line = f", line {mark.line + 1}" if mark else ""
+        problems.append(f"{path}{line}: not readable as YAML: {problem}")
+        return
+    if not isinstance(tree, dict):
+        problems.append(f"{path}: a config is a mapping of keys to values, not {tree!r:.80}")
+        return
+    bases = tree.pop(BASE_KEY, [])
+    for base in [bases] if isinstance(bases, str) else bases:
+        yield from read_layers(path.parent / Path(base).expanduser(), problems, chain)
+    yield str(path), tree
+
+
+def flatten(
+    tree: Mapping[Any, Any], keys: Collection[str] = (), prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, value) of a tree; those in ``keys`` are values, mappings or not."""
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and name not in keys:
+            yield from flatten(value, keys, f"{name}.")
+        else:
+            yield name, value
+
+
+def _overrides(items: Sequence[str], problems: list[str]) -> dict[str, Any]:
+    if len(items) % 2:
+        problems.append(
+            f"{OVERRIDES}: overrides are KEY VALUE pairs, but {items[-1]!r} has no value"
+        )
+    values: dict[str, Any] = dict(zip(items[::2], items[1::2], strict=False))
+    for name, value in values.items():
+        # A data set's name is one string on the command line; detectron2 would want ('NAME',).
+        if name.startswith("DATASETS.") and value and value[0] not in "[(":
+            values[name] = (value,)
+    return values
+
+
+def _set(config: CfgNode, name: str, value: Any, keys: Keys) -> str | None:
+    """Set one key; returns what is wrong with it, if anything."""
+    if name not in keys:
+        if any(known.startswith(f"{name}.") for known in keys):
+            return f"{name} is a section, it cannot be {value!r}"
+        close = difflib.get_close_matches(name, keys, n=1, cutoff=0.5)
+        return f"unknown key {name}" + (f"; the closest known key is {close[0]}" if close else "")
+    key = keys[name]
+    value = _coerce(value, key.default)
+    if type(value) is not type(key.default) or not key.is_valid(value):
+        return f"{name} is {value!r}; it must be {key.allowed}"
+    *sections, leaf = name.split(".")
+    reduce(getitem, sections, config)[leaf] = value
+    return None
+
+
+def _coerce(value: Any, default: Any) -> Any:
+    """Bring a value to the default's type where that loses nothing.
+
+    As in detectron2, a string is read as a Python literal where no string is wanted (YAML gives
+    ``1e-4`` as a string), and lists and tuples stand for each other. An integer may stand for a
+    float.
+    """
+    if isinstance(value, str) and not isinstance(default, str):
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            return value
+    if isinstance(default, (list, tuple)) and isinstance(value, (list, tuple)):
+        row = default[0] if default else None
+        is_nested = isinstance(row, (list, tuple))
+        return type(default)(_coerce(item, row) if is_nested else item for item in value)
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    return value

@@ -1,0 +1,87 @@
+"""What a key of a config may be: its default, its allowed values in words, and the test of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key: its default, its allowed values in words, and the test of a value.
+
+    ``is_valid`` only sees values of the default's type.
+    """
+
+    default: Any
+    allowed: str
+    is_valid: Callable[[Any], bool]
+
+
+def text(default: str = "") -> Key:
+    return Key(default, "a string", lambda value: True)
+
+
+def flag(default: bool) -> Key:
+    return Key(default, "True or False", lambda value: True)
+
+
+def one_of(*values: Any) -> Key:
+    """The first value is the default."""
+    allowed = " or ".join(repr(value) for value in values)
+    if len(values) == 1:
+        allowed += " (nothing else yet)"
+    return Key(values[0], allowed, values.__contains__)
+
+
+def number(default: float, low: float, high: float = float("inf"), above: bool = False) -> Key:
+    """From ``low`` (excluded if ``above``) to ``high``; an integer if the default is one."""
+    kind = "an integer" if isinstance(default, int) else "a number"
+    allowed = f"{kind} {'above' if above else 'of at least'} {low:g}"
+    if high < float("inf"):
+        allowed += f" and at most {high:g}"
+    return Key(
+        default, allowed, lambda value: low <= value <= high and not (above and value == low)
+    )
+
+
+def numbers(default: Sequence[float], low: float, count: int | None = None, what: str = "") -> Key:
+    """A list of numbers of at least ``low``: integers if the defaults are integers."""
+    types = (int,) if all(isinstance(item, int) for item in default) else (int, float)
+    kind = "integers" if types == (int,) else "numbers"
+    return Key(
+        default,
+        what or f"a list of {count or 'one or more'} {kind} of at least {low:g}",
+        lambda value: (
+            len(value) == (count or max(len(value), 1))
+            and all(type(item) in types and item >= low for item in value)
+        ),
+    )
+
+
+def names_of(default: Sequence[str], allowed: Sequence[str], empty: bool = False) -> Key:
+    """A list of different names out of ``allowed``, in that order."""
+    return Key(
+        default,
+        f"a list of {'none or more' if empty else 'one or more'} of {', '.join(allowed)}, in order",
+        lambda value: (
+            (empty or len(value) > 0) and list(value) == [name for name in allowed if name in value]
+        ),
+    )
+
+
+def is_nested(value: Sequence[Any]) -> bool:
+    """Whether this is one or more lists of one or more positive numbers."""
+    return len(value) > 0 and all(
+        isinstance(row, (list, tuple))
+        and len(row) > 0
+        and all(type(item) in (int, float) and item > 0 for item in row)
+        for row in value
+    )
+
+
+def nested(default: list[list[float]]) -> Key:
+    return Key(
+        default, "a list of lists of positive numbers, one for all levels or one a level", is_nested
+    )

@@ -55,7 +55,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
     """Read a config file with its bases and overrides, checked as a whole, frozen.
 
     Args:
-        path: a YAML file.
+        path: a YAML file, or the name of one in ``det_configs``, from any folder.
         overrides: ``KEY VALUE KEY VALUE ...`` as on detectron2's command line.
 
     Raises:

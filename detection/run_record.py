@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
-import sys
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from detection.dataset import CocoDataset
 from detection.engines.torchvision.model import build_mask_rcnn
 from detection.engines.weights import background_rows
 from detection.schema import TORCHVISION_ONLY
+from training.commands import own_command
 from training.environment import device_name, git_commit, versions
 
 logger = logging.getLogger(__name__)
@@ -43,7 +42,7 @@ def collect_facts(
         "engine": config.ENGINE,
         "versions": versions(),
         "git_commit": git_commit(),
-        "command": shlex.join(sys.argv),
+        "command": own_command(),
         "config_file": config_file,
         "device": device_name(resolve_device(config)),
         "seed": config.SEED,

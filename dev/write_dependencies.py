@@ -45,6 +45,8 @@ PURPOSES = {
     "datasets": "`--data hfds/...`; imported by timm too",
     "pytest": "tests",
     "pytest-timeout": "an end to tests that hang",
+    "pytest-xdist": "tests side by side",
+    "setuptools": "the wheel that the tests install",
     "hypothesis": "tests of properties",
     "mkdocs-material": "this documentation",
     "ruff": "linter and formatter",

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import shlex
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +31,7 @@ from images.readers import fingerprint
 from images.statistics import Statistics, choose_statistics
 from training.checkpoints import refuse_existing_run
 from training.cli import is_main_process
+from training.commands import own_command
 from training.data import evenly_spread, seed_generators
 from training.environment import git_commit, versions
 from training.loop import train
@@ -125,7 +124,7 @@ def pretrain(options: PretrainOptions, resume: bool = False) -> Path:
         "warmup_steps": warmup,
         "learning_rate": lr,
         "statistics": as_yaml(statistics),
-        "command": shlex.join(sys.argv),
+        "command": own_command(),
     }
     write_config(options, {**derived, **origin, "versions": versions()})
     bad_images = BadImages(output_dir, samples.reader)

@@ -15,6 +15,7 @@ from pathlib import Path
 from fcmae.grids.grid import load_grid
 from fcmae.grids.run import run_grid
 from training.cli import ToolParser, log_to, run_tool
+from training.commands import TOOLS
 
 EXAMPLES = """\
 examples:
@@ -53,8 +54,7 @@ def main() -> None:
     arguments = parse()
     grid = load_grid(arguments.grid, arguments.set)
     log_to(arguments.output_dir)
-    tools = Path(__file__).resolve().parent
-    table = run_grid(grid, arguments.output_dir, tools, arguments.rows, arguments.jobs)
+    table = run_grid(grid, arguments.output_dir, TOOLS, arguments.rows, arguments.jobs)
     print(table.read_text())
     print(f"wrote {table}")
 

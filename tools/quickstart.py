@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -17,10 +16,10 @@ from backbones.errors import InputError
 from detection.data.scenes import write_scenes
 from detection.report import write_report
 from training.cli import ToolParser, run_tool
+from training.commands import child_command, shown_command
 from training.jobs import Job, run_jobs
 
-ROOT = Path(__file__).resolve().parent.parent
-CONFIG = "det_configs/quick/mask_rcnn_convnextv2_atto_{}_quick.yaml"
+CONFIG = "quick/mask_rcnn_convnextv2_atto_{}_quick.yaml"
 PRETRAINING_STEPS = 300
 NOTE = (
     "One seed, {train} labelled scenes and {minutes:.0f} minutes of pretraining: this page shows "
@@ -40,7 +39,7 @@ examples:
 def jobs_for(arguments: argparse.Namespace, out: Path) -> tuple[Job, list[Job]]:
     """The pretraining, and the two fine-tunings on the same data with the same seed."""
     data, seed = out / "data", arguments.seed
-    pretrain = [sys.executable, "tools/pretrain_fcmae.py", "--model", "convnextv2_atto"]
+    pretrain = [*child_command("pretrain"), "--model", "convnextv2_atto"]
     pretrain += ["--data", f"{data}/unlabelled", "--output-dir", f"{out}/pretraining"]
     pretrain += ["--image-size", "128", "--batch-size", "32", "--base-lr", "8e-3"]
     pretrain += ["--clip-norm", "3", "--workers", "0", "--log-every", "10", "--seed", str(seed)]
@@ -50,7 +49,7 @@ def jobs_for(arguments: argparse.Namespace, out: Path) -> tuple[Job, list[Job]]:
     )
     arms = []
     for arm in ("scratch", "fcmae"):
-        command = [sys.executable, "tools/train_net.py", "--config-file", CONFIG.format(arm)]
+        command = [*child_command("train"), "--config-file", CONFIG.format(arm)]
         for split, key in (("train", "DATASETS.TRAIN"), ("val", "DATASETS.TEST")):
             command += [key, f"json:{data}/annotations/{split}.json:{data}/images"]
         if arm == "fcmae":
@@ -84,12 +83,12 @@ def main() -> None:
     print("drawing scenes ...", file=sys.stderr)
     write_scenes(out / "data", arguments.train, arguments.val, arguments.unlabelled, arguments.seed)
     pretraining, arms = jobs_for(arguments, out)
-    commands = [shlex.join(["python", *job.command[1:]]) for job in (pretraining, *arms)]
+    commands = [shown_command(job.command) for job in (pretraining, *arms)]
     (out / "commands.txt").write_text("\n\n".join(commands) + "\n")
     began = time.perf_counter()
-    run_jobs([pretraining], ROOT)
+    run_jobs([pretraining], Path.cwd())
     minutes = (time.perf_counter() - began) / 60
-    run_jobs(arms, ROOT)
+    run_jobs(arms, Path.cwd())
     write_report(
         [arm.run for arm in arms],
         out / "report.html",

@@ -18,6 +18,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 from tqdm import tqdm
 
 from backbones.errors import InputError
+from training.commands import as_called, is_console, own_program
 
 # Problems of the user's input or machine; anything else is this project's own mistake.
 USER_ERRORS = (InputError, OSError)
@@ -37,6 +38,10 @@ class ToolParser(argparse.ArgumentParser):
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
+        for key in ("description", "epilog"):
+            options[key] = as_called(options.get(key) or "")
+        if is_console():
+            options.setdefault("prog", own_program())
         super().__init__(*args, **options)
         self._wrong: list[str] = []
         self._unknown: set[str] = set()
@@ -187,7 +192,7 @@ def run_tool(main: Callable[[], int | None]) -> int:
         message = _of_worker(str(error))
         if isinstance(error, OSError) and error.filename:
             message = f"{error.strerror}: {error.filename}"
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {as_called(message)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

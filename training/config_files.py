@@ -20,6 +20,7 @@ from fvcore.common.config import BASE_KEY, CfgNode
 
 from backbones.errors import InputError
 from training.config_keys import Key
+from training.shipped_files import DET_CONFIGS, find_shipped
 
 OVERRIDES = "command line"
 DEFAULTS = "defaults"
@@ -50,6 +51,7 @@ def read_config(
     """A file with its bases and overrides, checked as a whole, frozen.
 
     Args:
+        path: a YAML file, or the name of one in ``det_configs``, from any folder.
         overrides: ``KEY VALUE KEY VALUE ...``.
         keys: dotted name -> what it may be.
         contradictions: finds valid values that do not go together.
@@ -59,7 +61,8 @@ def read_config(
         FileNotFoundError: if the file or one of its bases is missing.
     """
     problems: list[str] = []
-    layers = [(name, dict(flatten(tree, keys))) for name, tree in read_layers(Path(path), problems)]
+    path = find_shipped(path, DET_CONFIGS, "config file")
+    layers = [(name, dict(flatten(tree, keys))) for name, tree in read_layers(path, problems)]
     layers.append((OVERRIDES, _overrides(overrides, problems)))
     config = CfgNode()
     add_defaults(config, keys)

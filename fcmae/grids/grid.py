@@ -45,6 +45,7 @@ from fcmae.classification.options import FinetuneOptions
 from fcmae.classification.recipes import Recipe
 from fcmae.pretrain_options import PretrainOptions
 from training.config_files import read_layers
+from training.shipped_files import ABLATIONS, find_shipped
 
 STAGES = ("pretrain", "classify", "detect")
 METRICS = ("top-1", "top-1 (averaged)", "box AP", "mask AP", "pretraining hours")
@@ -89,6 +90,7 @@ def load_grid(path: str | Path, settings: Sequence[str] = ()) -> Grid:
     """Read and check a grid.
 
     Args:
+        path: a file, or the name of one in ``ablations``, from any folder.
         settings: ``a.b.c=VALUE`` in YAML's notation, such as ``pretrain.data=my_images``,
             ``seeds=[0,1]`` or ``rows.l1.pretrain.epochs=10``; they change the file's values.
 
@@ -96,7 +98,7 @@ def load_grid(path: str | Path, settings: Sequence[str] = ()) -> Grid:
         FileNotFoundError: if there is no such file, or none that it builds on.
         InputError: with everything that is wrong in it.
     """
-    path = Path(path)
+    path = find_shipped(path, ABLATIONS, "grid")
     tree = _read(path)
     if not isinstance(tree.get("rows"), dict) or not tree["rows"]:
         raise InputError(f"{path} is no grid: it needs 'rows', a mapping from name to row")

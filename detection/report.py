@@ -23,8 +23,7 @@ from detection.reporting.facts import (
     facts_table,
     started,
 )
-from detection.reporting.figures import prediction_panels
-from detection.reporting.gallery import choose_images
+from detection.reporting.predictions import prediction_blocks
 from detection.reporting.run import Run, config_differences, read_runs
 from detection.reporting.training import curve_blocks, pretraining_blocks, pretraining_folder
 from reporting.blocks import (
@@ -37,6 +36,7 @@ from reporting.blocks import (
     Number,
     Page,
     Paragraph,
+    Pictures,
     RunName,
     Section,
     Table,
@@ -124,9 +124,9 @@ def _completed(run: Run, test_set: tuple[Path, Path] | None) -> Run:
 
 def _write_full_pictures(page: Page, folder: Path) -> None:
     for section in page.sections:
-        for gallery in section.blocks:
-            if isinstance(gallery, Gallery):
-                for picture in (p for member in gallery.members for p in member.pictures):
+        for block in section.blocks:
+            for member in block.members if isinstance(block, Gallery) else [block]:
+                for picture in member.pictures if isinstance(member, Pictures) else ():
                     if picture.full:
                         (folder / picture.full[0]).write_bytes(picture.full[1])
 
@@ -135,8 +135,9 @@ def _page(
     runs: Sequence[Run], notes: Sequence[str], pretraining: Sequence[Block], output: Path
 ) -> Page:
     named = list(zip(_run_names(runs), runs, strict=True))
+    typical, gallery = prediction_blocks(named, f"{output.stem}_files")
     sections = [
-        Section("headline", "Result", _headline_blocks(runs, notes)),
+        Section("headline", "Result", [*_headline_blocks(runs, notes), *typical]),
         Section("metrics", "All COCO metrics", _metrics_blocks(runs)),
         Section("classes", "Classes", _class_blocks(runs)),
         Section("errors", "What the errors are", error_blocks(named)),
@@ -146,9 +147,7 @@ def _page(
     ]
     if pretraining:
         sections.append(Section("pretraining", "Pretraining", pretraining))
-    sections.append(
-        Section("predictions", "Predictions", _prediction_blocks(runs, f"{output.stem}_files"))
-    )
+    sections.append(Section("predictions", "Best and worst images", gallery))
     if len(runs) > 1:
         sections.append(Section("differences", "What differs", _difference_blocks(runs)))
     sections.append(Section("facts", "How it was made", _fact_blocks(runs)))
@@ -291,37 +290,6 @@ def _class_blocks(runs: Sequence[Run]) -> list[Block]:
         "the ground truth, crowds not counted as objects"
     )
     return [Table(columns, rows, caption, groups, long=len(rows) > 20)]
-
-
-def _prediction_blocks(runs: Sequence[Run], full_folder: str) -> list[Block]:
-    source = next((run for run in runs if run.fact("datasets", "test", "annotations")), None)
-    if source is None:
-        return [Paragraph(f"The data that the runs were tested on: {NOT_RECORDED}.")]
-    shown = list(zip(_run_names(runs), runs, strict=True))
-    blocks: list[Block] = []
-    if data_mismatch(runs):
-        shown = [(name, run) for name, run in shown if run is source]
-        blocks.append(Paragraph(f"Of {source.name} only, since the test sets differ.", "small"))
-    if without := [run.name for _, run in shown if run.results is None]:
-        blocks.append(Paragraph(f"Predictions of {', '.join(without)}: {NOT_RECORDED}."))
-    shown = [(name, run) for name, run in shown if run.results is not None and run.diagnosis]
-    chosen = choose_images(shown)
-    if not chosen:
-        return blocks or [Paragraph(f"Images with predictions: {NOT_RECORDED}.")]
-    test = source.fact("datasets", "test")
-    annotations, image_root = Path(str(test["annotations"])), Path(str(test.get("image_root", "")))
-    try:
-        panels, omissions = prediction_panels(shown, annotations, image_root, chosen, full_folder)
-    except (OSError, ValueError) as error:
-        return [*blocks, Paragraph(f"The predictions cannot be shown: {error}", "warning")]
-    blocks.append(
-        Paragraph(
-            "The images that went worst and best, by F1, ground truth first; predictions over the "
-            "best threshold of their class. Crowd regions are outlined only.",
-            "small",
-        )
-    )
-    return [*blocks, *(Paragraph(omission, "small") for omission in omissions), Gallery(panels)]
 
 
 def _difference_blocks(runs: Sequence[Run]) -> list[Block]:

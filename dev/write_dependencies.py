@@ -34,6 +34,7 @@ PURPOSES = {
     "Pillow": "images in and out, text on pictures",
     "tifffile": "TIFF of any number of channels",
     "PyYAML": "configs",
+    "Jinja2": "the pages of reports",
     "matplotlib": "curves in reports",
     "tensorboard": "logs; imported by torch, accelerate and detectron2, not by this project",
     "tqdm": "progress bars",

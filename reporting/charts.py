@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import html
 import math
+import re
 from collections.abc import Callable, Sequence
 
-from reporting.blocks import Chart, Series
+from markupsafe import Markup
 
-MAX_POINTS = 150  # a line: more are averaged in groups
+from reporting.blocks import Chart
+from reporting.templating import render, static
+
+MAX_POINTS = 150  # per line: more are averaged in groups
 
 Place = Callable[[float, float], tuple[float, float]]  # a point of the data -> of the drawing
 
 WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 42, 54, 10, 26  # margins of the plot
 LABEL = 13  # height of a line's label
-# Charts in files of their own know nothing of the page's style sheet.
-STANDALONE_COLOURS = ("#2f6fde", "#d9730d", "#0f9d74", "#b44bc2", "#c2410c", "#64748b")
-STANDALONE_STYLE = (
-    "text{font:11px system-ui,sans-serif;fill:#75808f}.grid{stroke:#8884}.hit{fill:transparent}"
-    ".line{fill:none;stroke-width:2;stroke-linejoin:round}text[class]{font-weight:600}"
-) + "".join(
-    f"polyline.s{i}{{stroke:{colour}}}text.s{i},circle.s{i}{{fill:{colour}}}"
-    for i, colour in enumerate(STANDALONE_COLOURS)
-)
+# Charts in files of their own know nothing of the page's style sheet: colours for light and dark.
+STANDALONE_COLOURS = {
+    **{"muted": "#75808f", "hair": "#8884", "ink": "#75808f"},
+    **{"s0": "#2f6fde", "s1": "#d9730d", "s2": "#0f9d74"},
+    **{"s3": "#b44bc2", "s4": "#c2410c", "s5": "#64748b"},
+}
 
 
 def downsample(points: Sequence[tuple[float, float]]) -> tuple[list[tuple[float, float]], int]:
@@ -71,7 +71,7 @@ def describe(chart: Chart) -> str:
     return f"{chart.title} by {chart.x}: " + "; ".join(sentences)
 
 
-def chart_svg(chart: Chart, standalone: bool = False) -> str:
+def chart_svg(chart: Chart, standalone: bool = False) -> Markup:
     """A line chart as an SVG element; colours come from the page's style sheet.
 
     Args:
@@ -91,52 +91,38 @@ def chart_svg(chart: Chart, standalone: bool = False) -> str:
     def at(x: float, y: float) -> tuple[float, float]:
         share_x = (x - x_low) / (x_high - x_low)
         share_y = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-        return LEFT + share_x * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - share_y * (
-            HEIGHT - TOP - BOTTOM
-        )
+        right, down = share_x * (WIDTH - LEFT - RIGHT), share_y * (HEIGHT - TOP - BOTTOM)
+        return round(LEFT + right, 1), round(HEIGHT - BOTTOM - down, 1)
 
-    parts = [f"<title>{html.escape(describe(chart))}</title>"]
-    for tick in y_ticks:
-        _, y = at(x_low, tick)
-        parts.append(
-            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{short(tick)}</text>'
-        )
-    for tick in x_ticks:
-        x, y = at(tick, y_ticks[0])
-        parts.append(
-            f'<text x="{x:.1f}" y="{y + 17:.1f}" text-anchor="middle">{short(tick)}</text>'
-        )
+    lines = []
     for series in chart.series:
-        parts.append(_line(series, at, chart.x))
-    parts += _end_labels(chart, at)
-    style = f"<style>{STANDALONE_STYLE}</style>" if standalone else ""
-    size = f' width="{2 * WIDTH}"' if standalone else ""
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img"{size}>'
-        f"{style}{''.join(parts)}</svg>"
+        said = f"{series.run.name}, {chart.x}"
+        places = [(*at(x, y), f"{said} {x:g}: {y:.5g}") for x, y in series.points]
+        lines.append({"colour": series.run.index % 6, "places": places})
+    svg = render(
+        "chart.svg",
+        width=WIDTH,
+        height=HEIGHT,
+        left=LEFT,
+        right=WIDTH - RIGHT,
+        bottom=HEIGHT - BOTTOM,
+        description=describe(chart),
+        style=_standalone_style() if standalone else "",
+        rows=[(at(x_low, tick)[1], short(tick)) for tick in y_ticks],
+        columns=[(at(tick, 0)[0], short(tick)) for tick in x_ticks],
+        lines=lines,
+        ends=_end_labels(chart, at),
     )
+    return Markup("").join(svg.splitlines())
 
 
-def _line(series: Series, at: Place, x_name: str) -> str:
-    """A line, and over each of its points an invisible disc that names its value."""
-    colour = f"s{series.run.index % 6}"
-    places = [(at(x, y), x, y) for x, y in series.points]
-    path = " ".join(f"{x:.1f},{y:.1f}" for (x, y), _, _ in places)
-    name = html.escape(series.run.name)
-    discs = "".join(
-        f'<circle class="hit" cx="{x:.1f}" cy="{y:.1f}" r="5"><title>{name}, {x_name} {at_x:g}: '
-        f"{value:.5g}</title></circle>"
-        for (x, y), at_x, value in places
-    )
-    if len(places) == 1:
-        (x, y), *_ = places[0]
-        return f'<circle class="{colour}" cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>{discs}'
-    return f'<polyline class="line {colour}" points="{path}"/>{discs}'
+def _standalone_style() -> Markup:
+    sheet = static("chart.css") + Markup("text{font-family:system-ui,sans-serif}")
+    return Markup(re.sub(r"var\(--(\w+)\)", lambda v: STANDALONE_COLOURS[v[1]], sheet))
 
 
-def _end_labels(chart: Chart, at: Place) -> list[str]:
-    """Each line's last value beside its end, moved apart where they would overlap.
+def _end_labels(chart: Chart, at: Place) -> list[tuple[int, float, str]]:
+    """Each line's colour, and its last value beside its end, moved apart where they would overlap.
 
     They stay above the x axis, whose numbers would overlap with them otherwise.
     """
@@ -147,9 +133,6 @@ def _end_labels(chart: Chart, at: Place) -> list[str]:
     labels, previous = [], TOP - 14.0
     for below, (y, value, colour) in zip(range(len(ends) - 1, -1, -1), ends, strict=True):
         lowest = HEIGHT - BOTTOM - LABEL * below
-        previous = max(min(y, lowest), previous + LABEL)
-        labels.append(
-            f'<text class="s{colour}" x="{WIDTH - RIGHT + 6}" y="{previous + 4:.1f}">'
-            f"{precise(value)}</text>"
-        )
+        previous = round(max(min(y, lowest), previous + LABEL), 1)
+        labels.append((colour, previous, precise(value)))
     return labels

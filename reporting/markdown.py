@@ -20,6 +20,7 @@ from reporting.blocks import (
     Table,
 )
 from reporting.charts import chart_svg, describe
+from reporting.tables import markdown_table
 
 
 def write_markdown(page: Page, path: Path) -> None:
@@ -82,19 +83,13 @@ class _Writer:
     def pictures(self, block: Pictures) -> str:
         images = [self.figure(p.jpeg, "jpg", p.alternative) for p in block.pictures]
         labels = [escape(picture.label) for picture in block.pictures]
-        rule = "|".join(" --- " for _ in labels)
-        return (
-            f"**{escape(block.title)}**\n\n"
-            f"| {' | '.join(labels)} |\n|{rule}|\n| {' | '.join(images)} |"
-        )
+        return f"**{escape(block.title)}**\n\n{markdown_table(labels, [images])}"
 
     def table(
         self, columns: Sequence[Cell], rows: Sequence[Sequence[Cell]], prose: bool = False
     ) -> str:
-        lines = [columns, *rows]
-        texts = ["| " + " | ".join(cell_text(cell) for cell in line) + " |" for line in lines]
-        rule = "| --- " + ("| --- " if prose else "| ---: ") * (len(columns) - 1) + "|"
-        return "\n".join([texts[0], rule, *texts[1:]])
+        titles, *texts = [[cell_text(cell) for cell in line] for line in (columns, *rows)]
+        return markdown_table(titles, texts, () if prose else range(1, len(columns)))
 
     def figure(self, data: bytes, suffix: str, alternative: str) -> str:
         self.folder.mkdir(parents=True, exist_ok=True)

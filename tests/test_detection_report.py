@@ -62,7 +62,7 @@ class Page(HTMLParser):
         elif tag == "small" and self.cell is not None:
             self.cell["text"] += " "
         elif tag == "img":
-            self.images.append(attributes)
+            self.images.append(attributes | {"section": self.sections[-1]})
 
     def handle_data(self, data):
         if self.cell is not None:
@@ -74,6 +74,9 @@ class Page(HTMLParser):
             self.cell = None
         elif tag == "tr":
             self.table.append(self.row)
+
+    def images_in(self, section):
+        return [image for image in self.images if image["section"] == section]
 
     def rows(self, section):
         """First cell's text -> the other cells."""
@@ -370,10 +373,10 @@ def test_the_markdown_has_the_same_numbers_and_figures_as_files(tmp_path, materi
     assert f"| AP75: IoU 0.75 | {cells} |" in text
     figures = re.findall(r"\(<(report_files/[^>]+)>\)", text)
     charts = 7 + 2 * 4  # precision at two IoUs, AP by IoU and calibration, of box and mask
-    assert len(figures) == charts + 12 * 3
+    assert len(figures) == charts + (12 + 3) * 3  # three typical images in front
     assert all((tmp_path / figure).stat().st_size > 500 for figure in figures)
     write([material / "scratch"], tmp_path)
-    assert len(list((tmp_path / "report_files").iterdir())) == charts + 12 * 2  # none left behind
+    assert len(list((tmp_path / "report_files").iterdir())) == charts + (12 + 3) * 2  # none left
 
 
 @pytest.mark.parametrize(
@@ -513,7 +516,7 @@ def test_missing_and_resized_images_are_counted(tmp_path, material):
     page = write([run], tmp_path)
     assert "3 of the 12 chosen images" in page.text
     assert "001.png, 002.png, 003.png" in page.text
-    assert len(page.images) == 2 * 9
+    assert len(page.images_in("predictions")) == 2 * 9
 
 
 def test_every_text_from_a_file_is_escaped(tmp_path):
@@ -541,7 +544,7 @@ def test_every_text_from_a_file_is_escaped(tmp_path):
 
 def test_predictions_stand_beside_their_ground_truth(tmp_path, material):
     page = write([material / "scratch", material / "fcmae"], tmp_path)
-    alternatives = [image["alt"] for image in page.images]
+    alternatives = [image["alt"] for image in page.images_in("predictions")]
     assert len(alternatives) == 12 * 3
     for start in range(0, 36, 3):
         wanted, *found = alternatives[start : start + 3]
@@ -587,11 +590,26 @@ def test_the_worst_the_best_and_the_most_changed_images_are_chosen(tmp_path):
     before = [*f1s]
     before[50], before[60], before[0] = 90.0, 10.0, 5.0
     chosen = choose_images([run("a", before), run("b", f1s)])
-    changed = {c.image_id: c.groups for c in chosen if c.image_id in (0, 50, 60)}
+    changed = {
+        c.image_id: [group for group in c.groups if group != "typical"]
+        for c in chosen
+        if c.image_id in (0, 50, 60)
+    }
     assert changed == {0: ["worst", "lost most"], 50: ["lost most"], 60: ["gained most"]}
     why = {c.image_id: c.why for c in chosen}
     assert why[50] == "F1 50: 3 of 5 found, −40 since the first run"
-    assert [c.groups for c in choose_images([run("a", [50.0])])] == [["worst"]]
+    assert [c.groups for c in choose_images([run("a", [50.0])])] == [["typical", "worst"]]
+
+
+def test_the_head_of_the_report_shows_images_that_are_neither_good_nor_bad(tmp_path, material):
+    page = write([material / "fcmae"], tmp_path)
+    diagnosis = json.loads((material / "fcmae" / "inference" / "diagnosis.json").read_text())
+    f1s = {row["id"]: row["F1"] for row in diagnosis["bbox"]["images"] if row["F1"] is not None}
+    alternatives = [image["alt"] for image in page.images_in("headline")]
+    shown = [f1s[int(re.search(r", (\d+)\.png", text)[1])] for text in alternatives[::2]]
+    assert shown == list(np.quantile(list(f1s.values()), (0.25, 0.5, 0.75), method="nearest"))
+    assert all(text.startswith("Ground truth") for text in alternatives[::2])
+    assert all(text.startswith("fcmae") for text in alternatives[1::2])
 
 
 def test_errors_thresholds_calibration_and_confusion_are_those_of_the_json(tmp_path, material):
@@ -634,7 +652,8 @@ def test_large_images_are_linked_at_full_size_and_small_ones_are_not(tmp_path, m
     run = make_run(tmp_path / "run", tmp_path / "data", truth)
     page = write([run], tmp_path)
     links = [url for url in page.urls if url.startswith("report_files/full")]
-    assert len(links) == len(page.images) == 3 * 2
+    assert len(set(links)) == len(page.images_in("predictions")) == 3 * 2
+    assert len(links) == len(page.images)
     for link in links:
         assert cv2.imread(str(tmp_path / link)).shape == (900, 1200, 3)
     page = write([material / "scratch"], tmp_path)

@@ -10,7 +10,7 @@ from torch import nn
 from fcmae.benchmarks.data import data_case, write_photographs
 from fcmae.benchmarks.growth import Sweep, draw_growth, measure_growth
 from fcmae.benchmarks.steps import EncoderCase, arithmetic_bound, encoder_case, saved_bytes
-from training.measure import interleaved, peak_bytes, table
+from training.measure import interleaved, peak_bytes
 
 
 def test_bound_is_the_visible_share_where_nothing_is_depthwise():
@@ -55,7 +55,6 @@ def test_packed_saves_less_for_backward_than_masked_dense():
     )
     assert row["saved packed / masked-dense"] < 0.5
     assert row["packed ms"] > 0
-    assert "convnextv2_atto" in table([row])
 
 
 def test_tool_prints_a_table_or_json(run_tool):
@@ -95,15 +94,6 @@ def test_growth_changes_one_thing_at_a_time_and_draws_it(tmp_path):
     assert {c.batch for c in measured} == {3}
     draw_growth(growth, tmp_path / "growth.svg", "title")
     assert "<svg" in (tmp_path / "growth.svg").read_text()
-
-
-def test_table_leaves_a_cell_empty_where_a_row_has_no_such_column():
-    assert table([{"a": 1}, {"a": 2, "b": 0.12345}]).splitlines() == [
-        "| a | b |",
-        "| --- | --- |",
-        "| 1 |  |",
-        "| 2 | 0.123 |",
-    ]
 
 
 def test_a_pretraining_run_is_timed_on_its_own_images(image_folder):

@@ -15,7 +15,7 @@ from fcmae.benchmarks.gpu import Rates, gpu_encoder_case, measure_rates, rooflin
 from fcmae.benchmarks.steps import EncoderCase
 from fcmae.masking import random_mask
 from fcmae.packed import PackedEncoder
-from training.measure import table
+from reporting.tables import by_column, markdown_table
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PROBLEM = why_no_triton(DEVICE)
@@ -85,7 +85,7 @@ def test_each_way_to_compute_the_encoder_gets_a_row(toy):
     dense, packed = (row["share of roofline"] * row["ms"] for row in rows[:2])
     assert packed == pytest.approx(dense / 2)
     assert ("peak GiB" in rows[0]) == (DEVICE.type == "cuda")
-    assert "packed, triton" in table(rows)
+    assert "packed, triton" in markdown_table(*by_column(rows))
 
 
 def test_without_triton_its_row_is_missing_and_said_to_be(toy, monkeypatch, caplog):

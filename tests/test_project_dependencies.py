@@ -11,11 +11,12 @@ from importlib.metadata import PackageNotFoundError, version
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
-from test_project_imports import BASE, ROOT, WINGS, imported
+from test_project_imports import ROOT, imported
 
 IMPORTED_AS = {
     "Pillow": "PIL",
     "PyYAML": "yaml",
+    "Jinja2": "jinja2",
     "opencv-python-headless": "cv2",
     "pytest-timeout": "pytest_timeout",
 }
@@ -23,11 +24,12 @@ BY_OTHERS = {
     "tensorboard",
     "imagecodecs",
 }  # torch and accelerate import the one, tifffile the other
-UNDECLARED = {  # no index has them, or they come with torch
+UNDECLARED = {  # no index has it, or they come with torch and with Jinja2
     "detectron2",
     "triton",
+    "markupsafe",
 }
-PACKAGES = (*BASE, *WINGS, "det_configs")
+PACKAGES = ("backbones", "images", "training", "reporting", "fcmae", "detection", "det_configs")
 
 
 def requirements(*extras: str) -> dict[str, Requirement]:

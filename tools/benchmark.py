@@ -17,9 +17,10 @@ from fcmae.benchmarks.data import data_case
 from fcmae.benchmarks.gpu import gpu_encoder_case
 from fcmae.benchmarks.growth import COLUMNS, draw_growth, measure_growth
 from fcmae.benchmarks.steps import EncoderCase, encoder_case, pretrain_case
+from reporting.tables import by_column, markdown_table
 from training.cli import ToolParser, run_tool
 from training.environment import device_name, versions
-from training.measure import Row, table
+from training.measure import Row
 
 EXAMPLES = """\
 examples:
@@ -145,7 +146,7 @@ def main() -> None:
     rounds = "one run" if arguments.what == "load" else f"medians of {arguments.rounds} rounds"
     print(f"{device_name(device)}, torch {torch.__version__}, {rounds}")
     for heading, rows in tables.items():
-        print(f"\n{heading}\n\n{table(rows)}")
+        print(f"\n{heading}\n\n{markdown_table(*by_column(rows))}")
 
 
 if __name__ == "__main__":

@@ -83,14 +83,3 @@ def held_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of the tensors' memory, each piece once."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
-
-
-def table(rows: list[Row]) -> str:
-    """Rows as a Markdown table; numbers with three significant digits, nothing where none is."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    lines = ["| " + " | ".join(names) + " |", "| " + " | ".join("---" for _ in names) + " |"]
-    for row in rows:
-        values = [row.get(name, "") for name in names]
-        cells = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in values]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)

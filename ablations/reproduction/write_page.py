@@ -21,9 +21,10 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from backbones.errors import InputError
-from detection.reporting.arms import markdown, read_arms, spread
+from detection.reporting.arms import read_arms, spread
 from fcmae.features.plots import COLOURS, MARKERS
 from fcmae.grids.grid import file_name
+from reporting.tables import csv_text, markdown_table
 from training.cli import run_tool
 from training.intervals import estimate, paired_difference
 
@@ -94,11 +95,12 @@ def read_figures(path: Path) -> Figures:
 
 
 def write_figures(figures: Figures, path: Path) -> None:
-    with path.open("w", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for names, values in figures.items():
-            writer.writerows([*names, seed, f"{values[seed]:.6g}"] for seed in sorted(values))
+    rows = [
+        [*names, seed, f"{values[seed]:.6g}"]
+        for names, values in figures.items()
+        for seed in sorted(values)
+    ]
+    path.write_text(csv_text(COLUMNS, rows), encoding="utf-8", newline="\n")
 
 
 def measured(grid: Path) -> Iterator[tuple[str, str, int, float]]:
@@ -137,7 +139,7 @@ def compare(figures: Figures, wanted: Table) -> str:
             lines[-1].append(spread(estimate(list(values.values())), digits=digits))
             apart = paired_difference(values, figures[grid, rows[0], metric])
             lines[-1].append(spread(apart, "+", digits) if apart and row != rows[0] else "")
-    return markdown(lines)
+    return markdown_table(lines[0], lines[1:])
 
 
 def rates(figures: Figures, grid: str, metrics: Sequence[str]) -> str:
@@ -147,7 +149,7 @@ def rates(figures: Figures, grid: str, metrics: Sequence[str]) -> str:
         of_row = [figures[grid, row, metric] for metric in metrics]
         means = [spread(estimate(list(values.values()))) for values in of_row]
         lines.append([row, ", ".join(map(str, sorted(of_row[0]))), *means])
-    return markdown(lines)
+    return markdown_table(lines[0], lines[1:])
 
 
 def by_iteration(figures: Figures, grid: str, row: str) -> dict[int, dict[int, float]]:
@@ -170,7 +172,7 @@ def differences_by_iteration(figures: Figures) -> str:
     iterations = sorted({iteration for row in found.values() for iteration in row})
     lines = [["box AP at iteration", *map(str, iterations)]]
     lines += [[title, *(row.get(i, "") for i in iterations)] for title, row in found.items() if row]
-    return markdown(lines)
+    return markdown_table(lines[0], lines[1:])
 
 
 def command(folder: str) -> str:

@@ -10,6 +10,7 @@ from backbones.errors import InputError
 from detection.reporting.run import Run, read_run
 from reporting.blocks import Chart, RunName, Series
 from reporting.charts import chart_svg, downsample
+from reporting.tables import markdown_table
 from training.intervals import Estimate, estimate, paired_difference
 
 TASKS = {"bbox": "box AP", "segm": "mask AP"}
@@ -63,10 +64,10 @@ def read_arms(folders: Mapping[str, Sequence[Path]]) -> list[Arm]:
 
 def compare(arms: Sequence[Arm]) -> str:
     """A Markdown table: AP of each arm and its difference to the first arm, paired by seed."""
-    head = ["", "seeds"]
+    titles = ["", "seeds"]
     for title in TASKS.values():
-        head += [title, "of each seed", "difference to the first"]
-    lines = [head]
+        titles += [title, "of each seed", "difference to the first"]
+    rows = []
     for arm in arms:
         row = [arm.name, ", ".join(map(str, sorted(arm.runs)))]
         for task in TASKS:
@@ -75,14 +76,8 @@ def compare(arms: Sequence[Arm]) -> str:
             row.append(", ".join(f"{values[seed]:.2f}" for seed in sorted(values)))
             found = paired_difference(values, arms[0].values(task)) if arm is not arms[0] else None
             row.append(spread(found, sign="+") if found else "")
-        lines.append(row)
-    return markdown(lines) + "\n"
-
-
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A table: its head, then its rows."""
-    head, *rows = lines
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
+        rows.append(row)
+    return markdown_table(titles, rows) + "\n"
 
 
 def curves(arms: Sequence[Arm], name: str = "total_loss") -> str:

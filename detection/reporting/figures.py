@@ -14,7 +14,7 @@ from detection.data.image_check import leaves_folder
 from detection.data.problems import is_text
 from detection.drawing.instances import Instance, coco_instances, draw_instances
 from detection.evaluation.inputs import read_ground_truth, read_results
-from detection.reporting.gallery import Chosen
+from detection.reporting.gallery import TYPICAL, Chosen
 from detection.reporting.run import Run
 from images.decode import decode_image
 from reporting.blocks import Picture, Pictures, RunName
@@ -62,14 +62,14 @@ def prediction_panels(
     image_root: Path,
     chosen: Sequence[Chosen],
     full_folder: str,
-) -> tuple[list[Pictures], list[str]]:
+) -> tuple[list[tuple[Pictures, Sequence[str]]], list[str]]:
     """Ground truth and each run's predictions of the chosen images, side by side.
 
     Shown are predictions over the best threshold of their class. A picture that would lose by being
     made small has its full size too, under ``full_folder``, relative to the page.
 
     Returns:
-        The panels, and in words what is not in them.
+        The panels, each with the groups that it was chosen for, and in words what is missing.
 
     Raises:
         ValueError, FileNotFoundError: if the annotations or results cannot be read.
@@ -86,7 +86,8 @@ def prediction_panels(
         sources.append((run_name, _by_image(kept)))
     images = {image["id"]: image for image in truth["images"]}
     long_side = 600 if len(sources) < 3 else 480  # as wide as the page shows them, and a bit more
-    budget = PICTURE_BYTES // max(1, len(sources) * len(chosen))
+    shown_twice = sum(len(choice.groups) > 1 for choice in chosen if TYPICAL in choice.groups)
+    budget = PICTURE_BYTES // max(1, len(sources) * (len(chosen) + shown_twice))
     panels, missing, unlabelled = [], [], 0
     for number, choice in enumerate(progress(chosen, "drawing predictions", unit="image")):
         entry = images.get(choice.image_id, {})
@@ -108,8 +109,9 @@ def prediction_panels(
                 full = (name, encode_jpeg(large, FULL_BYTES))
             jpeg = encode_jpeg(drawing.image, budget)
             pictures.append(_picture(jpeg, source, shown, file_name, full))
-        tags = {"Images": choice.groups, "Class": sorted(present), "Error": choice.errors}
-        panels.append(Pictures(f"{file_name} · {choice.why}", pictures, tags))
+        groups = [group for group in choice.groups if group != TYPICAL]
+        tags = {"Images": groups, "Class": sorted(present), "Error": choice.errors}
+        panels.append((Pictures(f"{file_name} · {choice.why}", pictures, tags), choice.groups))
     return panels, _omissions(missing, len(chosen), image_root, unlabelled)
 
 

@@ -1,4 +1,4 @@
-"""Which images a report shows: those that went worst and best, and those where runs differ most."""
+"""Which images a report shows: some as they come, the worst and best, those where runs differ."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from reporting.blocks import RunName
 
 SHOWN = 20  # images of each group
 CHANGED = 10
+TYPICAL = "typical"
+TYPICAL_RANKS = (0.25, 0.5, 0.75)  # of all images by F1, so that three are neither good nor bad
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,11 @@ class Chosen:
 
 
 def choose_images(runs: Sequence[tuple[RunName, Run]]) -> list[Chosen]:
-    """The last run's worst and best images, and with several what changed most since the first.
+    """The last run's images at its quartiles, the worst and the best, by F1.
 
-    By F1 at each class's best threshold; of equal ones the image with more mistakes is worse, the
-    one with more objects better. Images without objects and detections are not among them.
+    With several runs also what changed most since the first. F1 is that at each class's best
+    threshold; of equal ones the image with more mistakes is worse, the one with more objects
+    better. Images without objects and detections are not among them.
     """
     if not runs:
         return []
@@ -36,7 +39,9 @@ def choose_images(runs: Sequence[tuple[RunName, Run]]) -> list[Chosen]:
     best = sorted(rows.values(), key=lambda r: (-r["F1"], -r["objects"]))
     half = min(SHOWN, (len(rows) + 1) // 2)
     ids = {row["id"] for row in worst[:half]}
+    typical = [worst[round(rank * (len(worst) - 1))]["id"] for rank in TYPICAL_RANKS if worst]
     groups = {
+        TYPICAL: list(dict.fromkeys(typical)),
         "worst": [row["id"] for row in worst[:half]],
         "best": [row["id"] for row in best if row["id"] not in ids][:half],
     }

@@ -1,9 +1,4 @@
-"""The one script of the HTML report: filters of the gallery and enlarged pictures.
-
-Without it the page shows everything it has; it adds nothing to the page's content.
-"""
-
-SCRIPT = """
+// Filters of the gallery and enlarged pictures. Without it the page shows everything it has.
 'use strict';
 for (const gallery of document.querySelectorAll('.gallery')) {
   const form = gallery.querySelector('.filters');
@@ -78,4 +73,3 @@ document.addEventListener('click', event => {
   const button = event.target.closest('.zoom');
   if (button) { viewer.showModal(); show(button); }
 });
-"""

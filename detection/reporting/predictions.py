@@ -1,0 +1,57 @@
+"""The report's pictures of predictions: typical images for its head, the others as a gallery."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from detection.reporting.facts import data_mismatch
+from detection.reporting.figures import prediction_panels
+from detection.reporting.gallery import TYPICAL, choose_images
+from detection.reporting.run import Run
+from reporting.blocks import NOT_RECORDED, Block, Gallery, Paragraph, RunName
+
+TYPICAL_SENTENCE = (
+    "Images of the test set, ground truth first: by F1, a quarter, half and three quarters of all "
+    "images are worse than these. Predictions over the best threshold of their class."
+)
+GALLERY_SENTENCE = (
+    "The images that went worst and best, by F1, ground truth first; predictions over the best "
+    "threshold of their class. Crowd regions are outlined only."
+)
+
+
+def prediction_blocks(
+    runs: Sequence[tuple[RunName, Run]], full_folder: str
+) -> tuple[list[Block], list[Block]]:
+    """Typical images, which may be none, and the gallery or why there is none.
+
+    Args:
+        full_folder: where the large versions will be, relative to the page.
+    """
+    source = next((run for _, run in runs if run.fact("datasets", "test", "annotations")), None)
+    if source is None:
+        return [], [Paragraph(f"The data that the runs were tested on: {NOT_RECORDED}.")]
+    blocks: list[Block] = []
+    if data_mismatch([run for _, run in runs]):
+        runs = [(name, run) for name, run in runs if run is source]
+        blocks.append(Paragraph(f"Of {source.name} only, since the test sets differ.", "small"))
+    if without := [run.name for _, run in runs if run.results is None]:
+        blocks.append(Paragraph(f"Predictions of {', '.join(without)}: {NOT_RECORDED}."))
+    runs = [(name, run) for name, run in runs if run.results is not None and run.diagnosis]
+    chosen = choose_images(runs)
+    if not chosen:
+        return [], blocks or [Paragraph(f"Images with predictions: {NOT_RECORDED}.")]
+    test = source.fact("datasets", "test")
+    annotations, image_root = Path(str(test["annotations"])), Path(str(test.get("image_root", "")))
+    try:
+        panels, omissions = prediction_panels(runs, annotations, image_root, chosen, full_folder)
+    except (OSError, ValueError) as error:
+        return [], [*blocks, Paragraph(f"The predictions cannot be shown: {error}", "warning")]
+    typical: list[Block] = [panel for panel, groups in panels if TYPICAL in groups]
+    others = [panel for panel, groups in panels if set(groups) != {TYPICAL}]
+    blocks.append(Paragraph(GALLERY_SENTENCE, "small"))
+    blocks += [Paragraph(omission, "small") for omission in omissions]
+    if typical:
+        typical.insert(0, Paragraph(TYPICAL_SENTENCE, "small"))
+    return typical, [*blocks, Gallery(others)]

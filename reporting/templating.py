@@ -1,0 +1,29 @@
+"""Jinja2 with every value escaped, and the style sheets and the script that pages hold."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+FOLDER = Path(__file__).parent
+ENVIRONMENT = Environment(
+    loader=FileSystemLoader(FOLDER / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def render(template: str, **values: object) -> Markup:
+    """A template of ``templates/``, filled; what is no :class:`Markup` is escaped."""
+    return Markup(ENVIRONMENT.get_template(template).render(values))
+
+
+@cache
+def static(name: str) -> Markup:
+    """A file of ``static/``."""
+    return Markup((FOLDER / "static" / name).read_text(encoding="utf-8"))

@@ -2,25 +2,29 @@
 
 A data set's name is ``json:ANNOTATIONS:IMAGE_FOLDER`` or one of ``REGISTERED``. Records are
 detectron2's standard dictionaries, equal to those of its ``load_coco_json`` on the same file.
+Classes of several sets are one where they have one name, whatever their ids and order.
 """
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import logging
 import os
-from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from backbones.errors import InputError
-from detection.data.check import DECODED_UP_TO, check_coco
-from detection.data.image_check import ImageFile, file_digest, shared_images
-from detection.data.problems import describe, shorten
+from detection.data.check import DECODED_UP_TO, check_tree
+from detection.data.coco_file import read_coco
+from detection.data.image_check import ImageFile, shared_images
+from detection.data.problems import Findings, describe, shorten
 from detection.data.records import Records
-from detection.data.segmentation_check import compressed_rle
+from detection.data.segmentation_check import usable_segmentation
 from training.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -42,12 +46,16 @@ class CocoDataset:
         name: as given in the config.
         annotations: the json file.
         image_folder: what its file names are relative to.
-        class_names: by contiguous class index, in the order of the category ids.
+        class_names: by contiguous class index, in the order of the category ids; of a data set that
+            was brought to a detector's classes (:meth:`with_classes`), the detector's.
         contiguous_ids: category id of the annotations -> class index from 0.
         records: one a image, by ascending image id: ``file_name`` (the path), ``height``,
             ``width``, ``image_id``, ``annotations``: a list of ``bbox`` [x, y, width, height] in
             pixels, ``bbox_mode`` 1, ``category_id`` (the class index), ``iscrowd``, and
             ``segmentation`` where there is one (polygons or compressed RLE). Crowds are included.
+        beyond: names of classes that the file has and ``class_names`` has not; their indices follow.
+        tree: the checked file, kept for an evaluation, which then reads no file; None if not kept.
+        parts: the data sets that this one was joined of.
     """
 
     name: str
@@ -57,10 +65,22 @@ class CocoDataset:
     contiguous_ids: dict[Any, int]
     records: Records
 
+    beyond: tuple[str, ...] = ()
+    tree: dict[str, Any] | None = field(default=None, repr=False, compare=False)
+    parts: tuple[CocoDataset, ...] = ()
+    _digest: Any = field(default=None, repr=False, compare=False)  # SHA-256 of the file's bytes
+
     @property
     def category_ids(self) -> list[Any]:
-        """Category ids of the annotations by class index."""
-        return list(self.contiguous_ids)
+        """Category ids of the annotations by class index; None for a class that they lack."""
+        ids = {index: key for key, index in self.contiguous_ids.items()}
+        return [ids.get(index) for index in range(len(self.class_names))]
+
+    @property
+    def category_names(self) -> dict[Any, str]:
+        """Category id of the annotations -> name."""
+        names = (*self.class_names, *self.beyond)
+        return {key: names[index] for key, index in self.contiguous_ids.items()}
 
     @property
     def num_instances(self) -> int:
@@ -70,11 +90,81 @@ class CocoDataset:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the annotation file and of the images' names and sizes in bytes."""
-        digest = file_digest(self.annotations)
+        if self.parts:
+            parts = "".join(part.fingerprint for part in self.parts)
+            return hashlib.sha256(parts.encode()).hexdigest()
+        digest = self._digest.copy()
         for record in progress(self.records.heads(), "fingerprint", len(self.records), "image"):
             name = os.path.relpath(record["file_name"], self.image_folder)
             digest.update(f"{name}\0{os.path.getsize(record['file_name'])}\n".encode())
         return digest.hexdigest()
+
+    def with_classes(self, class_names: Sequence[str]) -> CocoDataset:
+        """The same data set with a detector's classes: its own are found among them by name."""
+        places = {key: place for place, key in enumerate(_countable(class_names))}
+        new: dict[int, int] = {}
+        beyond = []
+        for index, key in enumerate(_countable(self.class_names)):
+            if key not in places:
+                beyond.append(key[0])
+            new[index] = places.get(key, len(class_names) + len(beyond) - 1)
+        return replace(
+            self,
+            class_names=tuple(class_names),
+            contiguous_ids={key: new[index] for key, index in self.contiguous_ids.items()},
+            records=self.records.with_categories(new),
+            beyond=tuple(beyond),
+        )
+
+
+def _countable(names: Sequence[str]) -> list[tuple[str, int]]:
+    """Each name with how often it came before: two classes of one name stay two."""
+    seen: Counter[str] = Counter()
+    keys = []
+    for name in names:
+        keys.append((name, seen[name]))
+        seen[name] += 1
+    return keys
+
+
+def joined_classes(datasets: Sequence[CocoDataset]) -> dict[Any, str]:
+    """Category id -> name of all data sets' classes together, those of one name as one.
+
+    A class keeps the id that it has first, unless another class has it already; then it gets one of
+    its own. They are in the order of the ids, as those of one data set are.
+    """
+    found: dict[tuple[str, int], Any] = {}
+    for dataset in datasets:
+        keys = _countable(dataset.class_names)
+        for key, number in zip(keys, dataset.category_ids, strict=True):
+            if key in found:
+                continue
+            if number in found.values():
+                integers = [one for one in found.values() if isinstance(one, int)]
+                number = max(integers, default=0) + 1 if integers else f"{key[0]} of {dataset.name}"
+            found[key] = number
+    by_id = {number: name for (name, _), number in found.items()}
+    if len({isinstance(number, str) for number in by_id}) > 1:
+        return by_id
+    return dict(sorted(by_id.items()))
+
+
+def join_datasets(datasets: Sequence[CocoDataset], classes: dict[Any, str]) -> CocoDataset:
+    """One data set of all images, with these classes and ids, which hold those of each set."""
+    names = tuple(classes.values())
+    aligned = [dataset.with_classes(names) for dataset in datasets]
+    first = aligned[0]
+    ids = {number: index for index, number in enumerate(classes)}
+    if len(aligned) == 1:
+        return replace(first, contiguous_ids=ids)
+    return replace(
+        first,
+        name=" + ".join(dataset.name for dataset in datasets),
+        contiguous_ids=ids,
+        records=Records(itertools.chain.from_iterable(one.records for one in aligned)),
+        tree=None,
+        parts=tuple(datasets),
+    )
 
 
 def locate_dataset(name: str) -> tuple[Path, Path]:
@@ -98,19 +188,26 @@ def locate_dataset(name: str) -> tuple[Path, Path]:
     return Path(annotations).expanduser(), Path(folder).expanduser()
 
 
-def load_dataset(name: str, masks: bool = True, check_images: bool = True) -> CocoDataset:
+def load_dataset(
+    name: str, masks: bool = True, check_images: bool = True, for_evaluation: bool = False
+) -> CocoDataset:
     """Load a data set by its name, and check it as :mod:`detection.data.check` says.
 
     Args:
         name: ``json:ANNOTATIONS:IMAGE_FOLDER`` or a registered one, such as ``coco_2017_val``.
         masks: whether every object must have a segmentation (``MODEL.MASK_ON``).
         check_images: open every image; ``False`` for the other processes of one that did.
+        for_evaluation: keep what was read, so that an evaluation need not read it again.
 
     Raises:
         InputError: listing every error, each with file, place and remedy (the first 50 in full).
     """
     annotations, image_folder = locate_dataset(name)
-    tree, problems = check_coco(annotations, image_folder, masks, check_images=check_images)
+    findings = Findings(annotations)
+    tree, digest = read_coco(annotations, findings)
+    if tree:
+        check_tree(tree, image_folder, findings, masks, check_images=check_images)
+    problems = findings.problems()
     for problem in problems:
         if problem.severity == "warning":
             logger.warning("%s", problem)
@@ -118,6 +215,7 @@ def load_dataset(name: str, masks: bool = True, check_images: bool = True) -> Co
         raise InputError(describe(errors, f"the data set {name}"))
     categories = sorted(tree["categories"], key=lambda category: category["id"])
     contiguous_ids = {category["id"]: index for index, category in enumerate(categories)}
+    kept = dict(tree) if for_evaluation else None
     dataset = CocoDataset(
         name=name,
         annotations=annotations,
@@ -125,6 +223,8 @@ def load_dataset(name: str, masks: bool = True, check_images: bool = True) -> Co
         class_names=tuple(category["name"] for category in categories),
         contiguous_ids=contiguous_ids,
         records=Records(_records(tree, image_folder, contiguous_ids)),
+        tree=kept,
+        _digest=digest,
     )
     logger.info(
         "%s: %d images, %d objects of %d classes",
@@ -192,9 +292,5 @@ def _instance(
         "bbox_mode": XYWH_ABS,
     }
     if segmentation := annotation.get("segmentation"):
-        if isinstance(segmentation, dict):
-            segmentation = compressed_rle(segmentation, *size)
-        else:
-            segmentation = [list(polygon) for polygon in segmentation if len(polygon) >= 6]
-        instance["segmentation"] = segmentation
+        instance["segmentation"] = usable_segmentation(segmentation, *size)
     return instance

@@ -32,7 +32,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from backbones.errors import InputError
-from detection.evaluation.inputs import number_ids, prepare_results, read_evaluation
+from detection.evaluation.inputs import Evaluation, number_ids, read_evaluation
 from training.progress import progress
 
 AREAS = ("all", "small", "medium", "large")  # pycocotools' order: bounds at 32^2 and 96^2 pixels
@@ -86,23 +86,29 @@ def coco_metrics(
         FileNotFoundError: if a file does not exist.
         InputError: if a file is not in its format, or the two do not belong together.
     """
-    with _no_garbage_collection():
-        truth, results, chosen, sizes = read_evaluation(ground_truth_json, results_json, tasks)
+    with no_garbage_collection():
+        return metrics_of(read_evaluation(ground_truth_json, results_json, tasks), evaluator)
+
+
+def metrics_of(evaluation: Evaluation, evaluator: Evaluator = "hotcoco") -> dict[str, Any]:
+    """:func:`coco_metrics` of files that are read already."""
+    with no_garbage_collection():
         metrics: dict[str, Any] = {}
         curves: dict[str, Any] = {}
+        truth = evaluation.truth
         per_class = _class_counts(truth)
-        for task in progress(chosen, "evaluating", unit="task"):
-            detections = prepare_results(results, sizes, task, results_json)
-            arrays = _evaluate(*number_ids(truth, detections), task, evaluator)
+        for task in progress(evaluation.tasks, "evaluating", unit="task"):
+            arrays = _evaluate(*number_ids(truth, evaluation.detections(task)), task, evaluator)
             metrics[task] = {name: _metric(arrays, name) for name in METRICS}
             curves[task] = _curves(arrays["precision"])
             for index, row in enumerate(per_class.values()):
                 row[task] = {name: _metric(arrays, name, index) for name in ("AP", "AP50")}
-    return metrics | {"per_class": per_class, "curves": curves, "counts": _counts(truth, results)}
+    counts = _counts(truth, evaluation.results)
+    return metrics | {"per_class": per_class, "curves": curves, "counts": counts}
 
 
 @contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
     """Millions of small dictionaries are made and none is garbage: searching them takes longer
     than reading them."""
     was_enabled = gc.isenabled()

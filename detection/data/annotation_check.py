@@ -1,19 +1,34 @@
-"""What is wrong with the objects of a COCO annotation file; the rules are in ``dataset_check``."""
+"""What is wrong with the objects of a COCO annotation file; the rules are in ``check``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from detection.data.problems import Findings, shorten
-from detection.data.segmentation_check import are_finite, is_finite, mask_areas, mask_bounds
+from detection.data.segmentation_check import (
+    are_finite,
+    is_finite,
+    mask_areas,
+    mask_bounds,
+    pixel_bounds,
+)
 from training.progress import progress
 
 BOX_TOLERANCE = 1.0
+MANY_CROWDS = 0.25  # of the objects; COCO has 1%
+REPAIR = "tools/check_dataset.py --repair FIXED.json"
 MASK_BOX_TOLERANCE = 0.1
 AREA_TOLERANCE = 0.1
 
 Fault = tuple[str, str]  # what is wrong, remedy
+
+
+class Demands(NamedTuple):
+    """What objects must be good for: ``masks``, each has one; ``training``, and not evaluation only."""
+
+    masks: bool = True
+    training: bool = True
 
 
 def is_id(value: Any) -> bool:
@@ -35,7 +50,7 @@ def index_by_id(items: list[dict], kind: str, findings: Findings) -> dict[Any, d
 
 
 def check_annotations(
-    annotations: list[dict], images: dict, categories: set, masks: bool, findings: Findings
+    annotations: list[dict], images: dict, categories: set, demands: Demands, findings: Findings
 ) -> None:
     """Report every fault of every object, and the categories and images that have none.
 
@@ -43,21 +58,51 @@ def check_annotations(
         annotations: of the file.
         images: image id -> entry, or None for an entry that cannot be used.
         categories: the ids of the categories.
-        masks: whether every object must have a segmentation.
+        demands: what the objects must be good for.
         findings: gets the problems.
     """
     by_id = index_by_id(annotations, "annotations", findings)
     for annotation in progress(by_id.values(), "checking annotations", unit="object"):
         where = f"annotation {annotation['id']} (image {annotation.get('image_id')})"
-        for fault in _faults(annotation, images, categories, masks, where, findings):
+        for fault in _faults(annotation, images, categories, demands, where, findings):
             findings.error(where, *fault)
-    used = [
-        {item[name] for item in annotations if is_id(item.get(name))}
-        for name in ("category_id", "image_id")
-    ]
-    for key in sorted(categories - used[0], key=str):
-        findings.warn(f"category {key}", "has no annotation", "remove it, or expect no AP for it")
-    for key in sorted(set(images) - used[1], key=str):
+    if demands.training:
+        _warn_of_unused(annotations, images, categories, findings)
+
+
+def _warn_of_unused(
+    annotations: list[dict], images: dict, categories: set, findings: Findings
+) -> None:
+    """Warn of what no training sees: crowds, classes and images without objects."""
+    shown: dict[str, set[Any]] = {"category_id": set(), "image_id": set()}
+    in_crowds: dict[str, set[Any]] = {"category_id": set(), "image_id": set()}
+    crowds = 0
+    for item in annotations:
+        is_crowd = bool(item.get("iscrowd", 0))
+        crowds += is_crowd
+        for name, found in (in_crowds if is_crowd else shown).items():
+            if is_id(item.get(name)):
+                found.add(item[name])
+    if crowds > MANY_CROWDS * len(annotations):
+        findings.warn(
+            "annotations",
+            f"{crowds} of {len(annotations)} objects are crowds (iscrowd 1) and are not trained on",
+            "set iscrowd 0 for objects that were drawn one by one (CVAT writes brush masks as 1)",
+        )
+    for name, kind, every, remedy in (
+        ("category_id", "category", categories, "it is trained on nothing: expect no AP for it"),
+        ("image_id", "image", set(images), "training leaves it out (FILTER_EMPTY_ANNOTATIONS)"),
+    ):
+        for key in sorted((every & in_crowds[name]) - shown[name], key=str):
+            findings.warn(f"{kind} {key}", "has crowds only", remedy)
+    used = {name: shown[name] | in_crowds[name] for name in shown}
+    for key in sorted(categories - used["category_id"], key=str):
+        findings.warn(
+            f"category {key}",
+            "has no annotation",
+            f"remove it ({REPAIR} does so for the class 0 of Roboflow), or expect no AP for it",
+        )
+    for key in sorted(set(images) - used["image_id"], key=str):
         findings.warn(
             f"image {key}",
             "has no annotation",
@@ -66,7 +111,12 @@ def check_annotations(
 
 
 def _faults(
-    annotation: dict, images: dict, categories: set, masks: bool, where: str, findings: Findings
+    annotation: dict,
+    images: dict,
+    categories: set,
+    demands: Demands,
+    where: str,
+    findings: Findings,
 ) -> Iterator[Fault]:
     """Yield the errors of one annotation; warnings go to the findings."""
     if annotation["id"] == 0:
@@ -79,21 +129,24 @@ def _faults(
         )
     if is_crowd not in (0, 1):
         yield f"iscrowd is {is_crowd!r}", "it is 1 for a crowd region and 0 else"
-    if annotation.get("ignore", 0):
-        yield "'ignore' is not supported", "remove the object, or set iscrowd 1"
+    if annotation.get("ignore", 0) and demands.training:
+        yield "'ignore' is not supported", f"remove the object, or set iscrowd 1, as {REPAIR} does"
     area = annotation.get("area")
     if area is not None and not (is_finite(area) and area >= 0):
         yield f"area is {area!r}", "it is the number of pixels of the mask"
     image_id = annotation.get("image_id")
     if not is_id(image_id) or image_id not in images:
-        yield f"image_id {image_id!r} is not in 'images'", "add the image, or correct the id"
+        yield (
+            f"image_id {image_id!r} is not in 'images'",
+            f"add the image, or correct the id; {REPAIR} leaves the object out",
+        )
         return
     if not (image := images[image_id]):
         return
     box: Any = annotation.get("bbox")
     has_box = are_finite(box) and len(box) == 4
     if has_box:
-        yield from _box_faults(box, image, where, findings)
+        yield from _box_faults(box, image, demands, where, findings)
     else:
         yield f"bbox is {box!r}", "it is [x, y, width, height] in pixels"
     segmentation = annotation.get("segmentation")
@@ -101,33 +154,37 @@ def _faults(
         try:
             bounds, dropped = mask_bounds(segmentation, image["height"], image["width"])
         except ValueError as error:
-            yield f"segmentation {error}", "correct or remove it"
+            yield f"segmentation {error}", f"correct or remove it; {REPAIR} mends what it can"
             return
         if dropped:
             findings.warn(where, "has polygons of fewer than 3 points", "they are dropped")
         if has_box and not is_crowd:
             _compare(annotation, bounds, image, where, findings)
-    elif masks:
+    elif demands.masks:
         yield (
             f"segmentation is {segmentation!r}",
-            "add a polygon or RLE, or train without masks: MODEL.MASK_ON False",
+            "add a polygon or RLE, train without masks (MODEL.MASK_ON False), or leave out the "
+            f"objects that have none: {REPAIR}",
         )
 
 
-def _box_faults(box: list[float], image: dict, where: str, findings: Findings) -> Iterator[Fault]:
+def _box_faults(
+    box: list[float], image: dict, demands: Demands, where: str, findings: Findings
+) -> Iterator[Fault]:
     x, y, width, height = box
     if width < 0 or height < 0:
         yield f"bbox {box} has a negative size", "it is [x, y, width, height] in pixels"
     elif width == 0 or height == 0:
         findings.warn(where, "box has no area", "training drops it; correct or remove it")
-    if (
+    if demands.training and (
         min(x, y) < -BOX_TOLERANCE
         or x + width > image["width"] + BOX_TOLERANCE
         or y + height > image["height"] + BOX_TOLERANCE
     ):
         yield (
             f"bbox {box} reaches outside its image of {image['width']} x {image['height']}",
-            "it is [x, y, width, height] in pixels; clip it to the image",
+            "it is [x, y, width, height] in pixels; clip it to the image "
+            f"({REPAIR} does, where the mask agrees)",
         )
 
 
@@ -135,7 +192,11 @@ def _compare(
     annotation: dict, bounds: list[float], image: dict, where: str, findings: Findings
 ) -> None:
     """Warn where a mask contradicts the box or the area that are written beside it."""
-    if _differ(annotation["bbox"], bounds):
+    if _differ(annotation["bbox"], bounds, image) and _differ(
+        annotation["bbox"],
+        pixel_bounds(annotation["segmentation"], image["height"], image["width"]),
+        image,
+    ):
         findings.warn(where, "box and mask are of different places", "correct one of them")
     area = annotation.get("area")
     if area is None:
@@ -157,16 +218,19 @@ def _compare(
     )
 
 
-def _differ(box: list[float], bounds: list[float]) -> bool:
-    """Whether an edge of the mask is off the box's by over 2 pixels and over 10% of its size."""
+def _differ(box: list[float], bounds: list[float], image: dict) -> bool:
+    """Whether an edge of the mask is off the box's by over 2 pixels and over 10% of its size.
+
+    Both are compared within the image: what it cuts off is written by some tools and not by others.
+    """
     x, y, width, height = box
-    off_x = max(2.0, MASK_BOX_TOLERANCE * width)
-    off_y = max(2.0, MASK_BOX_TOLERANCE * height)
-    return (
-        abs(x - bounds[0]) > off_x
-        or abs(y - bounds[1]) > off_y
-        or abs(x + width - bounds[2]) > off_x
-        or abs(y + height - bounds[3]) > off_y
+    tolerances = 2 * [max(2.0, MASK_BOX_TOLERANCE * width), max(2.0, MASK_BOX_TOLERANCE * height)]
+    sides = 2 * [image["width"], image["height"]]
+    return any(
+        abs(min(max(edge, 0), side) - min(max(other, 0), side)) > tolerance
+        for edge, other, side, tolerance in zip(
+            (x, y, x + width, y + height), bounds, sides, tolerances, strict=True
+        )
     )
 
 

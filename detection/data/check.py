@@ -2,6 +2,11 @@
 
 Errors stop a training; warnings do not, but a reader of the results should know of them. The rules:
 
+  * other spellings of what COCO says are read as they are meant, with a warning
+    (``detection.data.coco_file``), and so are file names with back-slashes, percent signs or a path
+    that leads into the image folder (``detection.data.file_names``);
+  * what has one remedy but changes the data is an error that ``--repair`` mends
+    (``detection.data.repair``);
   * a box may reach 1 pixel beyond its image (rounding in annotation tools), not more;
   * a negative width or height is an error; a box of zero area is a warning, since official COCO
     has two: training drops it, as detectron2 does, and evaluation keeps it;
@@ -9,8 +14,10 @@ Errors stop a training; warnings do not, but a reader of the results should know
     others, and is an error where it has not;
   * a run-length encoding must have its image's size and exactly its number of pixels (pycocotools
     fills what is missing from uninitialised memory);
-  * box and area of an object should be its mask's: an edge of the box within 2 pixels or 10%, the
-    area within 10 pixels or 10%. Crowds are not held to it: COCO's own are up to 45% off;
+  * box and area of an object should be its mask's, as its points or as its pixels have it: an edge
+    of the box within 2 pixels or 10%, the area within 10 pixels or 10%. What is cut by the image's
+    border is compared within it. Crowds are not held to it: COCO's own are up to 45% off;
+  * crowds are not trained on, and images without objects are left out: warnings say how many;
   * an image's header must give the size that the annotations give, EXIF rotation applied, since
     that is how both engines read it; a rotation that leaves the size as it is is a warning;
   * images have 8 or 16 bits a channel, of which the upper 8 are read (``images.decode``); that
@@ -21,21 +28,16 @@ Images are decoded in full where asked; otherwise only their headers are read.
 
 from __future__ import annotations
 
-import gc
-import json
 import os
-from array import array
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from detection.data.annotation_check import check_annotations, index_by_id
-from detection.data.image_check import (
-    ImageFile,
-    file_state,
-    leaves_folder,
-    shared_images,
-)
+from detection.data.annotation_check import Demands, check_annotations, index_by_id
+from detection.data.coco_file import read_coco
+from detection.data.file_names import find_file, leaves_folder, only_file_of_name
+from detection.data.image_check import ImageFile, file_state, shared_images
 from detection.data.problems import Findings, Problem, is_text
 from images.size_limit import size_fault
 from images.threads import in_threads
@@ -46,7 +48,7 @@ DECODED_UP_TO = 2000
 
 def check_coco(
     annotations: Path,
-    image_folder: Path,
+    image_folder: Path | None,
     masks: bool = True,
     check_images: bool = True,
     decode: bool | None = None,
@@ -55,7 +57,7 @@ def check_coco(
 
     Args:
         annotations: the json file.
-        image_folder: what its file names are relative to.
+        image_folder: what its file names are relative to; None where they do not matter.
         masks: whether every object must have a segmentation.
         check_images: open the image files at all.
         decode: decode each image in full; ``None`` decodes if there are at most 2000.
@@ -64,82 +66,43 @@ def check_coco(
         The parsed file (empty if there is none to speak of), and the problems, errors first.
     """
     findings = Findings(annotations)
-    tree = _read(annotations, findings)
+    tree, _ = read_coco(annotations, findings)
     if tree:
-        images = _check_images(tree["images"], findings)
-        categories = _check_categories(tree["categories"], findings)
-        check_annotations(tree["annotations"], images, categories, masks, findings)
-        if check_images:
-            decode = len(images) <= DECODED_UP_TO if decode is None else decode
-            usable = [image for image in images.values() if image]
-            _check_image_files(usable, image_folder, decode, findings)
+        check_tree(tree, image_folder, findings, masks, check_images, decode)
     return tree, findings.problems()
 
 
-def _read(path: Path, findings: Findings) -> dict[str, Any]:
-    """The parsed file, or {} where it does not even have COCO's three lists of objects."""
-    form = "a COCO file is {'images': [...], 'annotations': [...], 'categories': [...]}"
-    collects_garbage = gc.isenabled()
-    gc.disable()  # looking for cycles in millions of new lists doubles the time on COCO
-    try:
-        tree = _parse(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        findings.error("", f"cannot be read ({error.strerror})", "correct the path")
-        return {}
-    except (ValueError, RecursionError) as error:  # of lists in lists in lists ...
-        findings.error("", f"is not JSON ({error})", form)
-        return {}
-    finally:
-        if collects_garbage:
-            gc.enable()
-    if not isinstance(tree, dict):
-        hint = " (it looks like COCO results, not annotations)" if _is_results(tree) else ""
-        findings.error("", f"is not COCO: it holds a {type(tree).__name__}{hint}", form)
-        return {}
-    for key in ("images", "annotations", "categories"):
-        if key not in tree:
-            findings.error("", f"is not COCO: it has no {key!r}", form)
-        elif not isinstance(tree[key], list):
-            kind = type(tree[key]).__name__
-            findings.error("", f"is not COCO: {key!r} is a {kind}, not a list", form)
-        elif wrong := [i for i, item in enumerate(tree[key]) if not isinstance(item, dict)]:
-            findings.error(
-                f"{key}[{wrong[0]}]", f"is not an object, nor are {len(wrong) - 1} others", form
-            )
-    return {} if findings.errors else tree
+def check_tree(
+    tree: dict[str, Any],
+    image_folder: Path | None,
+    findings: Findings,
+    masks: bool = True,
+    check_images: bool = True,
+    decode: bool | None = None,
+    for_training: bool = True,
+) -> None:
+    """Find what is wrong in a file that :func:`read_coco` read; see :func:`check_coco`.
 
+    File names that are found under another spelling get the one that the folder has.
 
-def _parse(text: str) -> Any:
-    """What json gives, but polygons are arrays: 8 bytes a number, of which a list takes 32."""
-
-    def compact(entry: dict[str, Any]) -> dict[str, Any]:
-        if "image_id" in entry:
-            bar.update()
-        if isinstance(polygons := entry.get("segmentation"), list):
-            entry["segmentation"] = list(map(_as_array, polygons))
-        return entry
-
-    with progress(text="reading", total=text.count('"image_id"'), unit="object") as bar:
-        return json.loads(text, object_hook=compact)
-
-
-def _as_array(polygon: Any) -> Any:
-    """A list of numbers as an array; anything else as it is."""
-    if not isinstance(polygon, list) or not set(map(type, polygon)) <= {int, float}:
-        return polygon
-    try:
-        return array("d", polygon)
-    except OverflowError:  # an integer beyond floating point: json has any
-        return polygon
-
-
-def _is_results(tree: Any) -> bool:
-    return (
-        isinstance(tree, list) and bool(tree) and isinstance(tree[0], dict) and "score" in tree[0]
+    Args:
+        for_training: False for what only is evaluated: boxes are taken as they stand, wherever they
+            reach, and nothing is said of what a training leaves out.
+    """
+    images = _check_images(tree["images"], image_folder, findings)
+    categories = _check_categories(tree["categories"], findings)
+    check_annotations(
+        tree["annotations"], images, categories, Demands(masks, for_training), findings
     )
+    if check_images and image_folder is not None:
+        decode = len(images) <= DECODED_UP_TO if decode is None else decode
+        usable = [image for image in images.values() if image]
+        _check_image_files(usable, image_folder, decode, findings)
 
 
-def _check_images(images: list[dict], findings: Findings) -> dict[Any, dict | None]:
+def _check_images(
+    images: list[dict], folder: Path | None, findings: Findings
+) -> dict[Any, dict | None]:
     """Image id -> entry, or ``None`` for an entry that cannot be used (an error)."""
     if not images:
         findings.error("", "has no images", "list the images in 'images'")
@@ -155,24 +118,35 @@ def _check_images(images: list[dict], findings: Findings) -> dict[Any, dict | No
             findings.error(
                 f"image {key}", f"height and width are {fault}", "correct them, or cut the image"
             )
-        elif not is_text(image.get("file_name")) or not image["file_name"]:
-            findings.error(
-                f"image {key}", f"file_name is {image.get('file_name')!r}", "give the file's name"
-            )
-        elif leaves_folder(image["file_name"]):
-            findings.error(
-                f"image {key}",
-                f"file_name {image['file_name']!r} lies outside the image folder",
-                "give file_name relative to the image folder",
-            )
-        else:
+        elif folder is None or _has_file_name(image, folder, findings):
             checked[key] = image
     if len({type(key) for key in checked}) > 1:
         findings.error("images", "ids are numbers and strings mixed", "use numbers")
-    names = Counter(image["file_name"] for image in checked.values() if image)
-    for name in (name for name, count in names.items() if count > 1):
+    names = Counter(image.get("file_name") for image in checked.values() if image)
+    for name in (name for name, count in names.items() if count > 1 and name):
         findings.warn(name, "is listed as several images", "list each file once")
     return checked
+
+
+def _has_file_name(image: dict, folder: Path, findings: Findings) -> bool:
+    """Whether an entry names a file in the folder; it gets the name that the file has there."""
+    where, name = f"image {image['id']}", image.get("file_name")
+    if not is_text(name) or not name:
+        findings.error(where, f"file_name is {name!r}", "give the file's name")
+        return False
+    found = find_file(folder, name)
+    if found is not None:
+        if found.how:
+            image["file_name"] = found.name
+            findings.warn(f"{where} ({name})", found.how, "the file that is there is read")
+        return True
+    if leaves_folder(name):
+        remedy = "give file_name relative to the image folder"
+        if only_file_of_name(folder, name):
+            remedy += ": tools/check_dataset.py --repair FIXED.json finds the file by its name"
+        findings.error(where, f"file_name {name!r} lies outside the image folder", remedy)
+        return False
+    return True
 
 
 def _check_categories(categories: list[dict], findings: Findings) -> set[Any]:
@@ -180,7 +154,7 @@ def _check_categories(categories: list[dict], findings: Findings) -> set[Any]:
         findings.error("", "has no categories", "list the classes in 'categories'")
     by_id = index_by_id(categories, "categories", findings)
     for key, category in by_id.items():
-        if not is_text(category.get("name")):
+        if not is_text(category.get("name"), null=True):
             findings.error(
                 f"category {key}", f"name is {category.get('name')!r}", "give the class a name"
             )
@@ -197,10 +171,13 @@ def _check_image_files(images: list[dict], folder: Path, decode: bool, findings:
         findings.error("", "is not a folder", "give the folder of the images", file=str(folder))
         return
     if len(images) > 1 and not any(os.path.isfile(folder / image["file_name"]) for image in images):
+        remedy = "give the folder that the file names are relative to"
+        if all(only_file_of_name(folder, image["file_name"]) for image in images):
+            remedy += ", or find them by their names: tools/check_dataset.py --repair FIXED.json"
         findings.error(
             f"images {images[0]['file_name']} ... {images[-1]['file_name']}",
             f"none of the {len(images)} images is there",
-            "give the folder that the file names are relative to",
+            remedy,
             file=str(folder),
         )
         return
@@ -213,8 +190,10 @@ def _check_image_files(images: list[dict], folder: Path, decode: bool, findings:
             where = f"image {image['id']} ({image['file_name']})"
             for fault in state.faults:
                 if fault.severity == "error":
-                    path = os.path.join(folder, image["file_name"])
-                    findings.error(f"image {image['id']}", fault.message, fault.remedy, file=path)
+                    path, remedy = os.path.join(folder, image["file_name"]), fault.remedy
+                    if not os.path.isfile(path) and only_file_of_name(folder, image["file_name"]):
+                        remedy += "; tools/check_dataset.py --repair FIXED.json finds it by its name"
+                    findings.error(f"image {image['id']}", fault.message, remedy, file=path)
                 else:
                     findings.warn(where, fault.message, fault.remedy)
             if state.bits:

@@ -72,16 +72,6 @@ def file_digest(path: str | Path) -> hashlib._Hash:
     return digest
 
 
-def leaves_folder(file_name: str) -> bool:
-    """Whether a ``file_name`` of an annotation file leads out of the image folder."""
-    parts = file_name.replace("\\", "/")  # on Windows both separate
-    return (
-        os.path.isabs(parts)
-        or bool(os.path.splitdrive(file_name)[0])
-        or os.path.normpath(parts).split(os.sep)[0] == os.pardir
-    )
-
-
 def file_state(image: dict, folder: Path, decode: bool) -> FileState:
     """Look at the file of one image entry: at its header, or at its pixels too."""
     name = image["file_name"]

@@ -7,7 +7,7 @@ every process of a loader that looks at them, since looking changes their refere
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -54,6 +54,19 @@ class Records(Sequence[dict[str, Any]]):
         chosen = Records()
         chosen._buffer, chosen._rows = self._buffer, self._rows[self.objects > 0]
         return chosen
+
+    def with_categories(self, indices: Mapping[int, int]) -> Records:
+        """The same with other class indices: old index -> new."""
+        if all(old == new for old, new in indices.items()):
+            return self
+
+        def changed() -> Iterator[dict[str, Any]]:
+            for record in self:
+                for item in record["annotations"]:
+                    item["category_id"] = indices[item["category_id"]]
+                yield record
+
+        return Records(changed())
 
     def __len__(self) -> int:
         return len(self._rows)

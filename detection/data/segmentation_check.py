@@ -44,8 +44,7 @@ def mask_bounds(segmentation: Any, height: int, width: int) -> tuple[list[float]
         InputError: saying what is wrong with it, if it cannot be used.
     """
     if isinstance(segmentation, dict):
-        x, y, w, h = mask_util.toBbox(compressed_rle(segmentation, height, width)).tolist()
-        return [x, y, x + w, y + h], 0
+        return pixel_bounds(segmentation, height, width), 0
     if not isinstance(segmentation, list):
         raise InputError(f"is a {type(segmentation).__name__}, not polygons or an RLE")
     for polygon in segmentation:
@@ -68,6 +67,31 @@ def mask_bounds(segmentation: Any, height: int, width: int) -> tuple[list[float]
     return edges, len(segmentation) - len(polygons)
 
 
+def usable_segmentation(segmentation: Any, height: int, width: int) -> Any:
+    """What training and evaluation take of a segmentation that :func:`mask_bounds` accepts.
+
+    Polygons of at least 3 points as lists, or a compressed RLE. (A polygon of 4 numbers is a box to
+    pycocotools, and one that comes first makes boxes of all.)
+    """
+    if isinstance(segmentation, dict):
+        return compressed_rle(segmentation, height, width)
+    return [list(polygon) for polygon in segmentation if len(polygon) >= 6]
+
+
+def as_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """A segmentation that :func:`mask_bounds` accepts as one compressed RLE."""
+    usable = usable_segmentation(segmentation, height, width)
+    if isinstance(usable, dict):
+        return usable
+    return mask_util.merge(mask_util.frPyObjects(usable, height, width))
+
+
+def pixel_bounds(segmentation: Any, height: int, width: int) -> list[float]:
+    """The [x0, y0, x1, y1] of the mask's pixels."""
+    x, y, w, h = mask_util.toBbox(as_rle(segmentation, height, width)).tolist()
+    return [x, y, x + w, y + h]
+
+
 def mask_areas(segmentation: Any, height: int, width: int) -> Iterator[float]:
     """The areas that may stand beside a segmentation which :func:`mask_bounds` accepts.
 
@@ -76,12 +100,8 @@ def mask_areas(segmentation: Any, height: int, width: int) -> Iterator[float]:
         drawing them, and for an RLE, the mask's number of pixels.
     """
     if isinstance(segmentation, list):
-        polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
-        yield sum(map(_enclosed, polygons))
-        rle = mask_util.merge(mask_util.frPyObjects(polygons, height, width))
-    else:
-        rle = compressed_rle(segmentation, height, width)
-    yield float(mask_util.area(rle))
+        yield sum(_enclosed(polygon) for polygon in segmentation if len(polygon) >= 6)
+    yield float(mask_util.area(as_rle(segmentation, height, width)))
 
 
 def _enclosed(polygon: list[float]) -> float:

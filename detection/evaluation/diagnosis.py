@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from detection.evaluation.inputs import prepare_results, read_evaluation
+from detection.evaluation.inputs import Evaluation, read_evaluation
 from detection.evaluation.matching import (
     BOTH,
     CLASS,
@@ -53,10 +53,14 @@ def diagnose(
     Raises:
         FileNotFoundError, ValueError: as ``coco_metrics``.
     """
-    truth, results, chosen, sizes = read_evaluation(ground_truth_json, results_json, tasks)
+    return diagnosis_of(read_evaluation(ground_truth_json, results_json, tasks))
+
+
+def diagnosis_of(evaluation: Evaluation) -> dict[str, Any]:
+    """:func:`diagnose` of files that are read already."""
     found: dict[str, Any] = {}
-    for task in chosen:
-        matches = match(truth, prepare_results(results, sizes, task, results_json), task)
+    for task in evaluation.tasks:
+        matches = match(evaluation.truth, evaluation.detections(task), task)
         thresholds = best_thresholds(matches)
         kept = matches.score >= [thresholds[c]["threshold"] for c in matches.category]
         found[task] = {

@@ -1,25 +1,32 @@
 """Read and check the two files of an evaluation: COCO ground truth and COCO results.
 
-Everything that an evaluator would assert, drop or misread is said here in words instead: given an
+The ground truth goes through the same reader and the same check as a data set to train on, so that
+what passes the check can be evaluated. Everything that an evaluator would assert, drop or misread is said here in words instead: given an
 RLE whose runs end too early, pycocotools does not even return.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
-from collections import Counter
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import hotcoco
 from pycocotools import mask as rle_codec
 
 from backbones.errors import InputError
-from detection.data.segmentation_check import is_finite, mask_bounds
-from images.size_limit import size_fault
+from detection.data.annotation_check import is_id
+from detection.data.check import check_tree
+from detection.data.coco_file import decode_json, read_coco
+from detection.data.problems import Findings, describe
+from detection.data.segmentation_check import as_rle, is_finite, mask_bounds
+from detection.dataset import CocoDataset
 from training.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -31,16 +38,45 @@ _EVALUATED = ("id", "bbox", "segmentation", "area", "iscrowd", "score")  # besid
 TASKS = {"bbox": "bbox", "segm": "segmentation"}  # task -> the key that holds its geometry
 
 
-def read_ground_truth(path: str | Path) -> dict[str, Any]:
-    """COCO annotations, checked: images, annotations with boxes, categories, all ids known.
+def read_ground_truth(path: str | Path, image_folder: Path | None = None) -> dict[str, Any]:
+    """COCO annotations, read and checked as a data set to train on, but for the images.
+
+    Annotation ids may be missing, 0 or used twice: they are numbered anew.
+
+    Args:
+        path: of the annotations.
+        image_folder: where given, file names are those of the files that are there.
 
     Raises:
         FileNotFoundError: if there is no such file.
         InputError: if it is not COCO ground truth; the message says where and why.
     """
-    truth = _read_json(path)
-    _check_ground_truth(truth, path)
-    return truth
+    if not Path(path).exists():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    findings = Findings(path)
+    tree, _ = read_coco(Path(path), findings)
+    if tree:
+        number_annotations(tree["annotations"], path)
+        check_tree(
+            tree, image_folder, findings, masks=False, check_images=False, for_training=False
+        )
+    if findings.errors:
+        errors = [problem for problem in findings.problems() if problem.severity == "error"]
+        raise InputError(describe(errors, f"the ground truth {path}"))
+    return tree
+
+
+def number_annotations(annotations: list[dict[str, Any]], path: str | Path) -> None:
+    """Give annotations ids from 1 in place, unless theirs do."""
+    ids = [item.get("id") for item in annotations]
+    if not all(map(is_id, ids)) or 0 in ids or len(set(ids)) < len(ids):
+        logger.warning(
+            "%s has annotation ids that are 0, missing or used twice, which pycocotools would not "
+            "count as matched: the annotations are renumbered from 1 in memory",
+            path,
+        )
+        for number, item in enumerate(annotations, 1):
+            item["id"] = number
 
 
 def read_results(
@@ -57,30 +93,60 @@ def read_results(
     return results
 
 
-class Evaluation(NamedTuple):
-    """The two files of an evaluation, checked; ``truth``'s annotations are prepared."""
+@dataclass
+class Evaluation:
+    """The two files of an evaluation, read and checked once for all that is asked of them.
+
+    Attributes:
+        truth: the annotations' tree; its annotations are prepared.
+        results: the detections as they stand in their file.
+        tasks: of TASKS, those to evaluate.
+        sizes: of the images.
+        truth_path, results_path: for messages.
+    """
 
     truth: dict[str, Any]
     results: list[dict[str, Any]]
     tasks: list[str]
     sizes: Sizes
+    truth_path: str
+    results_path: str
+    _prepared: dict[str, list[dict[str, Any]]] = field(default_factory=dict, repr=False)
+
+    def detections(self, task: str) -> list[dict[str, Any]]:
+        """The results for an evaluator, as :func:`prepare_results` makes them."""
+        if task not in self._prepared:
+            self._prepared[task] = prepare_results(
+                self.results, self.sizes, task, self.results_path
+            )
+        return self._prepared[task]
 
 
 def read_evaluation(
-    truth_path: str | Path, results_path: str | Path, tasks: Sequence[str] | None
+    truth: str | Path | CocoDataset, results_path: str | Path, tasks: Sequence[str] | None
 ) -> Evaluation:
     """Read both files, choose the tasks and prepare the ground truth's annotations.
+
+    Args:
+        truth: the annotations' file; or a data set, which is not read again where it was loaded for
+            an evaluation.
+        results_path: the results' file.
+        tasks: see :func:`choose_tasks`.
 
     Raises:
         FileNotFoundError: if a file does not exist.
         InputError: if a file is not in its format, or the two do not belong together.
     """
-    truth = read_ground_truth(truth_path)
-    results = read_results(results_path, truth, truth_path)
-    chosen = choose_tasks(tasks, truth, truth_path, results, results_path)
-    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
-    truth["annotations"] = prepare_annotations(truth["annotations"], sizes, truth_path)
-    return Evaluation(truth, results, chosen, sizes)
+    if isinstance(truth, CocoDataset):
+        path: str | Path = truth.annotations
+        tree = dict(truth.tree) if truth.tree else read_ground_truth(path, truth.image_folder)
+    else:
+        path, tree = truth, read_ground_truth(truth)
+    results = read_results(results_path, tree, path)
+    chosen = choose_tasks(tasks, tree, path, results, results_path)
+    sizes = {image["id"]: (image["height"], image["width"]) for image in tree["images"]}
+    tree["annotations"] = prepare_annotations(tree["annotations"], sizes, path)
+    return Evaluation(tree, results, chosen, sizes, str(path), str(results_path))
 
 
 def segmentation_to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
@@ -123,7 +189,7 @@ def _check_runs(counts: str | bytes, pixels: int) -> None:
 
 def _read_json(path: str | Path) -> Any:
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(decode_json(Path(path).read_bytes()))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}") from error
 
@@ -164,44 +230,6 @@ def _check_ids(
             raise InputError(
                 f"{where} name {key}s that are not in {remedy.format(_listed(unknown))}"
             )
-
-
-def _check_ground_truth(truth: Any, path: str | Path) -> None:
-    parts = {
-        "images": ("id", "height", "width"),
-        "annotations": ("image_id", "category_id", "bbox"),
-        "categories": ("id", "name"),
-    }
-    if not isinstance(truth, dict) or any(not isinstance(truth.get(part), list) for part in parts):
-        raise InputError(f"{path} is not COCO ground truth: it needs the lists {_listed(parts)}")
-    if not truth["categories"]:
-        raise InputError(f"{path} has no categories: there is nothing to evaluate")
-    for part, keys in parts.items():
-        _check_entries(truth[part], keys, f"{path}: {part}")
-    for image in truth["images"]:
-        size = image["height"], image["width"]
-        if not all(type(side) is int and side > 0 for side in size):
-            fault = f"are {size}; positive whole numbers are wanted"
-        elif not (fault := size_fault(*size)):
-            continue
-        raise InputError(f"{path}: image {image['id']!r}: height and width {fault}")
-    for annotation in truth["annotations"]:
-        for key, allowed in (
-            ("iscrowd", annotation.get("iscrowd", 0) in (0, 1)),
-            ("area", is_finite(annotation.get("area", 0))),
-        ):
-            if not allowed:
-                raise InputError(
-                    f"{path}: annotation {annotation.get('id')!r} has the {key} "
-                    f"{annotation[key]!r}; {'0 or 1' if key == 'iscrowd' else 'a number'} is wanted"
-                )
-    for part in ("images", "categories"):
-        ids = Counter(entry["id"] for entry in truth[part])
-        if twice := [value for value, count in ids.items() if count > 1]:
-            raise InputError(f"{path}: ids used twice in {part}: {_listed(twice)}")
-        if len(words := [value for value in ids if isinstance(value, str)]) not in (0, len(ids)):
-            raise InputError(f"{path}: ids in {part} are numbers and also words: {_listed(words)}")
-    _check_ids(truth["annotations"], f"{path}: annotations", truth, "the same file: {}")
 
 
 def _check_results(
@@ -251,8 +279,28 @@ def choose_tasks(
     return chosen
 
 
+def prepare_annotations(
+    annotations: list[dict[str, Any]], sizes: Sizes, path: str | Path
+) -> list[dict[str, Any]]:
+    """Checked annotations with ids from 1, ``area``, ``iscrowd`` and, with a mask, its RLE."""
+    prepared = []
+    for number, annotation in enumerate(
+        progress(annotations, "reading ground truth", unit="object"), 1
+    ):
+        entry = annotation | {"id": number, "iscrowd": int(annotation.get("iscrowd", 0))}
+        _, _, width, height = entry["bbox"]
+        area = width * height
+        if entry.get("segmentation"):
+            entry["segmentation"] = as_rle(entry["segmentation"], *sizes[entry["image_id"]])
+            area = float(rle_codec.area(entry["segmentation"]))
+        prepared.append({"area": area} | entry)
+    if without := sum("area" not in annotation for annotation in annotations):
+        logger.warning("%s: %d annotations have no area: taken from mask or box", path, without)
+    return prepared
+
+
 def _read_mask(entry: dict[str, Any], sizes: Sizes, where: str) -> dict[str, Any]:
-    """The entry's mask as an RLE of its image's size."""
+    """A detection's mask as an RLE of its image's size."""
     height, width = sizes[entry["image_id"]]
     try:
         rle = segmentation_to_rle(entry["segmentation"], height, width)
@@ -264,34 +312,6 @@ def _read_mask(entry: dict[str, Any], sizes: Sizes, where: str) -> dict[str, Any
             f"{[height, width]} (height, width)"
         )
     return rle
-
-
-def prepare_annotations(
-    annotations: list[dict[str, Any]], sizes: Sizes, path: str | Path
-) -> list[dict[str, Any]]:
-    """Annotations with ids from 1, ``area``, ``iscrowd`` and, where they have a mask, an RLE."""
-    prepared = []
-    for number, annotation in enumerate(
-        progress(annotations, "reading ground truth", unit="object"), 1
-    ):
-        entry = annotation | {"id": number, "iscrowd": int(annotation.get("iscrowd", 0))}
-        _, _, width, height = entry["bbox"]
-        area = width * height
-        if entry.get("segmentation"):
-            where = f"{path}: annotation {annotation.get('id')}"
-            entry["segmentation"] = _read_mask(entry, sizes, where)
-            area = float(rle_codec.area(entry["segmentation"]))
-        prepared.append({"area": area} | entry)
-    ids = [annotation.get("id") for annotation in annotations]
-    if 0 in ids or len(set(ids)) < len(ids):
-        logger.warning(
-            "%s has annotation ids that are 0, missing or used twice, which pycocotools would not "
-            "count as matched: the annotations are renumbered from 1 in memory",
-            path,
-        )
-    if without := sum("area" not in annotation for annotation in annotations):
-        logger.warning("%s: %d annotations have no area: taken from mask or box", path, without)
-    return prepared
 
 
 def prepare_results(

@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from detection.data.image_check import leaves_folder
+from detection.data.file_names import leaves_folder
 from detection.data.problems import is_text
 from detection.drawing.instances import Instance, coco_instances, draw_instances
 from detection.evaluation.inputs import read_ground_truth, read_results

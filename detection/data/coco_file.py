@@ -1,0 +1,244 @@
+"""The one reader of COCO annotation files: for the check, for training and for evaluation.
+
+It takes every Unicode encoding that json has (PowerShell writes UTF-16), and other spellings of what
+COCO says, which are read as they are meant, counted and said in a warning: ids as 1.0, ids that are
+text in one list and numbers in the other, ``null`` for what may be absent, numbers for class names.
+A file of another format is named as what it is.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import re
+from array import array
+from pathlib import Path
+from typing import Any
+
+from detection.data.problems import Findings
+from training.progress import progress
+
+FORM = "a COCO file is {'images': [...], 'annotations': [...], 'categories': [...]}"
+IMPORT = "make COCO of it: python tools/import_dataset.py"
+LISTS = ("images", "annotations", "categories")
+
+
+def read_coco(path: Path, findings: Findings) -> tuple[dict[str, Any], Any]:
+    """Read a file.
+
+    Args:
+        path: of the annotations.
+        findings: gets what is wrong with the file as a whole, and what is spelt otherwise.
+
+    Returns:
+        The three lists of objects with polygons as arrays of float64, or {} where it has not even
+        these; and the SHA-256 of the file's bytes, to go on with.
+    """
+    digest = hashlib.sha256()
+    collects_garbage = gc.isenabled()
+    gc.disable()  # looking for cycles in millions of new lists doubles the time on COCO
+    try:
+        data = Path(path).read_bytes()
+        digest.update(data)
+        tree = _parse(decode_json(data))
+    except OSError as error:
+        findings.error("", f"cannot be read ({error.strerror})", "correct the path")
+        return {}, digest
+    except (ValueError, RecursionError) as error:  # of lists in lists in lists ...
+        what, remedy = _other_bytes(data, error)
+        findings.error("", what, remedy)
+        return {}, digest
+    finally:
+        if collects_garbage:
+            gc.enable()
+    if not _is_coco(tree, findings):
+        return {}, digest
+    respell(tree, findings)
+    return tree, digest
+
+
+def decode_json(data: bytes) -> str:
+    """The text of a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+
+    Raises:
+        UnicodeDecodeError: if it is in none of these.
+    """
+    encoding = json.detect_encoding(data)
+    return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else encoding)
+
+
+def _parse(text: str) -> Any:
+    """What json gives, but polygons are arrays: 8 bytes a number, of which a list takes 32."""
+
+    def compact(entry: dict[str, Any]) -> dict[str, Any]:
+        if "image_id" in entry:
+            bar.update()
+        if isinstance(polygons := entry.get("segmentation"), list):
+            entry["segmentation"] = list(map(_as_array, polygons))
+        return entry
+
+    with progress(text="reading", total=text.count('"image_id"'), unit="object") as bar:
+        return json.loads(text, object_hook=compact)
+
+
+def _as_array(polygon: Any) -> Any:
+    """A list of numbers as an array; anything else as it is."""
+    if not isinstance(polygon, list) or not set(map(type, polygon)) <= {int, float}:
+        return polygon
+    try:
+        return array("d", polygon)
+    except OverflowError:  # an integer beyond floating point: json has any
+        return polygon
+
+
+def _other_bytes(data: bytes, error: Exception) -> tuple[str, str]:
+    """What a file that is no JSON is, and the remedy."""
+    if data[:2] == b"\x1f\x8b":
+        return "is packed by gzip", "unpack it by gunzip, or python -m gzip -d"
+    if data[:2] == b"PK":
+        return "is a zip archive", "unpack it, and give the json file that is in it"
+    start = data[:2000].lstrip(b"\xef\xbb\xbf \r\n\t")
+    if re.search(rb"<annotations>", start):
+        return "is not JSON: it is XML of CVAT", f"{IMPORT} FILE --from cvat"
+    if re.search(rb"<annotation[ >]", start):
+        return "is not JSON: it is XML of Pascal VOC", f"{IMPORT} FOLDER --from voc"
+    if isinstance(error, UnicodeDecodeError):
+        remedy = "write it as UTF-8: tools/check_dataset.py --repair FIXED.json does"
+        return f"is not JSON ({error})", remedy
+    return f"is not JSON ({error})", FORM
+
+
+def _is_coco(tree: Any, findings: Findings) -> bool:
+    """Whether there are the three lists of objects; what is there instead is an error."""
+    if other := other_format(tree):
+        findings.error("", *other)
+        return False
+    if not isinstance(tree, dict):
+        findings.error("", f"is not COCO: it holds a {type(tree).__name__}", FORM)
+        return False
+    before = len(findings.errors)
+    for key in LISTS:
+        if key not in tree:
+            findings.error("", f"is not COCO: it has no {key!r}", FORM)
+        elif not isinstance(tree[key], list):
+            kind = type(tree[key]).__name__
+            findings.error("", f"is not COCO: {key!r} is a {kind}, not a list", FORM)
+        elif wrong := [i for i, item in enumerate(tree[key]) if not isinstance(item, dict)]:
+            findings.error(
+                f"{key}[{wrong[0]}]", f"is not an object, nor are {len(wrong) - 1} others", FORM
+            )
+    return len(findings.errors) == before
+
+
+def other_format(tree: Any) -> tuple[str, str] | None:
+    """What a JSON file is that is no COCO instances, and the remedy; None if that is not known."""
+    first = tree[0] if isinstance(tree, list) and tree else None
+    if isinstance(first, dict):
+        if "score" in first:
+            what = "is not COCO: it holds a list (it looks like COCO results, not annotations)"
+            return what, "give the annotations that the detections were made for"
+        if "data" in first and {"annotations", "completions"} & first.keys():
+            return "is not COCO: it is an export of Label Studio", f"{IMPORT} FILE --from labelstudio"
+        if "annotations" in first and "image" in first:
+            return "is not COCO: it looks like CreateML", f"export COCO instead; {FORM}"
+    if not isinstance(tree, dict):
+        return None
+    if "shapes" in tree and "imagePath" in tree:
+        return "is not COCO: it is a file of LabelMe", f"{IMPORT} FOLDER --from labelme"
+    objects = tree.get("annotations")
+    if isinstance(objects, list) and any(
+        isinstance(item, dict) and "segments_info" in item for item in objects[:1]
+    ):
+        what = "is COCO panoptic, whose masks are PNG files, not COCO instances"
+        return what, "give the instances file of the same images"
+    images = tree.get("_via_img_metadata", tree)
+    if isinstance(images, dict) and any(
+        isinstance(item, dict) and {"regions", "filename"} <= item.keys()
+        for item in list(images.values())[:1]
+    ):
+        return "is not COCO: it is of the VGG Image Annotator", f"export COCO there; {FORM}"
+    if tree.get("type") == "FeatureCollection":
+        return "is not COCO: it is GeoJSON", f"export COCO instead; {FORM}"
+    return None
+
+
+def respell(tree: dict[str, Any], findings: Findings) -> None:
+    """Read what is spelt otherwise as it is meant, in place; each kind is one counted warning."""
+    known = {kind: _respell_ids(tree[kind], kind, findings) for kind in ("images", "categories")}
+    for category in tree["categories"]:
+        name = category.get("name")
+        if type(name) in (int, float):
+            category["name"] = str(int(name) if name == name // 1 else name)
+            findings.warn(f"category {name}", "name is a number", "it is read as text")
+    for image in tree["images"]:
+        for side in ("height", "width"):
+            value = image.get(side)
+            if type(value) is float and value.is_integer():
+                image[side] = int(value)
+                where = f"image {image.get('id')}"
+                findings.warn(where, f"{side} is written as 1.0 for 1", "it is read so")
+    for number, item in enumerate(tree["annotations"]):
+        key = item.get("id")
+        if type(key) is float and key.is_integer():
+            item["id"] = int(key)
+            findings.warn(f"annotation {key}", "id is written as 1.0 for 1", "it is read so")
+        for name, kind in (("image_id", "images"), ("category_id", "categories")):
+            value = item.get(name)
+            try:
+                if type(value) is not float and value in known[kind]:
+                    continue
+            except TypeError:  # a list
+                continue
+            if (meant := _same_id(value, known[kind])) is not None:
+                item[name] = meant
+                words = "is written as 1.0 for 1" if type(value) is float else (
+                    "is text where 'images' and 'categories' have numbers, or the other way round"
+                )
+                findings.warn(f"annotation {item.get('id')}", f"{name} {words}", "it is read so")
+        for name in ("iscrowd", "area", "bbox", "segmentation"):
+            if name in item and item[name] is None:
+                del item[name]
+                if name in ("iscrowd", "area"):
+                    where = f"annotation {item.get('id', f'at place {number}')}"
+                    findings.warn(where, f"{name} is null", "it is read as if it were not there")
+
+
+def _respell_ids(items: list[dict[str, Any]], kind: str, findings: Findings) -> set[Any]:
+    """The ids of images or categories, those that are whole floats and stray text as numbers."""
+    for item in items:
+        key = item.get("id")
+        if type(key) is float and key.is_integer():
+            item["id"] = int(key)
+            findings.warn(f"{kind} {key}", "id is written as 1.0 for 1", "it is read so")
+    ids = [item.get("id") for item in items]
+    found = {key for key in ids if isinstance(key, (int, str))}
+    if any(isinstance(key, str) for key in found) and any(type(key) is int for key in found):
+        for item in items:
+            number = _number(item.get("id"))
+            if isinstance(item.get("id"), str) and number is not None and number not in found:
+                findings.warn(
+                    f"{kind} {item['id']}", "id is text and others are numbers", "it is read so"
+                )
+                found = found - {item["id"]} | {number}
+                item["id"] = number
+    return found
+
+
+def _same_id(value: Any, known: set[Any]) -> Any:
+    """The known id that a value spells otherwise: 1.0, "1" and 1 are one; None if there is none."""
+    candidates: list[Any] = []
+    if type(value) is float and value.is_integer():
+        candidates = [int(value), str(int(value))]
+    elif type(value) is int:
+        candidates = [str(value)]
+    elif isinstance(value, str):
+        candidates = [_number(value)]
+    return next((one for one in candidates if one is not None and one in known), None)
+
+
+def _number(text: Any) -> int | None:
+    """The whole number that a text is, in its usual spelling."""
+    if isinstance(text, str) and re.fullmatch(r"-?(0|[1-9][0-9]{0,17})(\.0)?", text):
+        return int(float(text)) if "." in text else int(text)
+    return None

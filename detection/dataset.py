@@ -53,7 +53,7 @@ class CocoDataset:
             ``width``, ``image_id``, ``annotations``: a list of ``bbox`` [x, y, width, height] in
             pixels, ``bbox_mode`` 1, ``category_id`` (the class index), ``iscrowd``, and
             ``segmentation`` where there is one (polygons or compressed RLE). Crowds are included.
-        beyond: names of classes that the file has and ``class_names`` has not; their indices follow.
+        beyond: names of classes that the file alone has: their indices follow ``class_names``'.
         tree: the checked file, kept for an evaluation, which then reads no file; None if not kept.
         parts: the data sets that this one was joined of.
     """

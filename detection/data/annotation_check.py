@@ -25,7 +25,7 @@ Fault = tuple[str, str]  # what is wrong, remedy
 
 
 class Demands(NamedTuple):
-    """What objects must be good for: ``masks``, each has one; ``training``, and not evaluation only."""
+    """``masks``: each object must have one; ``training``: they are not evaluated only."""
 
     masks: bool = True
     training: bool = True

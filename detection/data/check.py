@@ -30,11 +30,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from detection.data.annotation_check import Demands, check_annotations, index_by_id
+from detection.data.annotation_check import REPAIR, Demands, check_annotations, index_by_id
 from detection.data.coco_file import read_coco
 from detection.data.file_names import find_file, leaves_folder, only_file_of_name
 from detection.data.image_check import ImageFile, file_state, shared_images
@@ -143,7 +142,7 @@ def _has_file_name(image: dict, folder: Path, findings: Findings) -> bool:
     if leaves_folder(name):
         remedy = "give file_name relative to the image folder"
         if only_file_of_name(folder, name):
-            remedy += ": tools/check_dataset.py --repair FIXED.json finds the file by its name"
+            remedy += f": {REPAIR} finds the file by its name"
         findings.error(where, f"file_name {name!r} lies outside the image folder", remedy)
         return False
     return True
@@ -173,7 +172,7 @@ def _check_image_files(images: list[dict], folder: Path, decode: bool, findings:
     if len(images) > 1 and not any(os.path.isfile(folder / image["file_name"]) for image in images):
         remedy = "give the folder that the file names are relative to"
         if all(only_file_of_name(folder, image["file_name"]) for image in images):
-            remedy += ", or find them by their names: tools/check_dataset.py --repair FIXED.json"
+            remedy += f", or find them by their names: {REPAIR}"
         findings.error(
             f"images {images[0]['file_name']} ... {images[-1]['file_name']}",
             f"none of the {len(images)} images is there",
@@ -192,7 +191,7 @@ def _check_image_files(images: list[dict], folder: Path, decode: bool, findings:
                 if fault.severity == "error":
                     path, remedy = os.path.join(folder, image["file_name"]), fault.remedy
                     if not os.path.isfile(path) and only_file_of_name(folder, image["file_name"]):
-                        remedy += "; tools/check_dataset.py --repair FIXED.json finds it by its name"
+                        remedy += f"; {REPAIR} finds it by its name"
                     findings.error(f"image {image['id']}", fault.message, remedy, file=path)
                 else:
                     findings.warn(where, fault.message, fault.remedy)

@@ -1,8 +1,9 @@
 """The one reader of COCO annotation files: for the check, for training and for evaluation.
 
-It takes every Unicode encoding that json has (PowerShell writes UTF-16), and other spellings of what
-COCO says, which are read as they are meant, counted and said in a warning: ids as 1.0, ids that are
-text in one list and numbers in the other, ``null`` for what may be absent, numbers for class names.
+It takes every Unicode encoding that json has (PowerShell writes UTF-16), and other spellings of
+what COCO says, which are read as they are meant, counted and said in a warning: ids as 1.0, ids
+that are text in one list and numbers in the other, ``null`` for what may be absent, numbers for
+class names.
 A file of another format is named as what it is.
 """
 
@@ -139,7 +140,8 @@ def other_format(tree: Any) -> tuple[str, str] | None:
             what = "is not COCO: it holds a list (it looks like COCO results, not annotations)"
             return what, "give the annotations that the detections were made for"
         if "data" in first and {"annotations", "completions"} & first.keys():
-            return "is not COCO: it is an export of Label Studio", f"{IMPORT} FILE --from labelstudio"
+            what = "is not COCO: it is an export of Label Studio"
+            return what, f"{IMPORT} FILE --from labelstudio"
         if "annotations" in first and "image" in first:
             return "is not COCO: it looks like CreateML", f"export COCO instead; {FORM}"
     if not isinstance(tree, dict):
@@ -192,8 +194,12 @@ def respell(tree: dict[str, Any], findings: Findings) -> None:
                 continue
             if (meant := _same_id(value, known[kind])) is not None:
                 item[name] = meant
-                words = "is written as 1.0 for 1" if type(value) is float else (
-                    "is text where 'images' and 'categories' have numbers, or the other way round"
+                words = (
+                    "is written as 1.0 for 1"
+                    if type(value) is float
+                    else (
+                        "is text where 'images' and 'categories' have numbers, or the other way round"
+                    )
                 )
                 findings.warn(f"annotation {item.get('id')}", f"{name} {words}", "it is read so")
         for name in ("iscrowd", "area", "bbox", "segmentation"):

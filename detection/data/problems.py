@@ -80,8 +80,8 @@ class _Kind:
     def problem(self, severity: Literal["error", "warning"], file: str) -> Problem:
         if len(self.places) == 1:
             (where, of_image), *_ = self.places
-            places = (where,) if where else ()
-            return Problem(severity, of_image or file, places, self.message, self.remedy)
+            of_one = (where,) if where else ()
+            return Problem(severity, of_image or file, of_one, self.message, self.remedy)
         places = tuple(f"{where} ({name})" if name else where for where, name in self.places)
         return Problem(severity, file, tuple(filter(None, places)), self.message, self.remedy)
 

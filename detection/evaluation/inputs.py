@@ -1,8 +1,8 @@
 """Read and check the two files of an evaluation: COCO ground truth and COCO results.
 
 The ground truth goes through the same reader and the same check as a data set to train on, so that
-what passes the check can be evaluated. Everything that an evaluator would assert, drop or misread is said here in words instead: given an
-RLE whose runs end too early, pycocotools does not even return.
+what passes the check can be evaluated. What an evaluator would assert, drop or misread in results
+is said here in words instead: given an RLE whose runs end too early, pycocotools does not return.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from training.progress import progress
 
 FORM = "a COCO file is {'images': [...], 'annotations': [...], 'categories': [...]}"
 IMPORT = "make COCO of it: python tools/import_dataset.py"
+OTHER_TYPE = "is text where 'images' or 'categories' have numbers, or the other way round"
 LISTS = ("images", "annotations", "categories")
 
 
@@ -194,13 +195,7 @@ def respell(tree: dict[str, Any], findings: Findings) -> None:
                 continue
             if (meant := _same_id(value, known[kind])) is not None:
                 item[name] = meant
-                words = (
-                    "is written as 1.0 for 1"
-                    if type(value) is float
-                    else (
-                        "is text where 'images' and 'categories' have numbers, or the other way round"
-                    )
-                )
+                words = "is written as 1.0 for 1" if type(value) is float else OTHER_TYPE
                 findings.warn(f"annotation {item.get('id')}", f"{name} {words}", "it is read so")
         for name in ("iscrowd", "area", "bbox", "segmentation"):
             if name in item and item[name] is None:

@@ -151,7 +151,8 @@ def config_changes(earlier: Path, config: CfgNode) -> list[tuple[str, str]]:
     A seed of -1 and a class number of 0 stand for whatever the earlier run found.
     """
     old, new = (
-        dict(flatten(yaml.safe_load(text))) for text in (earlier.read_text(), config.dump())
+        dict(flatten(yaml.safe_load(text)))
+        for text in (earlier.read_text(encoding="utf-8"), config.dump())
     )
     for name, unset in (("SEED", -1), ("MODEL.ROI_HEADS.NUM_CLASSES", 0)):
         if new[name] == unset:
@@ -223,7 +224,7 @@ def complete(config: CfgNode, datasets: list[CocoDataset | None], resume: bool) 
             config.MODEL.ROI_HEADS.NUM_CLASSES = resolve_num_classes(config, dataset)
     earlier = Path(config.OUTPUT_DIR) / "config.yaml"
     if config.SEED < 0 and resume and earlier.is_file():
-        config.SEED = yaml.safe_load(earlier.read_text())["SEED"]
+        config.SEED = yaml.safe_load(earlier.read_text(encoding="utf-8"))["SEED"]
     if config.SEED < 0:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 or torch.distributed.is_initialized():
             raise InputError(

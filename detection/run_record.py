@@ -36,7 +36,7 @@ def collect_facts(
 ) -> dict[str, Any]:
     """What ``run.json`` records; an earlier part of the same run keeps its facts."""
     file = Path(config.OUTPUT_DIR) / "run.json"
-    facts: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    facts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     facts |= {
         "engine": config.ENGINE,

@@ -44,17 +44,17 @@ def parse() -> argparse.Namespace:
 
 def add_result(results: Path, config: str, run: Path) -> None:
     """Append a run's AP to ``results.json``."""
-    summary = json.loads((run / "inference" / "metrics_summary.json").read_text())
+    summary = json.loads((run / "inference" / "metrics_summary.json").read_text(encoding="utf-8"))
     engine = load_config(run / "config.yaml").ENGINE
-    known = json.loads(results.read_text())
+    known = json.loads(results.read_text(encoding="utf-8"))
     entry = {"engine": engine, "box AP": summary["bbox"]["AP"], "mask AP": summary["segm"]["AP"]}
     known.setdefault(config, []).append(entry)
-    results.write_text(json.dumps(known, indent=2) + "\n")
+    results.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
 
 
 def published(path: Path) -> str:
     """What a file's header expects, on one line."""
-    header = path.read_text().partition("\n_BASE_")[0]
+    header = path.read_text(encoding="utf-8").partition("\n_BASE_")[0]
     found = re.search(r"^# Expected: (.*?)(?=^# \w+: )", header, re.MULTILINE | re.DOTALL)
     if not found:
         raise InputError(f"{path}: its header has no line '# Expected:' before another")
@@ -71,7 +71,7 @@ def same_model(config: CfgNode) -> str:
 
 
 def rows(folder: Path) -> list[str]:
-    results = json.loads((folder / "results.json").read_text())
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     counted: dict[str, Complexity] = {}
     lines = [
         "| config | engine | parameters | FLOPs | box / mask AP published | here |",
@@ -103,10 +103,10 @@ def main() -> None:
             raise InputError(f"there is no config {arguments.configs / arguments.config}")
         add_result(arguments.configs / "results.json", arguments.config, arguments.run)
     readme = arguments.configs / "README.md"
-    before, _, rest = readme.read_text().partition(MARKS[0])
+    before, _, rest = readme.read_text(encoding="utf-8").partition(MARKS[0])
     after = rest.partition(MARKS[1])[2]
     table = "\n".join(rows(arguments.configs))
-    readme.write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}")
+    readme.write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -110,9 +110,11 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=ROOT / "docs/dependencies.md")
     page = parser.parse_args().output
-    before, _, rest = page.read_text().partition(MARKS[0])
+    before, _, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
     after = rest.partition(MARKS[1])[2]
-    page.write_text(f"{before}{MARKS[0]}\n{chr(10).join(table())}\n{MARKS[1]}{after}")
+    page.write_text(
+        f"{before}{MARKS[0]}\n{chr(10).join(table())}\n{MARKS[1]}{after}", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -50,7 +50,9 @@ def main() -> None:
         counts = [len(image["scores"]) for image in found["detections"]]
         losses = ", ".join(f"{name} {value:.6f}" for name, value in found["losses"].items())
         print(f"{case}: detections {counts}; {losses}")
-    args.output.write_text(json.dumps(golden, separators=(",", ":")).replace("},", "},\n") + "\n")
+    args.output.write_text(
+        json.dumps(golden, separators=(",", ":")).replace("},", "},\n") + "\n", encoding="utf-8"
+    )
     print(f"wrote {args.output} ({args.output.stat().st_size} bytes)")
 
 

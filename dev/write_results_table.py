@@ -72,7 +72,9 @@ def row(entry: dict[str, Any]) -> str:
 
 def main() -> None:
     options = parse()
-    entries = {entry["name"]: entry for entry in json.loads(options.results.read_text())}
+    entries = {
+        entry["name"]: entry for entry in json.loads(options.results.read_text(encoding="utf-8"))
+    }
     entries |= {name: entry_of(name, Path(folder)) for name, folder in options.run}
     before, mark, rest = options.readme.read_text(encoding="utf-8").partition(MARKS[0])
     table, end, after = rest.partition(MARKS[1])

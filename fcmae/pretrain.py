@@ -240,7 +240,11 @@ def _statistics(options: PretrainOptions, samples: PretrainingSamples, resume: b
     """
     config = Path(options.output_dir) / CONFIG
     if resume and config.is_file():
-        stored = (yaml.safe_load(config.read_text()) or {}).get("derived", {}).get("statistics")
+        stored = (
+            (yaml.safe_load(config.read_text(encoding="utf-8")) or {})
+            .get("derived", {})
+            .get("statistics")
+        )
         if stored is not None:
             statistics = Statistics(tuple(stored["mean"]), tuple(stored["std"]), stored["origin"])
             statistics.check_resumed(options.mean, options.std, options.in_chans, str(config))

@@ -44,7 +44,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 def _write(path: Path, text: str) -> None:
     def write(partial: Path) -> None:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
 
     if is_main_process():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -54,9 +54,9 @@ class BadImages:
         if not new:
             return
         self.found.update(new)
-        listed = self.path.read_text().splitlines() if self.path.exists() else []
+        listed = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         names = {line.partition("\t")[0] for line in listed}
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             for index, why in new.items():
                 name = self.reader.name(index)
                 if name not in names:

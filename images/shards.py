@@ -144,7 +144,9 @@ def _files(archive: tarfile.TarFile, start: int = 0) -> Iterator[tuple[str, int,
         if not info.isfile():
             continue
         if info.name.endswith(".tar"):
-            with tarfile.open(fileobj=archive.extractfile(info), mode="r:") as inner:
+            with tarfile.open(
+                fileobj=archive.extractfile(info), mode="r:", encoding="utf-8"
+            ) as inner:
                 for name, place, size in _files(inner, offset):
                     yield f"{info.name}/{name}", place, size
         else:
@@ -184,7 +186,7 @@ def shards_of_split(folder: Path, split: str) -> list[Path]:
     """
     for file in (folder / "_info.json", folder / "info.json"):
         if file.is_file():
-            splits = json.loads(file.read_text()).get("splits", {})
+            splits = json.loads(file.read_text(encoding="utf-8")).get("splits", {})
             if split not in splits:
                 raise InputError(f"{file} has no split {split!r}; it has {', '.join(splits)}")
             return existing_shards([str(folder / name) for name in splits[split]["filenames"]])

@@ -369,7 +369,7 @@ def test_shipped_grids_hold_every_figure_of_the_papers_tables():
 def test_flags_that_a_grid_may_set_are_the_tools(stage, tool, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", [tool, "--help"])
     with pytest.raises(SystemExit):
-        runpy.run_path(str(ROOT / f"tools/{tool}.py"))["parse"]()
+        runpy.run_path(str(ROOT / f"tools/{tool}.py"))["main"]()
     flags = set(re.findall(r"--([a-z][\w-]*)", capsys.readouterr().out))
     assert set(known_flags(stage)) <= flags
 

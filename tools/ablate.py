@@ -55,7 +55,7 @@ def main() -> None:
     grid = load_grid(arguments.grid, arguments.set)
     log_to(arguments.output_dir)
     table = run_grid(grid, arguments.output_dir, TOOLS, arguments.rows, arguments.jobs)
-    print(table.read_text())
+    print(table.read_text(encoding="utf-8"))
     print(f"wrote {table}")
 
 

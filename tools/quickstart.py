@@ -84,7 +84,7 @@ def main() -> None:
     write_scenes(out / "data", arguments.train, arguments.val, arguments.unlabelled, arguments.seed)
     pretraining, arms = jobs_for(arguments, out)
     commands = [shown_command(job.command) for job in (pretraining, *arms)]
-    (out / "commands.txt").write_text("\n\n".join(commands) + "\n")
+    (out / "commands.txt").write_text("\n\n".join(commands) + "\n", encoding="utf-8")
     began = time.perf_counter()
     run_jobs([pretraining], Path.cwd())
     minutes = (time.perf_counter() - began) / 60
@@ -97,7 +97,8 @@ def main() -> None:
         pretraining=pretraining.run,
     )
     scratch, fcmae = (
-        json.loads((arm.run / "inference/metrics_summary.json").read_text()) for arm in arms
+        json.loads((arm.run / "inference/metrics_summary.json").read_text(encoding="utf-8"))
+        for arm in arms
     )
     print(
         f"report: {out / 'report.html'}   box AP: scratch {scratch['bbox']['AP']:.1f}, "

@@ -53,7 +53,7 @@ def refuse_existing_run(output_dir: Path) -> None:
 def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint's files; None for a sound one."""
     try:
-        files = json.loads((folder / STATE_FILE).read_text())["files"]
+        files = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))["files"]
     except (ValueError, KeyError, OSError):
         return f"{STATE_FILE} cannot be read"
     for name, expected in files.items():
@@ -87,7 +87,7 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
 
 def checkpoint_step(folder: Path) -> int:
     """The number of optimizer steps behind a checkpoint."""
-    return int(json.loads((folder / STATE_FILE).read_text())["step"])
+    return int(json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))["step"])
 
 
 def write_checkpoint(
@@ -142,7 +142,7 @@ def _seal(folder: Path, step: int) -> None:
             name = file.relative_to(folder).as_posix()
             files[name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
             _flush(file)
-    (folder / STATE_FILE).write_text(json.dumps({"step": step, "files": files}))
+    (folder / STATE_FILE).write_text(json.dumps({"step": step, "files": files}), encoding="utf-8")
     _flush(folder / STATE_FILE)
 
 

@@ -69,7 +69,7 @@ def device_name(device: torch.device | str) -> str:
     cpuinfo = Path("/proc/cpuinfo")
     names = [
         line.partition(":")[2].strip()
-        for line in (cpuinfo.read_text().splitlines() if cpuinfo.exists() else [])
+        for line in (cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else [])
         if line.startswith("model name")
     ]
     name = names[0] if names else platform.processor() or platform.machine()
@@ -113,7 +113,9 @@ def peak_rss_mb() -> float:
     """
     status = Path("/proc/self/status")
     if status.exists():
-        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        fields = dict(
+            line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines()
+        )
         if "VmHWM" in fields:
             return int(fields["VmHWM"].split()[0]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

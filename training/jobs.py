@@ -92,20 +92,20 @@ def run_jobs(jobs: Sequence[Job], cwd: Path) -> None:
             bar.close()
     for job, process, _ in running:
         if process.returncode:
-            end = "\n".join(job.log.read_text().splitlines()[-15:])
+            end = "\n".join(job.log.read_text(encoding="utf-8").splitlines()[-15:])
             raise InputError(f"{job.title} failed with exit code {process.returncode}:\n{end}")
 
 
 def finished_steps(run: Path) -> int:
     """The last step that a run's ``metrics.json`` tells of."""
     metrics = run / "metrics.json"
-    lines = metrics.read_text().splitlines() if metrics.exists() else []
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
     return int(json.loads(lines[-1])["iteration"]) if lines else 0
 
 
 def _start(job: Job, cwd: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     job.log.parent.mkdir(parents=True, exist_ok=True)
-    with job.log.open("w") as log:
+    with job.log.open("w", encoding="utf-8") as log:
         return subprocess.Popen(
             job.command, cwd=cwd, env=environment, stdout=log, stderr=subprocess.STDOUT
         )

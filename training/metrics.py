@@ -22,14 +22,16 @@ class MetricsFile:
 
     def __init__(self, path: Path, resumed_step: int) -> None:
         self.path = path
-        lines = path.read_text().splitlines() if resumed_step and path.exists() else []
+        lines = (
+            path.read_text(encoding="utf-8").splitlines() if resumed_step and path.exists() else []
+        )
         kept = [line for line in lines if _iteration(line, path) <= resumed_step]
         partial = path.with_suffix(".partial")
-        partial.write_text("".join(line + "\n" for line in kept))
+        partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         partial.replace(path)
 
     def write(self, entry: dict[str, float | int]) -> None:
-        with self.path.open("a") as stream:
+        with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry) + "\n")
 
 

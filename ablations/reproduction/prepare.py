@@ -44,7 +44,7 @@ def link_images(data: Path, output: Path) -> None:
     """
     sources = {"imagenet_samples": sorted((data / "imagenet_samples/train").rglob("*.*"))}
     for name in ("nuclei", "coco_mini"):
-        labels = json.loads((data / name / "annotations/train.json").read_text())
+        labels = json.loads((data / name / "annotations/train.json").read_text(encoding="utf-8"))
         files = [data / name / "images" / image["file_name"] for image in labels["images"]]
         sources[name] = files
     for name, files in sources.items():
@@ -145,7 +145,7 @@ def main() -> None:
             few = subset(whole, set(order_of_seed[:count].tolist()))
             files[f"train_{count}_seed_{seed}.json"] = few
     for name, tiles in files.items():
-        (folder / name).write_text(json.dumps(tiles))
+        (folder / name).write_text(json.dumps(tiles), encoding="utf-8")
         objects = len(tiles["annotations"])
         print(f"{folder / name}: {len(tiles['images'])} tiles, {objects} nuclei")
 

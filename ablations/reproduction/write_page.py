@@ -88,7 +88,7 @@ def read_figures(path: Path) -> Figures:
     """What docs/reproduction.csv holds; nothing where there is none."""
     found: Figures = {}
     if path.is_file():
-        with path.open(newline="") as stream:
+        with path.open(newline="", encoding="utf-8") as stream:
             for grid, row, metric, seed, value in list(csv.reader(stream))[1:]:
                 found.setdefault((grid, row, metric), {})[int(seed)] = float(value)
     return found
@@ -106,14 +106,14 @@ def write_figures(figures: Figures, path: Path) -> None:
 def measured(grid: Path) -> Iterator[tuple[str, str, int, float]]:
     """(row, metric, seed, value) of every finished run of a grid."""
     detections: dict[str, list[Path]] = defaultdict(list)
-    with (grid / "runs.csv").open(newline="") as stream:
+    with (grid / "runs.csv").open(newline="", encoding="utf-8") as stream:
         for run in csv.DictReader(stream):
             row, metric, seed = run["row"], run["metric"], int(run["seed"])
             folder = f"{file_name(row)}_seed_{seed}"
             yield row, metric, seed, float(run["value"])
             if metric == HOURS:
                 metrics = grid / "pretrain" / folder / "metrics.json"
-                last = json.loads(metrics.read_text().splitlines()[-1])
+                last = json.loads(metrics.read_text(encoding="utf-8").splitlines()[-1])
                 yield from ((row, m, seed, last[key]) for m, key in MEASURED.items() if key in last)
             if metric == BOX:
                 detections[row].append(grid / "detect" / folder)
@@ -177,7 +177,7 @@ def differences_by_iteration(figures: Figures) -> str:
 
 def command(folder: str) -> str:
     """The command of run.sh that writes to a folder of the runs, its variables replaced."""
-    text = (ROOT / "ablations/reproduction/run.sh").read_text()
+    text = (ROOT / "ablations/reproduction/run.sh").read_text(encoding="utf-8")
     variables = dict(re.findall(r"(?m)^(\w+)=(\S+)$", text)) | {"data": "DATA"}
     for line in re.findall(r"(?m)^python (?:.*\\\n)*.*$", text):
         while found := re.search(r"\$(\w+)", line):
@@ -266,7 +266,9 @@ def main() -> None:
 
     page = docs / "reproduction.md"
     pattern = r"(<!-- begin ([\w ]+) -->).*?(<!-- end \2 -->)"
-    page.write_text(re.sub(pattern, filled, page.read_text(), flags=re.DOTALL))
+    page.write_text(
+        re.sub(pattern, filled, page.read_text(encoding="utf-8"), flags=re.DOTALL), encoding="utf-8"
+    )
     for source, picture in PICTURES.items():
         if (out / source).is_file():
             shutil.copyfile(out / source, docs / "images" / picture)

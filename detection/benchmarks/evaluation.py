@@ -89,7 +89,7 @@ def write_synthetic(folder: Path, images: int, detections: int) -> tuple[Path, P
     }
     paths = folder / "truth.json", folder / "results.json"
     for path, content in zip(paths, (truth, results), strict=True):
-        path.write_text(json.dumps(content))
+        path.write_text(json.dumps(content), encoding="utf-8")
     return paths
 
 
@@ -117,7 +117,7 @@ def pycocotools_metrics(truth: Path, results: Path) -> dict[str, list[float]]:
     stats = {}
     with contextlib.redirect_stdout(io.StringIO()):
         ground_truth = COCO(str(truth))
-        detections = json.loads(results.read_text())
+        detections = json.loads(results.read_text(encoding="utf-8"))
         for task in ("bbox", "segm"):
             if task == "segm":  # or a detection's size would be its box's
                 for detection in detections:

@@ -160,7 +160,8 @@ def write_scenes(folder: Path, train: int, val: int, unlabelled: int, seed: int 
                 annotations.append(_annotation(number, image_id, category, mask))
         categories = [{"id": id_, "name": name} for id_, name in CATEGORIES.items()]
         (folder / "annotations" / f"{split}.json").write_text(
-            json.dumps({"images": images, "annotations": annotations, "categories": categories})
+            json.dumps({"images": images, "annotations": annotations, "categories": categories}),
+            encoding="utf-8",
         )
     for index in progress(range(unlabelled), "drawing unlabelled", unit="scene"):
         picture, _ = draw_scene(np.random.default_rng([seed, 2, index]))

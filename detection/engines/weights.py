@@ -245,7 +245,7 @@ def read_detector(path: str | Path, model: nn.Module) -> None:
 def encoder_licence(output_dir: Path) -> str | None:
     """The licence of the encoder that a run began with, as far as ``run.json`` knows."""
     file = output_dir / "run.json"
-    facts = json.loads(file.read_text()) if file.is_file() else {}
+    facts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if "encoder" not in facts:
         return None
     return facts["encoder"]["licence"] if facts["encoder"] else OWN_WEIGHTS
@@ -258,7 +258,10 @@ def newest_checkpoint(output_dir: Path) -> Path:
         InputError: if there are none.
     """
     pointer = output_dir / "last_checkpoint"
-    if not pointer.is_file() or not (path := output_dir / pointer.read_text().strip()).is_file():
+    if (
+        not pointer.is_file()
+        or not (path := output_dir / pointer.read_text(encoding="utf-8").strip()).is_file()
+    ):
         raise InputError(
             f"{output_dir} holds no checkpoint: train first, or give a detector in MODEL.WEIGHTS"
         )

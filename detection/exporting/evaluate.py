@@ -86,7 +86,7 @@ def average_precisions(
         results += coco_results(detect(sample), dataset, sample["image_id"])
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "results.json"
-        file.write_text(json.dumps(results))
+        file.write_text(json.dumps(results), encoding="utf-8")
         metrics = coco_metrics(dataset.annotations, file, tasks(config))
     return {task: metrics[task]["AP"] for task in tasks(config)}
 

@@ -66,7 +66,7 @@ def data_case(
             trackers=(),
         )
         pretrain(options)
-        lines = (Path(folder) / "run" / "metrics.json").read_text().splitlines()
+        lines = (Path(folder) / "run" / "metrics.json").read_text(encoding="utf-8").splitlines()
     timed = [json.loads(line) for line in lines][WARM_UP:]
     seconds, waited = (sum(line[name] for line in timed) for name in ("time", "data_time"))
     tables = index_seconds(case)

@@ -243,8 +243,10 @@ class _Evaluations:
             )
             entry |= {f"{name}/{key}": value for key, value in figures.items()}
         line = json.dumps(entry)
-        if line not in self.path.read_text().splitlines():  # a resumed run evaluates once more
-            with self.path.open("a") as stream:
+        if (
+            line not in self.path.read_text(encoding="utf-8").splitlines()
+        ):  # a resumed run evaluates once more
+            with self.path.open("a", encoding="utf-8") as stream:
                 stream.write(line + "\n")
 
 

@@ -155,10 +155,10 @@ def measured_history(run: Path) -> list[Measured]:
     for file in ("config.yaml", "metrics.json"):
         if not (run / file).is_file():
             raise FileNotFoundError(f"{run} is no run of a training: it has no {file}")
-    config: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text())
+    config: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     epoch_steps = config["derived"]["images"] / config["batch_size"]
     history = []
-    for line in (run / "metrics.json").read_text().splitlines():
+    for line in (run / "metrics.json").read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
         blocks = {k.removeprefix(BLOCK_KEY): v for k, v in entry.items() if k.startswith(BLOCK_KEY)}
         if blocks:

@@ -119,7 +119,7 @@ def _run_of(checkpoint: Path) -> dict[str, Any]:
     path = config[0] / "config.yaml" if config else checkpoint
     if checkpoint.parent.parent.name != "checkpoints" or not path.is_file():
         return {}
-    return yaml.safe_load(path.read_text()) or {}
+    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
 
 
 def _grn(stored: str | None, run: Mapping[str, Any]) -> GRNOptions | None:

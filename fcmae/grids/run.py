@@ -184,7 +184,7 @@ def run_grid(
     def start(job: GridRun, share: Mapping[str, str]) -> Running:
         job.folder.parent.mkdir(parents=True, exist_ok=True)
         arguments = yaml.safe_dump(dict(job.arguments), sort_keys=False)
-        _beside(job.folder, ".yaml").write_text(arguments)
+        _beside(job.folder, ".yaml").write_text(arguments, encoding="utf-8")
         command = job.command(tools, grid.launcher)
         logger.info("%s", shlex.join(command))
         return (start_command or start_process)(command, _beside(job.folder, ".log"), share)
@@ -246,7 +246,7 @@ def _refuse_other_arguments(jobs: Mapping[tuple[str, int], Sequence[GridRun]]) -
     problems = []
     for job in (job for steps in jobs.values() for job in steps):
         file = _beside(job.folder, ".yaml")
-        stored = yaml.safe_load(file.read_text()) if file.is_file() else None
+        stored = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
         if stored is not None and stored != dict(job.arguments):
             keys = sorted(stored.keys() | job.arguments.keys())
             problems += [
@@ -261,7 +261,7 @@ def _refuse_other_arguments(jobs: Mapping[tuple[str, int], Sequence[GridRun]]) -
 
 def start_process(command: Sequence[str], log: Path, share: Mapping[str, str]) -> Running:
     """A command as a process of its own."""
-    with log.open("a") as stream:
+    with log.open("a", encoding="utf-8") as stream:
         stream.write(f"$ {shlex.join(command)}\n")
         stream.flush()
         return subprocess.Popen(
@@ -280,12 +280,12 @@ def _results(jobs: Mapping[tuple[str, int], Sequence[GridRun]]) -> Results:
 
 def _measured(job: GridRun) -> list[tuple[str, float]]:
     if job.stage == "pretrain":
-        lines = [json.loads(line) for line in (job.folder / "metrics.json").open()]
+        lines = [json.loads(line) for line in (job.folder / "metrics.json").open(encoding="utf-8")]
         windows = [{"iteration": 0}, *(line for line in lines if "time" in line)]
         # of each window, its steps and the mean seconds of one
         seconds = [(b["iteration"] - a["iteration"]) * b["time"] for a, b in pairwise(windows)]
         return [("pretraining hours", sum(seconds) / 3600)]
-    summary = json.loads((job.folder / FINISHED[job.stage]).read_text())
+    summary = json.loads((job.folder / FINISHED[job.stage]).read_text(encoding="utf-8"))
     if job.stage == "classify":
         names = {"top-1": "trained", "top-1 (averaged)": "averaged"}
         return [(m, summary[name]["top1"]) for m, name in names.items() if name in summary]

@@ -32,7 +32,7 @@ def write_tables(grid: Grid, results: Results, output_dir: Path) -> None:
 
 def _write(path: Path, text: str) -> None:
     def write(partial: Path) -> None:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
 
     write_atomically(path, write)
 

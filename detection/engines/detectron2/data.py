@@ -257,7 +257,7 @@ class ResultsWriter(DatasetEvaluator):
         if comm.is_main_process():
             results = list(itertools.chain.from_iterable(gathered))
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps(results))
+            self.path.write_text(json.dumps(results), encoding="utf-8")
             logger.info("%d detections: %s", len(results), self.path)
         comm.synchronize()
         return {}

@@ -263,7 +263,7 @@ def evaluate_in_training(
         whose metrics are in ``metrics.json`` already (of which a run was resumed).
     """
     metrics_file = Path(config.OUTPUT_DIR) / "metrics.json"
-    lines = [json.loads(line) for line in metrics_file.read_text().splitlines()]
+    lines = [json.loads(line) for line in metrics_file.read_text(encoding="utf-8").splitlines()]
     if any(line["iteration"] == step and "bbox/AP" in line for line in lines):
         return {}
     found: dict[str, Any] = {}

@@ -59,6 +59,7 @@ def predict(
     frames: bool = False,
     weights: str | None = None,
     overrides: Sequence[str] = (),
+    skip_bad_images: bool = False,
 ) -> dict[str, int]:
     """Detect on images and videos with a run's detector and write what the header lists.
 
@@ -71,6 +72,7 @@ def predict(
         frames: write a video's overlays as JPEG files instead of a video.
         weights: a detector instead of the run's newest checkpoint.
         overrides: ``KEY VALUE ...`` that change the run's config.
+        skip_bad_images: leave out files that do not decode, each with a warning.
 
     Returns:
         The numbers of ``images`` (frames counted), ``detections`` and ``shown`` detections.
@@ -83,7 +85,7 @@ def predict(
     if (output_dir / "predictions.json").exists():
         raise InputError(f"{output_dir} holds predictions already: choose another folder")
     config, classes = read_run(run, overrides)
-    files = find_files(inputs)
+    files = find_files(inputs, skip_bad_images)
     detect = load_engine(config.ENGINE).detector(config, classes, weights)
     category_names = dict(zip(classes.category_ids, classes.class_names, strict=True))
     output_dir.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Write the table of docs/dependencies.md: each direct dependency, its licence, and what it is for.
 
 Names and lowest versions are setup.cfg's; a licence is what the installed package declares, so all
-of them must be installed: pip install -e ".[test,export,wandb,tiff,hf]".
+of them must be installed: pip install -e ".[test,export,wandb,tiff,dicom,heic,hf]".
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ examples:
 PURPOSES = {
     "torch": "tensors, gradients, data loaders, `torch.export`",
     "torchvision": "one of the two detection engines; box and mask operators",
-    "timm": "readers of images, augmentation, published weights, averaged weights",
+    "timm": "augmentation, published weights, averaged weights",
     "accelerate": "several processes, mixed precision, trackers",
     "fvcore": "detection configs (`CfgNode`), counting of parameters and FLOPs",
     "pycocotools": "run-length encoded masks",
@@ -43,6 +43,8 @@ PURPOSES = {
     "onnxscript": "torch's exporter to ONNX, and an operator of ours in it",
     "wandb": "`--wandb`",
     "imagecodecs": "compressed TIFF; imported by tifffile",
+    "pydicom": "DICOM",
+    "pillow-heif": "HEIC",
     "datasets": "`--data hfds/...`; imported by timm too",
     "pytest": "tests",
     "pytest-timeout": "an end to tests that hang",

@@ -21,7 +21,7 @@ from torchvision.transforms.v2 import functional as F
 from fcmae.masking import PATCH, draw_mask, grid_size
 from fcmae.packed_mask import PackedMask
 from images.bad_images import refuse_bad
-from images.files import EIGHT_BITS, ImageError, Picture, convert, open_picture, scaled
+from images.files import EIGHT_BITS, ImageError, Picture, Reading, open_picture
 from images.readers import Reader, open_images
 from training.progress import progress
 
@@ -35,8 +35,8 @@ Batch = tuple[Tensor, PackedMask, dict[int, str]]
 
 
 @contextmanager
-def opened_picture(reader: Reader, index: int, in_chans: int) -> Iterator[Picture]:
-    """A picture that can become one of ``in_chans`` channels; closed afterwards.
+def opened_picture(reader: Reader, index: int, reading: Reading) -> Iterator[Picture]:
+    """A picture that can become one of the wanted channels; closed afterwards.
 
     Raises:
         ImageError: if it cannot; the message says why and leaves the name to the caller.
@@ -47,7 +47,7 @@ def opened_picture(reader: Reader, index: int, in_chans: int) -> Iterator[Pictur
         raise ImageError(f"cannot be opened ({error})") from error
     with file:
         picture = open_picture(file)
-        picture.check(in_chans)
+        reading.check(picture)
         yield picture
 
 
@@ -67,6 +67,7 @@ class PretrainingSamples:
         skip_bad_images: replace images that cannot be used; otherwise they are errors.
         bad: index and reason of those that are known beforehand.
         patch_size: side of the patches that are removed, in pixels.
+        value_range: the values that become 0 and 1, see ``images.files``.
     """
 
     reader: Reader
@@ -76,6 +77,12 @@ class PretrainingSamples:
     skip_bad_images: bool = False
     bad: dict[int, str] = field(default_factory=dict)
     patch_size: int = PATCH
+    value_range: tuple[float, float] | None = None
+
+    @property
+    def reading(self) -> Reading:
+        """How files become arrays."""
+        return Reading(self.in_chans, value_range=self.value_range)
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -90,8 +97,8 @@ class PretrainingSamples:
         state, met = torch.get_rng_state(), {}
         for candidate in self._candidates(index):
             try:
-                with opened_picture(self.reader, candidate, self.in_chans) as picture:
-                    image = augmented(picture, self.in_chans, self.image_size)
+                with opened_picture(self.reader, candidate, self.reading) as picture:
+                    image = augmented(picture, self.reading, self.image_size)
             except ImageError as error:
                 if not self.skip_bad_images:
                     raise ImageError(f"{self.describe(candidate)} {error}") from error
@@ -119,31 +126,31 @@ class PretrainingSamples:
             ImageError: if it cannot be used; the message names it.
         """
         try:
-            with opened_picture(self.reader, index, self.in_chans) as picture:
-                return scaled(convert(picture.pixels(), picture.alpha, self.in_chans))
+            with opened_picture(self.reader, index, self.reading) as picture:
+                return self.reading.read(picture)
         except ImageError as error:
             raise ImageError(f"{self.describe(index)} {error}") from error
 
     def eight_bit(self) -> bool:
-        """Whether the first usable image has values of 8 bits."""
+        """Whether the first usable image has values of 8 bits, and keeps them."""
         for index in self._candidates(0):
             try:
-                with opened_picture(self.reader, index, self.in_chans) as picture:
-                    return picture.eight_bit
+                with opened_picture(self.reader, index, self.reading) as picture:
+                    return self.reading.is_eight_bit(picture)
             except ImageError:
                 if not self.skip_bad_images:
                     raise
         return True
 
 
-def augmented(picture: Picture, in_chans: int, image_size: tuple[int, int]) -> Tensor:
+def augmented(picture: Picture, reading: Reading, image_size: tuple[int, int]) -> Tensor:
     """Decode, crop at random, resize, flip at random: uint8 or float32 ``[C, H, W]``.
 
     Args:
         image_size: H and W.
 
     Raises:
-        ImageError: if the pixels are damaged.
+        ImageError: if the pixels are damaged, or their values not those that are stated.
     """
     sides = torch.empty((1, picture.height, picture.width), device="meta")
     crop = RandomResizedCrop.get_params(sides, CROP_SCALE, CROP_RATIO)
@@ -153,7 +160,7 @@ def augmented(picture: Picture, in_chans: int, image_size: tuple[int, int]) -> T
     pixels = picture.pixels(max(1, shrink))
     top, left, height, width = (round(v * len(pixels) / picture.height) for v in crop)
     part = pixels[top : top + max(1, height), left : left + max(1, width)]
-    values = scaled(convert(part, picture.alpha, in_chans))
+    values = reading.values(picture, part)
     image = torch.from_numpy(np.array(values)).permute(2, 0, 1)
     image = F.resize(image, list(image_size), InterpolationMode.BICUBIC, antialias=True)
     return image.flip(-1) if torch.rand(()) < 0.5 else image
@@ -169,8 +176,8 @@ def collate(samples: list[Sample]) -> Batch:
     return stacked, packed, {index: why for one in met for index, why in one.items()}
 
 
-def find_bad_headers(reader: Reader, in_chans: int) -> dict[int, str]:
-    """Index and reason of every file that is no image, or not of ``in_chans`` channels.
+def find_bad_headers(reader: Reader, reading: Reading) -> dict[int, str]:
+    """Index and reason of every file that is no image, or not of the wanted channels.
 
     Damage behind a good header shows when an image is first used; so does all damage in sources
     whose headers cannot be read alone.
@@ -179,7 +186,7 @@ def find_bad_headers(reader: Reader, in_chans: int) -> dict[int, str]:
     indices = range(len(reader)) if reader.header_is_cheap else range(0)
     for index in progress(indices, "checking images", unit="image"):
         try:
-            with opened_picture(reader, index, in_chans):
+            with opened_picture(reader, index, reading):
                 pass
         except ImageError as error:
             bad[index] = str(error)
@@ -194,12 +201,14 @@ def pretraining_samples(
     split: str = "train",
     skip_bad_images: bool = False,
     patch_size: int = PATCH,
+    value_range: tuple[float, float] | None = None,
 ) -> PretrainingSamples:
     """Everything from a name to samples, checked: see :func:`images.readers.open_images`.
 
     Args:
         image_size: height and width in pixels, multiples of ``patch_size``.
         patch_size: side of the patches that are removed, a multiple of 32.
+        value_range: the values that become 0 and 1, see ``images.files``.
 
     Raises:
         ImageError: with every file that is known to be bad; if ``skip_bad_images``, only where
@@ -208,10 +217,17 @@ def pretraining_samples(
     height, width = image_size
     grid_size(height, width, patch_size)
     reader = open_images(name, split)
-    bad = find_bad_headers(reader, in_chans)
+    samples = PretrainingSamples(
+        reader,
+        (height, width),
+        mask_ratio,
+        in_chans,
+        skip_bad_images,
+        patch_size=patch_size,
+        value_range=value_range,
+    )
+    bad = samples.bad = find_bad_headers(reader, samples.reading)
     if bad and (not skip_bad_images or 2 * len(bad) > len(reader)):
         refuse_bad(reader, bad)
     logger.info("%d images from %s, %d of them bad", len(reader), name, len(bad))
-    return PretrainingSamples(
-        reader, (height, width), mask_ratio, in_chans, skip_bad_images, bad, patch_size
-    )
+    return samples

@@ -54,15 +54,18 @@ class BadImages:
         if not new:
             return
         self.found.update(new)
-        listed = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        listed = self._text().splitlines() if self.path.exists() else []
         names = {line.partition("\t")[0] for line in listed}
-        with self.path.open("a", encoding="utf-8") as file:
+        with self.path.open("a", encoding="utf-8", errors="surrogateescape") as file:
             for index, why in new.items():
                 name = self.reader.name(index)
                 if name not in names:
                     file.write(f"{name}\t{why}\n")
         if 2 * len(self.found) > len(self.reader):
             refuse_bad(self.reader, self.found)
+
+    def _text(self) -> str:
+        return self.path.read_text(encoding="utf-8", errors="surrogateescape")
 
     def summary(self) -> None:
         """Say how many there were."""

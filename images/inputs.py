@@ -18,12 +18,13 @@ import numpy as np
 
 from backbones.errors import InputError
 from images.decode import decode_image
+from images.folders import files_of_folder
+from images.formats import image_endings
 from images.threads import in_threads
 from training.progress import progress
 
 logger = logging.getLogger(__name__)
 
-IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"}
 FRAME_RATE = 25.0  # of a video that does not tell its own
 
@@ -40,21 +41,32 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEOS
 
 
-def find_files(inputs: Sequence[str]) -> list[Path]:
+def find_files(inputs: Sequence[str], skip_bad: bool = False) -> list[Path]:
     """The image and video files that files, folders (with those inside) and patterns stand for.
 
     In the order given, folders in the order of their names, each file once.
 
+    Args:
+        skip_bad: leave out files that do not decode, each with a warning.
+
     Raises:
         InputError: naming every input that is not there or holds nothing, and every file that
-            does not decode.
+            does not decode; with ``skip_bad``, only if none decodes.
     """
     files: dict[Path, None] = {}
     problems: list[str] = []
     for item in inputs:
         found = _expand(Path(item).expanduser(), problems)
         files |= dict.fromkeys(found)
-    problems += _unreadable(list(files))
+    bad = _unreadable(list(files))
+    if skip_bad and len(bad) < len(files):
+        for fault in bad.values():
+            logger.warning("left out: %s", fault)
+        if bad:
+            logger.warning("%d of %d files do not decode and are left out", len(bad), len(files))
+        files = {file: None for file in files if file not in bad}
+    else:
+        problems += bad.values()
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise InputError("\n  ".join([f"{count} in the inputs:", *problems]))
@@ -63,14 +75,14 @@ def find_files(inputs: Sequence[str]) -> list[Path]:
 
 def _expand(path: Path, problems: list[str]) -> list[Path]:
     if path.is_dir():
-        every = sorted(file for file in path.rglob("*") if file.is_file())
-        found = [file for file in every if file.suffix.lower() in IMAGES | VIDEOS]
-        if not found:
-            known = ", ".join(sorted(IMAGES | VIDEOS))
-            problems.append(f"{path} holds no image and no video (known: {known})")
-        elif len(found) < len(every):
-            logger.warning("%s: %d other files passed over", path, len(every) - len(found))
-        return found
+        files = files_of_folder(path, also=VIDEOS)
+        if not files.images:
+            there = f"; it holds {files.words()}" if files.left_out else ""
+            known = ", ".join(sorted(image_endings() | VIDEOS))
+            problems.append(f"{path} holds no image and no video{there} (known: {known})")
+        elif files.left_out:
+            logger.warning("%s: left out: %s", path, files.words())
+        return sorted(files.images)
     if path.is_file():
         return [path]
     found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
@@ -81,10 +93,10 @@ def _expand(path: Path, problems: list[str]) -> list[Path]:
     return found
 
 
-def _unreadable(files: Sequence[Path]) -> list[str]:
+def _unreadable(files: Sequence[Path]) -> dict[Path, str]:
     """What is wrong with each file that cannot be read; decodes all images."""
     faults = progress(in_threads(_fault, files), "checking", len(files), "file")
-    return [fault for fault in faults if fault]
+    return {file: fault for file, fault in zip(files, faults, strict=True) if fault}
 
 
 def _fault(path: Path) -> str:

@@ -1,6 +1,6 @@
 """Where images come from: a folder, tar shards, webdataset, a Hugging Face data set.
 
-The names are timm's (``timm.data.create_dataset``), and so is the folder's reader. Pretraining
+The names are timm's (``timm.data.create_dataset``). Pretraining
 needs every image by its index, so that a sample depends on (seed, epoch, index) alone, and in any
 process: shards are read by ``images.shards``, and streams without an index are refused.
 """
@@ -16,16 +16,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol
 
-from timm.data import create_dataset
-from timm.data.readers.img_extensions import add_img_extensions, get_img_extensions
-
 from backbones.errors import InputError
+from images.folders import FolderFiles, files_of_folder, is_passed_over
+from images.formats import image_endings
 from images.shards import ShardReader, existing_shards, expand_braces, shards_of_split
 from training.progress import progress
 
 logger = logging.getLogger(__name__)
 
-MORE_EXTENSIONS = (".bmp", ".tif", ".tiff", ".webp")  # beside timm's .jpeg, .jpg and .png
 STREAMS = ("hfids", "tfds")
 
 
@@ -64,33 +62,39 @@ def fingerprint(reader: Reader) -> str:
     """A short hash over the names and sizes of the source's images (hex)."""
     digest = hashlib.sha256()
     for name, size in progress(reader.contents(), "fingerprint", len(reader), "image"):
-        digest.update(f"{name}:{size}\n".encode())
+        digest.update(f"{name}:{size}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 
 
 class FolderReader:
-    """timm's reader of image files at any depth, in natural order of their paths."""
+    """The images of a folder at any depth (:mod:`images.folders`), in natural order of their paths.
+
+    Args:
+        folder: named in messages.
+        found: what is in it.
+    """
 
     header_is_cheap = True
 
-    def __init__(self, folder: Path) -> None:
-        self._reader = create_dataset("", root=str(folder), search_split=False).reader
+    def __init__(self, folder: Path, found: FolderFiles) -> None:
+        self._folder, self._paths = folder, found.images
+        if said := found.words():
+            logger.info("%s: %d images; left out: %s", folder, len(found.images), said)
 
     def __len__(self) -> int:
-        return len(self._reader)
+        return len(self._paths)
 
     def open(self, index: int) -> BinaryIO:
-        return self._reader[index][0]
+        return self._paths[index].open("rb")
 
     def name(self, index: int) -> str:
-        return self._reader.filename(index, absolute=True)
+        return str(self._paths[index])
 
     def contents(self) -> Iterator[tuple[str, int]]:
-        for index in range(len(self)):
-            path = self.name(index)
+        for path in self._paths:
             yield (
-                self._reader.filename(index),
-                os.path.getsize(path) if os.path.exists(path) else -1,
+                os.path.relpath(path, self._folder),
+                os.path.getsize(path) if path.exists() else -1,
             )
 
 
@@ -176,7 +180,6 @@ def open_images(name: str, split: str = "train") -> Reader:
         InputError: if there is no image in it (with the extensions that count as images), or the
             source is a stream, which has no index.
     """
-    add_img_extensions(MORE_EXTENSIONS)
     prefix, _, rest = name.partition("/")
     if prefix == "hfds":
         return HuggingFaceReader(rest, split)
@@ -197,26 +200,22 @@ def open_images(name: str, split: str = "train") -> Reader:
         if path.suffix != ".tar":
             raise InputError(f"{path} is a file; --data takes a folder of images, or .tar shards")
         return ShardReader([path], webdataset)
-    shards = sorted(path.rglob("*.tar"))
+    shards = sorted(
+        shard
+        for shard in path.rglob("*.tar")
+        if not is_passed_over(str(shard.relative_to(path))) and shard.is_file()
+    )
     if webdataset and not shards:
         raise InputError(f"no .tar shards in {path}")
-    extensions = get_img_extensions()
-    if webdataset or (shards and _first_image(path, extensions) is None):
+    found = FolderFiles() if webdataset else files_of_folder(path)
+    if shards and not found.images:
         return ShardReader(shards_of_split(path, split) or shards, webdataset)
     if shards:
         logger.warning("%s holds images and %d tars: the tars are not read", path, len(shards))
-    if _first_image(path, extensions) is None:
+    if not found.images:
+        there = f"it holds {found.words()}" if found.left_out else "it is empty"
         raise InputError(
-            f"no images in {path}: no file in it or in its subfolders ends in "
-            f"{', '.join(sorted(extensions))}, and none is a .tar"
+            f"no images in {path}: {there}. No file in it or in its subfolders ends in "
+            f"{', '.join(sorted(image_endings()))}, and none is a .tar"
         )
-    return FolderReader(path)
-
-
-def _first_image(folder: Path, extensions: Iterable[str]) -> str | None:
-    wanted = set(extensions)
-    for parent, _, files in os.walk(folder, followlinks=True):
-        for file in files:
-            if os.path.splitext(file)[1].lower() in wanted:
-                return os.path.join(parent, file)
-    return None
+    return FolderReader(path, found)

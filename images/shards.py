@@ -13,15 +13,17 @@ import logging
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from timm.data.readers.img_extensions import get_img_extensions
 from tqdm import tqdm
 
 from backbones.errors import InputError
+from images.folders import HIDDEN, ending_of, is_passed_over, words_of
+from images.formats import image_endings
 from training.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -45,7 +47,8 @@ class ShardReader:
     Args:
         shards: uncompressed tars.
         by_key: webdataset's naming, in which everything behind a base name's first dot is the
-            field: ``7.seg.png`` is no image but the field ``seg.png`` of sample 7.
+            field: ``7.seg.png`` is no image but the field ``seg.png`` of sample 7. ``.npy`` is no
+            image either: there it is the usual field of features.
 
     Raises:
         InputError: if shards are damaged or compressed, or hold no image.
@@ -56,18 +59,22 @@ class ShardReader:
     def __init__(self, shards: list[Path], by_key: bool = False) -> None:
         self.shards, self.by_key = shards, by_key
         self.members: list[_Member] = []
-        extensions = tuple(get_img_extensions())
-        others, problems = 0, []
+        endings, problems = image_endings() - ({".npy"} if by_key else set()), []
+        left_out: Counter[str] = Counter()
         with self._bar("indexing shards") as bar:
             for number, shard in enumerate(shards):
                 try:
                     for name, offset, size in _files_of(shard, bar):
                         base = os.path.basename(name).lower()
-                        ending = base[base.find(".") :] if by_key else os.path.splitext(base)[1]
-                        if ending in extensions and not base.startswith("."):
+                        ending = ending_of(base)
+                        if by_key and "." in base:
+                            ending = base[base.find(".") :]
+                        if is_passed_over(name):
+                            left_out[HIDDEN] += 1
+                        elif ending in endings:
                             self.members.append(_Member(number, name, offset, size))
                         else:
-                            others += 1
+                            left_out[ending] += 1
                 except (tarfile.TarError, OSError) as error:
                     problems.append(f"{shard}: {error}")
         if problems:
@@ -77,11 +84,16 @@ class ShardReader:
             )
         if not self.members:
             raise InputError(
-                f"no images in {len(shards)} shard(s) such as {shards[0]}: none of their {others} "
-                f"files ends in {', '.join(sorted(extensions))}"
+                f"no images in {len(shards)} shard(s) such as {shards[0]}: they hold "
+                f"{words_of(left_out) or 'nothing'}. No file in them ends in "
+                f"{', '.join(sorted(endings))}"
             )
         logger.info(
-            "%d images and %d other files in %d shard(s)", len(self.members), others, len(shards)
+            "%d images and %d other files in %d shard(s)%s",
+            len(self.members),
+            left_out.total(),
+            len(shards),
+            f": {words_of(left_out)}" if left_out else "",
         )
 
     def __len__(self) -> int:

@@ -10,7 +10,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from images.files import ImageError, convert, open_picture, scaled
+from images.files import ImageError, Reading, open_picture
 
 GENERATOR = np.random.default_rng(0)
 
@@ -33,11 +33,10 @@ def saved(image: Image.Image, extension: str, **settings) -> bytes:
 
 def read(data: bytes, in_chans: int) -> np.ndarray:
     picture = open_picture(io.BytesIO(data))
-    picture.check(in_chans)
     pixels = picture.pixels()
     assert pixels.shape == (picture.height, picture.width, picture.channels)
     assert picture.eight_bit == (pixels.dtype == np.uint8)
-    return scaled(convert(pixels, picture.alpha, in_chans))
+    return Reading(in_chans).read(picture)
 
 
 @pytest.mark.parametrize("layout", ["contig", "separate", "pages"])
@@ -141,7 +140,7 @@ def test_tiffs_of_8_bits_are_read_with_pillows_compressions():
 
 
 def test_pages_of_colour_are_refused():
-    with pytest.raises(ImageError, match=r"cannot be read .* axes .*YXS"):
+    with pytest.raises(ImageError, match=r"cannot be read: a TIFF of axes .*YXS"):
         read(tiff(values(2, 6, 9, 3, dtype=np.uint8), photometric="rgb"), 3)
 
 

@@ -56,7 +56,7 @@ def modules(names) -> set[str]:
 
 
 def test_every_import_is_declared():
-    declared = modules(requirements("export", "wandb", "hf")) | UNDECLARED
+    declared = modules(requirements("export", "wandb", "dicom", "heic", "hf")) | UNDECLARED
     assert third_party(*PACKAGES) <= declared
     beside = {path.stem for path in (ROOT / "tests").glob("*.py")} | {"golden"}
     assert third_party("tools", "examples", "ablations") - beside <= declared

@@ -60,6 +60,11 @@ def parse() -> argparse.Namespace:
     add("--frames", action="store_true", help="overlays of videos as JPEG files")
     add("--weights", metavar="FILE", help="a detector instead of the run's newest checkpoint")
     add("--engine", choices=["torchvision", "detectron2"], help="instead of the run's ENGINE")
+    add(
+        "--skip-bad-images",
+        action="store_true",
+        help="leave out files that do not decode, named in the log, instead of stopping",
+    )
     add("opts", nargs="*", metavar="KEY VALUE", help="settings that override the run's")
     return parser.parse_intermixed_args()
 
@@ -77,6 +82,7 @@ def main() -> None:
         arguments.frames,
         arguments.weights,
         [*arguments.opts, *engine],
+        arguments.skip_bad_images,
     )
     print(
         f"{counts['detections']} detections on {counts['images']} images, {counts['shown']} of "

@@ -253,7 +253,9 @@ def log_to(output_dir: Path | None = None, level: int = logging.INFO) -> None:
     handlers: list[logging.Handler] = [_LogAboveBars()]
     if output_dir is not None:
         output_dir.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(output_dir / "log.txt", encoding="utf-8"))
+        handlers.append(
+            logging.FileHandler(output_dir / "log.txt", encoding="utf-8", errors="backslashreplace")
+        )
     for handler in handlers:
         handler.set_name(HANDLER_NAME)
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))

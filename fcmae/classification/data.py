@@ -33,7 +33,7 @@ from backbones.errors import InputError
 from fcmae.classification.recipes import Recipe
 from fcmae.data import find_bad_headers, opened_picture
 from images.bad_images import refuse_bad
-from images.files import EIGHT_BITS, ImageError, convert, scaled
+from images.files import EIGHT_BITS, ImageError, Reading
 from images.readers import HuggingFaceReader, Reader, class_names, open_images
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 TRAIN_FOLDERS = ("train", "training")
 VAL_FOLDERS = ("val", "validation", "valid")
 SQUASHED_FROM = 384  # pixels from which the authors evaluate whole images, squashed to a square
-CHANNELS = 3
+RGB = Reading(3)
 
 
 @dataclass
@@ -74,8 +74,8 @@ class LabelledSamples:
             ImageError: if it cannot be used; the message names it.
         """
         try:
-            with opened_picture(self.reader, self.indices[place], CHANNELS) as picture:
-                values = scaled(convert(picture.pixels(), picture.alpha, CHANNELS))
+            with opened_picture(self.reader, self.indices[place], RGB) as picture:
+                values = RGB.read(picture)
         except ImageError as error:
             raise ImageError(f"{self.describe(place)} {error}") from error
         if values.dtype != np.uint8:
@@ -271,7 +271,7 @@ def _subfolder(source: str, names: Sequence[str]) -> str | None:
 
 def _opened(source: str, split: str) -> Reader:
     reader = open_images(source, split)
-    if bad := find_bad_headers(reader, CHANNELS):
+    if bad := find_bad_headers(reader, RGB):
         refuse_bad(reader, bad)
     return reader
 

@@ -1,0 +1,345 @@
+"""The headers of the formats that are read, each by the library that keeps its values whole.
+
+Pillow reads most. It would cut colours of 16 bits to 8 and refuses many bands, so OpenCV reads
+PNG, PNM and JPEG 2000 of more than 8 bits, tifffile TIFFs of many bands or bits, pydicom DICOM
+(the extra ``dicom``), NumPy ``.npy`` arrays ``[H, W]`` or ``[H, W, C]``. Of an animation the first
+image is read; AVIF, HEIC (where ``pillow-heif`` is installed) and WebP are read with 8 bits.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from functools import cache
+from typing import Any, BinaryIO
+
+import cv2
+import numpy as np
+from PIL import Image, features
+
+from images.picture import EIGHT_BITS, ImageError, Picture, damage, sides_shown, turned
+from images.size_limit import refuse_absurd_size
+
+SIXTEEN_BITS = 65535
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+NPY_START, PNG_START, DICOM_START = b"\x93NUMPY", b"\x89PNG\r\n\x1a\n", b"DICM"
+EXIF_ORIENTATION = 0x0112
+# Pillow's modes that are no plain channels, and what they are read as.
+READ_AS = {
+    "1": "L",
+    "P": "RGB",
+    "PA": "RGBA",
+    "La": "LA",
+    "RGBa": "RGBA",
+    "RGBX": "RGB",
+    "CMYK": "RGB",
+    "YCbCr": "RGB",
+    "LAB": "RGB",
+    "HSV": "RGB",
+}
+READ, DECODED = "cannot be read", "does not decode"
+
+# fmt: off
+ENDINGS = frozenset([
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif",
+    ".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".npy",
+])
+# fmt: on
+# ending -> what reads it, and how to get that
+OPTIONAL = {
+    ".avif": "Pillow 11.3 or later",
+    **dict.fromkeys((".jp2", ".j2k", ".jpx", ".j2c"), "a Pillow with OpenJPEG"),
+    **dict.fromkeys((".heic", ".heif", ".hif"), "pip install pillow-heif"),
+    **dict.fromkeys((".dcm", ".dicom"), "pip install pydicom"),
+}
+
+
+@cache
+def image_endings() -> frozenset[str]:
+    """The endings of file names, lower case, of images that can be read here."""
+    found = set(ENDINGS)
+    if "avif" in features.modules and features.check("avif"):
+        found.add(".avif")
+    if features.check("jpg_2000"):
+        found |= {".jp2", ".j2k", ".jpx", ".j2c"}
+    if importlib.util.find_spec("pillow_heif"):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+        found |= {".heic", ".heif", ".hif"}
+    if importlib.util.find_spec("pydicom"):
+        found |= {".dcm", ".dicom"}
+    return frozenset(found)
+
+
+def open_any(file: BinaryIO) -> Picture:
+    """Read an image file's header, whatever its format.
+
+    Raises:
+        ImageError: if it is no image that can be read.
+    """
+    image_endings()  # registers Pillow's plugins
+    start = file.read(132)
+    file.seek(0)
+    if start.startswith(NPY_START):
+        return _open_npy(file)
+    if start[128:] == DICOM_START:
+        return _open_dicom(file)
+    if start.startswith(TIFF_STARTS):
+        return _open_tiff(file)
+    return _open_pillow(file)
+
+
+def _open_pillow(
+    file: BinaryIO,
+    stored: tuple[int, int, int] | None = None,
+    white: float | None = None,
+    inverted: bool = False,
+) -> Picture:
+    """By Pillow, or by OpenCV where Pillow would cut values to 8 bits.
+
+    Args:
+        stored: height and width as stored, and EXIF's orientation, where they are known already.
+        white: the value that means 1, where it is not the largest of the type.
+        inverted: whether it means 0.
+    """
+    with damage(READ):
+        image = Image.open(file)
+        refuse_absurd_size(image.height, image.width)
+        if (bits_white := _white_beyond_pillow(file, image)) is not None:
+            return _by_opencv(file, image, bits_white)
+        width, height = image.size
+        sides = sides_shown(*(stored or (height, width, _orientation(file, image))))
+    mode = READ_AS.get(image.mode, image.mode)
+    if image.mode == "P" and "transparency" in image.info:
+        mode = "RGBA"
+    white = white or _white_of(mode, image.format)
+
+    def decode(shrink: int) -> np.ndarray:
+        with damage(DECODED):
+            if shrink > 1:
+                image.draft(None, (width // shrink, height // shrink))
+            image.load()  # turns TIFFs, and removes the tag that says so
+            orientation = _orientation(file, image)
+            array = np.asarray(image if image.mode == mode else image.convert(mode))
+        if mode == "I" and white == SIXTEEN_BITS:
+            array = array.astype(np.uint16)
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
+        if inverted:
+            array = array.dtype.type(white) - array
+        return turned(array if array.ndim == 3 else array[..., None], orientation)
+
+    eight_bit = mode in ("L", "LA", "RGB", "RGBA")
+    bands, alpha = Image.getmodebands(mode), mode in ("LA", "RGBA")
+    return Picture(*sides, bands, alpha, decode, eight_bit, white)
+
+
+def _white_of(mode: str, image_format: str | None) -> float | None:
+    if mode == "F":
+        return None
+    if mode == "I":  # Pillow before 11.3 for PNGs of 16 bits
+        return SIXTEEN_BITS if image_format == "PNG" else 2**31 - 1
+    return SIXTEEN_BITS if mode.startswith("I;16") else EIGHT_BITS
+
+
+def _orientation(file: BinaryIO, image: Image.Image) -> int:
+    """EXIF's orientation, 1 to 8; 1 where there is none or EXIF is damaged, as in detectron2."""
+    decoded = getattr(image, "_im", None) is not None
+    if image.format == "PNG" and not decoded and not _png_may_turn(file, image):
+        return 1  # Pillow would decode all of it to look for EXIF data behind its pixels
+    try:
+        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:
+        return 1
+    return orientation if orientation in range(2, 9) else 1
+
+
+def _png_may_turn(file: BinaryIO, image: Image.Image) -> bool:
+    """Whether a PNG has EXIF data or texts, in its header or by a chunk behind the pixels."""
+    if any(key in image.info for key in ("exif", "Raw profile type exif", "xmp")):
+        return True
+    place = file.tell()
+    try:
+        file.seek(8)
+        seen_pixels = False
+        while len(head := file.read(8)) == 8:
+            kind = head[4:]
+            seen_pixels |= kind == b"IDAT"
+            if kind == b"eXIf" or (seen_pixels and kind in (b"iTXt", b"tEXt", b"zTXt")):
+                return True
+            file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+        return False
+    finally:
+        file.seek(place)
+
+
+def _white_beyond_pillow(file: BinaryIO, image: Image.Image) -> int | None:
+    """The largest value of a file whose values Pillow would cut or stretch; else None."""
+    if image.format == "PNG":
+        tiles = getattr(image, "tile", [])
+        is_deep = any("16B" in str(tile[3]) for tile in tiles)  # its arguments
+        return SIXTEEN_BITS if is_deep and image.mode in ("RGB", "RGBA", "LA") else None
+    if image.format == "PPM":
+        largest = _largest_of_pnm(file)
+        return largest if largest > EIGHT_BITS else None
+    if image.format == "JPEG2000":
+        bits = _bits_of_jpeg2000(file)
+        return 2**bits - 1 if bits > 8 else None
+    return None
+
+
+def _start_of(file: BinaryIO, size: int) -> bytes:
+    place = file.tell()
+    file.seek(0)
+    start = file.read(size)
+    file.seek(place)
+    return start
+
+
+def _largest_of_pnm(file: BinaryIO) -> int:
+    """The header's fourth word; its comments reach from # to the line's end."""
+    start = _start_of(file, 4096)
+    words = re.sub(rb"#[^\n\r]*", b"", start).split(maxsplit=4)
+    deep = start[:2] in (b"P2", b"P3", b"P5", b"P6") and len(words) > 3 and words[3].isdigit()
+    return int(words[3]) if deep else 0
+
+
+def _bits_of_jpeg2000(file: BinaryIO) -> int:
+    """The most bits of a component, by the marker SIZ; 0 where that is not found."""
+    start = _start_of(file, 2**16)
+    place = start.find(b"\xff\x51")
+    count = int.from_bytes(start[place + 38 : place + 40], "big") if place >= 0 else 0
+    return max(((bits & 127) + 1 for bits in start[place + 40 :: 3][:count]), default=0)
+
+
+def _by_opencv(file: BinaryIO, image: Image.Image, white: int) -> Picture:
+    """OpenCV gives blue, green, red and alpha; grey with alpha as these four."""
+    orders = {"RGB": [2, 1, 0], "RGBA": [2, 1, 0, 3], "LA": [0, 3]}
+    order = orders.get(image.mode, [0])
+    orientation = _orientation(file, image)
+
+    def decode(shrink: int) -> np.ndarray:
+        with damage(DECODED):
+            file.seek(0)
+            data = np.frombuffer(file.read(), dtype=np.uint8)
+            array = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+            if array is None:
+                raise ImageError("does not decode (OpenCV: no image); repair or remove it")
+        array = array if array.ndim == 3 else array[..., None]
+        if array.shape != (image.height, image.width, max(order) + 1):
+            raise ImageError(f"decodes to {array.shape}, not as its header says; repair it")
+        return turned(array[..., order], orientation)
+
+    sides = sides_shown(image.height, image.width, orientation)
+    return Picture(*sides, len(order), image.mode in ("RGBA", "LA"), decode, False, white)
+
+
+def _open_tiff(file: BinaryIO) -> Picture:
+    """By tifffile, or by Pillow where that keeps all: its compressions need no further package."""
+    import tifffile  # here: it takes a fifth of a second, and most data sets need none of it
+
+    with damage(READ):
+        series = tifffile.TiffFile(file).series[0]
+        page: Any = series.keyframe
+        alphas, kind = ("ASSOCALPHA", "UNASSALPHA"), page.photometric
+        extra = page.extrasamples
+        alpha = bool(extra) and tifffile.EXTRASAMPLE(extra[-1]).name in alphas
+        bits, samples, dtype = page.bitspersample, page.samplesperpixel, series.dtype
+        if dtype is None or not (isinstance(bits, int) and 1 <= bits <= 64):
+            raise ImageError(f"cannot be read: a TIFF of {bits} bits; save 8, 16 or 32")
+        tag = page.tags.get("Orientation")
+        orientation = tag.value if tag is not None and tag.value in range(2, 9) else 1
+        dark = kind == tifffile.PHOTOMETRIC.MINISWHITE
+        if samples == 1:
+            whole = bits in (1, 2, 4, 8, 12, 16) and dtype.kind in "bu"
+        else:
+            names = {"RGB": 3, "YCBCR": 3, "SEPARATED": 4}
+            whole = bits == 8 and samples == names.get(getattr(kind, "name", ""), -1) + alpha
+        sides = dict(zip(series.axes, series.shape, strict=True))
+    white = None if dtype.kind == "f" else 2 ** (bits - (dtype.kind == "i")) - 1
+    if whole and series.axes in ("YX", "YXS"):
+        file.seek(0)
+        stored = (sides["Y"], sides["X"], orientation)
+        return _open_pillow(file, stored, white if bits > 8 else None, dark and bits > 8)
+    others = [axis for axis in series.axes if axis not in "YX"]
+    if not {"Y", "X"} <= set(series.axes) or len(others) > 1:
+        raise ImageError(
+            f"cannot be read: a TIFF of axes {series.axes} ({series.shape}); save one image, with "
+            "its bands as channels or pages of grey"
+        )
+    if dtype.kind not in "uif":
+        raise ImageError(f"cannot be read: its values are {dtype}; save integers or real numbers")
+
+    def decode(shrink: int) -> np.ndarray:
+        with damage(DECODED):
+            array = series.asarray()
+        order = [series.axes.index(axis) for axis in ("Y", "X", *others)]
+        array = array.transpose(order).reshape(sides["Y"], sides["X"], -1)
+        if dark and dtype.kind == "u":
+            array = dtype.type(white) - array
+        return turned(array, orientation)
+
+    channels = sides[others[0]] if others else 1
+    with damage(READ):
+        refuse_absurd_size(sides["Y"], sides["X"], channels)
+    shown = sides_shown(sides["Y"], sides["X"], orientation)
+    return Picture(*shown, channels, alpha, decode, dtype == np.uint8 and bits == 8, white)
+
+
+def _open_npy(file: BinaryIO) -> Picture:
+    """An array ``[H, W]`` or ``[H, W, C]`` of NumPy's own format."""
+    with damage(READ):
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0}
+        shape, _, dtype = read.get(version, np.lib.format.read_array_header_2_0)(file)
+    form = "an image is [height, width] or [height, width, channels] of integers or real numbers"
+    if len(shape) not in (2, 3) or 0 in shape or dtype.kind not in "buif":
+        raise ImageError(f"cannot be read: an array {list(shape)} of {dtype}; {form}")
+    height, width, channels = (*shape, 1)[:3]
+    with damage(READ):
+        refuse_absurd_size(height, width, channels)
+
+    def decode(shrink: int) -> np.ndarray:
+        with damage(DECODED):
+            file.seek(0)
+            array = np.load(file, allow_pickle=False).reshape(height, width, channels)
+        if dtype.kind == "b":
+            return array.astype(np.uint8) * np.uint8(EIGHT_BITS)
+        return array.astype(dtype.newbyteorder("="), copy=False)
+
+    white = {"b": EIGHT_BITS, "f": None}.get(dtype.kind, 0)
+    white = np.iinfo(dtype).max if white == 0 else white
+    note = f"its array {list(shape)} is read as [height, width, channels]"
+    eight_bit = dtype in (np.uint8, np.bool_)
+    return Picture(height, width, channels, False, decode, eight_bit, white, note)
+
+
+def _open_dicom(file: BinaryIO) -> Picture:
+    """One frame of a DICOM file: stored values by ``BitsStored``; what is dark is dark."""
+    try:
+        import pydicom
+    except ImportError as error:
+        raise ImageError("is DICOM, which needs pydicom: pip install pydicom") from error
+    with damage(READ):
+        header = pydicom.dcmread(file, stop_before_pixels=True)
+        height, width = int(header.Rows), int(header.Columns)
+        channels, bits = int(header.SamplesPerPixel), int(header.BitsStored)
+        frames, kind = int(header.get("NumberOfFrames", 1) or 1), header.PhotometricInterpretation
+        signed = bool(header.PixelRepresentation)
+        refuse_absurd_size(height, width, channels)
+    if frames > 1 or kind == "PALETTE COLOR":
+        what = f"{frames} frames" if frames > 1 else "a palette of colours"
+        raise ImageError(f"cannot be read: DICOM with {what}; save single images, grey or RGB")
+    white = 2 ** (bits - signed) - 1
+
+    def decode(shrink: int) -> np.ndarray:
+        with damage(DECODED):
+            file.seek(0)
+            array = pydicom.dcmread(file).pixel_array.reshape(height, width, channels)
+        if kind == "MONOCHROME1":  # its largest value is black
+            array = array.dtype.type(-1 if signed else white) - array
+        return array.astype(np.uint8) if eight_bit and array.max() <= EIGHT_BITS else array
+
+    eight_bit = bits == 8 and not signed
+    return Picture(height, width, channels, False, decode, eight_bit, white)

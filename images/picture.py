@@ -1,0 +1,99 @@
+"""An image file whose header was read: what it is, and how to decode it.
+
+Only calls of other libraries' decoders stand in :func:`damage`, which turns whatever they raise on
+a damaged file into an :class:`ImageError`. What this project does wrong keeps its own exception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from backbones.errors import InputError
+
+EIGHT_BITS = 255  # the largest value
+
+
+class ImageError(InputError):
+    """An image cannot be used; the message says why, and names its file where that is known."""
+
+
+@contextmanager
+def damage(what: str) -> Iterator[None]:
+    """Turn whatever another library's decoder raises into an :class:`ImageError`.
+
+    Pillow, OpenCV, tifffile, NumPy and pydicom raise nearly every type on damaged files.
+
+    Args:
+        what: cannot be done: "cannot be read", "does not decode".
+    """
+    try:
+        yield
+    except (ImageError, MemoryError):
+        raise
+    except InputError as error:  # of its size
+        raise ImageError(f"{what}: {error}") from error
+    except Exception as error:
+        said = (f"{type(error).__name__}: {error}".splitlines() or [type(error).__name__])[0]
+        raise ImageError(f"{what} ({said}); repair or remove it") from error
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image file whose header was read and whose pixels were not.
+
+    Args:
+        height, width: in pixels, as shown: EXIF's orientation applied.
+        channels: of a pixel, alpha included.
+        alpha: whether the last channel is declared to be one.
+        decode: from a shrinkage (1, 2, 4 or 8) to ``[h, w, channels]`` as shown; only JPEG shrinks.
+        eight_bit: whether values are 8-bit unsigned.
+        white: the value that means 1, by the file's bits or its type; None for floating-point
+            values, which mean themselves.
+        note: a hint for who finds the number of channels wrong.
+    """
+
+    height: int
+    width: int
+    channels: int
+    alpha: bool
+    decode: Callable[[int], np.ndarray]
+    eight_bit: bool
+    white: float | None
+    note: str = ""
+
+    @property
+    def colours(self) -> int:
+        """Channels without alpha."""
+        return self.channels - self.alpha
+
+    def pixels(self, shrink: int = 1) -> np.ndarray:
+        """Decode to ``[h, w, channels]``, in the file's own type, as shown.
+
+        Args:
+            shrink: sides may be divided by this, where it saves work: a JPEG's decoder can leave
+                out the finest of its frequencies.
+
+        Raises:
+            ImageError: if the pixels are damaged.
+        """
+        return self.decode(shrink)
+
+
+def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels ``[h, w, ...]`` as stored -> as shown, by EXIF's orientation (1 to 8)."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
+
+
+def sides_shown(height: int, width: int, orientation: int) -> tuple[int, int]:
+    """Height and width as shown."""
+    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)

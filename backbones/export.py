@@ -29,7 +29,7 @@ from backbones.checkpoint import load_encoder, read_encoder
 from backbones.convnext import ConvNeXt
 from backbones.errors import InputError
 from backbones.key_adapters import OUT_NORMS, guess_size, size_name
-from backbones.weight_files import write_atomically
+from backbones.whole_files import write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from backbones.errors import InputError
+from backbones.whole_files import REMEDIES, system_error, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ def _open_safetensors(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt", device="cpu")
     except Exception as error:  # SafetensorError; its module differs between versions
+        _raise_system_error(error, path)
         raise InputError(_damaged(path, "safetensors file", error)) from None
 
 
@@ -108,6 +110,7 @@ def read_pickle(path: str | Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file's bytes are arbitrary, and so is what reading them raises
+        _raise_system_error(error, path)
         blocked = re.search(r"GLOBAL ([\w.]+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and (
             blocked or _first_bytes(path, 1) == b"\x80"
@@ -118,6 +121,12 @@ def read_pickle(path: str | Path) -> Any:
                 "its author for the tensors alone, best as safetensors"
             ) from None
         raise InputError(_damaged(path, "PyTorch checkpoint", error)) from None
+
+
+def _raise_system_error(error: Exception, path: Path) -> None:
+    """Raise what the system says (no permission, too many open files): that is no damage."""
+    if (number := system_error(error)) in REMEDIES:
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def _damaged(path: Path, kind: str, error: Exception) -> str:
@@ -136,20 +145,6 @@ def save_safetensors(
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     strings = {"format": "pt", **{key: str(value) for key, value in metadata.items()}}
     write_atomically(path, lambda partial: save_file(contiguous, partial, strings))
-
-
-def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then rename it to ``path``."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        with open(partial, "rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def save_pickle(

@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from backbones.errors import InputError
+from backbones.whole_files import write_json
 from detection.evaluation.inputs import Evaluation, number_ids, read_evaluation
 from training.progress import progress
 
@@ -124,7 +124,7 @@ def write_metrics_summary(metrics: dict[str, Any], path: str | Path) -> None:
     """Write what :func:`coco_metrics` gave as JSON; the folder is made where it is missing."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(path, metrics, indent=2, allow_nan=False)
 
 
 def _evaluate(

@@ -28,7 +28,7 @@ import numpy as np
 from fvcore.common.config import CfgNode
 
 from backbones.errors import InputError
-from backbones.weight_files import write_atomically
+from backbones.whole_files import write_atomically
 from detection.config import load_config
 from detection.data.records import Records
 from detection.data.transforms import prediction_sample

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from backbones.errors import InputError
+from backbones.whole_files import write_files
 from detection.evaluate import coco_metrics
 from detection.evaluation.diagnosis import diagnose
 from detection.reporting.diagnosis import TASKS, confusion_blocks, error_blocks, score_blocks
@@ -43,7 +44,7 @@ from reporting.blocks import (
     Term,
 )
 from reporting.html import render_html
-from reporting.markdown import write_markdown
+from reporting.markdown import markdown_files
 
 logger = logging.getLogger(__name__)
 
@@ -98,10 +99,13 @@ def write_report(
     if pretraining is None:
         pretraining = pretraining_folder(found)
     page = _page(found, notes, pretraining_blocks(pretraining, reconstructions), output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(render_html(page), encoding="utf-8")
-    write_markdown(page, output.with_suffix(".md"))
-    _write_full_pictures(page, output.parent)
+    files = {output: render_html(page), **markdown_files(page, output.with_suffix(".md"))}
+    files |= _full_pictures(page, output.parent)
+    pictures = output.with_name(f"{output.stem}_files")
+    earlier = {p for kind in ("[0-9][0-9][0-9].*", "full-[0-9]*.jpg") for p in pictures.glob(kind)}
+    write_files(files)
+    for path in earlier - files.keys():
+        path.unlink()
     logger.info("report written: %s and %s", output, output.with_suffix(".md").name)
 
 
@@ -122,13 +126,16 @@ def _completed(run: Run, test_set: tuple[Path, Path] | None) -> Run:
     return replace(run, metrics=metrics, diagnosis=diagnosis)
 
 
-def _write_full_pictures(page: Page, folder: Path) -> None:
-    for section in page.sections:
-        for block in section.blocks:
-            for member in block.members if isinstance(block, Gallery) else [block]:
-                for picture in member.pictures if isinstance(member, Pictures) else ():
-                    if picture.full:
-                        (folder / picture.full[0]).write_bytes(picture.full[1])
+def _full_pictures(page: Page, folder: Path) -> dict[Path, bytes]:
+    """The pictures that a click opens, by their files."""
+    return {
+        folder / picture.full[0]: picture.full[1]
+        for section in page.sections
+        for block in section.blocks
+        for member in (block.members if isinstance(block, Gallery) else [block])
+        for picture in (member.pictures if isinstance(member, Pictures) else ())
+        if picture.full
+    }
 
 
 def _page(

@@ -18,6 +18,7 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from backbones.errors import InputError
+from backbones.whole_files import write_text
 from detection.config import resolve_num_classes
 from detection.dataset import CocoDataset, load_dataset, warn_of_shared_images
 from detection.engines import Engine, load_engine
@@ -84,7 +85,7 @@ def run(
         facts = collect_facts(config, train_set, test_set, eval_only, config_file)
         log_header(config, facts)
         if not eval_only:
-            (output_dir / "config.yaml").write_text(config.dump(), encoding="utf-8")
+            write_text(output_dir / "config.yaml", config.dump())
         write_facts(output_dir, facts)
 
     if train_set:

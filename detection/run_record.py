@@ -16,6 +16,7 @@ from backbones.checkpoint import fingerprint, read_encoder, unlike_grn
 from backbones.convnext import build_convnext
 from backbones.key_adapters import ENCODER, OUT_NORMS
 from backbones.normalization import GRNOptions
+from backbones.whole_files import write_json
 from detection.config import get, resolve_device
 from detection.dataset import CocoDataset
 from detection.engines.torchvision.model import build_mask_rcnn
@@ -139,4 +140,4 @@ def log_header(config: CfgNode, facts: dict[str, Any]) -> None:
 
 
 def write_facts(output_dir: Path, facts: dict[str, Any]) -> None:
-    (output_dir / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    write_json(output_dir / "run.json", facts, indent=2)

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from backbones.weight_files import write_atomically
+from backbones.whole_files import write_text
 from training.cli import is_main_process
 
 logger = logging.getLogger(__name__)
@@ -34,18 +34,11 @@ def write_config(options: Any, derived: Mapping[str, Any]) -> None:
     """
     text = yaml.safe_dump({**as_yaml(options), "derived": dict(derived)}, sort_keys=False)
     logger.info("configuration:\n%s", text)
-    _write(Path(options.output_dir) / CONFIG, text)
+    if is_main_process():
+        write_text(Path(options.output_dir) / CONFIG, text)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write figures, atomically, by the first of several processes."""
-    _write(path, json.dumps(values, indent=2) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    def write(partial: Path) -> None:
-        partial.write_text(text, encoding="utf-8")
-
     if is_main_process():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, write)
+        write_text(path, json.dumps(values, indent=2) + "\n")

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
+from backbones.whole_files import write_atomically
 from fcmae.masking import PATCH, upsample_mask
 from fcmae.model import FCMAE
 
@@ -89,5 +90,4 @@ def _grid(columns: list[np.ndarray]) -> Image.Image:
 
 def save_panel(panel: Image.Image, path: Path) -> None:
     """Write a panel as PNG, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    panel.save(path)
+    write_atomically(path, panel.save)

@@ -23,17 +23,14 @@ from reporting.charts import chart_svg, describe
 from reporting.tables import markdown_table
 
 
-def write_markdown(page: Page, path: Path) -> None:
-    """Write the page to ``path`` and its figures to a folder beside it, ``{stem}_files``."""
+def markdown_files(page: Page, path: Path) -> dict[Path, bytes | str]:
+    """The page's text, for ``path``, and its figures, for a folder beside it, ``{stem}_files``."""
     writer = _Writer(path.parent / f"{path.stem}_files")
-    for pattern in ("[0-9][0-9][0-9].*", "full-[0-9]*.jpg"):
-        for earlier in writer.folder.glob(pattern):
-            earlier.unlink()
     lines = [f"# {escape(page.title)}", escape(page.subtitle)]
     for section in page.sections:
         lines.append(f"## {escape(section.title)}")
         lines += [writer.block(block) for block in section.blocks]
-    path.write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+    return {**writer.files, path: "\n\n".join(lines) + "\n"}
 
 
 def escape(text: str) -> str:
@@ -53,7 +50,7 @@ class _Writer:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.figures = 0
+        self.files: dict[Path, bytes | str] = {}
 
     def block(self, block: Block) -> str:
         if isinstance(block, Paragraph):
@@ -92,10 +89,8 @@ class _Writer:
         return markdown_table(titles, texts, () if prose else range(1, len(columns)))
 
     def figure(self, data: bytes, suffix: str, alternative: str) -> str:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.figures += 1
-        path = self.folder / f"{self.figures:03d}.{suffix}"
-        path.write_bytes(data)
+        path = self.folder / f"{len(self.files) + 1:03d}.{suffix}"
+        self.files[path] = data
         return f"![{escape(alternative)}](<{self.folder.name}/{path.name}>)"
 
 

@@ -47,6 +47,22 @@ def test_exit_codes(capsys):
     assert run_tool(interrupted) == 130
 
 
+def test_an_error_of_the_system_is_one_line_with_its_path_and_what_to_do(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert run_tool(lambda: (tmp_path / "file/run").mkdir()) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: Not a directory: {tmp_path}/file/run; a part of this path")
+
+    def library():
+        raise RuntimeError("while serializing: No space left on device (os error 28)")
+
+    assert run_tool(library) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: while serializing: No space left")
+    assert "make room" in said
+    assert said.count("\n") == 1
+
+
 def test_our_own_mistakes_keep_their_traceback_and_ask_to_be_reported(capsys):
     def mistaken():
         raise ValueError("shapes do not match")

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from backbones.errors import InputError
+from backbones.whole_files import write_text
 from detection.data.scenes import write_scenes
 from detection.report import write_report
 from training.cli import ToolParser, run_tool
@@ -84,7 +85,7 @@ def main() -> None:
     write_scenes(out / "data", arguments.train, arguments.val, arguments.unlabelled, arguments.seed)
     pretraining, arms = jobs_for(arguments, out)
     commands = [shown_command(job.command) for job in (pretraining, *arms)]
-    (out / "commands.txt").write_text("\n\n".join(commands) + "\n", encoding="utf-8")
+    write_text(out / "commands.txt", "\n\n".join(commands) + "\n")
     began = time.perf_counter()
     run_jobs([pretraining], Path.cwd())
     minutes = (time.perf_counter() - began) / 60

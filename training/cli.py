@@ -18,6 +18,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 from tqdm import tqdm
 
 from backbones.errors import InputError
+from backbones.whole_files import REMEDIES, system_error, what_to_do
 from training.commands import as_called, is_console, own_program
 
 # Problems of the user's input or machine; anything else is this project's own mistake.
@@ -189,15 +190,19 @@ def run_tool(main: Callable[[], int | None]) -> int:
     try:
         return main() or 0
     except USER_ERRORS as error:
-        message = _of_worker(str(error))
-        if isinstance(error, OSError) and error.filename:
-            message = f"{error.strerror}: {error.filename}"
+        if isinstance(error, OSError) and error.errno:
+            message = what_to_do(error)
+        else:
+            message = _of_worker(str(error))
         print(f"error: {as_called(message)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except Exception:
+    except Exception as error:
+        if number := system_error(error):  # of a library that has errors of its own
+            print(f"error: {_of_worker(str(error))}; {REMEDIES.get(number, '')}", file=sys.stderr)
+            return 1
         traceback.print_exc()
         print(REPORT, file=sys.stderr)
         return 1

@@ -7,7 +7,6 @@ IoU of 0.5, and the operating point, where one is needed, is each class's score 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from backbones.whole_files import write_json
 from detection.evaluation.inputs import Evaluation, read_evaluation
 from detection.evaluation.matching import (
     BOTH,
@@ -77,7 +77,7 @@ def write_diagnosis(found: dict[str, Any], path: str | Path) -> None:
     """Write what :func:`diagnose` gave as JSON; the folder is made where it is missing."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(path, found, allow_nan=False)
 
 
 def errors(matches: Matches) -> dict[str, Any]:

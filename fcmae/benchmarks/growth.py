@@ -13,6 +13,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 
+from backbones.whole_files import write_atomically
 from fcmae.benchmarks.steps import EncoderCase
 from training.measure import Row
 
@@ -104,5 +105,4 @@ def draw_growth(growth: dict[str, list[Row]], path: Path, title: str) -> None:
     axes[0, 0].legend(frameon=False)
     axes[1, 0].legend(frameon=False)
     figure.suptitle(title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    write_atomically(path, lambda partial: figure.savefig(partial, dpi=110))

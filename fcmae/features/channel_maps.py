@@ -12,6 +12,7 @@ from matplotlib.patches import Patch, Rectangle
 from torch import Tensor, nn
 
 from backbones.errors import InputError
+from backbones.whole_files import write_atomically
 from fcmae.features.analysis import dead_and_saturated
 from fcmae.features.taps import DEFAULT_TAP, Tap, run_features, tap_points, tapped
 
@@ -126,8 +127,7 @@ def draw_channel_maps(blocks: Sequence[ChannelMaps], path: Path, title: str) -> 
     figure.suptitle(title)
     frames = [Patch(facecolor="none", edgecolor=c, lw=2, label=k) for k, c in FRAMES.items()]
     figure.legend(handles=frames, loc="outside lower center", ncols=len(frames), frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    write_atomically(path, lambda partial: figure.savefig(partial, dpi=110))
 
 
 def _gap(side: int) -> int:

@@ -12,6 +12,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from backbones.whole_files import write_atomically
 from fcmae.features.analysis import BlockFeatures
 from fcmae.features.collapse import Measured
 
@@ -125,5 +126,4 @@ def _lines(axis: Axes, results: Results, measure: str) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    write_atomically(path, lambda partial: figure.savefig(partial, dpi=110))

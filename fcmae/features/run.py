@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from backbones.errors import InputError
+from backbones.whole_files import write_text
 from fcmae.features.analysis import BlockFeatures, analyze
 from fcmae.features.channel_maps import channel_maps, draw_channel_maps
 from fcmae.features.collapse import measured_history
@@ -169,9 +171,9 @@ def draw_runs(runs: Mapping[str, Path], output_dir: Path) -> None:
 
 def _write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     rows = list(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
     logger.info("wrote %s", path)

@@ -25,6 +25,7 @@ import torch
 import yaml
 
 from backbones.errors import InputError
+from backbones.whole_files import write_text
 from fcmae.grids.grid import STAGES, Grid, Row, file_name
 from fcmae.grids.table import Results, write_tables
 from training.jobs import Stoppable, end_all, share_of_cores
@@ -184,7 +185,7 @@ def run_grid(
     def start(job: GridRun, share: Mapping[str, str]) -> Running:
         job.folder.parent.mkdir(parents=True, exist_ok=True)
         arguments = yaml.safe_dump(dict(job.arguments), sort_keys=False)
-        _beside(job.folder, ".yaml").write_text(arguments, encoding="utf-8")
+        write_text(_beside(job.folder, ".yaml"), arguments)
         command = job.command(tools, grid.launcher)
         logger.info("%s", shlex.join(command))
         return (start_command or start_process)(command, _beside(job.folder, ".log"), share)

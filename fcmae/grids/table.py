@@ -6,7 +6,7 @@ import csv
 import io
 from pathlib import Path
 
-from backbones.weight_files import write_atomically
+from backbones.whole_files import write_text
 from fcmae.grids.grid import METRICS, Grid
 from training.intervals import Estimate, estimate, paired_difference
 
@@ -25,16 +25,9 @@ def write_tables(grid: Grid, results: Results, output_dir: Path) -> None:
         for metric, values in metrics.items()
         for seed, value in sorted(values.items())
     ]
-    _write(output_dir / "table.md", _markdown(grid, rows))
-    _write(output_dir / "table.csv", _csv(rows, COLUMNS))
-    _write(output_dir / "runs.csv", _csv(runs, ("row", "metric", "seed", "value")))
-
-
-def _write(path: Path, text: str) -> None:
-    def write(partial: Path) -> None:
-        partial.write_text(text, encoding="utf-8")
-
-    write_atomically(path, write)
+    write_text(output_dir / "table.md", _markdown(grid, rows))
+    write_text(output_dir / "table.csv", _csv(rows, COLUMNS))
+    write_text(output_dir / "runs.csv", _csv(runs, ("row", "metric", "seed", "value")))
 
 
 def _rows(grid: Grid, results: Results) -> list[dict]:

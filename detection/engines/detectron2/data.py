@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -35,6 +34,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from backbones.errors import InputError
+from backbones.whole_files import write_json
 from detection.data.records import Records
 from detection.data.transforms import read_image
 from detection.dataset import CocoDataset
@@ -256,8 +256,7 @@ class ResultsWriter(DatasetEvaluator):
         gathered = comm.gather(self.results)
         if comm.is_main_process():
             results = list(itertools.chain.from_iterable(gathered))
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps(results), encoding="utf-8")
+            write_json(self.path, results)
             logger.info("%d detections: %s", len(results), self.path)
         comm.synchronize()
         return {}

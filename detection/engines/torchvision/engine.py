@@ -23,6 +23,7 @@ from backbones.checkpoint import load_encoder
 from backbones.errors import InputError
 from backbones.normalization import GRNOptions
 from backbones.weight_files import save_safetensors
+from backbones.whole_files import write_text
 from detection.config import flat_values, resolve_device, resolve_num_classes, resolve_precision
 from detection.data.transforms import DetectionSamples, collate
 from detection.dataset import CocoDataset, load_dataset
@@ -30,7 +31,7 @@ from detection.engines.interface import Detect
 from detection.engines.optimizer import build_adamw, build_average
 from detection.engines.overlays import overlays, overlays_due
 from detection.engines.torchvision.model import MaskRCNN, build_mask_rcnn
-from detection.engines.torchvision.predict import detector_of, write_predictions, write_text
+from detection.engines.torchvision.predict import detector_of, write_predictions
 from detection.engines.weights import (
     AVERAGE_FOLDER,
     encoder_licence,

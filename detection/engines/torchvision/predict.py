@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from backbones.weight_files import write_atomically
+from backbones.whole_files import write_json
 from detection.data.transforms import DetectionSamples, collate
 from detection.dataset import CocoDataset
 from detection.engines.interface import Detect
@@ -45,7 +44,7 @@ def write_predictions(
         results = [
             result for _, of_image in sorted(found, key=lambda pair: pair[0]) for result in of_image
         ]
-        write_text(path, json.dumps(results))
+        write_json(path, results)
         logger.info("%d detections on %d images: %s", len(results), len(found), path)
     state.wait_for_everyone()
     return path
@@ -110,12 +109,3 @@ def coco_results(
         for result, rle in zip(results, mask_util.encode(columns.T), strict=True):
             result["segmentation"] = rle | {"counts": rle["counts"].decode()}
     return results
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-
-    def write(partial: Path) -> None:
-        partial.write_text(text, encoding="utf-8")
-
-    write_atomically(path, write)

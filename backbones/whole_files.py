@@ -1,0 +1,165 @@
+"""Files that are whole or absent: written beside their name, then renamed.
+
+One way for every output of every command: a run that is killed, a full disk or an error leaves
+what was there before. Errors name the path that was to be written and what to do about it.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import re
+import shutil
+import stat
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+REMEDIES = {
+    errno.ENOSPC: "make room there, or choose a place on another disk",
+    errno.EDQUOT: "your quota there is used up: make room, or choose a place on another disk",
+    errno.EFBIG: "the file system or `ulimit -f` allows no file of this size",
+    errno.EROFS: "choose a place that can be written to",
+    errno.EACCES: "change the rights of the file or folder, or choose another place",
+    errno.EPERM: "change the rights of the file or folder, or choose another place",
+    errno.EEXIST: "a file stands where a folder is to be, or the other way round: choose another",
+    errno.ENOTDIR: "a part of this path is a file, not a folder: choose another",
+    errno.EISDIR: "this is a folder where a file is to be: choose another name",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "these links lead to each other: remove them, or choose another place",
+    errno.EMFILE: "this process may open no more files: raise `ulimit -n`, or take fewer --workers",
+    errno.ENFILE: "the system has no more open files to give: end other programs, or ask its owner",
+    errno.EIO: "the disk or the network behind it fails: look at the system's log",
+    errno.ENOMEM: "memory is used up: take fewer --workers or a smaller batch",
+    errno.ESTALE: "the network folder has gone away: mount it again",
+}
+LONGEST_ENDING = 32
+FULL = 2**20  # bytes: less than this left is a full disk
+_numbers = itertools.count()
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then rename it to ``path``.
+
+    The temporary file is hidden and ends as ``path`` does, since the ending may choose the format.
+    The file gets the mode that the umask gives, whatever ``write`` does. A link is followed; a
+    device, such as ``/dev/stdout``, is written as it is.
+
+    Raises:
+        OSError: if it cannot be written, with ``path``; what was there is as it was.
+    """
+    write_all({Path(path): write})
+
+
+def write_all(files: Mapping[Path, Callable[[Path], None]]) -> None:
+    """Several files, all or none: the last is written before the first is renamed.
+
+    Raises:
+        OSError: if one cannot be written, with its path; all are as they were.
+    """
+    ready: list[tuple[Path, Path]] = []
+    path = Path()
+    try:
+        for path, write in files.items():
+            target = Path(os.path.realpath(path)) if path.is_symlink() else path
+            _prepare(target, write, ready)
+        for written, path in ready:
+            os.replace(written, path)
+    except Exception as error:
+        if (number := system_error(error, path.parent)) is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+    finally:
+        for written, _ in ready:
+            written.unlink(missing_ok=True)
+
+
+def _prepare(path: Path, write: Callable[[Path], None], ready: list[tuple[Path, Path]]) -> None:
+    """Write a file beside its name, and add the two names to ``ready``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        kind = path.stat().st_mode  # also tells of a loop of links, and of a name too long
+    except FileNotFoundError:
+        kind = stat.S_IFREG
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(kind):
+        write(path)
+        return
+    ending = path.suffix if len(path.suffix) < LONGEST_ENDING else ""
+    beside = path.with_name(f".{os.getpid()}-{next(_numbers)}.partial{ending}")
+    ready.append((beside, path))
+    beside.touch()
+    mode = stat.S_IMODE(beside.stat().st_mode)
+    write(beside)
+    flush(beside)
+    os.chmod(beside, mode)
+
+
+def write_files(files: Mapping[Path, bytes | str]) -> None:
+    """Several files' bytes or texts (in UTF-8), all or none."""
+    write_all({path: partial(_fill, data) for path, data in files.items()})
+
+
+def _fill(data: bytes | str, path: Path) -> None:
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """A text file in UTF-8, atomically."""
+    write_files({Path(path): text})
+
+
+def write_json(path: str | Path, tree: Any, **settings: Any) -> None:
+    """A JSON file, atomically; further settings are ``json.dumps``'s."""
+    write_text(path, json.dumps(tree, **settings) + "\n")
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows has no such thing for folders
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def system_error(error: BaseException, folder: Path | None = None) -> int | None:
+    """The system's error number behind an exception of any library; None for another kind.
+
+    Args:
+        folder: where was written, for libraries that do not say that the disk is full.
+    """
+    if isinstance(error, OSError):
+        return error.errno
+    if found := re.search(r"\(os error (\d+)\)|\[Errno (\d+)\]", str(error)):
+        return int(found[1] or found[2])
+    if "Too many open files" in str(error):
+        return errno.EMFILE
+    if folder is not None and _is_of_torch(error) and _is_full(folder):
+        return errno.ENOSPC
+    return None
+
+
+def what_to_do(error: OSError) -> str:
+    """An error of the system as one line: cause, path, remedy."""
+    cause = (error.strerror or str(error)).strip()
+    place = f": {error.filename}" if error.filename else ""
+    remedy = REMEDIES.get(error.errno or 0)
+    return f"{cause}{place}" + (f"; {remedy}" if remedy else "")
+
+
+def _is_of_torch(error: BaseException) -> bool:
+    return bool(re.search(r"inline_container|PytorchStreamWriter|unexpected pos", str(error)))
+
+
+def _is_full(folder: Path) -> bool:
+    try:
+        return shutil.disk_usage(folder).free < FULL
+    except OSError:
+        return False

@@ -22,11 +22,11 @@ from detection.report import write_report
 from detection.reporting import figures as report_figures
 from detection.reporting.diagnosis import KINDS
 from detection.reporting.facts import duration
-from detection.reporting.figures import encode_jpeg
 from detection.reporting.gallery import choose_images
 from detection.reporting.run import Run, read_run
 from reporting.blocks import Chart, Number, RunName, Series
 from reporting.charts import MAX_POINTS, chart_svg, downsample, ticks
+from reporting.pictures import encode_jpeg
 
 SECTIONS = [
     *("headline", "metrics", "classes", "errors", "scores", "confusion"),

@@ -12,7 +12,7 @@ from detection.drawing import instances as visualize
 from detection.drawing import labels
 from detection.drawing.instances import Instance, coco_instances, draw_instances, readable_scale
 from detection.drawing.labels import Label, contrast, draw_labels, drawable, font_for, text_colour
-from detection.drawing.palette import as_seen, class_colour
+from reporting.palette import class_colour
 
 GREY = 128
 
@@ -130,6 +130,46 @@ def test_a_class_has_its_colour_however_many_classes_there_are():
     entry = {"category_id": 2, "bbox": [1, 2, 3, 4]}
     indices = [coco_instances([entry], of_set, 20, 30)[0].colour_index for of_set in names]
     assert indices == [2, 2]
+
+
+# Eyes as Machado, Oliveira and Fernandes (2009) model them, distances in OKLab (Ottosson, 2020).
+USUAL = np.eye(3)
+NO_RED_CONES = np.array(
+    [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ]
+)
+NO_GREEN_CONES = np.array(
+    [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ]
+)
+RGB_TO_LMS = np.array(
+    [
+        [0.4122214708, 0.5363325363, 0.0514459929],
+        [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ]
+)
+LMS_TO_OKLAB = np.array(
+    [
+        [0.2104542553, 0.7936177850, -0.0040720468],
+        [1.9779984951, -2.4285922050, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.8086757660],
+    ]
+)
+
+
+def as_seen(colours: np.ndarray) -> np.ndarray:
+    """``[N, 3]`` RGB 0-255 -> ``[3, N, 3]`` OKLab, as the three kinds of eyes see them."""
+    values = np.asarray(colours) / 255
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    eyes = np.stack([linear @ view.T for view in (USUAL, NO_RED_CONES, NO_GREEN_CONES)]).clip(0, 1)
+    return np.cbrt(eyes @ RGB_TO_LMS.T) @ LMS_TO_OKLAB.T
 
 
 def test_the_first_colours_are_apart_for_usual_and_for_colour_blind_eyes():

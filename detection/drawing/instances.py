@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as rle_codec
 
 from detection.drawing.labels import Label, Rectangle, draw_labels, drawable
-from detection.drawing.palette import class_colour
 from detection.evaluation.inputs import segmentation_to_rle
+from reporting.palette import class_colour
 
 MASK_OPACITY = 0.42
 READABLE = 640, 160  # pixels of the longer and the shorter side that leave room for labels

@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.ft2font import FT2Font
 from PIL import ImageDraw, ImageFont
 
-from detection.drawing.palette import Colour
+from reporting.palette import Colour
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from detection.data.file_names import leaves_folder
@@ -18,6 +17,7 @@ from detection.reporting.gallery import TYPICAL, Chosen
 from detection.reporting.run import Run
 from images.decode import decode_image
 from reporting.blocks import Picture, Pictures, RunName
+from reporting.pictures import encode_jpeg
 from training.progress import progress
 
 PICTURE_BYTES = 3_300_000  # of all predictions together; base64 adds a third
@@ -26,18 +26,6 @@ FULL_BYTES = 1_500_000
 LISTED = 12  # instances that an alternative text names
 
 Entries = dict[Any, list[dict[str, Any]]]  # image id -> annotations or detections
-
-
-def encode_jpeg(image: np.ndarray, max_bytes: int) -> bytes:
-    """An RGB image as JPEG of at most ``max_bytes``: first the quality falls, then the size."""
-    while True:
-        for quality in (88, 80, 70, 60, 50):
-            options = [cv2.IMWRITE_JPEG_QUALITY, quality]
-            done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
-            assert done
-            if data.size <= max_bytes or max(image.shape[:2]) < 64:
-                return data.tobytes()
-        image = cv2.resize(image, None, fx=0.75, fy=0.75, interpolation=cv2.INTER_AREA)
 
 
 def read_image(path: Path) -> np.ndarray | None:

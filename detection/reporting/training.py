@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from backbones.errors import InputError
-from detection.reporting.figures import encode_jpeg, read_image
+from detection.reporting.figures import read_image
 from detection.reporting.run import Run, read_run
 from reporting.blocks import (
     Block,
@@ -20,6 +20,7 @@ from reporting.blocks import (
     Series,
 )
 from reporting.charts import downsample
+from reporting.pictures import encode_jpeg
 
 CHART_TITLES = {
     "total_loss": "Total loss",

@@ -14,13 +14,20 @@ from small_detector import sample, small_config, spread_scores
 pytest.importorskip("detectron2", reason="detectron2 is not installed (README, detectron2)")
 pytestmark = pytest.mark.detectron2
 
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import GeneralizedRCNNWithTTA
 
 from detection.config import to_detectron2
+from detection.data.transforms import prediction_sample, read_image
 from detection.dataset import load_dataset
 from detection.engines import load_engine
-from detection.engines.detectron2.data import write_predictions
 from detection.engines.detectron2.heads import write_augmented_predictions
+from detection.engines.detectron2.results import (
+    AugmentedInBoxes,
+    InBoxes,
+    coco_results,
+    write_predictions,
+)
 from detection.engines.detectron2.trainer import build_detector
 from detection.engines.soft_nms import SoftNMS
 from detection.engines.torchvision.model import build_mask_rcnn
@@ -89,6 +96,23 @@ def test_one_identical_scale_without_flip_is_the_plain_result(dataset, tmp_path)
         assert b["score"] == pytest.approx(a["score"], abs=1e-5)
     same = [a["segmentation"] == b["segmentation"] for a, b in zip(plain, augmented, strict=True)]
     assert sum(same) > 0.95 * len(same)  # boxes scaled there and back round differently
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_results_are_those_of_detectron2s_own_pasting_bit_for_bit(dataset, augmented):
+    model, cfg = decided(IDENTITY | {"MODEL.ROI_HEADS.NUM_CLASSES": 2})
+    theirs = GeneralizedRCNNWithTTA(cfg, model) if augmented else model
+    ours = AugmentedInBoxes(cfg, model) if augmented else InBoxes(model)
+    for record in dataset.records:
+        image = read_image(record, cfg.INPUT.FORMAT)
+        item = prediction_sample(image, cfg, record["image_id"])
+        pasted = detect(theirs, item)
+        assert pasted.pred_masks.shape[1:] == image.shape[:2]
+        expected = instances_to_coco_json(pasted, record["image_id"])
+        for result in expected:
+            result["category_id"] = dataset.category_ids[result["category_id"]]
+        assert coco_results(detect(ours, item), dataset, record["image_id"]) == expected
+        assert len(expected) > 5
 
 
 def test_images_are_resized_from_their_originals(dataset, tmp_path, monkeypatch):

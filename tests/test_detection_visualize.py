@@ -112,7 +112,7 @@ def test_coco_entries_become_instances_best_score_first():
     assert [i.label for i in instances] == ["dog <b> 0.88", "cat 0.25"]
     assert [i.colour_index for i in instances] == [1, 0]
     assert instances[0].box == (5, 6, 7, 8)
-    assert (instances[0].mask == square_mask((5, 6, 7, 8))).all()
+    assert (rle_codec.decode(instances[0].mask) == square_mask((5, 6, 7, 8))).all()
     crowd = coco_instances(
         [{"category_id": 3, "bbox": [1, 2, 3, 4], "iscrowd": 1}], names, 200, 300
     )

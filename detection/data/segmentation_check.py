@@ -127,7 +127,7 @@ def compressed_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, An
             raise InputError(f"RLE counts hold {max(counts)}, but its image has {height * width}")
         runs = np.asarray(counts, dtype=np.int64)
     elif isinstance(counts, str):
-        runs = _decompress(counts)
+        runs = run_lengths(counts)
     else:
         raise InputError(f"RLE counts are a {type(counts).__name__}, not a list or a string")
     if (runs < 0).any() or (runs > height * width).any() or runs.sum() != height * width:
@@ -137,7 +137,7 @@ def compressed_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, An
     return mask_util.frPyObjects(rle, height, width) if isinstance(counts, list) else rle
 
 
-def _decompress(counts: str) -> np.ndarray:
+def run_lengths(counts: str) -> np.ndarray:
     """Run lengths of COCO's compressed RLE, which pycocotools does not tell.
 
     Each is written in 5-bit digits, lowest first, from character 48; bit 32 says that another

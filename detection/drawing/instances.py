@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as rle_codec
 
+from detection.data.windows import decode_window
 from detection.drawing.labels import Label, Rectangle, draw_labels, drawable
 from detection.evaluation.inputs import segmentation_to_rle
 from reporting.palette import class_colour
@@ -32,14 +33,15 @@ class Instance:
         box: x, y, width, height in pixels of the image.
         colour_index: which colour; the class's position among the classes.
         label: the text on it, such as "cat 0.97".
-        mask: ``[H, W]`` bool of the image's size, or None.
+        mask: ``[H, W]`` bool of the image's size, or its compressed RLE, which takes no memory
+            until it is drawn; or None.
         crowd: drawn without filling, since it marks a region and no object.
     """
 
     box: tuple[float, float, float, float]
     colour_index: int
     label: str
-    mask: np.ndarray | None = None
+    mask: np.ndarray | Mapping[str, Any] | None = None
     crowd: bool = False
 
 
@@ -71,9 +73,8 @@ def coco_instances(
     for entry in sorted(entries, key=lambda entry: -entry.get("score", 1.0)):
         category, mask, box = entry["category_id"], None, entry.get("bbox")
         if entry.get("segmentation"):
-            rle = segmentation_to_rle(entry["segmentation"], height, width)
-            mask = rle_codec.decode(rle).astype(bool)
-            box = box or rle_codec.toBbox(rle).tolist()
+            mask = segmentation_to_rle(entry["segmentation"], height, width)
+            box = box or rle_codec.toBbox(mask).tolist()
         crowd = bool(entry.get("iscrowd", 0))
         label = (drawable(class_names[category]) or f"class {category}") + (
             " (crowd)" if crowd else ""
@@ -109,7 +110,7 @@ def draw_instances(
     largest_first = sorted(instances, key=lambda i: -i.box[2] * i.box[3])  # small ones stay visible
     for instance in largest_first:
         if instance.mask is not None:
-            _draw_mask(canvas, instance, line)
+            _draw_mask(canvas, instance, instance.mask, line)
     picture = Image.fromarray(canvas)
     pen = ImageDraw.Draw(picture)
     for instance in largest_first:
@@ -130,21 +131,39 @@ def readable_scale(height: int, width: int) -> float:
     return max(1.0, min(wanted, MOST_ENLARGED / longer))
 
 
-def _draw_mask(canvas: np.ndarray, instance: Instance, line: int) -> None:
+def _draw_mask(
+    canvas: np.ndarray, instance: Instance, mask: np.ndarray | Mapping[str, Any], line: int
+) -> None:
     """Fill (unless it is a crowd) and outline the mask, in place."""
-    assert instance.mask is not None
     colour = class_colour(instance.colour_index)
-    bitmap: np.ndarray = instance.mask.astype(np.uint8) * 255
-    if bitmap.shape != canvas.shape[:2]:
-        bitmap = cv2.resize(bitmap, canvas.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-    inside = bitmap > 127
+    inside, (left, top) = _window(mask, canvas.shape[0], canvas.shape[1])
     opacity = MASK_OPACITY / 3 if instance.crowd else MASK_OPACITY
-    mixed = (1 - opacity) * canvas[inside] + opacity * np.array(colour)
-    canvas[inside] = mixed.round().astype(np.uint8)
+    levels = np.arange(256)[:, None]
+    mixed = ((1 - opacity) * levels + opacity * np.array(colour)).round().astype(np.uint8)
+    for row, marked in enumerate(inside, top):
+        pixels = canvas[row, left : left + len(marked)]
+        pixels[marked] = np.take_along_axis(mixed, pixels[marked], axis=0)
     outlines, _ = cv2.findContours(
-        inside.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
+        inside.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE, offset=(left, top)
     )
     cv2.drawContours(canvas, outlines, -1, colour, line, cv2.LINE_AA)
+
+
+def _window(
+    mask: np.ndarray | Mapping[str, Any], height: int, width: int
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """A mask on a drawing of this size: bool ``[h, w]``, and the x and y of its first pixel."""
+    if isinstance(mask, Mapping):
+        inside, corner = decode_window(mask)
+        if tuple(mask["size"]) == (height, width):
+            return inside, corner
+        mask = np.zeros(mask["size"], bool)
+        (x, y), (h, w) = corner, inside.shape
+        mask[y : y + h, x : x + w] = inside
+    if mask.shape != (height, width):
+        bitmap = mask.astype(np.uint8) * 255
+        mask = cv2.resize(bitmap, (width, height), interpolation=cv2.INTER_LINEAR) > 127
+    return mask, (0, 0)
 
 
 def _scaled_box(instance: Instance, scale: float, size: tuple[int, int]) -> Rectangle:

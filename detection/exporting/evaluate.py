@@ -56,7 +56,7 @@ def onnx_detector(path: str | Path) -> ExportedForward:
         values = map(torch.from_numpy, session.run(None, inputs))
         found = dict(zip(names, values, strict=True))
         del found["image"]
-        return rescale_detections(found, size, (sample["height"], sample["width"]))
+        return rescale_detections(found, size, (sample["height"], sample["width"]), paste=False)
 
     return detect
 
@@ -66,7 +66,7 @@ def torch_detector(model: MaskRCNN) -> ExportedForward:
 
     @torch.no_grad()
     def detect(sample: dict[str, Any]) -> dict[str, Tensor]:
-        (found,) = model([sample])
+        (found,) = model([sample], paste=False)
         return found
 
     return detect
@@ -83,7 +83,8 @@ def average_precisions(
     results = []
     for index in progress(range(len(samples)), name, unit="image"):
         sample = samples[index]
-        results += coco_results(detect(sample), dataset, sample["image_id"])
+        size = (sample["height"], sample["width"])
+        results += coco_results(detect(sample), dataset, sample["image_id"], size)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "results.json"
         file.write_text(json.dumps(results), encoding="utf-8")

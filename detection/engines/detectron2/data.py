@@ -1,20 +1,17 @@
-"""Data of the detectron2 engine: our checked records in, COCO results out.
+"""Data of the detectron2 engine: our checked records in, batches and test images out.
 
-detectron2's own mapper, augmentations and loader do the work. Three things are this project's:
-images are decoded by ``images.decode``; the order of images and the seed of each sample's
+detectron2's own mapper, augmentations and loader do the work. Two things are this project's:
+images are decoded by ``images.decode``, and the order of images and the seed of each sample's
 augmentation are those of ``training.data``, so that both engines see the same samples and a
-resumed run continues where it stopped; and predictions go to ``coco_instances_results.json``
-alone, which ``detection.evaluate`` reads for any engine.
+resumed run continues where it stopped.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import itertools
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import detectron2.data.transforms as T
@@ -26,25 +23,14 @@ from detectron2.data import (
     build_detection_train_loader,
 )
 from detectron2.data.detection_utils import build_augmentation
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from detectron2.structures import Instances
 from detectron2.utils import comm
-from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from backbones.errors import InputError
-from backbones.whole_files import write_json
 from detection.data.records import Records
 from detection.data.transforms import read_image
 from detection.dataset import CocoDataset
-from detection.engines.interface import Detect
 from training.data import BatchOrder, SampleKey, seed_cpu_generators, seed_generators
-from training.progress import progress
-
-logger = logging.getLogger(__name__)
-
-RESULTS_FILE = "coco_instances_results.json"
 
 
 class _ShiftingCrop(T.CropTransform):
@@ -235,60 +221,3 @@ def prediction_loader(cfg: Any, dataset: CocoDataset) -> DataLoader:
         mapper=Mapper(cfg, is_train=False),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
-
-
-class ResultsWriter(DatasetEvaluator):
-    """Collects detections from all processes into ``folder/coco_instances_results.json``."""
-
-    def __init__(self, dataset: CocoDataset, folder: Path) -> None:
-        self.dataset = dataset
-        self.path = folder / RESULTS_FILE
-        self.results: list[dict[str, Any]] = []
-
-    def reset(self) -> None:
-        self.results = []
-
-    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        for image, output in zip(inputs, outputs, strict=True):
-            self.results += coco_results(output["instances"], self.dataset, image["image_id"])
-
-    def evaluate(self) -> dict[str, Any]:
-        gathered = comm.gather(self.results)
-        if comm.is_main_process():
-            results = list(itertools.chain.from_iterable(gathered))
-            write_json(self.path, results)
-            logger.info("%d detections: %s", len(results), self.path)
-        comm.synchronize()
-        return {}
-
-
-def coco_results(instances: Instances, dataset: CocoDataset, image_id: int) -> list[dict[str, Any]]:
-    """One image's detections in COCO's results format.
-
-    ``bbox`` is x, y, width, height in pixels of the original image, ``segmentation`` a compressed
-    run-length encoding, ``category_id`` the annotations' own.
-    """
-    category_ids = dataset.category_ids
-    results = instances_to_coco_json(instances.to("cpu"), image_id)
-    return [result | {"category_id": category_ids[result["category_id"]]} for result in results]
-
-
-def detector_of(model: nn.Module, dataset: CocoDataset) -> Detect:
-    """A model in evaluation mode as the function of :meth:`detection.engines.Engine.detector`."""
-
-    @torch.no_grad()
-    def detect(sample: dict[str, Any]) -> list[dict[str, Any]]:
-        (found,) = model([sample])
-        return coco_results(found["instances"], dataset, sample["image_id"])
-
-    return detect
-
-
-def write_predictions(
-    cfg: Any, model: nn.Module, dataset: CocoDataset, folder: str = "inference"
-) -> Path:
-    """Detect on every image of the data set, over all processes; the results file."""
-    writer = ResultsWriter(dataset, Path(cfg.OUTPUT_DIR) / folder)
-    images = progress(prediction_loader(cfg, dataset), "predicting", unit="image")
-    inference_on_dataset(model, images, writer)
-    return writer.path

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import configurable
-from detectron2.modeling import ROI_HEADS_REGISTRY, GeneralizedRCNNWithTTA
+from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 from detectron2.structures import Instances
 from torch import nn
 
 from backbones.errors import InputError
 from detection.dataset import CocoDataset
-from detection.engines.detectron2.data import write_predictions
+from detection.engines.detectron2.results import AugmentedInBoxes, write_predictions
 from detection.engines.soft_nms import SoftNMS
 
 
@@ -83,4 +83,4 @@ def write_augmented_predictions(
     originals = cfg.clone()
     originals.defrost()
     originals.INPUT.MIN_SIZE_TEST = 0
-    return write_predictions(originals, GeneralizedRCNNWithTTA(cfg, model), dataset, folder)
+    return write_predictions(originals, AugmentedInBoxes(cfg, model), dataset, folder)

@@ -9,7 +9,7 @@ from detectron2.utils.events import EventWriter, get_event_storage
 
 from detection.config import flat_values
 from detection.dataset import load_dataset
-from detection.engines.detectron2.data import detector_of
+from detection.engines.detectron2.results import detector_of
 from detection.engines.overlays import overlays, overlays_due
 from training.trackers import PROJECT
 

@@ -29,7 +29,8 @@ from backbones.errors import InputError
 from backbones.weight_files import read_pickle
 from detection.config import resolve_precision
 from detection.dataset import CocoDataset, load_dataset
-from detection.engines.detectron2.data import TrainingBatches, write_predictions
+from detection.engines.detectron2.data import TrainingBatches
+from detection.engines.detectron2.results import write_predictions
 from detection.engines.detectron2.step import Average, Step
 from detection.engines.detectron2.trackers import OverlayHook, WandbWriter
 from detection.engines.optimizer import build_adamw, build_average

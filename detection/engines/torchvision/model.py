@@ -153,8 +153,14 @@ class MaskRCNN(nn.Module):
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
 
-    def forward(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+    def forward(
+        self, inputs: list[dict[str, Any]], paste: bool = True
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Losses by name in training; otherwise detections of each image.
+
+        Args:
+            paste: masks of the whole image, which take ``D x height x width`` bytes; else they
+                stay in their boxes, probabilities ``[D, M, M]``.
 
         Returns:
             In training ``loss_rpn_cls``, ``loss_rpn_loc``, ``loss_cls``, ``loss_box_reg``,
@@ -182,7 +188,10 @@ class MaskRCNN(nn.Module):
             return rpn_losses | roi_losses
         return [
             rescale_detections(
-                found | {"labels": found["labels"] - 1}, size, (item["height"], item["width"])
+                found | {"labels": found["labels"] - 1},
+                size,
+                (item["height"], item["width"]),
+                paste,
             )
             for found, size, item in zip(detections, images.image_sizes, inputs, strict=True)
         ]

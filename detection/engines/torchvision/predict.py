@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pycocotools.mask as mask_util
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -17,8 +16,10 @@ from torch.utils.data import DataLoader
 
 from backbones.whole_files import write_json
 from detection.data.transforms import DetectionSamples, collate
+from detection.data.windows import encode_strips
 from detection.dataset import CocoDataset
 from detection.engines.interface import Detect
+from detection.engines.masks import encode_masks
 from training.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -64,8 +65,7 @@ def detect(
     )
     model.eval()
     for index, batch in zip(share, progress(loader, "predicting", unit="image"), strict=True):
-        (detections,) = model(batch)
-        yield index, coco_results(detections, dataset, dataset.records[index]["image_id"])
+        yield index, _detect_one(model, batch[0], dataset)
 
 
 def detector_of(model: nn.Module, dataset: CocoDataset) -> Detect:
@@ -73,18 +73,31 @@ def detector_of(model: nn.Module, dataset: CocoDataset) -> Detect:
 
     @torch.no_grad()
     def detect_one(sample: dict[str, Any]) -> list[dict[str, Any]]:
-        (found,) = model([sample])
-        return coco_results(found, dataset, sample["image_id"])
+        return _detect_one(model, sample, dataset)
 
     return detect_one
 
 
+def _detect_one(
+    model: nn.Module, sample: dict[str, Any], dataset: CocoDataset
+) -> list[dict[str, Any]]:
+    (found,) = model([sample], paste=False)
+    size = (sample["height"], sample["width"])
+    return coco_results(found, dataset, sample["image_id"], size)
+
+
 def coco_results(
-    detections: dict[str, Tensor], dataset: CocoDataset, image_id: int
+    detections: dict[str, Tensor],
+    dataset: CocoDataset,
+    image_id: int,
+    size: tuple[int, int] | None = None,
 ) -> list[dict[str, Any]]:
     """One image's detections in COCO's results format, as detectron2 writes them.
 
     Boxes are x, y, width, height in float32 precision; masks compressed run lengths.
+
+    Args:
+        size: height and width of the image, if the masks are still those of their boxes.
     """
     boxes = detections["boxes"].clone()
     boxes[:, 2:] -= boxes[:, :2]
@@ -104,8 +117,11 @@ def coco_results(
         )
     ]
     if "masks" in detections:
-        # pycocotools wants [H, W, D] in column order: the transpose of [D, W, H]'s memory.
-        columns = detections["masks"].transpose(1, 2).to(torch.uint8).cpu().contiguous().numpy()
-        for result, rle in zip(results, mask_util.encode(columns.T), strict=True):
-            result["segmentation"] = rle | {"counts": rle["counts"].decode()}
+        masks = detections["masks"]
+        if size is not None:
+            encoded = encode_masks(masks, detections["boxes"], size)
+        else:
+            encoded = [encode_strips([(m.cpu().numpy(), 0)], 0, *m.shape) for m in masks]
+        for result, rle in zip(results, encoded, strict=True):
+            result["segmentation"] = rle
     return results

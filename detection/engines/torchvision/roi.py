@@ -23,11 +23,11 @@ from torch.nn import functional as F
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image, roi_align
 
+from detection.engines.masks import paste_masks
 from detection.engines.soft_nms import SoftNMS
 from detection.engines.torchvision.rpn import is_nonempty
 
 CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4  # FPN paper (arXiv 1612.03144), Eq. 1
-PASTE_PIXELS = 2**26  # mask pixels pasted at a time: 256 MB of float32
 
 
 class AlignedRoIPool(MultiScaleRoIAlign):
@@ -219,16 +219,20 @@ def mask_targets(masks: Tensor, index: Tensor, boxes: Tensor, size: int) -> Tens
 
 
 def rescale_detections(
-    detections: dict[str, Tensor], input_size: tuple[int, int], output_size: tuple[int, int]
+    detections: dict[str, Tensor],
+    input_size: tuple[int, int],
+    output_size: tuple[int, int],
+    paste: bool = True,
 ) -> dict[str, Tensor]:
     """One image's detections in the pixels of the original image.
 
     Args:
         detections: boxes, scores, labels and, with a mask head, masks ``[D, M, M]``.
         input_size, output_size: (height, width) that the model saw, and of the original image.
+        paste: masks of the image, bool ``[D, H, W]``; else they stay ``[D, M, M]``.
 
     Returns:
-        The same keys, boxes scaled, then clipped, empty ones removed; masks bool ``[D, H, W]``.
+        The same keys, boxes scaled, then clipped, empty ones removed.
     """
     (h_in, w_in), (h_out, w_out) = input_size, output_size
     x_scale, y_scale = w_out / w_in, h_out / h_in
@@ -236,45 +240,6 @@ def rescale_detections(
     boxes = clip_boxes_to_image(boxes, output_size)
     keep = is_nonempty(boxes)
     result = {name: value[keep] for name, value in (detections | {"boxes": boxes}).items()}
-    if "masks" in result:
+    if paste and "masks" in result:
         result["masks"] = paste_masks(result["masks"], result["boxes"], output_size)
     return result
-
-
-def paste_masks(masks: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Masks ``[D, M, M]`` (probabilities) in their boxes -> bool ``[D, H, W]``.
-
-    A pixel is set where the mask, sampled bilinearly at the pixel's centre and 0 outside of its
-    box, is at least 0.5.
-    """
-    height, width = image_size
-    pasted = torch.zeros(len(masks), height, width, dtype=torch.bool, device=masks.device)
-    if masks.device.type == "cpu":
-        for mask, box, canvas in zip(masks, boxes, pasted, strict=True):
-            x0, y0 = (max(int(v) - 1, 0) for v in box[:2].floor().tolist())
-            x1, y1 = (int(v) + 1 for v in box[2:].ceil().tolist())
-            window = canvas[y0:y1, x0:x1]
-            window[:] = sample_masks(mask[None], box[None], (x0, y0), window.shape)[0] >= 0.5
-        return pasted
-    for part in torch.arange(len(masks)).split(max(1, PASTE_PIXELS // (height * width))):
-        pasted[part] = sample_masks(masks[part], boxes[part], (0, 0), image_size) >= 0.5
-    return pasted
-
-
-def sample_masks(
-    masks: Tensor, boxes: Tensor, corner: tuple[int, int], size: torch.Size | tuple[int, int]
-) -> Tensor:
-    """Masks ``[D, M, M]`` at the centres of the pixels of a window -> ``[D, *size]``.
-
-    Args:
-        corner, size: the window's (x, y) of its first pixel and (height, width).
-    """
-    x0, y0, x1, y1 = boxes[:, :, None].unbind(1)
-    x, y = (
-        torch.arange(first, first + count, device=masks.device, dtype=torch.float32) + 0.5
-        for first, count in zip(corner, reversed(size), strict=True)
-    )
-    x, y = (x - x0) / (x1 - x0) * 2 - 1, (y - y0) / (y1 - y0) * 2 - 1
-    shape = (len(masks), *size)
-    grid = torch.stack((x[:, None, :].expand(shape), y[:, :, None].expand(shape)), dim=-1)
-    return F.grid_sample(masks[:, None], grid, align_corners=False)[:, 0]

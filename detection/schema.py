@@ -29,6 +29,7 @@ from training.config_keys import (
     one_of,
     text,
 )
+from training.devices import DEVICES
 
 LEVELS = ("p2", "p3", "p4", "p5", "p6")
 CHANNELS = {"RGB": 3, "BGR": 3, "L": 1}
@@ -75,8 +76,8 @@ SCHEMA: dict[str, Key] = {
     "INPUT.LSJ.SIZE": number(1024, 32),                         # pixels of the square crop
 
     "MODEL.META_ARCHITECTURE": one_of("GeneralizedRCNN"),
-    "MODEL.DEVICE": Key("auto", "'auto', 'cpu', 'cuda' or 'cuda:N'",
-                        lambda value: value in ("auto", "cpu", "cuda")
+    "MODEL.DEVICE": Key("auto", "'auto', 'cpu', 'cuda', 'cuda:N' or 'mps' (Apple's GPU)",
+                        lambda value: value in ("auto", *DEVICES)
                         or (value.startswith("cuda:") and value[5:].isdecimal())),
     "MODEL.WEIGHTS": text(),                                    # a whole detector
     "MODEL.MASK_ON": flag(True),

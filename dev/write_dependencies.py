@@ -38,6 +38,7 @@ PURPOSES = {
     "matplotlib": "curves in reports",
     "tensorboard": "logs; imported by torch, accelerate and detectron2, not by this project",
     "tqdm": "progress bars",
+    "psutil": "the peak of memory on Windows; accelerate needs it anyway",
     "onnx": "ONNX files",
     "onnxruntime": "runs and quantises ONNX files",
     "onnxscript": "torch's exporter to ONNX, and an operator of ours in it",

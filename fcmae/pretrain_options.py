@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
-
 from backbones.convnext import SIZES
 from backbones.errors import InputError
 from backbones.kernels import Kernels, why_no_triton
@@ -16,6 +14,7 @@ from backbones.normalization import GRNOptions
 from fcmae.decoders import check_decoder
 from fcmae.masking import PATCH, grid_size, visible_count
 from images.statistics import problems_of
+from training.devices import find_device
 from training.options import TrainingOptions, flag, training_problems
 
 CHANNELS = (
@@ -144,8 +143,7 @@ class PretrainOptions(TrainingOptions):
                 f"measure_features_every is {self.measure_features_every}; 0 is for never"
             )
         if self.kernels == "triton":
-            on_gpu = self.device != "cpu" and torch.cuda.is_available()
-            problem = why_no_triton(torch.device("cuda" if on_gpu else "cpu"))
+            problem = why_no_triton(find_device(self.device))
             problems += [f"kernels is 'triton', but {problem}"] if problem else []
         if problems:
             raise InputError("; ".join(problems))

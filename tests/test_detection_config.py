@@ -100,7 +100,7 @@ def test_every_problem_is_reported_with_its_file(tmp_path):
         ("MODEL.CONVNEXT.SIZE", "convnextv2_bas", "'convnextv2_base'"),
         ("MODEL.CONVNEXT.OUT_FEATURES", "('stage1','stage5')", "stage1, stage2, stage3, stage4"),
         ("MODEL.CONVNEXT.DROP_PATH_RATE", "1", "a number of at least 0 and at most 0.99"),
-        ("MODEL.DEVICE", "gpu", "'auto', 'cpu', 'cuda' or 'cuda:N'"),
+        ("MODEL.DEVICE", "gpu", "'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'"),
         ("MODEL.PIXEL_STD", "(1, 0, 1)", "a list of one or more numbers of at least 0.001"),
         ("MODEL.ANCHOR_GENERATOR.SIZES", "[8, 16]", "a list of lists of positive numbers"),
         ("DATASETS.TRAIN", "('a', 'b')", "a list of at most one data set"),

@@ -18,6 +18,7 @@ from fcmae.features.run import AnalysisOptions, analyze_models, draw_runs
 from fcmae.features.taps import TAPS
 from fcmae.pretrain_options import parse_image_size
 from training.cli import HelpFormatter, ToolParser, log_to, run_tool
+from training.devices import DEVICES
 
 EXAMPLES = """\
 examples:
@@ -57,7 +58,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=defaults.workers, help="reading images")
     parser.add_argument("--split", default=defaults.split, help="of hfds/ and some shards")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of untrained weights")
-    parser.add_argument("--device", choices=["cpu"], help="keep off a GPU that is there")
+    parser.add_argument("--device", choices=DEVICES, help="without it, a GPU that is there")
     arguments = parser.parse_args()
     if not arguments.model and not arguments.run:
         parser.error("nothing to analyse: give --model NAME=SOURCE or --run NAME=FOLDER")

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from backbones.errors import InputError
 from backbones.kernels import KERNELS, use_kernels
 from detection.benchmarks.load import IMAGES, OBJECTS, load_tables
 from detection.benchmarks.tables import PARTS, detection_tables
@@ -19,6 +18,7 @@ from fcmae.benchmarks.growth import COLUMNS, draw_growth, measure_growth
 from fcmae.benchmarks.steps import EncoderCase, encoder_case, pretrain_case
 from reporting.tables import by_column, markdown_table
 from training.cli import ToolParser, run_tool
+from training.devices import DEVICES, find_device
 from training.environment import device_name, versions
 from training.measure import Row
 
@@ -72,7 +72,7 @@ def parse() -> argparse.Namespace:
     add("--image-size", type=int, nargs="+", help="pixels (default: 224, of detection 512)")
     add("--mask-ratio", type=float, nargs="+", default=[0.6])
     add("--rounds", type=int, default=7, help="rounds that are counted")
-    add("--device", default="cpu", help="cpu or cuda")
+    add("--device", choices=DEVICES, default="cpu", help="what computes")
     add(
         "--kernels",
         choices=KERNELS,
@@ -135,9 +135,7 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> dict[str, li
 
 def main() -> None:
     arguments = parse()
-    device = torch.device(arguments.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch sees no GPU here")
+    device = find_device(arguments.device)
     with use_kernels(arguments.kernels):
         tables = measure(arguments, device)
     if arguments.json:

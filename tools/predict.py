@@ -12,6 +12,7 @@ from pathlib import Path
 
 from detection.predict import predict
 from training.cli import ToolParser, log_to, run_tool
+from training.devices import DEVICES
 
 EXAMPLES = """\
 examples:
@@ -65,6 +66,7 @@ def parse() -> argparse.Namespace:
         action="store_true",
         help="leave out files that do not decode, named in the log, instead of stopping",
     )
+    add("--device", choices=DEVICES, help="instead of the run's MODEL.DEVICE")
     add("opts", nargs="*", metavar="KEY VALUE", help="settings that override the run's")
     return parser.parse_intermixed_args()
 
@@ -73,6 +75,7 @@ def main() -> None:
     arguments = parse()
     log_to()
     engine = ["ENGINE", arguments.engine] if arguments.engine else []
+    device = ["MODEL.DEVICE", arguments.device] if arguments.device else []
     counts = predict(
         arguments.run,
         arguments.input,
@@ -81,7 +84,7 @@ def main() -> None:
         arguments.every,
         arguments.frames,
         arguments.weights,
-        [*arguments.opts, *engine],
+        [*arguments.opts, *engine, *device],
         arguments.skip_bad_images,
     )
     print(

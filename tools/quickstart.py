@@ -18,6 +18,7 @@ from detection.data.scenes import write_scenes
 from detection.report import write_report
 from training.cli import ToolParser, run_tool
 from training.commands import child_command, shown_command
+from training.devices import DEVICES
 from training.jobs import Job, run_jobs
 
 CONFIG = "quick/mask_rcnn_convnextv2_atto_{}_quick.yaml"
@@ -44,7 +45,7 @@ def jobs_for(arguments: argparse.Namespace, out: Path) -> tuple[Job, list[Job]]:
     pretrain += ["--data", f"{data}/unlabelled", "--output-dir", f"{out}/pretraining"]
     pretrain += ["--image-size", "128", "--batch-size", "32", "--base-lr", "8e-3"]
     pretrain += ["--clip-norm", "3", "--workers", "0", "--log-every", "10", "--seed", str(seed)]
-    pretrain += ["--max-steps", str(arguments.pretraining_steps), "--device", "cpu"]
+    pretrain += ["--max-steps", str(arguments.pretraining_steps), "--device", arguments.device]
     pretraining = Job(
         "FCMAE pretraining", pretrain, out / "pretraining", arguments.pretraining_steps
     )
@@ -55,7 +56,14 @@ def jobs_for(arguments: argparse.Namespace, out: Path) -> tuple[Job, list[Job]]:
             command += [key, f"json:{data}/annotations/{split}.json:{data}/images"]
         if arm == "fcmae":
             command += ["MODEL.CONVNEXT.WEIGHTS", f"{out}/pretraining/encoder.safetensors"]
-        command += ["OUTPUT_DIR", f"{out}/{arm}", "SEED", str(seed), "MODEL.DEVICE", "cpu"]
+        command += [
+            "OUTPUT_DIR",
+            f"{out}/{arm}",
+            "SEED",
+            str(seed),
+            "MODEL.DEVICE",
+            arguments.device,
+        ]
         command += ["DATALOADER.NUM_WORKERS", "0"]
         command += ["INPUT.MIN_SIZE_TRAIN", "[224]", "INPUT.MIN_SIZE_TEST", "224"]
         steps = f"[{round(0.8 * arguments.iterations)}]"
@@ -77,6 +85,7 @@ def main() -> None:
     add("--unlabelled", type=int, default=400, help="scenes for pretraining")
     add("--pretraining-steps", type=int, default=PRETRAINING_STEPS)
     add("--iterations", type=int, default=500, help="of either fine-tuning")
+    add("--device", choices=DEVICES, default="cpu", help="what computes (default: cpu)")
     arguments = parser.parse_args()
     out = Path(arguments.output_dir).resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

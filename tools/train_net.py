@@ -15,6 +15,7 @@ from backbones.errors import InputError
 from detection.config import load_config
 from detection.run import run
 from training.cli import ToolParser, run_tool
+from training.devices import DEVICES
 
 EXAMPLES = """\
 examples:
@@ -46,6 +47,7 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="a YAML file, see det_configs/")
     add("--engine", choices=["torchvision", "detectron2"], help="instead of the config's ENGINE")
+    add("--device", choices=DEVICES, help="instead of the config's MODEL.DEVICE")
     add("--resume", action="store_true", help="continue the run in OUTPUT_DIR, where there is one")
     add("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, or OUTPUT_DIR's run")
     add("--wandb", action="store_true", help="log to Weights & Biases too (extra: wandb)")
@@ -89,8 +91,9 @@ def launch(arguments: argparse.Namespace, config: CfgNode) -> None:
 def main() -> None:
     arguments = parse()
     engine = ["ENGINE", arguments.engine] if arguments.engine else []
+    device = ["MODEL.DEVICE", arguments.device] if arguments.device else []
     wandb = ["WANDB", "True"] if arguments.wandb else []
-    config = load_config(arguments.config_file, [*arguments.opts, *engine, *wandb])
+    config = load_config(arguments.config_file, [*arguments.opts, *engine, *device, *wandb])
     launch(arguments, config)
 
 

@@ -147,12 +147,19 @@ def _seal(folder: Path, step: int) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Wait until a file, or a folder's list of names, is on the disk.
+
+    Windows opens no folders, and flushes only files that are open for writing.
+    """
+    if path.is_file():
+        with path.open("r+b") as stream:
+            os.fsync(stream.fileno())
+    elif os.name != "nt":
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _sha256(file: Path) -> str:

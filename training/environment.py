@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import platform
-import resource
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -66,6 +65,8 @@ def device_name(device: torch.device | str) -> str:
     """The accelerator's name, or the processor's with the number of threads in use."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
+    if torch.device(device).type == "mps":
+        return f"Apple's GPU, {platform.processor() or platform.machine()}"
     cpuinfo = Path("/proc/cpuinfo")
     names = [
         line.partition(":")[2].strip()
@@ -118,5 +119,11 @@ def peak_rss_mb() -> float:
         )
         if "VmHWM" in fields:
             return int(fields["VmHWM"].split()[0]) / 2**10
+    if sys.platform == "win32":
+        import psutil  # elsewhere it imports resource itself
+
+        return psutil.Process().memory_info().peak_wset / 2**20
+    import resource  # Windows has none
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)

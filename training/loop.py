@@ -48,6 +48,7 @@ from training.checkpoints import (
     write_checkpoint,
 )
 from training.data import BatchOrder, Samples, build_loader, seed_generators, to_device
+from training.devices import find_device
 from training.environment import device_name, warn_of_slow_bf16
 from training.metrics import MetricsFile, Window, log_line
 from training.options import LoopOptions
@@ -59,6 +60,7 @@ from training.processes import (
     in_any_process,
     mean_over_processes,
     prepare_sharding,
+    process_state,
     terminations,
 )
 from training.progress import progress
@@ -77,15 +79,16 @@ class NonFiniteLossError(InputError):
 
 
 def _make_accelerator(options: LoopOptions) -> Accelerator:
+    device = find_device(options.device)
     # accelerate keeps the first Accelerator's settings for the whole process; a second training
     # in the same process (tests, notebooks) may have others.
-    # Without a GPU, too, accelerate must be told "cpu": else it leaves torchrun's processes alone
-    # with each other's files.
-    on_cpu = options.device == "cpu" or not torch.accelerator.is_available()
-    AcceleratorState._reset_state(reset_partial_state=on_cpu)
+    AcceleratorState._reset_state(reset_partial_state=device.type == "cpu")
+    process_state(device)
     accelerator = Accelerator(
         mixed_precision=options.precision,
-        cpu=on_cpu,
+        # Without a GPU, too, accelerate must be told "cpu": else it leaves torchrun's processes
+        # alone with each other's files.
+        cpu=device.type == "cpu",
         log_with=list(options.trackers) or None,
         project_config=ProjectConfiguration(
             str(options.output_dir), logging_dir=str(options.output_dir / "tensorboard")

@@ -51,8 +51,8 @@ def device_clock(device: torch.device) -> Callable[[], float]:
 
 def synchronise(device: torch.device) -> None:
     """Wait until a GPU has done what it was asked to."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:

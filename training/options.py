@@ -12,9 +12,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from backbones.errors import InputError
+from training.devices import DEVICES, find_device
 from training.trackers import tracker_problems
 
 
@@ -33,7 +32,7 @@ class TrainingOptions:
     """What every training has; the fields' help says what they are.
 
     Args:
-        device: "cpu" to keep off an accelerator that is there; None for the best there is.
+        device: "cpu", "cuda" or "mps" (Apple's GPU); None for the best there is.
         trackers: accelerate's names of experiment trackers.
     """
 
@@ -55,7 +54,8 @@ class TrainingOptions:
         default=0, metadata=flag("of weights, data order, augmentation, masks and mixing")
     )
     device: str | None = field(
-        default=None, metadata=flag("keep off a GPU that is there", choices=["cpu"])
+        default=None,
+        metadata=flag("what computes; without it, a GPU that is there", choices=list(DEVICES)),
     )
     log_every: int = field(
         default=20,
@@ -123,6 +123,10 @@ def training_problems(options: TrainingOptions, further_counts: Sequence[str] = 
         problems.append(f"workers is {options.workers}; it must be at least 0")
     if options.precision not in ("no", "bf16", "fp16"):
         problems.append(f"precision is {options.precision!r}; allowed: no, bf16, fp16")
-    if options.precision == "fp16" and (options.device == "cpu" or not torch.cuda.is_available()):
-        problems.append("precision fp16 needs a GPU; on a CPU use bf16 or no")
+    try:
+        on_gpu = find_device(options.device).type == "cuda"
+        if options.precision == "fp16" and not on_gpu:
+            problems.append("precision fp16 needs a GPU of NVIDIA's; elsewhere use bf16 or no")
+    except InputError as error:
+        problems.append(str(error))
     return problems + tracker_problems(options.trackers)

@@ -77,6 +77,17 @@ def check_joined(joined: int) -> None:
         )
 
 
+def process_state(device: torch.device) -> PartialState:
+    """accelerate's state of this process, for work on that kind of device.
+
+    accelerate keeps the device of the first training or prediction for the whole process; a later
+    one (tests, notebooks) may be on another.
+    """
+    if PartialState._shared_state and PartialState().device.type != device.type:
+        PartialState._reset_state()
+    return PartialState(cpu=device.type == "cpu")
+
+
 @torch.no_grad()
 def gather_weights(sharded: nn.Module, whole: nn.Module) -> None:
     """Copy sharded weights into a module that is whole, in every process (all must call this)."""

@@ -151,7 +151,7 @@ def gpu_encoder_case(
     for choice in chosen:
         steps[f"packed, {choice}"] = partial(step, packed, choice)
     seconds = interleaved(steps, rounds, device)
-    visible = (~mask).double().mean().item()
+    visible = (~mask).float().mean().item()
     rows = []
     for name, run in steps.items():
         share = 1.0 if name == "masked-dense" else visible

@@ -19,6 +19,7 @@ from fcmae.classification.head import build_classifier
 from fcmae.classification.options import FinetuneOptions
 from fcmae.classification.setup import set_up
 from fcmae.run_files import write_json
+from training.devices import find_device, to_float64
 from training.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ def accuracy(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    sums = []
     seen = 0
     for images, labels in progress(loader, "evaluating", unit="batch"):
         number = min(len(labels), counted - seen)
@@ -63,11 +64,12 @@ def accuracy(
         truth = labels.to(device)[: len(logits)]
         best = logits.topk(min(TOP, logits.shape[1])).indices == truth[:, None]
         losses = F.cross_entropy(logits, truth, reduction="sum")
-        sums += torch.stack((best[:, 0].sum(), best.sum(), losses)).double()
+        sums.append(torch.stack((best[:, 0].sum(), best.sum(), losses)))
     model.train(was_training)
+    whole = to_float64(torch.stack(sums)).sum(0)
     if world > 1:
-        torch.distributed.all_reduce(sums)
-    top1, top5, loss = (sums / total).tolist()
+        torch.distributed.all_reduce(whole)
+    top1, top5, loss = (whole / total).tolist()
     return {"top1": 100 * top1, "top5": 100 * top5, "loss": loss}
 
 
@@ -108,10 +110,9 @@ def evaluate_classifier(options: FinetuneOptions) -> dict[str, Any]:
         options.allow_other_grn,
     )
     setup.data.val.transform = setup.evaluation()
-    on_gpu = options.device != "cpu" and torch.cuda.is_available()
     with use_kernels(options.kernels):
         figures = accuracy(
-            model.to("cuda" if on_gpu else "cpu"),
+            model.to(find_device(options.device)),
             setup.data.val,
             options.batch_size,
             options.workers,

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from backbones.errors import InputError
 from fcmae.features.taps import DEFAULT_TAP, Tap, run_features, tap_points, tapped
+from training.devices import to_float64
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def cosine_distance(x_bnc: Tensor) -> Tensor:
     at every site has no direction: it is left out, and C counts the others; an image with no other
     channel has no distance (NaN). Computed as (1 - ||sum_i X_i / ||X_i|| ||^2 / C^2) / 2.
     """
-    x_bnc = x_bnc.double()
+    x_bnc = to_float64(x_bnc)
     norm_bc = torch.linalg.vector_norm(x_bnc, dim=1)
     alive_bc = norm_bc > 0
     weight_bc = torch.where(alive_bc, 1 / norm_bc, 0)
@@ -57,7 +58,7 @@ def dead_and_saturated(x_bnc: Tensor) -> tuple[Tensor, Tensor]:
         and saturated ones, not dead, that are nearly the same at every site: their standard
         deviation over the sites is at most 10% of their response.
     """
-    x_bnc = x_bnc.double()
+    x_bnc = to_float64(x_bnc)
     square_bc = x_bnc.square().mean(1)
     response_bc = square_bc.sqrt()
     deviation_bc = (square_bc - x_bnc.mean(1).square()).clamp(min=0).sqrt()
@@ -74,7 +75,7 @@ def effective_rank(features_ic: Tensor) -> float:
     References:
         Roy and Vetterli, "The effective rank", EUSIPCO 2007.
     """
-    features_ic = features_ic.double()
+    features_ic = to_float64(features_ic)
     values = torch.linalg.svdvals(features_ic - features_ic.mean(0))
     if float(values.max()) <= 1e-12 * float(features_ic.abs().max()):
         return 0.0
@@ -105,7 +106,7 @@ class ClassSelectivity:
         Raises:
             InputError: if a class comes back after another.
         """
-        for mean_c, label in zip(x_bnc.double().clamp(min=0).mean(1), labels, strict=True):
+        for mean_c, label in zip(to_float64(x_bnc).clamp(min=0).mean(1), labels, strict=True):
             if label != self._label:
                 self._finish_class()
                 if label in self._seen:
@@ -179,11 +180,11 @@ class _BlockSums:
         if not x_bnc.isfinite().all():
             raise InputError(f"the features of block {self.block} are not finite: NaN or infinite")
         for image_1nc in x_bnc.split(1):  # float64 of one image at a time
-            x_1nc = image_1nc.double()
+            x_1nc = to_float64(image_1nc)
             dead, saturated = dead_and_saturated(x_1nc)
             self.distances.append(cosine_distance(x_1nc).cpu())
-            self.dead.append(dead.double().mean(-1).cpu())
-            self.saturated.append(saturated.double().mean(-1).cpu())
+            self.dead.append(to_float64(dead).mean(-1).cpu())
+            self.saturated.append(to_float64(saturated).mean(-1).cpu())
             self.means.append(x_1nc.mean(1).float().cpu())
 
     def result(self, depth: float, labelled: bool) -> BlockFeatures:

@@ -15,6 +15,7 @@ from backbones.errors import InputError
 from backbones.whole_files import write_atomically
 from fcmae.features.analysis import dead_and_saturated
 from fcmae.features.taps import DEFAULT_TAP, Tap, run_features, tap_points, tapped
+from training.devices import to_float64
 
 SHOWN_CHANNELS = 64
 SHOWN_BLOCKS = 4
@@ -48,7 +49,7 @@ def kinds_of(x_nc: Tensor, shown: Sequence[int]) -> list[str]:
     """
     dead, saturated = (kind[0] for kind in dead_and_saturated(x_nc.unsqueeze(0)))
     alive = ~(dead | saturated)
-    x_nc = x_nc.double()
+    x_nc = to_float64(x_nc)
     unit_nc = x_nc / torch.linalg.vector_norm(x_nc, dim=0).clamp(min=1e-300)
     cosine_kc = unit_nc[:, list(shown)].T @ unit_nc
     cosine_kc[:, ~alive] = -1

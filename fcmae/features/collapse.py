@@ -33,6 +33,7 @@ from backbones.errors import InputError
 from fcmae.features.analysis import cosine_distance, dead_and_saturated
 from fcmae.features.taps import tap_points, tapped
 from fcmae.model import FCMAE
+from training.devices import to_float64
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class CollapseWatch:
             block, images = points[number].block, x_bnc.split(1)  # one at a time in float64
             distances[block] = float(torch.cat([cosine_distance(x) for x in images]).nanmean())
             dead_bc = torch.cat([dead_and_saturated(x)[0] for x in images])
-            dead[block] = float(dead_bc.double().mean())
+            dead[block] = float(to_float64(dead_bc).mean())
 
         device = next(model.parameters()).device
         was_training = model.training

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from backbones.errors import InputError
 from backbones.whole_files import write_text
 from fcmae.features.analysis import BlockFeatures, analyze
@@ -26,6 +24,7 @@ from fcmae.features.plots import (
     draw_selectivity,
 )
 from fcmae.features.taps import DEFAULT_TAP, Tap, tap_points
+from training.devices import find_device
 from training.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -48,7 +47,7 @@ class AnalysisOptions:
         batch_size, workers: of reading and running.
         split: of sources that have several.
         seed: of untrained models' weights.
-        device: "cpu" to keep off a GPU that is there.
+        device: "cpu", "cuda" or "mps"; None for the best there is.
     """
 
     models: Mapping[str, str]
@@ -77,9 +76,7 @@ def analyze_models(options: AnalysisOptions) -> dict[str, list[BlockFeatures]]:
         FileNotFoundError, InputError: for a source, an image or a tap that cannot be used, or
             models for images of different numbers of channels.
     """
-    device = torch.device(
-        "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
-    )
+    device = find_device(options.device)
     models = [
         load_model(name, source, options.image_size, options.seed)
         for name, source in options.models.items()

@@ -28,6 +28,7 @@ from detection.engines.detectron2.trainer import Trainer, build_detector
 from detection.engines.interface import Detect
 from detection.engines.weights import newest_checkpoint
 from training.cli import run_tool
+from training.devices import find_device
 
 
 class Detectron2Engine:
@@ -133,25 +134,13 @@ def prepare(config: CfgNode, dataset: CocoDataset) -> Any:
     Raises:
         InputError: if the classes or the device do not fit.
     """
-    join_process_group(on_gpu=resolve_device(config) != "cpu")
+    join_process_group(on_gpu=resolve_device(config).startswith("cuda"))
     level = logging.INFO if comm.is_main_process() else logging.WARNING
     logging.getLogger("detectron2").setLevel(level)
     cfg = to_detectron2(config)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = resolve_num_classes(config, dataset)
     # detectron2 accepts a step at the very end, where its scheduler then fails.
     cfg.SOLVER.STEPS = tuple(step for step in cfg.SOLVER.STEPS if step < cfg.SOLVER.MAX_ITER)
-    device = torch.device(cfg.MODEL.DEVICE)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but PyTorch sees {torch.cuda.device_count()} "
-            "GPU(s): set it to cpu or auto"
-        )
-    if device.index is not None:
-        if comm.get_world_size() > 1:
-            raise InputError(
-                f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, one GPU for several processes: "
-                "set it to cuda or auto"
-            )
-        torch.cuda.set_device(device)
+    find_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
     cfg.freeze()
     return cfg

@@ -41,9 +41,11 @@ from detection.engines.weights import (
 from detection.evaluate import coco_metrics
 from training.checkpoints import list_checkpoints
 from training.data import seed_generators
+from training.devices import find_device
 from training.environment import git_commit, versions
 from training.loop import train
 from training.options import LoopOptions
+from training.processes import process_state
 from training.schedule import LrFactor
 from training.trackers import LoggedValues
 
@@ -90,7 +92,7 @@ class TorchvisionEngine:
             clip_norm=solver.CLIP_GRADIENTS.CLIP_VALUE if solver.CLIP_GRADIENTS.ENABLED else None,
             seed=config.SEED,
             resume=resume,
-            device="cpu" if device.type == "cpu" else None,
+            device=device.type,
             trackers=("tensorboard", *(["wandb"] if config.WANDB else [])),
             tracked_config=flat_values(config),
         )
@@ -139,7 +141,7 @@ class TorchvisionEngine:
         folder: str = "inference",
     ) -> Path:
         config = with_num_classes(config, dataset)
-        state = PartialState(cpu=use_device(config).type == "cpu")
+        state = process_state(use_device(config))
         model = build_mask_rcnn(config)
         read_detector(weights or newest_checkpoint(Path(config.OUTPUT_DIR)), model)
         return write_predictions(config, model.to(state.device), dataset, state, folder)
@@ -171,23 +173,7 @@ def use_device(config: CfgNode) -> torch.device:
     Raises:
         InputError: if there is no such GPU, or one is named for several processes.
     """
-    device = torch.device(resolve_device(config))
-    if device.type == "cpu":
-        return device
-    count = torch.cuda.device_count()
-    if (device.index or 0) >= count:
-        raise InputError(
-            f"MODEL.DEVICE is {config.MODEL.DEVICE}, but PyTorch sees {count} GPU(s): "
-            "set it to cpu or auto"
-        )
-    if device.index is not None:
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise InputError(
-                f"MODEL.DEVICE is {config.MODEL.DEVICE}, one GPU for several processes: "
-                "set it to cuda or auto"
-            )
-        torch.cuda.set_device(device)
-    return device
+    return find_device(resolve_device(config), "MODEL.DEVICE")
 
 
 def load_initial_weights(config: CfgNode, model: MaskRCNN) -> None:

@@ -1,0 +1,47 @@
+"""What computes: a CPU, an NVIDIA (or AMD) GPU, Apple's GPU; and what the last of them lacks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from backbones.errors import InputError
+from training.cli import process_count
+
+DEVICES = ("cpu", "cuda", "mps")
+
+
+def find_device(name: str | None, setting: str = "--device") -> torch.device:
+    """The device of that name; the best there is for None. A GPU with a number is made current.
+
+    Args:
+        name: "cpu", "cuda", "cuda:N", "mps" or None.
+        setting: what the user gave it by, for the error.
+
+    Raises:
+        InputError: if it is not here, or one GPU is named for several processes.
+    """
+    if name is None:
+        here = torch.accelerator.is_available()
+        return (torch.accelerator.current_accelerator() if here else None) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"{setting} is {name!r}; it is one of {', '.join(DEVICES)}") from error
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError(f"{setting} is {name}, but PyTorch sees no GPU of Apple's: set it to cpu")
+    if device.type != "cuda":
+        return device
+    count = torch.cuda.device_count()
+    if (device.index or 0) >= count:
+        raise InputError(f"{setting} is {name}, but PyTorch sees {count} GPU(s): set it to cpu")
+    if device.index is not None:
+        if process_count() > 1:
+            raise InputError(f"{setting} is {name}, one GPU for several processes: set it to cuda")
+        torch.cuda.set_device(device)
+    return device
+
+
+def to_float64(values: Tensor) -> Tensor:
+    """The values in float64, on the CPU where they are on Apple's GPU, which has no float64."""
+    return (values.cpu() if values.device.type == "mps" else values).to(torch.float64)

@@ -20,6 +20,7 @@ from accelerate import PartialState
 from safetensors.torch import load_file
 from test_project_imports import BASE, ROOT, WINGS
 
+from backbones import whole_files
 from backbones.errors import InputError
 from backbones.weight_files import save_safetensors
 from detection.config import load_config
@@ -130,7 +131,7 @@ def test_windows_flushes_files_that_are_open_for_writing_and_no_folders(tmp_path
     monkeypatch.setattr(os, "fsync", windows_fsync)
     monkeypatch.setattr(os, "open", windows_open)
     # not os.name itself, by which pathlib picks its classes
-    monkeypatch.setattr(checkpoints, "os", SimpleNamespace(**vars(os) | {"name": "nt"}))
+    monkeypatch.setattr(whole_files, "os", SimpleNamespace(**vars(os) | {"name": "nt"}))
     written = checkpoints.write_checkpoint(
         tmp_path, 3, lambda folder: (folder / "weights").write_text("w", encoding="utf-8"), 1
     )

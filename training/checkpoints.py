@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from backbones.errors import InputError
+from backbones.whole_files import flush
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ def write_checkpoint(
             _seal(partial, step)
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
-            _flush(final.parent)
+            flush(final.parent)
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         good = list_checkpoints(output_dir)
@@ -141,25 +141,9 @@ def _seal(folder: Path, step: int) -> None:
         if file.is_file():
             name = file.relative_to(folder).as_posix()
             files[name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-            _flush(file)
+            flush(file)
     (folder / STATE_FILE).write_text(json.dumps({"step": step, "files": files}), encoding="utf-8")
-    _flush(folder / STATE_FILE)
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk.
-
-    Windows opens no folders, and flushes only files that are open for writing.
-    """
-    if path.is_file():
-        with path.open("r+b") as stream:
-            os.fsync(stream.fileno())
-    elif os.name != "nt":
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    flush(folder / STATE_FILE)
 
 
 def _sha256(file: Path) -> str:

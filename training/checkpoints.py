@@ -37,19 +37,6 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
     )
 
 
-def refuse_existing_run(output_dir: Path) -> None:
-    """Raise if a run lies in this folder, which a new one would overwrite.
-
-    Raises:
-        InputError: with the newest checkpoint's name.
-    """
-    if checkpoints := list_checkpoints(output_dir):
-        raise InputError(
-            f"{output_dir} holds a run already (newest: {checkpoints[-1].name}); "
-            "continue it with --resume or choose another output folder"
-        )
-
-
 def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint's files; None for a sound one."""
     try:

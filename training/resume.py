@@ -1,0 +1,58 @@
+"""What a resumed run may change: the same rule for every training.
+
+Settings that change what is learnt are refused and named, since the record would tell of values
+with which no step, or not every step, was made; others may change, which is said.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from backbones.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def compare_settings(
+    earlier: Mapping[str, Any], now: Mapping[str, Any], is_free: Callable[[str], bool]
+) -> list[str]:
+    """Check a resumed run's settings against those that it began with.
+
+    Args:
+        earlier, now: settings by name, in any depth of mappings; ``a.b`` is ``b`` within ``a``.
+            Those that one of the two does not know are passed over.
+        is_free: whether a setting may change.
+
+    Returns:
+        For each that has changed, and may, a line that says so.
+
+    Raises:
+        InputError: for those that may not.
+    """
+    old, new = dict(flatten(earlier)), dict(flatten(now))
+    changed = {
+        name: f"{name} was {value!r}, is {new[name]!r}"
+        for name, value in sorted(old.items())
+        if name in new and new[name] != value
+    }
+    if fixed := [line for name, line in changed.items() if not is_free(name)]:
+        raise InputError(
+            "\n  ".join(["--resume cannot continue a run with other settings:", *fixed])
+        )
+    return list(changed.values())
+
+
+def say_changes(changes: list[str]) -> None:
+    for change in changes:
+        logger.warning("changed since the run began: %s", change)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(``a.b``, value) of every value in nested mappings."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

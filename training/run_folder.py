@@ -1,0 +1,218 @@
+"""A run's folder: held by one process at a time, never written over, with room for checkpoints."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shlex
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from backbones.errors import InputError
+from training.checkpoints import checkpoint_step, list_checkpoints
+from training.cli import is_main_process
+
+logger = logging.getLogger(__name__)
+
+LOCK = ".lock"
+# What a training leaves, by whichever tool and engine.
+RUN_FILES = (
+    "config.yaml", "metrics.json", "metrics_summary.json", "run.json", "last_checkpoint",
+    "checkpoints", "tensorboard", "events.out.tfevents.*", "inference", "reconstructions",
+    "encoder.safetensors", "classifier*.safetensors", "model_*.pth", "model_final*.safetensors",
+    "report.html",
+)  # fmt: skip
+NO_LOCKS_HERE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_held: set[Path] = set()
+
+
+def refuse_existing_run(output_dir: Path) -> None:
+    """Raise if any file of a run lies in this folder, which a new one would overwrite.
+
+    Raises:
+        InputError: with what was found.
+    """
+    if checkpoints := list_checkpoints(output_dir):
+        found = f"newest: {checkpoints[-1].name}"
+    elif files := sorted(p.name for name in RUN_FILES for p in output_dir.glob(name)):
+        found = f"found: {', '.join(files)}"
+    else:
+        return
+    raise InputError(
+        f"{output_dir} holds a run already ({found}); "
+        "continue it with --resume or choose another output folder"
+    )
+
+
+def refuse_fewer_steps(output_dir: Path, steps: int, done: int | None = None) -> None:
+    """Raise if a resumed run has done more steps than it is now to have.
+
+    Args:
+        steps: of the whole run.
+        done: steps behind the run; by default those of its newest checkpoint.
+
+    Raises:
+        InputError: in that case.
+    """
+    if done is None:
+        checkpoints = list_checkpoints(output_dir)
+        done = checkpoint_step(checkpoints[-1]) if checkpoints else 0
+    if done > steps:
+        raise InputError(
+            f"{output_dir} holds a run of {done} steps, which cannot be continued to {steps}: "
+            f"give {done} or more, or choose another output folder"
+        )
+
+
+@contextmanager
+def held(output_dir: Path) -> Iterator[None]:
+    """Keep other processes from writing this folder; of several of one training the first does it.
+
+    The system gives the lock back however this process ends; where a file system has no locks,
+    the holder's number tells whether it still runs.
+
+    Raises:
+        InputError: if another process holds it, with its number, host and start.
+    """
+    folder = output_dir.resolve()
+    if folder in _held or not is_main_process():
+        yield
+        return
+    path = output_dir / LOCK
+    descriptor = _lock(path)
+    _held.add(folder)
+    try:
+        yield
+    finally:
+        _held.discard(folder)
+        with suppress(OSError):
+            path.unlink()
+        os.close(descriptor)
+
+
+def _lock(path: Path) -> int:
+    """The open lock file, whose content names this process."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            earlier = _holder(descriptor)
+            if not _take(descriptor, earlier):
+                raise InputError(_in_use(path, earlier))
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                    break
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # who held it has removed it: try again with a new one
+    if earlier:
+        logger.info("%s: the lock of process %s, which has ended, is taken over", path, earlier["pid"])
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps(_this_process()).encode(), 0)
+    return descriptor
+
+
+def _this_process() -> dict[str, Any]:
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": shlex.join(sys.argv),
+    }
+
+
+def _holder(descriptor: int) -> dict[str, Any]:
+    """What stands in a lock file; by the descriptor, since closing another would lose the lock."""
+    with suppress(ValueError, OSError):
+        found = json.loads(os.pread(descriptor, 2**16, 0))
+        if isinstance(found, dict) and {"pid", "host", "since"} <= found.keys():
+            return found
+    return {}
+
+
+def _take(descriptor: int, earlier: dict[str, Any]) -> bool:
+    """Take the system's lock of the file; False if another process has it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return not _still_runs(earlier)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in NO_LOCKS_HERE:
+            return not _still_runs(earlier)
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+def _still_runs(holder: dict[str, Any]) -> bool:
+    """Whether the holder may still run: that of another machine may, one of this is asked for."""
+    if not holder or holder["host"] != socket.gethostname():
+        return bool(holder)
+    if os.name == "nt" or holder["pid"] == os.getpid():
+        return holder["pid"] != os.getpid()
+    try:
+        os.kill(int(holder["pid"]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _in_use(path: Path, holder: dict[str, Any]) -> str:
+    who = (
+        f"process {holder['pid']} on {holder['host']} since {holder['since']} "
+        f"({holder.get('command', 'unknown')})"
+        if holder
+        else "another process"
+    )
+    return (
+        f"{path.parent} is being written by {who}; wait for its end, or choose another output "
+        f"folder. If no such process runs any more, remove {path}"
+    )
+
+
+def checkpoint_bytes(model: nn.Module, average: nn.Module | None = None) -> int:
+    """The size of a checkpoint of AdamW's training: weights, two moments of each, an average."""
+    weights = sum(v.numel() * v.element_size() for v in model.state_dict().values())
+    moments = sum(2 * p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return weights * (1 if average is None else 2) + moments
+
+
+def refuse_full_disk(output_dir: Path, checkpoint: int, keep: int) -> None:
+    """Raise where the checkpoints of a run will not fit on the disk.
+
+    Args:
+        checkpoint: bytes of one.
+        keep: how many there are at a time; one more is there while it is written.
+
+    Raises:
+        InputError: with both sizes.
+    """
+    place = output_dir.resolve()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    there = sum(file.stat().st_size for file in output_dir.glob("checkpoints/step_*/*"))
+    there += sum(file.stat().st_size for file in output_dir.glob("model_*.pth"))
+    needed = (keep + 1) * checkpoint - there
+    if free < needed:
+        raise InputError(
+            f"the disk of {output_dir} has {free / 2**20:,.0f} MB left, and {keep + 1} checkpoints "
+            f"of this training need {needed / 2**20:,.0f} MB: make room, choose an output folder "
+            "on another disk, or keep fewer checkpoints"
+        )

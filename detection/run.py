@@ -22,15 +22,19 @@ from backbones.whole_files import write_text
 from detection.config import resolve_num_classes
 from detection.dataset import CocoDataset, load_dataset, warn_of_shared_images
 from detection.engines import Engine, load_engine
+from detection.engines.optimizer import warn_of_solver
 from detection.engines.weights import AVERAGE_FOLDER, averaged_weights
 from detection.evaluate import coco_metrics, write_metrics_summary
 from detection.evaluation.diagnosis import diagnose, write_diagnosis
 from detection.report import write_report
 from detection.run_record import collect_facts, log_header, write_facts
-from training.checkpoints import list_checkpoints
+from training.checkpoints import checkpoint_step, list_checkpoints
 from training.cli import is_main_process, log_to
 from training.config_files import flatten
 from training.environment import peak_memory_mb
+from training.metrics import train_seconds
+from training.resume import compare_settings, say_changes
+from training.run_folder import held, refuse_existing_run, refuse_fewer_steps
 from training.trackers import tracker_problems
 
 logger = logging.getLogger(__name__)
@@ -69,6 +73,11 @@ def run(
             can be known before; and for an ``OUTPUT_DIR`` that holds a run when not resuming.
         FileNotFoundError: for files that do not exist.
     """
+    with held(Path(config.OUTPUT_DIR)):
+        return _run(config, resume, eval_only, config_file)
+
+
+def _run(config: CfgNode, resume: bool, eval_only: bool, config_file: str) -> dict[str, Any]:
     engine = load_engine(config.ENGINE)
     if problems := tracker_problems(["wandb"] if config.WANDB else []):
         raise InputError(f"WANDB is True, but {problems[0]}")
@@ -77,8 +86,7 @@ def run(
     log_to(output_dir if is_main else None, logging.INFO if is_main else logging.ERROR)
     if config.ENGINE == "detectron2" and is_main:
         logging.getLogger("detectron2").setLevel(logging.INFO)
-    for change in changes:
-        logger.warning("changed since the run began: %s", change)
+    say_changes(changes)
     train_set, test_set = load_datasets(config, eval_only)
     config = complete(config, [train_set, test_set], resume)
     if is_main:
@@ -89,11 +97,14 @@ def run(
         write_facts(output_dir, facts)
 
     if train_set:
-        began = time.perf_counter()
-        engine.train(config, train_set, resume)
         if is_main:
-            facts["train_seconds"] = facts.get("train_seconds", 0) + time.perf_counter() - began
-            write_facts(output_dir, facts)
+            warn_of_solver(config.SOLVER)
+        try:
+            engine.train(config, train_set, resume)
+        finally:  # an interrupted session has trained, too
+            if is_main:
+                facts["train_seconds"] = train_seconds(output_dir / "metrics.json")
+                write_facts(output_dir, facts)
     metrics: dict[str, Any] = {}
     if test_set:
         began = time.perf_counter()
@@ -127,29 +138,25 @@ def check_output_dir(config: CfgNode, resume: bool, eval_only: bool) -> list[str
                 f"nothing to evaluate: {output_dir} holds no run and MODEL.WEIGHTS is empty; "
                 "give MODEL.WEIGHTS a detector, or OUTPUT_DIR a run's folder"
             )
-    elif holds_run and not resume:
-        raise InputError(
-            f"OUTPUT_DIR {output_dir} holds a run already: continue it with --resume, or choose "
-            "another OUTPUT_DIR"
-        )
+    elif not resume:
+        refuse_existing_run(output_dir)
     elif holds_run and (output_dir / "config.yaml").is_file():
-        changed = config_changes(output_dir / "config.yaml", config)
-        if fixed := [line for name, line in changed if is_fixed_on_resume(name)]:
-            raise InputError(
-                "\n  ".join(["--resume cannot continue a run with other settings:", *fixed])
-            )
-        return [line for _, line in changed]
+        refuse_fewer_steps(output_dir, config.SOLVER.MAX_ITER, steps_done(output_dir))
+        return _changes(output_dir / "config.yaml", config)
     return []
 
 
-def is_fixed_on_resume(name: str) -> bool:
-    return name.startswith(FIXED_ON_RESUME) and not name.endswith(FREE_ON_RESUME)
+def is_free_on_resume(name: str) -> bool:
+    return not name.startswith(FIXED_ON_RESUME) or name.endswith(FREE_ON_RESUME)
 
 
-def config_changes(earlier: Path, config: CfgNode) -> list[tuple[str, str]]:
-    """(key, description) of what differs from an earlier run's ``config.yaml``.
+def _changes(earlier: Path, config: CfgNode) -> list[str]:
+    """What has changed since an earlier part of the run wrote its ``config.yaml``.
 
-    A seed of -1 and a class number of 0 stand for whatever the earlier run found.
+    A seed of -1 and a class number of 0 stand for whatever the earlier part found.
+
+    Raises:
+        InputError: for what may not change.
     """
     old, new = (
         dict(flatten(yaml.safe_load(text)))
@@ -158,11 +165,19 @@ def config_changes(earlier: Path, config: CfgNode) -> list[tuple[str, str]]:
     for name, unset in (("SEED", -1), ("MODEL.ROI_HEADS.NUM_CLASSES", 0)):
         if new[name] == unset:
             new[name] = old.get(name, unset)
-    return [
-        (name, f"{name} was {old.get(name)!r}, is {new.get(name)!r}")
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and name != "OUTPUT_DIR"
-    ]
+    new["OUTPUT_DIR"] = old.get("OUTPUT_DIR")  # the folder may have been moved
+    return compare_settings(old, new, is_free_on_resume)
+
+
+def steps_done(output_dir: Path) -> int:
+    """The steps behind a run's newest checkpoint, of either engine; 0 where there is none."""
+    done = [checkpoint_step(folder) for folder in list_checkpoints(output_dir)[-1:]]
+    # detectron2 counts from 0 in its files' names
+    done += [int(p.stem[6:]) + 1 for p in output_dir.glob("model_*.pth") if p.stem[6:].isdigit()]
+    config = output_dir / "config.yaml"
+    if any(output_dir.glob("model_final.*")) and config.is_file():
+        done.append(yaml.safe_load(config.read_text(encoding="utf-8"))["SOLVER"]["MAX_ITER"])
+    return max(done, default=0)
 
 
 def load_datasets(

@@ -23,20 +23,20 @@ from backbones.param_groups import parameter_groups
 from fcmae.data import Batch, PretrainingSamples, collate, pretraining_samples
 from fcmae.features.collapse import WATCHED_IMAGES, CollapseWatch, steps_between_measures
 from fcmae.model import FCMAE
-from fcmae.pretrain_options import PretrainOptions, total_steps
-from fcmae.run_files import CONFIG, as_yaml, write_config
+from fcmae.pretrain_options import FREE, PretrainOptions, total_steps
+from fcmae.run_files import CONFIG, as_yaml, check_resumed, write_config
 from fcmae.visualize import reconstruction_panel, save_panel
 from images.bad_images import BadImages
 from images.readers import fingerprint
 from images.statistics import Statistics, choose_statistics
-from training.checkpoints import refuse_existing_run
 from training.cli import is_main_process
 from training.commands import own_command
 from training.data import evenly_spread, seed_generators
 from training.environment import git_commit, versions
 from training.loop import train
 from training.options import loop_options
-from training.schedule import cosine_with_warmup
+from training.run_folder import held, refuse_existing_run, refuse_fewer_steps
+from training.schedule import cosine_with_warmup, warn_of_schedule
 from training.trackers import Pictures
 
 logger = logging.getLogger(__name__)
@@ -77,9 +77,14 @@ def pretrain(options: PretrainOptions, resume: bool = False) -> Path:
         ValueError, FileNotFoundError: for bad options, images or checkpoints, before training
             starts where that can be known; ``training.loop.NonFiniteLossError`` during it.
     """
+    with held(Path(options.output_dir)):
+        if not resume:
+            refuse_existing_run(Path(options.output_dir))
+        return _pretrain(options, resume)
+
+
+def _pretrain(options: PretrainOptions, resume: bool) -> Path:
     output_dir = Path(options.output_dir)
-    if not resume:
-        refuse_existing_run(output_dir)
     samples = pretraining_samples(
         options.data,
         options.image_size,
@@ -89,7 +94,12 @@ def pretrain(options: PretrainOptions, resume: bool = False) -> Path:
         options.skip_bad_images,
         options.patch_size,
     )
+    steps = total_steps(options, len(samples))
+    refuse_fewer_steps(output_dir, steps)
+    content = fingerprint(samples.reader)
+    fingerprinted = {"images": len(samples), "dataset_fingerprint": content}
     statistics = _statistics(options, samples, resume)
+    check_resumed(options, fingerprinted, FREE, resume)
     seed_generators(options.seed)
     encoder = build_convnext(options.model, in_chans=options.in_chans, grn=options.grn)
     licence: str | None = OWN_WEIGHTS
@@ -107,7 +117,6 @@ def pretrain(options: PretrainOptions, resume: bool = False) -> Path:
         options.decoder,
         options.patch_size,
     )
-    steps = total_steps(options, len(samples))
     warmup = min(
         math.ceil(options.warmup_epochs * len(samples) / options.batch_size),
         max(1, steps // 10),
@@ -117,15 +126,16 @@ def pretrain(options: PretrainOptions, resume: bool = False) -> Path:
     optimizer = torch.optim.AdamW(
         parameter_groups(model, lr, options.weight_decay), lr=lr, betas=(0.9, 0.95), fused=True
     )
-    origin = {"dataset_fingerprint": fingerprint(samples.reader), "git_commit": git_commit()}
+    origin = {"dataset_fingerprint": content, "git_commit": git_commit()}
     derived = {
-        "images": len(samples),
+        **fingerprinted,
         "steps": steps,
         "warmup_steps": warmup,
         "learning_rate": lr,
         "statistics": as_yaml(statistics),
         "command": own_command(),
     }
+    warn_of_schedule(steps, warmup)
     write_config(options, {**derived, **origin, "versions": versions()})
     bad_images = BadImages(output_dir, samples.reader)
     bad_images.add(samples.bad)

@@ -44,6 +44,13 @@ DATA = (
 )
 
 
+# What a resumed run may change, beside what every training may; its statistics are checked apart.
+FREE = (
+    "epochs", "mean", "std", "statistics_images", "skip_bad_images", "panel_every",
+    "measure_features_every",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class PretrainOptions(TrainingOptions):
     """Everything that a pretraining run depends on; written to ``config.yaml``.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,10 @@ from typing import Any
 import yaml
 
 from backbones.whole_files import write_text
+from training.checkpoints import list_checkpoints
 from training.cli import is_main_process
+from training.options import FREE_ON_RESUME, TrainingOptions
+from training.resume import compare_settings, say_changes
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +39,36 @@ def write_config(options: Any, derived: Mapping[str, Any]) -> None:
     logger.info("configuration:\n%s", text)
     if is_main_process():
         write_text(Path(options.output_dir) / CONFIG, text)
+
+
+def check_resumed(
+    options: TrainingOptions, images: Mapping[str, Any], free: Sequence[str], resume: bool
+) -> None:
+    """Check that a resumed run learns as it began, and say what else has changed.
+
+    Args:
+        options: those given now.
+        images: how many images there are and their fingerprint, as :func:`write_config` has them.
+        free: options that may change, beside those of every training.
+
+    Raises:
+        InputError: for others that have changed.
+    """
+    output_dir = Path(options.output_dir)
+    config = output_dir / CONFIG
+    if not (resume and list_checkpoints(output_dir) and config.is_file()):
+        return
+    earlier = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+    derived = earlier.pop("derived", None) or {}
+    now = as_yaml(options) | {"output_dir": earlier.get("output_dir")}
+    for name in ("mean", "std"):  # None stands for what the run found
+        if now.get(name) is None:
+            now.pop(name, None)
+    may_change = {*FREE_ON_RESUME, *free, *images}  # images that were added are said
+    if all(derived.get(name) == value for name, value in images.items()):
+        may_change |= {"data", "val_data"}  # the same images at another place
+    known = {name: derived[name] for name in images if name in derived}
+    say_changes(compare_settings(earlier | known, now | dict(images), may_change.__contains__))
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from backbones.convnext import build_convnext
 from backbones.weight_files import read_metadata
 from detection.engines import load_engine
 from detection.evaluate import coco_metrics
-from detection.run import config_changes, run
+from detection.run import check_output_dir, run
 from training.checkpoints import list_checkpoints
 from training.environment import git_commit
 
@@ -139,7 +139,7 @@ def test_a_folder_with_a_run_is_not_trained_over_nor_resumed_as_another(data, tm
     out = tmp_path / "run"
     run(configure(data, out, {"SOLVER.MAX_ITER": 1, "DATASETS.TEST": ()}))
     weights = (out / "model_final.safetensors").read_bytes()
-    with pytest.raises(ValueError, match="holds a run already: continue it with --resume"):
+    with pytest.raises(ValueError, match=r"holds a run already .*; continue it with --resume"):
         run(configure(data, out))
     with pytest.raises(
         ValueError, match=r"other settings:\n  MODEL.FPN.OUT_CHANNELS was 32, is 16"
@@ -151,12 +151,11 @@ def test_a_folder_with_a_run_is_not_trained_over_nor_resumed_as_another(data, tm
 def test_changes_since_an_earlier_run_are_told_but_for_what_the_run_itself_filled_in(tmp_path):
     old = small_config({"SEED": 7, "SOLVER.MAX_ITER": 9})
     (tmp_path / "config.yaml").write_text(old.dump())
-    new = small_config(
-        {"SEED": -1, "SOLVER.MAX_ITER": 12, "MODEL.ROI_HEADS.NUM_CLASSES": 0, "OUTPUT_DIR": "b"}
-    )
-    assert config_changes(tmp_path / "config.yaml", new) == [
-        ("SOLVER.MAX_ITER", "SOLVER.MAX_ITER was 9, is 12")
-    ]
+    (tmp_path / "last_checkpoint").write_text("model_0000004.pth")
+    changes = {"SEED": -1, "SOLVER.MAX_ITER": 12, "MODEL.ROI_HEADS.NUM_CLASSES": 0}
+    new = small_config(changes | {"OUTPUT_DIR": str(tmp_path)})
+    found = check_output_dir(new, resume=True, eval_only=False)
+    assert found == ["SOLVER.MAX_ITER was 9, is 12"]
 
 
 def test_a_random_seed_is_drawn_once_and_recorded(data, tmp_path):

@@ -15,6 +15,7 @@ from tracked import logged_pictures
 
 from backbones.checkpoint import OWN_WEIGHTS, load_encoder, save_encoder
 from backbones.convnext import build_convnext
+from backbones.errors import InputError
 from fcmae.pretrain import pretrain
 from fcmae.pretrain_options import PretrainOptions, parse_image_size
 from training.trackers import PROJECT
@@ -142,3 +143,46 @@ def test_bad_images_of_a_run_are_counted_and_listed(image_folder, tmp_path, capl
     assert [name.rpartition("/")[2] for name, _ in listed] == ["00.png", "03.png"]
     assert listed[1][1].startswith("does not decode")
     assert "2 of 12 images could not be used" in caplog.text
+
+
+def test_resume_refuses_and_names_what_changes_the_learning_and_says_what_does_not(
+    image_folder, tmp_path, caplog
+):
+    run = tmp_path / "run"
+    pretrain(options(image_folder, run, max_steps=2))
+    before = {p: p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file()}
+    other = tmp_path / "other"
+    other.mkdir()
+    Image.new("RGB", (64, 64)).save(other / "a.png")
+    wrong = {"base_lr": 1e-3, "batch_size": 2, "mask_ratio": 0.75, "seed": 5, "decoder_dim": 48,
+             "model": "convnextv2_femto", "init": "x.safetensors"}  # fmt: skip
+    with pytest.raises(InputError, match="cannot continue a run with other settings") as caught:
+        pretrain(options(image_folder, run, max_steps=3, **wrong), resume=True)
+    for name in wrong:
+        assert f"\n  {name} was " in str(caught.value)
+    assert "max_steps" not in str(caught.value)
+    with pytest.raises(InputError, match=f"data was .*, is '{other}'"):
+        pretrain(options(other, run, max_steps=3), resume=True)
+    with pytest.raises(InputError, match="a run of 2 steps, which cannot be continued to 1"):
+        pretrain(options(image_folder, run, max_steps=1), resume=True)
+    assert {p: p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file()} == before
+    moved = tmp_path / "moved"
+    shutil.copytree(image_folder, moved)
+    pretrain(options(moved, run, max_steps=3, log_every=1), resume=True)
+    said = [r.getMessage() for r in caplog.records if "changed since" in r.getMessage()]
+    assert [line.split(":")[1].split()[0] for line in said] == ["data", "log_every", "max_steps"]
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.json", "encoder.safetensors"])
+def test_a_folder_with_any_file_of_a_run_is_not_written(image_folder, tmp_path, name):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / name).write_text("an earlier run's")
+    with pytest.raises(InputError, match=f"holds a run already .found: {name}.; continue it with"):
+        pretrain(options(image_folder, run))
+    assert [p.name for p in run.iterdir()] == [name]
+
+
+def test_a_run_of_one_step_at_a_rate_of_0_is_said_before_it_trains(image_folder, tmp_path, caplog):
+    pretrain(options(image_folder, tmp_path / "run", max_steps=1))
+    assert "this run of one step has a learning rate of 0: it learns nothing" in caplog.text

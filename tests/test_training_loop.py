@@ -54,6 +54,7 @@ def small_training(
     after=None,
     ema=None,
     optimizer=torch.optim.AdamW,
+    measure=None,
     **options,
 ):
     model = small_model(dropout)
@@ -65,8 +66,10 @@ def small_training(
         batch_size=options.pop("batch_size", 4),
         **options,
     )
-    factor, samples = cosine_with_warmup(20, 2), NoisySamples()
-    return train(model, optimizer, factor, samples, torch.stack, compute_losses, loop, after, ema)
+    return train(
+        model, optimizer, cosine_with_warmup(20, 2), NoisySamples(), torch.stack, compute_losses,
+        loop, after, ema, measure,
+    )  # fmt: skip
 
 
 def assert_same_weights(a, b):

@@ -10,14 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from backbones.errors import InputError
-from backbones.whole_files import flush
+from backbones.whole_files import REMEDIES, flush, system_error
 
 logger = logging.getLogger(__name__)
 
@@ -38,19 +40,29 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files; None for a sound one."""
+    """What is wrong with a checkpoint's files; None for a sound one.
+
+    Raises:
+        PermissionError: if this user may not read it.
+    """
     try:
-        files = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))["files"]
-    except (ValueError, KeyError, OSError):
+        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        if folder.name != f"step_{int(state['step']):08d}":
+            return f"{STATE_FILE} is of step {state['step']}"
+        for name, expected in state["files"].items():
+            file = folder / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != expected["bytes"]:
+                return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
+            if _sha256(file) != expected["sha256"]:
+                return f"{name} is not what was written"
+    except PermissionError:
+        raise  # which is no damage
+    except FileNotFoundError:
+        return f"{STATE_FILE} is missing"
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
         return f"{STATE_FILE} cannot be read"
-    for name, expected in files.items():
-        file = folder / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != expected["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
-        if _sha256(file) != expected["sha256"]:
-            return f"{name} is not what was written"
     return None
 
 
@@ -60,7 +72,11 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
     Raises:
         CheckpointError: if there are checkpoints and all are damaged.
     """
-    checkpoints = list_checkpoints(output_dir)
+    checkpoints = sorted(
+        folder
+        for folder in (output_dir / "checkpoints").glob("step_*")
+        if folder.suffix != ".partial"
+    )
     for folder in reversed(checkpoints):
         if (problem := damage(folder)) is None:
             return folder
@@ -109,11 +125,15 @@ def write_checkpoint(
             partial.rename(final)
             flush(final.parent)
     except (OSError, RuntimeError, SafetensorError) as error:
+        number = system_error(error, output_dir)
         shutil.rmtree(partial, ignore_errors=True)
+        if number is None:
+            raise
         good = list_checkpoints(output_dir)
+        remedy = REMEDIES.get(number, "mend that")
         raise CheckpointError(
-            f"the checkpoint of step {step} cannot be written: {error}. The last good one is "
-            f"{good[-1] if good else 'none'}; make room and continue with --resume"
+            f"the checkpoint of step {step} cannot be written: {os.strerror(number)}: {final}. The "
+            f"last good one is {good[-1] if good else 'none'}; {remedy}, and continue with --resume"
         ) from error
     if is_main:
         for old in list_checkpoints(output_dir)[:-keep]:
@@ -124,11 +144,14 @@ def write_checkpoint(
 def _seal(folder: Path, step: int) -> None:
     """Record every file's size and hash, and wait until all of it is on the disk."""
     files = {}
-    for file in sorted(folder.rglob("*")):
-        if file.is_file():
-            name = file.relative_to(folder).as_posix()
-            files[name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-            flush(file)
+    written = sorted(file for file in folder.rglob("*") if file.is_file())
+    (folder / STATE_FILE).touch()
+    mode = stat.S_IMODE((folder / STATE_FILE).stat().st_mode)  # the umask's
+    for file in written:
+        name = file.relative_to(folder).as_posix()
+        files[name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+        flush(file)
+        file.chmod(mode)
     (folder / STATE_FILE).write_text(json.dumps({"step": step, "files": files}), encoding="utf-8")
     flush(folder / STATE_FILE)
 

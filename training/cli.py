@@ -246,6 +246,24 @@ class _LogAboveBars(logging.StreamHandler):
             super().emit(record)
 
 
+class _LogFile(logging.FileHandler):
+    """A log file that is made, with its folder, by its first line: refusals leave nothing there.
+
+    What cannot be written (a full disk) is lost from the log and ends nothing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8", errors="backslashreplace", delay=True)
+
+    def _open(self) -> Any:
+        Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
+        return super()._open()
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 def log_to(output_dir: Path | None = None, level: int = logging.INFO) -> None:
     """Send this project's log lines to stderr and, where given, to ``output_dir/log.txt``.
 
@@ -257,10 +275,7 @@ def log_to(output_dir: Path | None = None, level: int = logging.INFO) -> None:
         handler.close()
     handlers: list[logging.Handler] = [_LogAboveBars()]
     if output_dir is not None:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        handlers.append(
-            logging.FileHandler(output_dir / "log.txt", encoding="utf-8", errors="backslashreplace")
-        )
+        handlers.append(_LogFile(output_dir / "log.txt"))
     for handler in handlers:
         handler.set_name(HANDLER_NAME)
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))

@@ -44,7 +44,6 @@ from training.checkpoints import (
     checkpoint_step,
     list_checkpoints,
     newest_checkpoint,
-    refuse_existing_run,
     write_checkpoint,
 )
 from training.data import BatchOrder, Samples, build_loader, seed_generators, to_device
@@ -64,6 +63,7 @@ from training.processes import (
     terminations,
 )
 from training.progress import progress
+from training.run_folder import checkpoint_bytes, refuse_existing_run, refuse_full_disk
 from training.schedule import LrFactor
 from training.trackers import PROJECT, LoggedValues, log_pictures
 
@@ -207,9 +207,12 @@ class _Run:
         self.lr_factor, self.compute_losses = lr_factor, compute_losses
         self.base_lrs = [group["lr"] for group in optimizer.param_groups]
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.bare_model = accelerator.unwrap_model(self.model)
+        # accelerate would leave autocast in the model's forward, and who evaluates it between
+        # steps would get another result than of the same weights in a file; steps have their own.
+        self.bare_model = accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         self.ema = ema.to(accelerator.device) if ema is not None else None
         self.window = Window(options.batch_size, options.max_steps)
+        self.seconds = 0.0  # of this training's earlier sessions
 
     def restore(self) -> int:
         """Load the newest complete checkpoint and cut the logs back to it.
@@ -219,7 +222,7 @@ class _Run:
         """
         options, step = self.options, 0
         if not options.resume:
-            refuse_existing_run(options.output_dir)
+            refuse_existing_run(options.output_dir, ["metrics.json"])
         elif (checkpoint := newest_checkpoint(options.output_dir)) is None:
             logger.info("nothing to resume in %s: starting at step 0", options.output_dir)
         else:
@@ -229,8 +232,15 @@ class _Run:
         if self.accelerator.is_main_process:
             options.output_dir.mkdir(parents=True, exist_ok=True)
             self.metrics_file = MetricsFile(options.output_dir / "metrics.json", step)
+            self.seconds = self.metrics_file.seconds
+            size = checkpoint_bytes(self.bare_model, self.ema and self.ema.module)
+            refuse_full_disk(options.output_dir, size, options.keep_checkpoints)
         if options.trackers:
-            self.accelerator.init_trackers(PROJECT, config=options.tracked_config)
+            # steps that an earlier session logged beyond its last checkpoint are taken back
+            purge = {"tensorboard": {"purge_step": step + 1}} if options.resume else {}
+            config = None if step else dict(options.tracked_config)
+            self.accelerator.init_trackers(PROJECT, config=config, init_kwargs=purge)
+        self.began = time.perf_counter()
         return step
 
     def _load(self, checkpoint: Path) -> None:
@@ -298,6 +308,7 @@ class _Run:
         """Tell the window's means to ``metrics.json``, the trackers and whoever looks on."""
         means = mean_over_processes(self.accelerator, self.window.means())
         entry = self.window.entry(done, self.optimizer.param_groups[-1]["lr"], means) | measured
+        entry["train_seconds"] = self.seconds + time.perf_counter() - self.began
         self.record(entry)
         if self.accelerator.is_main_process:
             steps.set_postfix(loss=f"{entry['total_loss']:.4f}")

@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+from backbones.whole_files import write_text
 from training.environment import peak_memory_mb
 
 logger = logging.getLogger(__name__)
@@ -26,19 +27,25 @@ class MetricsFile:
             path.read_text(encoding="utf-8").splitlines() if resumed_step and path.exists() else []
         )
         kept = [line for line in lines if _iteration(line, path) <= resumed_step]
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        partial.replace(path)
+        write_text(path, "".join(line + "\n" for line in kept))
+        self.seconds = train_seconds(path)  # of earlier sessions
 
     def write(self, entry: dict[str, float | int]) -> None:
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry) + "\n")
 
 
+def train_seconds(path: Path) -> float:
+    """How long a run has trained, over all its sessions, by its ``metrics.json``."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    entries = (json.loads(line) for line in reversed(lines) if '"train_seconds"' in line)
+    return next((float(entry["train_seconds"]) for entry in entries), 0.0)
+
+
 def _iteration(line: str, path: Path) -> float:
     try:
         return int(json.loads(line)["iteration"])
-    except ValueError:
+    except (ValueError, KeyError, TypeError):
         logger.warning("%s: a line that was cut off is removed: %r", path, line)
         return float("inf")
 

@@ -27,6 +27,13 @@ def flag(text: str, **settings: Any) -> dict[str, Any]:
     return {"help": text, "settings": settings}
 
 
+# What a resumed run may change without learning anything else.
+FREE_ON_RESUME = (
+    "output_dir", "max_steps", "workers", "accumulate", "precision", "device", "kernels",
+    "log_every", "checkpoint_every", "keep_checkpoints", "trackers",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
     """What every training has; the fields' help says what they are.

@@ -7,10 +7,11 @@ with which no step, or not every step, was made; others may change, which is sai
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from backbones.errors import InputError
+from training.config_files import flatten
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +48,3 @@ def compare_settings(
 def say_changes(changes: list[str]) -> None:
     for change in changes:
         logger.warning("changed since the run began: %s", change)
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(``a.b``, value) of every value in nested mappings."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -10,7 +10,7 @@ import shlex
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -36,15 +36,20 @@ NO_LOCKS_HERE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _held: set[Path] = set()
 
 
-def refuse_existing_run(output_dir: Path) -> None:
+def refuse_existing_run(output_dir: Path, names: Sequence[str] = RUN_FILES) -> None:
     """Raise if any file of a run lies in this folder, which a new one would overwrite.
+
+    Args:
+        names: patterns of files to look for, beside checkpoints.
 
     Raises:
         InputError: with what was found.
     """
+    if not is_main_process():
+        return  # what it would find, the first process may have written since
     if checkpoints := list_checkpoints(output_dir):
         found = f"newest: {checkpoints[-1].name}"
-    elif files := sorted(p.name for name in RUN_FILES for p in output_dir.glob(name)):
+    elif files := sorted(p.name for name in names for p in output_dir.glob(name)):
         found = f"found: {', '.join(files)}"
     else:
         return
@@ -88,7 +93,7 @@ def held(output_dir: Path) -> Iterator[None]:
     if folder in _held or not is_main_process():
         yield
         return
-    path = output_dir / LOCK
+    path, is_new = output_dir / LOCK, not output_dir.exists()
     descriptor = _lock(path)
     _held.add(folder)
     try:
@@ -97,6 +102,8 @@ def held(output_dir: Path) -> Iterator[None]:
         _held.discard(folder)
         with suppress(OSError):
             path.unlink()
+            if is_new:
+                output_dir.rmdir()  # what was refused leaves no folder; one with files stays
         os.close(descriptor)
 
 
@@ -117,7 +124,9 @@ def _lock(path: Path) -> int:
             raise
         os.close(descriptor)  # who held it has removed it: try again with a new one
     if earlier:
-        logger.info("%s: the lock of process %s, which has ended, is taken over", path, earlier["pid"])
+        logger.info(
+            "%s: the lock of process %s, which has ended, is taken over", path, earlier["pid"]
+        )
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps(_this_process()).encode(), 0)
     return descriptor

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+logger = logging.getLogger(__name__)
 
 LrFactor = Callable[[int], float]
 
@@ -22,3 +25,30 @@ def cosine_with_warmup(total_steps: int, warmup_steps: int, final_factor: float 
         return final_factor + (1 - final_factor) * 0.5 * (1 + math.cos(math.pi * min(1, progress)))
 
     return factor
+
+
+def warn_of_schedule(
+    steps: int, warmup: int, drops: Sequence[int] = (), first_factor: float = 0.0
+) -> None:
+    """Warn, before it trains, of a schedule that cannot teach what it is meant to.
+
+    Args:
+        steps: of the run.
+        warmup: steps of warm-up.
+        drops: steps at which the rate falls.
+        first_factor: of the rate, at the first step of the warm-up.
+    """
+    if warmup >= steps and warmup:
+        logger.warning(
+            "the warm-up of %d steps does not end within the run of %d: the learning rate never "
+            "reaches its value; shorten the warm-up or train longer",
+            *(warmup, steps),
+        )
+    if steps == 1 and warmup and first_factor == 0:
+        logger.warning("this run of one step has a learning rate of 0: it learns nothing")
+    if early := [step for step in drops if step <= warmup]:
+        logger.warning(
+            "the learning rate drops at step %s, within the warm-up of %d steps, before it has "
+            "reached its value; shorten the warm-up or let it drop later",
+            *(", ".join(map(str, early)), warmup),
+        )

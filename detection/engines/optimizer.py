@@ -10,6 +10,7 @@ from torch import nn
 
 from backbones.convnext import SIZES
 from backbones.param_groups import parameter_groups
+from training.schedule import warn_of_schedule
 
 
 def build_adamw(config: Any, model: nn.Module, encoder_prefix: str) -> torch.optim.AdamW:
@@ -31,6 +32,17 @@ def build_adamw(config: Any, model: nn.Module, encoder_prefix: str) -> torch.opt
         encoder_prefix=encoder_prefix,
     )
     return torch.optim.AdamW(groups, lr=solver.BASE_LR)
+
+
+def warn_of_solver(solver: Any) -> None:
+    """Warn of a schedule that cannot teach what it is meant to."""
+    drops = [] if "Cosine" in solver.LR_SCHEDULER_NAME else solver.STEPS
+    warn_of_schedule(
+        solver.MAX_ITER,
+        solver.WARMUP_ITERS,
+        [step for step in drops if step < solver.MAX_ITER],
+        solver.WARMUP_FACTOR,
+    )
 
 
 def build_average(config: Any, model: nn.Module) -> ModelEmaV3 | None:

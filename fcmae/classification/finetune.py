@@ -35,19 +35,19 @@ from backbones.param_groups import parameter_groups
 from fcmae.classification.accuracy import CLASSIFIER, accuracy
 from fcmae.classification.data import collate, training_transform
 from fcmae.classification.head import build_classifier
-from fcmae.classification.options import FinetuneOptions
+from fcmae.classification.options import FREE, FinetuneOptions
 from fcmae.classification.recipes import BATCHES, Recipe, choose_recipe, schedule, step_of_chain
 from fcmae.classification.setup import Setup, set_up
 from fcmae.features.collapse import WATCHED_IMAGES, CollapseWatch, steps_between_measures
-from fcmae.run_files import as_yaml, write_config, write_json
+from fcmae.run_files import as_yaml, check_resumed, write_config, write_json
 from images.readers import fingerprint
-from training.checkpoints import refuse_existing_run
 from training.cli import is_main_process, process_count
 from training.data import evenly_spread, seed_generators
 from training.environment import git_commit, versions
 from training.loop import train
 from training.options import loop_options
-from training.schedule import cosine_with_warmup
+from training.run_folder import held, refuse_existing_run, refuse_fewer_steps
+from training.schedule import cosine_with_warmup, warn_of_schedule
 
 logger = logging.getLogger(__name__)
 
@@ -103,9 +103,14 @@ def finetune(options: FinetuneOptions, resume: bool = False) -> Path:
         InputError, FileNotFoundError: for bad options, images or checkpoints, before training
             starts where that can be known; ``training.loop.NonFiniteLossError`` during it.
     """
+    with held(Path(options.output_dir)):
+        if not resume:
+            refuse_existing_run(Path(options.output_dir))
+        return _finetune(options, resume)
+
+
+def _finetune(options: FinetuneOptions, resume: bool) -> Path:
     output_dir = Path(options.output_dir)
-    if not resume:
-        refuse_existing_run(output_dir)
     setup = set_up(options)
     data, classes = setup.data, setup.data.classes
     step = options.recipe
@@ -117,6 +122,11 @@ def finetune(options: FinetuneOptions, resume: bool = False) -> Path:
         "recipe %s of %s, published for a batch of %d; this run's is %d",
         *(step, options.model, BATCHES[step], options.batch_size),
     )
+    steps, warmup = schedule(recipe, len(data.train), options.batch_size, options.max_steps)
+    refuse_fewer_steps(output_dir, steps)
+    content = fingerprint(data.train.reader)
+    fingerprinted = {"images": len(data.train), "dataset_fingerprint": content}
+    check_resumed(options, fingerprinted, FREE, resume)
     seed_generators(options.seed)
     model, grn = build_classifier(
         setup.source,
@@ -130,7 +140,6 @@ def finetune(options: FinetuneOptions, resume: bool = False) -> Path:
     if setup.rows is None:
         with torch.no_grad():
             model.head.weight.mul_(recipe.head_init_scale)
-    steps, warmup = schedule(recipe, len(data.train), options.batch_size, options.max_steps)
     lr = recipe.base_lr * options.batch_size / 256
     data.train.transform = training_transform(recipe, setup.image_size, setup.mean, setup.std)
     data.val.transform = setup.evaluation()
@@ -151,11 +160,11 @@ def finetune(options: FinetuneOptions, resume: bool = False) -> Path:
         ema = ModelEmaV3(
             model, recipe.ema_decay, use_warmup=True, warmup_gamma=EMA_WARMUP, warmup_power=1.0
         )
-    origin = {"dataset_fingerprint": fingerprint(data.train.reader), "git_commit": git_commit()}
+    origin = {"dataset_fingerprint": content, "git_commit": git_commit()}
     derived = {
         "recipe": {"step": step, **asdict(recipe)},
         "classes": len(classes),
-        "images": len(data.train),
+        **fingerprinted,
         "validation": {"images": len(data.val), "split": data.split},
         "steps": steps,
         "warmup_steps": warmup,
@@ -164,6 +173,7 @@ def finetune(options: FinetuneOptions, resume: bool = False) -> Path:
         "head": "new" if setup.rows is None else "of the checkpoint",
         **setup.vision(),
     }
+    warn_of_schedule(steps, warmup)
     write_config(options, {**derived, **origin, "versions": versions()})
     evaluations = _Evaluations(options, setup, ema, steps)
     watch = None

@@ -22,6 +22,10 @@ IMAGE_SIZE = "pixels, 224 or 160x96 (height x width); default: --init's own, or 
 MEASURE = "measure how far apart the channels of 16 images are, and warn of collapse; 0: never"
 
 
+# What a resumed run may change, beside what every training may.
+FREE = ("overrides.epochs", "eval_every", "measure_features_every")
+
+
 @dataclass(frozen=True, kw_only=True)
 class FinetuneOptions(TrainingOptions):
     """Everything that a fine-tuning depends on; written to ``config.yaml``.

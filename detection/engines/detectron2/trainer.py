@@ -11,6 +11,7 @@ References:
 from __future__ import annotations
 
 import logging
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from detection.evaluate import coco_metrics
 from training.data import seed_generators
 from training.environment import device_name, peak_memory_mb, warn_of_slow_bf16
 from training.loop import NonFiniteLossError
-from training.metrics import MetricsFile
+from training.metrics import MetricsFile, train_seconds
 from training.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -175,7 +176,11 @@ class _Schedule(d2_hooks.LRScheduler):
 
 
 class _Speed(HookBase):
-    """Adds to metrics.json what detectron2 only prints: memory (MB) and images per second."""
+    """Adds to metrics.json: memory (MB), images per second, seconds of all sessions so far."""
+
+    def before_train(self) -> None:
+        self.earlier = train_seconds(Path(self.trainer.cfg.OUTPUT_DIR) / "metrics.json")
+        self.began = time.perf_counter()
 
     def after_step(self) -> None:
         storage = self.trainer.storage
@@ -183,6 +188,8 @@ class _Speed(HookBase):
             seconds = storage.history("time").latest()
             storage.put_scalar("images_per_second", self.trainer.cfg.SOLVER.IMS_PER_BATCH / seconds)
         storage.put_scalar("max_mem", peak_memory_mb(), smoothing_hint=False)
+        seconds = self.earlier + time.perf_counter() - self.began
+        storage.put_scalar("train_seconds", seconds, smoothing_hint=False)
 
 
 class _Bar(HookBase):

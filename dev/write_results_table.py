@@ -1,4 +1,4 @@
-"""Write the README's table of results from docs/results.json, and add finished runs to that file.
+"""Write the table of docs/real_runs.md from docs/results.json, and add finished runs to that file.
 
 Entries are in the order of the table. One without "box AP" has not been run, and the table says so.
 """
@@ -15,7 +15,7 @@ from detection.reporting.run import read_run
 from training.cli import ToolParser, run_tool
 
 MARKS = ("<!-- results -->", "<!-- end of results -->")
-HEAD = "| run (a link to its config) | engine | box AP | mask AP | date | torch |"
+HEAD = "| run | config | engine | box AP | mask AP | date | torch |"
 NOT_RUN = "not yet run"
 EXAMPLES = """\
 examples:
@@ -34,7 +34,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--readme", type=Path, default=Path("README.md"))
+    add("--page", type=Path, default=Path("docs/real_runs.md"))
     add("--results", type=Path, default=Path("docs/results.json"))
     add("--run", nargs=2, action="append", default=[], metavar=("NAME", "DIR"))
     add("--check", action="store_true", help="compare, write nothing")
@@ -65,7 +65,8 @@ def row(entry: dict[str, Any]) -> str:
     else:
         shown = ["" if ap is None else f"{ap:.1f}" for ap in aps]
     name = entry["name"].replace("|", "\\|")
-    cells = [f"[{name}]({entry['config']})", entry["engine"], *shown]
+    config = entry["config"].removeprefix("det_configs/")
+    cells = [name, f"`{config}`", entry["engine"], *shown]
     cells += [entry.get("date", ""), entry.get("versions", {}).get("torch", "")]
     return f"| {' | '.join(cells)} |"
 
@@ -76,21 +77,21 @@ def main() -> None:
         entry["name"]: entry for entry in json.loads(options.results.read_text(encoding="utf-8"))
     }
     entries |= {name: entry_of(name, Path(folder)) for name, folder in options.run}
-    before, mark, rest = options.readme.read_text(encoding="utf-8").partition(MARKS[0])
+    before, mark, rest = options.page.read_text(encoding="utf-8").partition(MARKS[0])
     table, end, after = rest.partition(MARKS[1])
     if not mark or not end:
-        raise InputError(f"{options.readme} has no lines {MARKS[0]} and {MARKS[1]} for the table")
-    lines = [HEAD, "| --- | --- | ---: | ---: | --- | --- |", *map(row, entries.values())]
+        raise InputError(f"{options.page} has no lines {MARKS[0]} and {MARKS[1]} for the table")
+    lines = [HEAD, "| --- | --- | --- | ---: | ---: | --- | --- |", *map(row, entries.values())]
     written = "\n" + "\n".join(lines) + "\n"
     if options.check:
         if table != written:
-            raise InputError(f"{options.readme} is out of date: run dev/write_results_table.py")
+            raise InputError(f"{options.page} is out of date: run dev/write_results_table.py")
         return
     if options.run:
         text = json.dumps(list(entries.values()), indent=2, ensure_ascii=False)
         options.results.write_text(text + "\n", encoding="utf-8")
-    options.readme.write_text(f"{before}{mark}{written}{end}{after}", encoding="utf-8")
-    print(options.readme)
+    options.page.write_text(f"{before}{mark}{written}{end}{after}", encoding="utf-8")
+    print(options.page)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ from PIL import Image
 from small_coco import write_small_coco
 from tracked import StubWandb
 
+from training import console
+
 torch.set_num_threads(1)
 if not torch.cuda.is_available():  # Triton, not yet imported, interprets its kernels on the CPU
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -73,6 +75,22 @@ def run_tool(monkeypatch, capfd):
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(path), run_name="__main__")
         return ToolResult(int(ended.value.code or 0), *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def fcmae(monkeypatch, capfd):
+    """Run the console command in this process: ``fcmae("predict", "--run", ...) -> ToolResult``."""
+
+    def run(*arguments: object) -> ToolResult:
+        monkeypatch.setattr(sys, "argv", ["fcmae", *map(str, arguments)])
+        capfd.readouterr()
+        try:
+            code = console.main()
+        except SystemExit as ended:
+            code = ended.code
+        return ToolResult(int(code or 0), *capfd.readouterr())
 
     return run
 

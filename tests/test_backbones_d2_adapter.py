@@ -208,9 +208,9 @@ assert model.backbone.bottom_up.loaded.loaded > 0
 """
 
 
-def readme_blocks():
-    """The README's Python blocks, which are those for detectron2's users."""
-    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+def page_blocks():
+    """The Python blocks of the page for detectron2's users."""
+    text = (Path(__file__).parent.parent / "docs/detectron2.md").read_text(encoding="utf-8")
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
@@ -223,17 +223,17 @@ def run_script(folder, *parts):
     return done.stdout
 
 
-def test_the_readmes_yaml_trains_and_our_files_bring_soft_nms_along(tmp_path):
+def test_the_pages_yaml_trains_and_our_files_bring_soft_nms_along(tmp_path):
     """In one script, for the imports take seconds; both begin with the same import."""
     (tmp_path / "my_config.yaml").write_text(PLAIN_YAML)
     (tmp_path / "det_configs").symlink_to(Path(det_configs.__file__).parent)
-    own_file, our_file, _ = readme_blocks()
+    own_file, our_file, _ = page_blocks()
     shown = run_script(tmp_path, own_file, AFTER_YAML, TRAIN, our_file, AFTER_OUR_FILE)
     assert shown == "trained\nSoftNMSStandardROIHeads 80\n"
 
 
-def test_the_readmes_lazy_config_trains_from_the_encoders_weights(tmp_path):
+def test_the_pages_lazy_config_trains_from_the_encoders_weights(tmp_path):
     (tmp_path / "runs/fcmae").mkdir(parents=True)
     save_encoder(encoder(), tmp_path / "runs/fcmae/encoder.safetensors", {})
-    shown = run_script(tmp_path, BEFORE_LAZY, readme_blocks()[2], AFTER_LAZY, TRAIN)
+    shown = run_script(tmp_path, BEFORE_LAZY, page_blocks()[2], AFTER_LAZY, TRAIN)
     assert shown.endswith("trained\n")

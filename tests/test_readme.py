@@ -22,19 +22,18 @@ FEW = ["SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()", "DATALOADER.NUM_WORKERS", "
 FEW += ["INPUT.MIN_SIZE_TRAIN", "[64]", "INPUT.MIN_SIZE_TEST", "64", "MODEL.DEVICE", "cpu"]
 
 
-def commands(tool):
-    """The arguments of each of the README's calls of a tool, from blocks and from the table."""
+def commands(name):
+    """The arguments of each of the README's calls of a command, from blocks and from the table."""
     section = README.partition("## Your own images")[2].partition("## What was measured")[0]
     text = section.replace("\\\n", " ")
-    found = re.findall(rf"^(?:.*`)?python tools/{tool}\.py ([^`\n]*)", text, re.MULTILINE)
-    assert found, tool
+    found = re.findall(rf"^(?:.*?`)?fcmae {name} ([^`\n]*)", text, re.MULTILINE)
+    assert found, name
     return [shlex.split(arguments) for arguments in found]
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A folder with what the README's commands name, from the configs to the user's data."""
-    (tmp_path / "det_configs").symlink_to(ROOT / "det_configs")
+    """A folder with the user's data that the README's commands name."""
     write_scenes(tmp_path / "scenes", 4, 2, 4)
     for name, source in (("images", "images"), ("photos", "images"), ("my_images", "unlabelled")):
         (tmp_path / name).symlink_to(tmp_path / "scenes" / source)
@@ -63,18 +62,18 @@ def plant_mistakes(folder):
     return name, first["id"], mend
 
 
-def test_from_a_folder_of_images_to_a_comparison_of_two_runs(place, run_tool):
-    (arguments,) = commands("pretrain_fcmae")
+def test_from_a_folder_of_images_to_a_comparison_of_two_runs(place, fcmae):
+    (arguments,) = commands("pretrain")
     line = shlex.join(arguments)
     for given, shorter in SHORT.items():
         assert given in line
         line = line.replace(given, shorter)
-    result = run_tool("pretrain_fcmae", *shlex.split(line))
+    result = fcmae("pretrain", *shlex.split(line))
     assert result.code == 0, result.err
 
     missing, repeated, mend = plant_mistakes(place)
-    (training,) = commands("train_net")
-    refused = run_tool("train_net", *training, *FEW)
+    (training,) = commands("train")
+    refused = fcmae("train", *training, *FEW)
     assert refused.code == 1
     assert "Traceback" not in refused.err
     said = refused.err.partition("error: ")[2]
@@ -87,34 +86,34 @@ def test_from_a_folder_of_images_to_a_comparison_of_two_runs(place, run_tool):
     ):
         assert words in said
     mend()
-    result = run_tool("train_net", *training, *FEW)
+    result = fcmae("train", *training, *FEW)
     assert result.code == 0, result.err
     assert "136/136 encoder tensors loaded from runs/fcmae/encoder.safetensors" in result.err
     assert (place / "runs/detector/report.html").is_file()
 
     other = ["OUTPUT_DIR", "runs/scratch", "MODEL.CONVNEXT.WEIGHTS", ""]
-    assert run_tool("train_net", *training, *FEW, *other).code == 0
-    (comparing,) = commands("make_report")
-    assert run_tool("make_report", *comparing).code == 0
+    assert fcmae("train", *training, *FEW, *other).code == 0
+    (comparing,) = commands("report")
+    assert fcmae("report", *comparing).code == 0
     page = (place / "compare.html").read_text()
     assert "<h1>scratch compared with detector</h1>" in page
     assert 'id="pretraining"' in page
 
     (predicting,) = commands("predict")
     predicting.remove("clip.mp4")  # tests/test_tools_predict.py has videos
-    assert run_tool("predict", *predicting).code == 0
+    assert fcmae("predict", *predicting).code == 0
     assert json.loads((place / "predictions/predictions.json").read_text()) is not None
-    converting = commands("convert_checkpoint")[-1]
-    assert run_tool("convert_checkpoint", *converting).code == 0
+    converting = commands("convert")[-1]
+    assert fcmae("convert", *converting).code == 0
     assert (place / "d2.pth").is_file()
 
 
-def test_a_checkpoint_from_elsewhere_becomes_ours_in_one_command(place, run_tool):
-    arguments = commands("convert_checkpoint")[0]
+def test_a_checkpoint_from_elsewhere_becomes_ours_in_one_command(place, fcmae):
+    arguments = commands("convert")[0]
     save_encoder(build_convnext("convnextv2_atto"), place / "ours.safetensors", {})
-    theirs = ("convert_checkpoint", "ours.safetensors", arguments[0], "--to", "official")
-    assert run_tool(*theirs).code == 0
-    result = run_tool("convert_checkpoint", *arguments)
+    theirs = ("convert", "ours.safetensors", arguments[0], "--to", "official")
+    assert fcmae(*theirs).code == 0
+    result = fcmae("convert", *arguments)
     assert result.code == 0, result.err
     assert re.match(r"read +convnextv2_base_1k_224_fcmae.pt: convnextv2_atto, official", result.out)
     assert "licence of the weights: CC BY-NC 4.0" in result.out
@@ -122,11 +121,17 @@ def test_a_checkpoint_from_elsewhere_becomes_ours_in_one_command(place, run_tool
 
 def test_each_way_to_begin_fits_ten_lines():
     section = README.partition("## Your own images\n")[2].partition("\n## ")[0]
-    ways = re.split(r"\n(?=\*\*)", section)[1:]
-    assert len(ways) == 4
-    for way in ways:
-        (code,) = re.findall(r"```\w+\n(.*?)```", way, re.DOTALL)
-        assert len(code.splitlines()) <= 10
+    blocks = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
+    assert len(blocks) == 3
+    assert all(len(block.splitlines()) <= 10 for block in blocks)
+
+
+def test_a_newcomer_sees_pictures_first_then_two_commands_within_120_lines():
+    assert len(README.splitlines()) <= 120
+    before, _, _ = README.partition("```")
+    assert len(re.findall(r"!\[[^\]]+\]\(", before)) == 3
+    block = README.partition("## Two commands")[2].partition("\n## ")[0]
+    assert len(re.findall(r"```bash\n", block)) == 2
 
 
 def test_pictures_of_the_readme_can_be_opened():

@@ -1,4 +1,4 @@
-"""The README's table of results, from docs/results.json and from runs."""
+"""The table of results, from docs/results.json and from runs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ KNOWN = {"name": "old", "config": "a.yaml", "engine": "torchvision", "box AP": 9
 @pytest.fixture
 def files(tmp_path):
     """A page and a json, with one measured entry and one that has not been run."""
-    (tmp_path / "README.md").write_text(
+    (tmp_path / "page.md").write_text(
         "before\n<!-- results -->\nx\n<!-- end of results -->\nafter\n"
     )
     planned = {"name": "planned", "config": "b.yaml", "engine": "detectron2"}
     (tmp_path / "results.json").write_text(json.dumps([KNOWN, planned]))
-    return "--readme", tmp_path / "README.md", "--results", tmp_path / "results.json"
+    return "--page", tmp_path / "page.md", "--results", tmp_path / "results.json"
 
 
 @pytest.fixture
@@ -35,10 +35,10 @@ def run(tmp_path):
     return folder
 
 
-def test_the_readmes_table_is_what_the_json_says(run_tool):
+def test_the_table_is_what_the_json_says(run_tool):
     shown = run_tool(
         "write_results_table",
-        *("--check", "--readme", ROOT / "README.md", "--results", ROOT / "docs/results.json"),
+        *("--check", "--page", ROOT / "docs/real_runs.md", "--results", ROOT / "docs/results.json"),
     )
     assert shown.code == 0, shown.err
     for entry in json.loads((ROOT / "docs/results.json").read_text()):
@@ -52,21 +52,21 @@ def test_a_runs_facts_go_into_the_json_and_its_numbers_into_the_table(
     files, run, tmp_path, run_tool
 ):
     assert run_tool("write_results_table", *files).code == 0
-    page = (tmp_path / "README.md").read_text()
+    page = (tmp_path / "page.md").read_text()
     assert re.fullmatch(r"before\n<!-- results -->\n.*<!-- end of results -->\nafter\n", page, re.S)
-    assert "| [old](a.yaml) | torchvision | 10.0 | 1.0 |  |  |\n" in page
-    assert "| [planned](b.yaml) | detectron2 | not yet run | not yet run |  |  |\n" in page
+    assert "| old | `a.yaml` | torchvision | 10.0 | 1.0 |  |  |\n" in page
+    assert "| planned | `b.yaml` | detectron2 | not yet run | not yet run |  |  |\n" in page
 
     assert run_tool("write_results_table", *files, "--run", "planned", run).code == 0
-    page = (tmp_path / "README.md").read_text()
-    assert "| [planned](b.yaml) | detectron2 | 12.3 | 6.8 | 2026-11-24 | 3.1 |\n" in page
+    page = (tmp_path / "page.md").read_text()
+    assert "| planned | `b.yaml` | detectron2 | 12.3 | 6.8 | 2026-11-24 | 3.1 |\n" in page
     old, entry = json.loads((tmp_path / "results.json").read_text())
     assert old == KNOWN
     assert (entry["box AP"], entry["mask AP"]) == (12.345, 6.78)
     assert entry["command"] == "train_net.py b.yaml"
     assert run_tool("write_results_table", *files, "--check").code == 0
 
-    (tmp_path / "README.md").write_text(page.replace("12.3", "52.3"))
+    (tmp_path / "page.md").write_text(page.replace("12.3", "52.3"))
     shown = run_tool("write_results_table", *files, "--check")
     assert shown.code == 1
     assert "is out of date: run dev/write_results_table.py" in shown.err

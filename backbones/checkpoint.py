@@ -13,6 +13,7 @@ are CC BY-NC 4.0. What is known of the licence is logged at every load.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import re
 from collections.abc import Mapping
@@ -21,9 +22,10 @@ from pathlib import Path
 
 import timm
 import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from backbones.convnext import ConvNeXt
+from backbones.convnext import ConvNeXt, Size
 from backbones.errors import InputError
 from backbones.key_adapters import (
     ENCODER,
@@ -43,6 +45,8 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = "1"
 LAYOUT = "backbones.convnext"
 LICENCE_NAMES = {"cc-by-nc-4.0": "CC BY-NC 4.0 (no commercial use)", "apache-2.0": "Apache-2.0"}
+# formats of encoders that were published, all of them trained on ImageNet's normalised RGB
+PUBLISHED = ("official", "official-sparse", "timm", "timm-features", "huggingface")
 OWN_WEIGHTS = "your own: trained from random weights"  # a licence
 # The authors' downloads carry no licence inside; their file names are known.
 OFFICIAL_FILES = (
@@ -61,12 +65,15 @@ class LoadResult:
         loaded, total: encoder tensors (stem, downsampling, stages) loaded, and in the model.
         missing: the model's names that got no weights; empty unless partial loading was allowed.
         unexpected: encoder tensors of the source (our names) that the model lacks.
-        ignored: the source's tensors that are no encoder's (head, decoder, detector).
+        ignored: the source's tensors that are no encoder's (head, decoder, detector), and those
+            of stages that the model was built without.
         new: output norms of the model that the source does not have: they stay as initialised.
         grn_left_out, grn_new: where another form of GRN was allowed, the source's tensors of it
             that were not used, and the model's that stay as initialised.
         fingerprint: of the source's encoder, see :func:`fingerprint`.
         licence: of the weights; None where the source does not tell.
+        statistics: mean and deviation, per channel, that the source's images were normalised by,
+            of values scaled to 0..1, three channels as RGB; None where nobody knows.
     """
 
     source: str
@@ -79,6 +86,7 @@ class LoadResult:
     new: list[str]
     fingerprint: str
     licence: str | None
+    statistics: tuple[list[float], list[float]] | None = None
     grn_left_out: list[str] = field(default_factory=list)
     grn_new: list[str] = field(default_factory=list)
 
@@ -95,6 +103,7 @@ def load_encoder(
     *,
     allow_partial: bool = False,
     allow_other_grn: bool = False,
+    log: logging.Logger = logger,
 ) -> LoadResult:
     """Load encoder weights of any known format into ``model``, completely or not at all.
 
@@ -107,6 +116,7 @@ def load_encoder(
         allow_other_grn: the source may have been trained with another form of GRN, or something
             else in its place. What both have is loaded, gamma and beta of another form of GRN
             too; the rest is left out and newly initialised, as the log says.
+        log: who says what was loaded, and under which licence.
 
     Raises:
         FileNotFoundError: if the file does not exist.
@@ -116,6 +126,9 @@ def load_encoder(
     recognised, metadata = read_encoder(source, model.in_chans)
     wanted = {n: t for n, t in model.state_dict().items() if n.startswith(ENCODER + OUT_NORMS)}
     found = {n: t for n, t in recognised.tensors.items() if n.startswith(ENCODER + OUT_NORMS)}
+    theirs = guess_size(found)
+    if theirs in (None, model.size):
+        found = of_stages(found, len(model.stages))
     grn_left_out, grn_new = unlike_grn(source, found, metadata, model, allow_other_grn)
     found = {name: tensor for name, tensor in found.items() if name not in grn_left_out}
     expected = [name for name in wanted if name.startswith(ENCODER) and name not in grn_new]
@@ -127,7 +140,7 @@ def load_encoder(
     loaded = sum(name.startswith(ENCODER) for name in fitting)
     if problems:
         text = "\n  ".join(
-            [f"{source} ({recognised.format} format) {_headline(model, found)}", *problems]
+            [f"{source} ({recognised.format} format) {_headline(model, found, theirs)}", *problems]
         )
         if not allow_partial or not loaded:
             raise InputError(text)
@@ -145,16 +158,38 @@ def load_encoder(
         new=[n for n in wanted if n.startswith(OUT_NORMS) and n not in found],
         fingerprint=fingerprint(recognised.tensors),
         licence=metadata.get("licence"),
+        statistics=_statistics(recognised, metadata, model.in_chans),
         grn_left_out=grn_left_out,
         grn_new=grn_new,
     )
-    _log(result)
+    _log(result, log)
     return result
 
 
-def _headline(model: ConvNeXt, found: StateDict) -> str:
+def _statistics(
+    recognised: Recognised, metadata: Mapping[str, str], in_chans: int
+) -> tuple[list[float], list[float]] | None:
+    """As :class:`LoadResult` has them: the file's own, or ImageNet's for published encoders."""
+    if "mean" in metadata and "std" in metadata:
+        return json.loads(metadata["mean"]), json.loads(metadata["std"])
+    if recognised.format in PUBLISHED and in_chans == 3:
+        return list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
+    return None
+
+
+def of_stages(tensors: StateDict, count: int) -> StateDict:
+    """Tensors of our names without those of the stages behind the first ``count``."""
+    number = re.compile(r"(?:downsample_layers|stages)\.(\d+)\.")
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if (match := number.match(name)) is None or int(match[1]) < count
+    }
+
+
+def _headline(model: ConvNeXt, found: StateDict, theirs: Size | None) -> str:
     """What does not fit, in a sentence with its remedy."""
-    theirs, ours = guess_size(found), model.size
+    ours = model.size
     if theirs != ours:
         return (
             f"is {size_name(theirs)}; the model is {size_name(ours)}: build the model of the "
@@ -231,16 +266,16 @@ def unlike_grn(
     return left_out, new
 
 
-def _log(result: LoadResult) -> None:
-    logger.info("%s", result)
+def _log(result: LoadResult, log: logging.Logger) -> None:
+    log.info("%s", result)
     for what, names in (
         ("ignored", result.ignored),
         ("of its GRN left out", result.grn_left_out),
         ("new, not in the file", result.new + result.grn_new),
     ):
         if names:
-            logger.info("%d tensors %s: %s", len(names), what, ", ".join(names))
-    logger.info(
+            log.info("%d tensors %s: %s", len(names), what, ", ".join(names))
+    log.info(
         "licence of these weights: %s",
         result.licence or "unknown (the source does not tell; ask where they came from)",
     )
@@ -314,8 +349,11 @@ def _read_timm(name: str, in_chans: int) -> tuple[StateDict, dict[str, str]]:
             f"timm:{name}: timm could not load these weights ({type(error).__name__}: {error}); "
             "without network, fetch the file elsewhere and give its path"
         ) from error
-    licence = (getattr(model, "pretrained_cfg", None) or {}).get("license")
-    return model.state_dict(), {"licence": LICENCE_NAMES.get(licence, licence)} if licence else {}
+    facts = getattr(model, "pretrained_cfg", None) or {}
+    licence = facts.get("license")
+    metadata = {"licence": LICENCE_NAMES.get(licence, licence)} if licence else {}
+    metadata |= {key: json.dumps(facts[key]) for key in ("mean", "std") if key in facts}
+    return model.state_dict(), metadata
 
 
 def save_encoder(model: ConvNeXt, path: str | Path, metadata: Mapping[str, str]) -> None:

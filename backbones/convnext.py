@@ -96,9 +96,17 @@ class Block(nn.Module):
         drop_path: float = 0.0,
         grn: GRNOptions | None = None,
         layer_scale: float = 1e-6,
+        dilation: int = 1,
     ) -> None:
         super().__init__()
-        self.dwconv = nn.Conv2d(channels, channels, kernel_size=7, padding=3, groups=channels)
+        self.dwconv = nn.Conv2d(
+            channels,
+            channels,
+            kernel_size=7,
+            padding=3 * dilation,
+            dilation=dilation,
+            groups=channels,
+        )
         self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
         self.pwconv1 = nn.Linear(channels, 4 * channels)
         self.act = nn.GELU()
@@ -144,6 +152,30 @@ class Block(nn.Module):
         return x_nchw + self.mix_channels(y_nhwc).permute(0, 3, 1, 2)
 
 
+class Downsampling(nn.Conv2d):
+    """The 2x2 convolution before a stage; before a dilated stage it keeps the map's size.
+
+    What it then gives is, at every second site, what it gives with stride 2 (à trous).
+    """
+
+    def __init__(self, c_in: int, c_out: int, dilation: int) -> None:
+        """``dilation`` is that of the stage behind it, 1 for an ordinary stage."""
+        keeps_size = dilation > 1
+        super().__init__(
+            c_in,
+            c_out,
+            kernel_size=2,
+            stride=1 if keeps_size else 2,
+            dilation=max(1, dilation // 2),
+        )
+        self.margin = dilation // 2 if keeps_size else 0
+
+    def forward(self, x_nchw: Tensor) -> Tensor:
+        if self.margin:
+            x_nchw = nn.functional.pad(x_nchw, (0, self.margin, 0, self.margin))
+        return super().forward(x_nchw)
+
+
 def init_weights(module: nn.Module) -> None:
     """The authors' initialisation: truncated normal of std 0.02, biases 0; for ``Module.apply``."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
@@ -163,14 +195,18 @@ class ConvNeXt(nn.Module):
         out_norms: stages whose output gets a LayerNorm (detection needs one on each).
         checkpoint_stages: stages that recompute their blocks in backward, to save memory.
         grn: GRN's form, or what stands in its place (V2 only).
+        last_stage: stages behind it are not built, for no one asks for them; drop path rates stay
+            those of the whole encoder.
+        output_stride: 32, or 16 or 8, for which the last stage or the last two do not downsample
+            and dilate their convolutions instead (``output_stride`` of timm).
 
     Attributes:
         out_channels, out_strides: by stage name, what ``forward_features`` gives.
         grn: as given; None for V1.
 
     Raises:
-        InputError: for a stage name that does not exist, a drop path rate outside [0, 1), or a
-            V1 that is to have another form of GRN.
+        InputError: for a stage name that does not exist, a drop path rate outside [0, 1), a
+            V1 that is to have another form of GRN, or options that no stage is built for.
     """
 
     def __init__(
@@ -182,11 +218,24 @@ class ConvNeXt(nn.Module):
         out_norms: Sequence[str] = (),
         checkpoint_stages: Sequence[str] = (),
         grn: GRNOptions | None = None,
+        last_stage: str = STAGES[-1],
+        output_stride: int = 32,
     ) -> None:
         super().__init__()
-        for option, names in (("out_norms", out_norms), ("checkpoint_stages", checkpoint_stages)):
+        for option, names in (
+            ("out_norms", out_norms),
+            ("checkpoint_stages", checkpoint_stages),
+            ("last_stage", [last_stage]),
+        ):
             if unknown := [name for name in names if name not in STAGES]:
                 raise InputError(f"{option} names {unknown}; the stages are {', '.join(STAGES)}")
+        built = STAGES[: 1 + STAGES.index(last_stage)]
+        if missing := [name for name in out_norms if name not in built]:
+            raise InputError(f"out_norms names {missing}; last_stage is {last_stage}")
+        if num_classes and last_stage != STAGES[-1]:
+            raise InputError(f"last_stage is {last_stage}; a classifier needs {STAGES[-1]}")
+        if output_stride not in (8, 16, 32):
+            raise InputError(f"output_stride is {output_stride}; allowed: 8, 16, 32")
         if not 0 <= drop_path_rate < 1:
             raise InputError(f"drop_path_rate is {drop_path_rate}; it must be in [0, 1)")
         if in_chans < 1:
@@ -198,22 +247,25 @@ class ConvNeXt(nn.Module):
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.checkpoint_stages = frozenset(checkpoint_stages)
-        self.out_channels = dict(zip(STAGES, size.dims, strict=True))
-        self.out_strides = dict(STRIDES)
+        dims, depths = size.dims[: len(built)], size.depths[: len(built)]
+        self.out_channels = dict(zip(built, dims, strict=True))
+        self.out_strides = {name: min(STRIDES[name], output_stride) for name in built}
+        dilations = [STRIDES[name] // self.out_strides[name] for name in built]
 
-        dims, depths = size.dims, size.depths
         stem = nn.Sequential(
             nn.Conv2d(in_chans, dims[0], kernel_size=4, stride=4), LayerNorm2d(dims[0])
         )
         self.downsample_layers = nn.ModuleList([stem])
-        for c_in, c_out in pairwise(dims):
+        for (c_in, c_out), dilation in zip(pairwise(dims), dilations[1:], strict=True):
             self.downsample_layers.append(
-                nn.Sequential(LayerNorm2d(c_in), nn.Conv2d(c_in, c_out, kernel_size=2, stride=2))
+                nn.Sequential(LayerNorm2d(c_in), Downsampling(c_in, c_out, dilation))
             )
-        rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
+        rates = iter(torch.linspace(0, drop_path_rate, sum(size.depths), device="cpu").tolist())
         self.stages = nn.ModuleList(
-            nn.Sequential(*[Block(c, size.version, next(rates), grn) for _ in range(depth)])
-            for c, depth in zip(dims, depths, strict=True)
+            nn.Sequential(
+                *[Block(c, size.version, next(rates), grn, dilation=dilation) for _ in range(depth)]
+            )
+            for c, depth, dilation in zip(dims, depths, dilations, strict=True)
         )
         self.out_norms = nn.ModuleDict(
             {stage: LayerNorm2d(self.out_channels[stage]) for stage in out_norms}
@@ -238,7 +290,7 @@ class ConvNeXt(nn.Module):
             )
         if freeze_at:
             self.downsample_layers[0].requires_grad_(False)
-        for stage in range(freeze_at - 1):
+        for stage in range(min(freeze_at - 1, len(self.stages))):
             self.downsample_layers[stage].requires_grad_(False)
             self.stages[stage].requires_grad_(False)
         if freeze_at:
@@ -255,7 +307,7 @@ class ConvNeXt(nn.Module):
             x = x.contiguous(memory_format=torch.channels_last)
         features = {}
         for name, downsample, blocks in zip(
-            STAGES, self.downsample_layers, self.stages, strict=True
+            self.out_channels, self.downsample_layers, self.stages, strict=True
         ):
             recompute = name in self.checkpoint_stages and torch.is_grad_enabled()
             x = downsample(x)

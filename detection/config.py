@@ -17,14 +17,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from fvcore.common.config import CfgNode
 
-from backbones.convnext import SIZES, STAGES
+from backbones.convnext import SIZES
+from backbones.d2_config import add_convnext_config
 from backbones.errors import InputError
 from backbones.normalization import GRNOptions
-from detection.schema import CHANNELS, LEVELS, SCHEMA, TORCHVISION_ONLY
+from backbones.pyramid import level_contradictions
+from detection.schema import CHANNELS, SCHEMA, TORCHVISION_ONLY
 from training.config_files import add_defaults, get, read_config
 
 if TYPE_CHECKING:
     from detection.dataset import CocoDataset
+
+__all__ = ["add_convnext_config", "default_config", "load_config", "to_detectron2"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,17 +36,8 @@ logger = logging.getLogger(__name__)
 def default_config() -> CfgNode:
     """All keys with their defaults: a Mask R-CNN with a feature pyramid on a ConvNeXt V2 atto."""
     config = CfgNode()
-    add_convnext_config(config)
+    add_defaults(config, SCHEMA)
     return config
-
-
-def add_convnext_config(cfg: CfgNode) -> None:
-    """Add every key of the schema that ``cfg`` lacks, with its default.
-
-    This is the hook for detectron2 users: after it, their ``get_cfg()`` merges the files of
-    ``det_configs``. Keys that are there keep their values.
-    """
-    add_defaults(cfg, SCHEMA)
 
 
 def flat_values(config: CfgNode) -> dict[str, int | float | str]:
@@ -83,8 +78,8 @@ def to_detectron2(config: CfgNode) -> Any:
         from detectron2.config import get_cfg
     except ImportError as error:
         raise InputError(
-            "ENGINE detectron2 needs detectron2, which is not installed (see README, "
-            f'"detectron2"), or use ENGINE torchvision: {error}'
+            "ENGINE detectron2 needs detectron2, which is not installed (see docs/detectron2.md), "
+            f"or use ENGINE torchvision: {error}"
         ) from error
     cfg = get_cfg()
     add_convnext_config(cfg)
@@ -92,8 +87,9 @@ def to_detectron2(config: CfgNode) -> Any:
         *sections, leaf = name.split(".")
         reduce(getitem, sections, cfg)[leaf] = copy.deepcopy(get(config, name))
     cfg.MODEL.DEVICE = resolve_device(config)
+    cfg.MODEL.CONVNEXT.ALLOW_IGNORED_KEYS = True  # this project's trainer ignores none
     if cfg.MODEL.ROI_HEADS.SOFT_NMS.ENABLED:
-        import detection.engines.detectron2.heads  # noqa: F401 - registers these heads
+        import detection.suppression.detectron2_heads  # noqa: F401 - registers these heads
 
         cfg.MODEL.ROI_HEADS.NAME = f"SoftNMS{cfg.MODEL.ROI_HEADS.NAME}"
     return cfg
@@ -158,7 +154,7 @@ def _contradictions(config: CfgNode) -> Iterator[tuple[tuple[str, ...], str]]:
         )
     yield from _channel_contradictions(config)
     yield from _grn_contradictions(model.CONVNEXT)
-    yield from _level_contradictions(model)
+    yield from level_contradictions(model, extra=1, roi_extra=False)
     yield from _cascade_contradictions(model)
     if config.SOLVER.IMS_PER_BATCH % config.SOLVER.ACCUMULATE:
         yield (
@@ -234,33 +230,3 @@ def _cascade_contradictions(model: CfgNode) -> Iterator[tuple[tuple[str, ...], s
             f"MODEL.ROI_BOX_CASCADE_HEAD.IOUS begins with {cascade.IOUS[0]}, but the first stage "
             f"learns from what MODEL.ROI_HEADS.IOU_THRESHOLDS {first} selects: make them equal",
         )
-
-
-def _level_contradictions(model: CfgNode) -> Iterator[tuple[tuple[str, ...], str]]:
-    """The chain of feature maps: stages -> pyramid -> RPN, its anchors, and ROI heads."""
-    stages = [STAGES.index(name) for name in model.FPN.IN_FEATURES]
-    if stages != list(range(stages[0], stages[-1] + 1)):
-        yield (
-            ("MODEL.FPN.IN_FEATURES",),
-            f"MODEL.FPN.IN_FEATURES is {model.FPN.IN_FEATURES}; its stages must be consecutive",
-        )
-    pyramid = list(LEVELS[stages[0] : stages[-1] + 2])
-    for name, inputs, maker, outputs in (
-        ("FPN", model.FPN, "CONVNEXT.OUT_FEATURES", model.CONVNEXT.OUT_FEATURES),
-        ("RPN", model.RPN, "FPN.IN_FEATURES", pyramid),
-        ("ROI_HEADS", model.ROI_HEADS, "FPN.IN_FEATURES", pyramid[:-1]),
-    ):
-        if missing := [level for level in inputs.IN_FEATURES if level not in outputs]:
-            yield (
-                (f"MODEL.{name}.IN_FEATURES", f"MODEL.{maker}"),
-                f"MODEL.{name}.IN_FEATURES names {missing}, but MODEL.{maker} gives {outputs}",
-            )
-    levels = len(model.RPN.IN_FEATURES)
-    anchors = model.ANCHOR_GENERATOR
-    for name, rows in (("SIZES", anchors.SIZES), ("ASPECT_RATIOS", anchors.ASPECT_RATIOS)):
-        if len(rows) not in (1, levels) or len({len(row) for row in rows}) > 1:
-            yield (
-                (f"MODEL.ANCHOR_GENERATOR.{name}", "MODEL.RPN.IN_FEATURES"),
-                f"MODEL.ANCHOR_GENERATOR.{name} is {rows}; it must have 1 list or {levels}, one "
-                "for each of MODEL.RPN.IN_FEATURES, all of one length",
-            )

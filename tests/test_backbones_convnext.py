@@ -9,6 +9,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backbones.checkpoint import load_encoder, save_encoder
 from backbones.convnext import (
     GRN,
     SIZES,
@@ -19,6 +20,7 @@ from backbones.convnext import (
     Size,
     build_convnext,
 )
+from backbones.errors import InputError
 from backbones.key_adapters import from_ours, to_ours
 
 SMALL = Size((8, 16, 24, 32), (1, 1, 2, 1), 2)
@@ -345,3 +347,78 @@ def test_initialisation_is_the_authors() -> None:
 def test_wrong_options_are_named_with_what_is_allowed(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_stages_behind_the_last_are_neither_built_nor_loaded(tmp_path):
+    whole = build_convnext("convnextv2_atto", drop_path_rate=0.2)
+    save_encoder(whole, tmp_path / "encoder.safetensors", {})
+    part = build_convnext("convnextv2_atto", drop_path_rate=0.2, last_stage="stage3")
+    loaded = load_encoder(tmp_path / "encoder.safetensors", part)
+    behind = ("downsample_layers.3.", "stages.3.")
+    assert set(part.state_dict()) == {n for n in whole.state_dict() if not n.startswith(behind)}
+    assert loaded.loaded == loaded.total == len(part.state_dict())
+    assert not loaded.unexpected
+    assert {n for n in loaded.ignored if n.startswith(behind)} == {
+        n for n in whole.state_dict() if n.startswith(behind)
+    }
+    part.eval(), whole.eval()
+    images = torch.randn(1, 3, 48, 80)  # of 16s
+    found, expected = part.forward_features(images), whole.forward_features(images)
+    assert list(found) == ["stage1", "stage2", "stage3"]
+    assert torch.equal(found["stage3"], expected["stage3"])
+    rates = [[getattr(b.drop_path, "drop_prob", 0) for b in s] for s in (*part.stages,)]
+    assert rates == [[getattr(b.drop_path, "drop_prob", 0) for b in s] for s in whole.stages[:3]]
+
+
+def test_a_dilated_encoder_equals_timms():
+    torch.manual_seed(0)
+    theirs = timm.create_model("convnextv2_atto", output_stride=16, num_classes=0).eval()
+    for name, parameter in theirs.named_parameters():
+        if "grn" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    ours = build_convnext("convnextv2_atto", output_stride=16).eval()
+    tensors = to_ours(theirs.state_dict()).tensors
+    ours.load_state_dict({n: tensors[n] for n in ours.state_dict()})
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        found, expected = ours.forward_features(images)["stage4"], theirs.forward_features(images)
+    assert ours.out_strides["stage4"] == 16
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("output_stride", [16, 8])
+def test_dilated_stages_give_the_strided_ones_values_at_their_sites(output_stride):
+    """Of a V1, which has no statistic over sites."""
+    torch.manual_seed(0)
+    strided = build_convnext("convnext_tiny").eval()
+    dilated = build_convnext("convnext_tiny", output_stride=output_stride).eval()
+    for name, parameter in strided.named_parameters():
+        if name.endswith("gamma"):
+            torch.nn.init.ones_(parameter)
+    dilated.load_state_dict(strided.state_dict())
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        found, expected = dilated.forward_features(images), strided.forward_features(images)
+    for stage in ("stage3", "stage4"):
+        step = strided.out_strides[stage] // output_stride
+        assert torch.allclose(found[stage][:, :, ::step, ::step], expected[stage], atol=1e-5)
+
+
+def test_dilated_stages_train_with_autograds_own_gradient():
+    encoder = build_convnext("convnextv2_atto", output_stride=8)
+    encoder.forward_features(torch.randn(1, 3, 32, 32))["stage4"].square().sum().backward()
+    assert all(p.grad is not None for n, p in encoder.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"last_stage": "stage5"}, "last_stage names .*stage5"),
+        ({"last_stage": "stage2", "out_norms": ["stage3"]}, "out_norms names .*stage3"),
+        ({"last_stage": "stage3", "num_classes": 2}, "a classifier needs stage4"),
+        ({"output_stride": 4}, "output_stride is 4; allowed: 8, 16, 32"),
+    ],
+)
+def test_parts_that_are_not_built_cannot_be_asked_for(options, message):
+    with pytest.raises(InputError, match=message):
+        build_convnext("convnextv2_atto", **options)

@@ -21,7 +21,7 @@ from detection.config import to_detectron2
 from detection.data.transforms import prediction_sample, read_image
 from detection.dataset import load_dataset
 from detection.engines import load_engine
-from detection.engines.detectron2.heads import write_augmented_predictions
+from detection.engines.detectron2.augmentation import write_augmented_predictions
 from detection.engines.detectron2.results import (
     AugmentedInBoxes,
     InBoxes,
@@ -29,11 +29,11 @@ from detection.engines.detectron2.results import (
     write_predictions,
 )
 from detection.engines.detectron2.trainer import build_detector
-from detection.engines.soft_nms import SoftNMS
 from detection.engines.torchvision.model import build_mask_rcnn
 from detection.engines.weights import torchvision_to_detectron2
 from detection.evaluate import coco_metrics
 from detection.run import run
+from detection.suppression.soft_nms import SoftNMS
 
 AGNOSTIC = {"MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True, "ENGINE": "detectron2"}
 CASCADE = AGNOSTIC | {"MODEL.ROI_HEADS.NAME": "CascadeROIHeads"}

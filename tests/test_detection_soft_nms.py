@@ -7,9 +7,9 @@ import pytest
 import torch
 from small_detector import sample, small_config, spread_scores
 
-from detection.engines.soft_nms import SoftNMS
 from detection.engines.torchvision.model import build_mask_rcnn
 from detection.engines.weights import torchvision_to_detectron2
+from detection.suppression.soft_nms import SoftNMS
 
 METHODS = [SoftNMS("linear", 0.5), SoftNMS("linear", 0.3, min_score=0.2), SoftNMS("gaussian")]
 
@@ -150,7 +150,7 @@ def test_both_engines_suppress_alike(method):
 def test_plain_detectron2_heads_do_not_ignore_the_setting_unsaid():
     from detectron2.modeling import build_model
 
-    import detection.engines.detectron2.heads  # noqa: F401 - registers them
+    import detection.suppression.detectron2_heads  # noqa: F401 - registers them
     from detection.config import to_detectron2
 
     cfg = to_detectron2(small_config(SOFT))

@@ -86,7 +86,7 @@ class Detectron2Detector:
         from detectron2.modeling import build_model
 
         import backbones.d2_adapter  # noqa: F401 - registers the backbone
-        import detection.engines.detectron2.heads  # noqa: F401 - registers the heads
+        import detection.suppression.detectron2_heads  # noqa: F401 - registers the heads
 
         self.model = build_model(to_detectron2(config))
 

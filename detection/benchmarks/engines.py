@@ -27,6 +27,7 @@ from torchvision.ops import FrozenBatchNorm2d
 import det_configs
 from backbones.convnext import STAGES, build_convnext
 from backbones.errors import InputError
+from backbones.pyramid import all_levels_read, plan_pyramid
 from detection.config import load_config, to_detectron2
 from detection.engines.optimizer import build_adamw
 from detection.engines.torchvision.model import ConvNeXtFPN, build_mask_rcnn
@@ -170,7 +171,7 @@ def torchvision_detector(case: DetectorCase, device: torch.device) -> Detector:
     if case.size == RESNET:
         model.backbone = ConvNeXtFPN(
             ResNet50(),  # type: ignore[arg-type]
-            config.MODEL.FPN.IN_FEATURES,
+            plan_pyramid(config.MODEL.FPN.IN_FEATURES, all_levels_read(config.MODEL)),
             config.MODEL.FPN.OUT_CHANNELS,
             config.MODEL.FPN.NORM,
         )

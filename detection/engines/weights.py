@@ -43,8 +43,8 @@ MANY_RPN_CONVS = {
     "rpn.head.conv.1.0.weight",
 }
 
-# detectron2 name, torchvision name, and how much larger detectron2's index {n} is ("levels": the
-# pyramid ends at level 5, so its lowest level is 6 - the number of levels).
+# detectron2 name, torchvision name, and how much larger detectron2's index {n} is ("levels": by the
+# number of the pyramid's lowest level).
 # {p} is weight or bias; a convolution is a module of its own on one side, a part on the other.
 RULES: tuple[tuple[str, str, Any], ...] = (
     ("backbone.bottom_up.{rest}", "backbone.body.{rest}", 0),
@@ -162,19 +162,33 @@ def _rename(state_dict: StateDict, source: int, target: int) -> StateDict:
 
 def _rules_for(state_dict: StateDict, source: int, target: int) -> list[tuple[str, str, int]]:
     """(pattern, template, what to add to {n}): ``RULES`` for this detector and direction."""
-    levels = sum(
-        re.fullmatch(r"backbone\.(fpn_lateral\d|fpn\.inner_blocks\.\d\.0)\.weight", name)
-        is not None
-        for name in state_dict
-    )
+    lowest = _lowest_level(state_dict)
     has_many_convs = not MANY_RPN_CONVS.isdisjoint(state_dict)
     rules = []
     for *names, shift in RULES:
         if names[0] == (SINGLE_RPN_CONV if has_many_convs else INDEXED_RPN_CONV):
             continue
-        shift = 6 - levels if shift == "levels" else shift
+        shift = lowest if shift == "levels" else shift
         rules.append((names[source], names[target], shift * (source - target)))
     return rules
+
+
+def _lowest_level(names: Iterable[str]) -> int:
+    """The number of a pyramid's lowest level, 2 for ``p2``.
+
+    torchvision counts its convolutions from 0; the last of them belongs to the last stage, behind
+    which nothing is built.
+    """
+
+    def numbers(pattern: str) -> list[int]:
+        return [int(match[1]) for name in names if (match := re.match(pattern, name))]
+
+    names = list(names)
+    if levels := numbers(r"backbone\.fpn_lateral(\d)\.weight"):
+        return min(levels)
+    count = len(numbers(r"backbone\.fpn\.inner_blocks\.(\d)\.0\.weight"))
+    top = 2 + max(numbers(r"backbone\.body\.stages\.(\d)\."), default=3)
+    return top - count + 1
 
 
 def _compile(pattern: str, template: str, shift: int) -> Callable[[str], str | None]:
@@ -217,6 +231,7 @@ def read_detector(path: str | Path, model: nn.Module) -> None:
             tensors = rename(tensors)
         except ValueError as error:
             raise InputError(f"{path} is not this detector: {error}. {remedy}") from None
+    tensors = _without_idle(path, tensors, wanted)
     misshapen = [
         f"{name} ({tuple(tensors[name].shape)} in the file, {tuple(wanted[name].shape)} here)"
         for name in wanted
@@ -240,6 +255,27 @@ def read_detector(path: str | Path, model: nn.Module) -> None:
         raise InputError("\n  ".join([f"{path} is not this detector. {remedy}", *problems]))
     model.load_state_dict(tensors)
     logger.info("%d of %d tensors from the detector %s", len(wanted), len(wanted), path)
+
+
+def _without_idle(path: str | Path, tensors: StateDict, wanted: StateDict) -> StateDict:
+    """Without output norms and stages that no head reads: detectors of old have them."""
+    part = re.compile(r"backbone\.(?:body|bottom_up)\.(out_norms|downsample_layers|stages)\.(\d*)")
+
+    def stage(name: str) -> int:
+        found = part.match(name)
+        return int(found[2]) if found and found[2] else -1
+
+    built = max(map(stage, wanted), default=3)
+    idle = [
+        name
+        for name in tensors
+        if name not in wanted
+        and (found := part.match(name))
+        and (found[1] == "out_norms" or stage(name) > built)
+    ]
+    if idle:
+        logger.info("%d tensors of %s that no head reads are left out", len(idle), path)
+    return {name: tensor for name, tensor in tensors.items() if name not in idle}
 
 
 def encoder_licence(output_dir: Path) -> str | None:

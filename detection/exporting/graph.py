@@ -25,7 +25,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import nms
 
 from backbones.errors import InputError
-from detection.engines.torchvision.model import SIZE_DIVISOR, MaskRCNN
+from detection.engines.torchvision.model import MaskRCNN
 from detection.engines.torchvision.rpn import is_nonempty
 
 Suppress = Callable[[Tensor, Tensor, float], Tensor]
@@ -133,13 +133,14 @@ class DetectorGraph(nn.Module):
         return found
 
     def normalize_and_pad(self, images: Tensor, sizes: Tensor) -> Tensor:
-        """``[B, C, H', W']`` of multiples of 32, 0 outside of each image."""
+        """``[B, C, H', W']`` of multiples of the coarsest stride, 0 outside of each image."""
         height, width = images.shape[-2:]
         x = (images.to(torch.float32) - self.model.pixel_mean) / self.model.pixel_std
         rows = torch.arange(height, device=x.device) < sizes[:, 0, None]
         columns = torch.arange(width, device=x.device) < sizes[:, 1, None]
         x = torch.where(rows[:, None, :, None] & columns[:, None, None, :], x, 0.0)
-        return F.pad(x, (0, -width % SIZE_DIVISOR, 0, -height % SIZE_DIVISOR))
+        divisor = self.model.backbone.size_divisibility
+        return F.pad(x, (0, -width % divisor, 0, -height % divisor))
 
     def propose(
         self, pixels: Tensor, features: dict[str, Tensor], sizes: Tensor

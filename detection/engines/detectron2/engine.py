@@ -22,7 +22,7 @@ from fvcore.common.config import CfgNode
 from backbones.errors import InputError
 from detection.config import resolve_device, resolve_num_classes, to_detectron2
 from detection.dataset import CocoDataset
-from detection.engines.detectron2.heads import write_augmented_predictions
+from detection.engines.detectron2.augmentation import write_augmented_predictions
 from detection.engines.detectron2.results import detector_of, write_predictions
 from detection.engines.detectron2.trainer import Trainer, build_detector
 from detection.engines.interface import Detect

@@ -33,11 +33,10 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from backbones.convnext import STRIDES, ConvNeXt, build_convnext
 from backbones.errors import InputError
 from backbones.normalization import NORM_EPS, GRNOptions
-from detection.engines.soft_nms import SoftNMS
+from backbones.pyramid import Pyramid, all_levels_read, levels_of, plan_pyramid
 from detection.engines.torchvision.roi import AlignedRoIPool, MaskRoIHeads, rescale_detections
 from detection.engines.torchvision.rpn import RPN, Anchors, Float32RPNHead
-
-SIZE_DIVISOR = 32
+from detection.suppression.soft_nms import SoftNMS
 
 
 class ChannelNorm(nn.Module):
@@ -69,37 +68,42 @@ NORMS: dict[str, Callable[[int], nn.Module] | None] = {
 
 
 class ConvNeXtFPN(nn.Module):
-    """An encoder under a feature pyramid.
+    """An encoder under a feature pyramid, of which only the levels that are read are built.
 
     Args:
         body: the encoder.
-        in_features: stages that the pyramid takes, ascending.
+        plan: the stages that the pyramid takes and the levels that it gives.
         out_channels: channels of every level.
         norm: "", "LN" or "GN", behind each convolution of the pyramid.
 
     Attributes:
-        strides: level name (``p2`` to ``p5``, and the subsampled ``p6``) -> stride.
+        strides: level name (of ``p2`` to ``p5``, and the subsampled one above) -> stride.
+        size_divisibility: height and width of images are padded to a multiple of it.
     """
 
-    def __init__(self, body: ConvNeXt, in_features: list[str], out_channels: int, norm: str):
+    def __init__(self, body: ConvNeXt, plan: Pyramid, out_channels: int, norm: str):
         super().__init__()
-        self.body = body
-        self.in_features = tuple(in_features)
+        self.body, self.plan = body, plan
         self.fpn = FeaturePyramidNetwork(
-            [body.out_channels[name] for name in in_features],
+            [body.out_channels[name] for name in plan.stages],
             out_channels,
             extra_blocks=LastLevelMaxPool(),
             norm_layer=NORMS[norm],
         )
-        strides = [STRIDES[name] for name in in_features]
-        strides.append(2 * strides[-1])
-        self.strides = {f"p{stride.bit_length() - 1}": stride for stride in strides}
+        self.all_levels = levels_of(plan.stages, extra=1)
+        for place, level in enumerate(self.all_levels[: len(plan.stages)]):
+            feeds_top = place == len(plan.stages) - 1 and plan.above
+            if level not in plan.levels and not feeds_top:
+                self.fpn.layer_blocks[place] = nn.Identity()
+        self.strides = {level: 2 ** int(level[1:]) for level in plan.levels}
+        self.size_divisibility = STRIDES[plan.stages[-1]]
 
     def forward(self, x_nchw: Tensor) -> dict[str, Tensor]:
         """Images ``[B, C, H, W]`` -> level name -> ``[B, out_channels, H/stride, W/stride]``."""
         stages = self.body.forward_features(x_nchw)
-        levels = self.fpn(OrderedDict((name, stages[name]) for name in self.in_features))
-        return dict(zip(self.strides, levels.values(), strict=True))
+        maps = self.fpn(OrderedDict((name, stages[name]) for name in self.plan.stages)).values()
+        found = dict(zip(self.all_levels, maps, strict=True))
+        return {level: found[level] for level in self.plan.levels}
 
 
 class BoxHead(nn.Sequential):
@@ -202,11 +206,13 @@ class MaskRCNN(nn.Module):
         return self.roi_heads.has_mask()
 
     def normalize_and_pad(self, images: list[Tensor]) -> ImageList:
-        """One batch of normalised images, padded below and at the right with zeros to 32s."""
+        """One batch of normalised images, padded below and at the right with zeros.
+
+        Height and width become multiples of the pyramid's coarsest stride.
+        """
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
-        height, width = (
-            -(-max(side) // SIZE_DIVISOR) * SIZE_DIVISOR for side in zip(*sizes, strict=True)
-        )
+        divisor = self.backbone.size_divisibility
+        height, width = (-(-max(side) // divisor) * divisor for side in zip(*sizes, strict=True))
         normalized = [
             (image.to(self.pixel_mean) - self.pixel_mean) / self.pixel_std for image in images
         ]
@@ -237,16 +243,18 @@ def build_mask_rcnn(config: CfgNode) -> MaskRCNN:
             "(detection.run resolves it); give it where a model is built without one"
         )
     convnext = model.CONVNEXT
+    plan = plan_pyramid(model.FPN.IN_FEATURES, all_levels_read(model))
     body = build_convnext(
         convnext.SIZE,
         in_chans=convnext.IN_CHANS,
         drop_path_rate=convnext.DROP_PATH_RATE,
-        out_norms=convnext.OUT_FEATURES if convnext.OUT_NORMS else (),
+        out_norms=plan.stages if convnext.OUT_NORMS else (),
         checkpoint_stages=convnext.CHECKPOINT_STAGES,
         grn=GRNOptions.of_config(convnext.GRN),
+        last_stage=plan.stages[-1],
     )
     body.freeze(model.BACKBONE.FREEZE_AT)
-    backbone = ConvNeXtFPN(body, model.FPN.IN_FEATURES, model.FPN.OUT_CHANNELS, model.FPN.NORM)
+    backbone = ConvNeXtFPN(body, plan, model.FPN.OUT_CHANNELS, model.FPN.NORM)
     mask_rcnn = MaskRCNN(
         backbone,
         _build_rpn(config, backbone.strides),

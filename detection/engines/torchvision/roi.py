@@ -24,8 +24,8 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image, roi_align
 
 from detection.engines.masks import paste_masks
-from detection.engines.soft_nms import SoftNMS
 from detection.engines.torchvision.rpn import is_nonempty
+from detection.suppression.soft_nms import SoftNMS
 
 CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4  # FPN paper (arXiv 1612.03144), Eq. 1
 

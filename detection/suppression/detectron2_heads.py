@@ -1,4 +1,4 @@
-"""detectron2's ROI heads with soft-NMS, and its test-time augmentation.
+"""detectron2's ROI heads with soft-NMS.
 
 Importing this registers ``SoftNMSStandardROIHeads`` and ``SoftNMSCascadeROIHeads``, which
 :func:`detection.config.to_detectron2` puts into ``MODEL.ROI_HEADS.NAME`` where
@@ -8,7 +8,6 @@ Importing this registers ``SoftNMSStandardROIHeads`` and ``SoftNMSCascadeROIHead
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 from detectron2.config import configurable
@@ -18,9 +17,7 @@ from detectron2.structures import Instances
 from torch import nn
 
 from backbones.errors import InputError
-from detection.dataset import CocoDataset
-from detection.engines.detectron2.results import AugmentedInBoxes, write_predictions
-from detection.engines.soft_nms import SoftNMS
+from detection.suppression.soft_nms import SoftNMS
 
 
 class _SoftNMSHeads(StandardROIHeads):
@@ -67,20 +64,3 @@ class SoftNMSStandardROIHeads(_SoftNMSHeads):
 @ROI_HEADS_REGISTRY.register()
 class SoftNMSCascadeROIHeads(_SoftNMSHeads, CascadeROIHeads):
     """``CascadeROIHeads`` with soft-NMS."""
-
-
-def write_augmented_predictions(
-    cfg: Any, model: nn.Module, dataset: CocoDataset, folder: str = "inference_TTA"
-) -> Path:
-    """Detect with test-time augmentation (``TEST.AUG``) and write into ``folder``.
-
-    Every image is resized once, from its original to each of ``TEST.AUG.MIN_SIZES``, flipped or
-    not; the boxes of all are merged by ordinary suppression, the masks averaged.
-
-    Returns:
-        ``OUTPUT_DIR/{folder}/coco_instances_results.json``.
-    """
-    originals = cfg.clone()
-    originals.defrost()
-    originals.INPUT.MIN_SIZE_TEST = 0
-    return write_predictions(originals, AugmentedInBoxes(cfg, model), dataset, folder)

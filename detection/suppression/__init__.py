@@ -1,0 +1,1 @@
+"""What removes detections of the same object: soft-NMS, for both engines."""

@@ -176,14 +176,21 @@ def collate(samples: list[Sample]) -> Batch:
     return stacked, packed, {index: why for one in met for index, why in one.items()}
 
 
-def find_bad_headers(reader: Reader, reading: Reading) -> dict[int, str]:
+def find_bad_headers(
+    reader: Reader, reading: Reading, among: Sequence[int] | None = None
+) -> dict[int, str]:
     """Index and reason of every file that is no image, or not of the wanted channels.
 
     Damage behind a good header shows when an image is first used; so does all damage in sources
     whose headers cannot be read alone.
+
+    Args:
+        among: the indices of the images to look at; None for all.
     """
     bad = {}
-    indices = range(len(reader)) if reader.header_is_cheap else range(0)
+    indices: Sequence[int] = range(len(reader)) if among is None else among
+    if not reader.header_is_cheap:
+        indices = ()
     for index in progress(indices, "checking images", unit="image"):
         try:
             with opened_picture(reader, index, reading):

@@ -13,7 +13,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from backbones.errors import InputError
@@ -40,22 +40,6 @@ class Reader(Protocol):
     def open(self, index: int) -> BinaryIO: ...
     def name(self, index: int) -> str: ...  # for people: absolute where there is a file
     def contents(self) -> Iterable[tuple[str, int]]: ...  # names within the source, and bytes
-
-
-def class_names(reader: Reader) -> list[str]:
-    """The class of each image: a column of classes, webdataset's ``.cls``, or the folder's name.
-
-    Returns:
-        A name an image; "" where nothing tells it.
-
-    Raises:
-        InputError: for a Hugging Face data set with no column of classes, or several.
-    """
-    if isinstance(reader, HuggingFaceReader) or (isinstance(reader, ShardReader) and reader.by_key):
-        return reader.labels()
-    inside = 1 if isinstance(reader, ShardReader) else 0  # contents() begin with the shard
-    parts = [PurePosixPath(Path(name).as_posix()).parts for name, _ in reader.contents()]
-    return [p[-2] if len(p) > 1 + inside else "" for p in parts]
 
 
 def fingerprint(reader: Reader) -> str:

@@ -87,9 +87,10 @@ class Statistics:
 class Images(Protocol):
     """What statistics are measured of, such as :class:`fcmae.data.PretrainingSamples`."""
 
-    in_chans: int
     skip_bad_images: bool
 
+    @property
+    def in_chans(self) -> int: ...
     def __len__(self) -> int: ...
 
     def whole_image(self, index: int) -> np.ndarray:

@@ -87,3 +87,12 @@ def test_wrong_usage_is_exit_code_2_and_help_shows_commands(run_tool):
     shown = run_tool("finetune_classifier", "--help")
     assert shown.code == 0
     assert "--init runs/22k/classifier.safetensors" in shown.out
+
+
+def test_validation_images_alone_are_not_trained_on(run_tool, two_classes, tmp_path):
+    """val/ beside no train/ was the training set, validation images and all."""
+    (tmp_path / "root").mkdir()
+    two_classes.rename(tmp_path / "root/Val")
+    result = run_tool("finetune_classifier", *base(tmp_path / "root", tmp_path / "run"))
+    assert result.code == 1
+    assert "has images to evaluate and none to train on: a part train/ is missing" in result.err

@@ -3,44 +3,51 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+import yaml
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from backbones.errors import InputError
 from backbones.kernels import use_kernels
-from fcmae.classification.data import LabelledSamples, collate
+from fcmae.classification.data import LabelledSamples, Sample, collate
 from fcmae.classification.head import build_classifier
 from fcmae.classification.options import FinetuneOptions
 from fcmae.classification.setup import set_up
-from fcmae.run_files import write_json
-from training.devices import find_device, to_float64
+from fcmae.run_files import CONFIG, write_json
+from images.files import ImageError
+from training.devices import find_device
 from training.progress import progress
 
 logger = logging.getLogger(__name__)
 
 CLASSIFIER, EVALUATION = "classifier.safetensors", "evaluation.json"
 TOP = 5
+SPLIT_OPTIONS = ("val_split", "val_fraction", "split_seed")
 
 
 @torch.no_grad()
 def accuracy(
     model: nn.Module, samples: LabelledSamples, batch_size: int, workers: int = 0
 ) -> dict[str, float]:
-    """Evaluate on every image exactly once; each process of several takes its share.
+    """Evaluate on every usable image exactly once; each process of several takes its share.
 
     Args:
-        model: from images ``[B, 3, H, W]`` to logits; its mode is restored afterwards.
-        samples: with an evaluation transform.
+        model: from images ``[B, C, H, W]`` to logits; its mode is restored afterwards.
+        samples: with an evaluation transform. Where bad images are skipped, none takes the place
+            of one here: they are left out, which is logged.
 
     Returns:
         ``top1`` and ``top5`` in percent (with fewer than five classes the latter is 100, as in
         timm), and ``loss``, the mean cross-entropy.
+
+    Raises:
+        ImageError: for a bad image where they are not skipped, or if no image can be used.
     """
     world, rank = 1, 0
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -55,22 +62,31 @@ def accuracy(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    sums = []
+    sums = torch.zeros(4, dtype=torch.float64)  # on the CPU: Apple's GPU knows no float64
     seen = 0
-    for images, labels in progress(loader, "evaluating", unit="batch"):
-        number = min(len(labels), counted - seen)
+    bad: dict[int, str] = {}
+    for images, labels, met in progress(loader, "evaluating", unit="batch"):
+        number = max(0, min(len(labels), counted - seen))
         seen += len(labels)
-        logits = model(images.to(device)).float()[: max(0, number)]
-        truth = labels.to(device)[: len(logits)]
+        bad |= met
+        truth = labels[:number]
+        logits = model(images.to(device)).float().cpu()[:number][truth >= 0]
+        truth = truth[truth >= 0]
         best = logits.topk(min(TOP, logits.shape[1])).indices == truth[:, None]
         losses = F.cross_entropy(logits, truth, reduction="sum")
-        sums.append(torch.stack((best[:, 0].sum(), best.sum(), losses)))
+        sums += torch.stack((best[:, 0].sum(), best.sum(), losses, torch.tensor(len(truth))))
     model.train(was_training)
-    whole = to_float64(torch.stack(sums)).sum(0)
+    for index, why in bad.items():
+        logger.warning("left out of the evaluation: %s: %s", samples.reader.name(index), why)
     if world > 1:
-        torch.distributed.all_reduce(whole)
-    top1, top5, loss = (whole / total).tolist()
-    return {"top1": 100 * top1, "top5": 100 * top5, "loss": loss}
+        on_device = sums.to(device)
+        torch.distributed.all_reduce(on_device)
+        sums = on_device.cpu()
+    top1, top5, loss, used = sums.tolist()
+    if not used:
+        raise ImageError(f"none of the {total} images to evaluate can be used")
+    left_out = {"left_out": total - used} if used < total else {}
+    return {"top1": 100 * top1 / used, "top5": 100 * top5 / used, "loss": loss / used, **left_out}
 
 
 def evaluate_classifier(options: FinetuneOptions) -> dict[str, Any]:
@@ -78,12 +94,14 @@ def evaluate_classifier(options: FinetuneOptions) -> dict[str, Any]:
 
     Args:
         options: ``init`` is the classifier, evaluated on the validation images, or where there are
-            none apart (``val_data``, a ``val`` folder) on all of ``data``. Without ``init`` it is
-            that of the run in ``output_dir``, on the images that the run set apart.
+            none apart (``val_data``, a part val or test) on all of ``data``. Without ``init`` it is
+            that of the run in ``output_dir``, on the images that the run set apart. All of the
+            classifier's classes compete, those too that the data have no image of, unless
+            ``eval_classes`` is "data".
 
     Returns:
-        ``top1`` and ``top5`` in percent, ``loss``, ``images``, ``classes`` and ``weights``; also
-        written to ``evaluation.json``.
+        ``top1`` and ``top5`` in percent, ``loss``, ``images``, ``classes`` (that compete),
+        ``classes_of_data`` and ``weights``; also written to ``evaluation.json``.
 
     Raises:
         InputError, FileNotFoundError: for bad options or images, or a classifier without rows for
@@ -92,7 +110,7 @@ def evaluate_classifier(options: FinetuneOptions) -> dict[str, Any]:
     output_dir = Path(options.output_dir)
     of_run = options.init is None
     if of_run:
-        options = replace(options, init=str(output_dir / CLASSIFIER))
+        options = _as_the_run_split(replace(options, init=str(output_dir / CLASSIFIER)))
     setup = set_up(options, only_val=not of_run)
     if setup.rows is None:
         unknown = [name for name in setup.data.classes if name not in (setup.source.classes or ())]
@@ -100,27 +118,29 @@ def evaluate_classifier(options: FinetuneOptions) -> dict[str, Any]:
             f"{options.init} has no head's row for {len(unknown)} of {len(setup.data.classes)} "
             f"classes ({', '.join(unknown[:10])}); give a classifier of these, or --class-list"
         )
+    val, rows = setup.data.val, setup.rows
+    if options.eval_classes == "all":
+        val.labels = [rows[label] for label in val.labels]
+        rows = list(range(setup.source.rows))
+    if len(rows) < setup.source.rows:
+        logger.warning(
+            "only %d of the classifier's %d classes compete: figures are higher than those of all",
+            *(len(rows), setup.source.rows),
+        )
     model, _ = build_classifier(
-        setup.source,
-        options.model,
-        setup.data.classes,
-        setup.rows,
-        0.0,
-        options.grn,
-        options.allow_other_grn,
+        *(setup.source, options.model, len(rows), rows, 0.0),
+        *(setup.in_chans, options.grn, options.allow_other_grn),
     )
-    setup.data.val.transform = setup.evaluation()
+    val.transform = setup.evaluation()
     with use_kernels(options.kernels):
         figures = accuracy(
-            model.to(find_device(options.device)),
-            setup.data.val,
-            options.batch_size,
-            options.workers,
+            model.to(find_device(options.device)), val, options.batch_size, options.workers
         )
     result = {
         **figures,
-        "images": len(setup.data.val),
-        "classes": len(setup.data.classes),
+        "images": len(val),
+        "classes": len(rows),
+        "classes_of_data": len(setup.data.classes),
         "weights": options.init,
         **setup.vision(),
     }
@@ -131,6 +151,26 @@ def evaluate_classifier(options: FinetuneOptions) -> dict[str, Any]:
     return result
 
 
+def _as_the_run_split(options: FinetuneOptions) -> FinetuneOptions:
+    """With the run's own rule for its validation images, whatever the options are.
+
+    Other values would evaluate it on images that it was trained on.
+    """
+    config = Path(options.output_dir) / CONFIG
+    if not config.is_file():
+        return options
+    stored = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+    own = {name: stored[name] for name in SPLIT_OPTIONS if name in stored}
+    for name, value in own.items():
+        if getattr(options, name) != value and getattr(options, name) != _default(name):
+            logger.warning("%s is %s, as in the run's training", name, value)
+    return replace(options, **own)
+
+
+def _default(name: str) -> Any:
+    return next(field.default for field in fields(FinetuneOptions) if field.name == name)
+
+
 class _Dataset(Dataset):
     def __init__(self, samples: LabelledSamples) -> None:
         self.samples = samples
@@ -138,5 +178,6 @@ class _Dataset(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, place: int) -> tuple[torch.Tensor, int]:
-        return self.samples[place]
+    def __getitem__(self, place: int) -> Sample:
+        image, label, met = self.samples[place]
+        return image, -1 if met else label, met

@@ -1,12 +1,9 @@
-"""Labelled images: ImageFolder layouts, shards and Hugging Face data sets, split and augmented.
+"""Labelled images: folders of classes, shards and Hugging Face data sets, split and augmented.
 
-Sources and names are those of pretraining (``images.readers``). A label is the name of the folder
-that an image lies in (a folder or tar), webdataset's ``.cls`` field, or a Hugging Face data set's
-column of classes. Classes are numbered in natural order of their names, as timm does.
-
-Images become RGB of 8 bits by the rules of ``images.files`` (more bits are rounded), and go
-through timm's transforms, which draw from the global generators alone: a sample depends on (seed,
-epoch, index) as in pretraining.
+Sources and names are those of pretraining (``images.readers``); ``images.labels`` tells classes and
+parts. Classes are numbered in natural order of their names, as timm does. Images become arrays by
+the rules of ``images.files``, and samples by ``fcmae.classification.transforms``, which draw from
+the global generators alone: a sample depends on (seed, epoch, index) as in pretraining.
 """
 
 from __future__ import annotations
@@ -16,71 +13,115 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from PIL import Image
-from timm.data import create_transform
-from timm.data.auto_augment import posterize
 from timm.utils.misc import natural_key
 from torch import Tensor
 
 from backbones.errors import InputError
-from fcmae.classification.recipes import Recipe
 from fcmae.data import find_bad_headers, opened_picture
 from images.bad_images import refuse_bad
-from images.files import EIGHT_BITS, ImageError, Reading
-from images.readers import HuggingFaceReader, Reader, class_names, open_images
+from images.files import ImageError, Reading
+from images.labels import Labels, read_labels
+from images.readers import Reader, open_images
 
 logger = logging.getLogger(__name__)
 
-TRAIN_FOLDERS = ("train", "training")
-VAL_FOLDERS = ("val", "validation", "valid")
-SQUASHED_FROM = 384  # pixels from which the authors evaluate whole images, squashed to a square
 RGB = Reading(3)
+
+Sample = tuple[Tensor, int, dict[int, str]]
+Batch = tuple[Tensor, Tensor, dict[int, str]]
 
 
 @dataclass
 class LabelledSamples:
-    """Map-style samples of (image float32 ``[3, H, W]``, class), normalised.
+    """Map-style samples of (image float32 ``[C, H, W]``, class, bad images met), normalised.
+
+    What replaces a bad image is the next good one, with its class (the first follows the last).
 
     Args:
         reader: where the image files come from.
         indices: which of the reader's images these are.
         labels: the class of each.
-        transform: from a PIL image to a tensor.
+        transform: from an array ``[h, w, C]`` (uint8, or float32 in 0..1) to a tensor.
+        reading: how files become arrays.
+        skip_bad_images: replace images that cannot be used; otherwise they are errors.
+        bad: index and reason of those that were known beforehand, and are none of ``indices``.
     """
 
     reader: Reader
     indices: Sequence[int]
     labels: Sequence[int]
-    transform: Callable[[Image.Image], Tensor] | None = None
+    transform: Callable[[np.ndarray], Tensor] | None = None
+    reading: Reading = RGB
+    skip_bad_images: bool = False
+    bad: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of a sample."""
+        assert self.reading.channels is not None
+        return self.reading.channels
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, place: int) -> tuple[Tensor, int]:
+    def __getitem__(self, place: int) -> Sample:
+        """
+        Raises:
+            ImageError: for a bad image where they are not skipped, or all are bad.
+        """
         assert self.transform is not None
-        return self.transform(self.picture(place)), self.labels[place]
+        if not 0 <= place < len(self):
+            raise IndexError(place)  # by which iteration over samples ends
+        met = {}
+        for candidate in self._candidates(place):
+            try:
+                image = self.transform(self._read(candidate))
+            except ImageError as error:
+                if not self.skip_bad_images:
+                    raise ImageError(f"{self.describe(candidate)} {error}") from error
+                met[self.indices[candidate]] = str(error)
+            else:
+                return image, self.labels[candidate], met
+        raise ImageError(f"{self.describe(place)} and all images behind it cannot be used")
 
-    def picture(self, place: int) -> Image.Image:
-        """An image as RGB of 8 bits.
+    def _candidates(self, place: int) -> Iterator[int]:
+        return ((place + step) % len(self) for step in range(len(self)))
+
+    def whole_image(self, place: int) -> np.ndarray:
+        """An image without augmentation, ``[h, w, C]``: uint8, or float32 in 0..1.
 
         Raises:
             ImageError: if it cannot be used; the message names it.
         """
         try:
-            with opened_picture(self.reader, self.indices[place], RGB) as picture:
-                values = RGB.read(picture)
+            return self._read(place)
         except ImageError as error:
             raise ImageError(f"{self.describe(place)} {error}") from error
-        if values.dtype != np.uint8:
-            values = np.rint(values.clip(0, 1) * EIGHT_BITS).astype(np.uint8)
-        return Image.fromarray(np.ascontiguousarray(values))
+
+    def _read(self, place: int) -> np.ndarray:
+        with opened_picture(self.reader, self.indices[place], self.reading) as picture:
+            return self.reading.read(picture)
+
+    def eight_bit(self) -> bool:
+        """Whether the first usable image has values of 8 bits, and keeps them."""
+        for place in range(len(self)):
+            try:
+                with opened_picture(self.reader, self.indices[place], self.reading) as picture:
+                    return self.reading.is_eight_bit(picture)
+            except ImageError as error:
+                if not self.skip_bad_images:
+                    raise ImageError(f"{self.describe(place)} {error}") from error
+        return True
+
+    def subset(self, places: Sequence[int]) -> LabelledSamples:
+        """Some of these samples."""
+        indices, labels = ([of[place] for place in places] for of in (self.indices, self.labels))
+        return replace(self, indices=indices, labels=labels)
 
     def describe(self, place: int) -> str:
         """The file that a sample comes from."""
@@ -103,56 +144,65 @@ class LabelledData:
     split: str
 
 
-def collate(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-    """Samples -> images ``[B, 3, H, W]``, classes ``[B]``."""
-    images, labels = zip(*samples, strict=True)
-    return torch.stack(images), torch.tensor(labels)
-
-
-def training_transform(
-    recipe: Recipe, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
-) -> Any:
-    """timm's, as the authors have it: crop (0.08 to 1, bicubic), flip, RandAug, erasing."""
-    transform: Any = create_transform(
-        size,
-        is_training=True,
-        color_jitter=0.0,
-        auto_augment=recipe.rand_augment or None,
-        interpolation="bicubic",
-        re_prob=recipe.random_erasing,
-        re_mode="pixel",
-        mean=tuple(mean),
-        std=tuple(std),
+def collate(samples: list[Sample]) -> Batch:
+    """Samples -> images ``[B, C, H, W]``, classes ``[B]``, bad images that were met."""
+    images, labels, met = zip(*samples, strict=True)
+    return (
+        torch.stack(images),
+        torch.tensor(labels),
+        {index: why for one in met for index, why in one.items()},
     )
-    for policy in transform.transforms:
-        for operation in getattr(policy, "ops", ()):
-            if operation.aug_fn is posterize:
-                operation.aug_fn = _posterize
-    return transform
 
 
-def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """timm's largest magnitude keeps 0 bits: a black image, which Pillow 13 refuses to make."""
-    return posterize(image, max(1, bits))
+@dataclass(frozen=True)
+class _Source:
+    """An opened source of labelled images.
 
-
-def evaluation_transform(
-    size: tuple[int, int], mean: Sequence[float], std: Sequence[float], crop_pct: float | None
-) -> Any:
-    """timm's: resize by the shorter side to ``size / crop_pct``, crop the centre (bicubic).
-
-    ``crop_pct`` None stands for the authors' way: 0.875, and from 384 pixels on the whole image,
-    squashed.
+    Args:
+        name: as it was given.
+        reading, skip_bad_images: as in :class:`LabelledSamples`.
     """
-    squashed = crop_pct is None and min(size) >= SQUASHED_FROM
-    return create_transform(
-        size,
-        interpolation="bicubic",
-        crop_pct=crop_pct or (1.0 if squashed else 0.875),
-        crop_mode="squash" if squashed else "center",
-        mean=tuple(mean),
-        std=tuple(std),
-    )
+
+    name: str
+    reader: Reader
+    labels: Labels
+    reading: Reading
+    skip_bad_images: bool
+
+    @classmethod
+    def open(cls, name: str, split: str, reading: Reading, skip_bad_images: bool) -> _Source:
+        reader = open_images(name, split)
+        return cls(name, reader, read_labels(reader), reading, skip_bad_images)
+
+    def samples(self, indices: Sequence[int], classes: list[str] | None = None) -> LabelledSamples:
+        """Of the images that can be used, numbered by ``classes`` (their own without).
+
+        Raises:
+            ImageError: for bad images, where they are not skipped or more than half are.
+            InputError: for images without a class.
+        """
+        bad = find_bad_headers(self.reader, self.reading, indices)
+        if bad and (not self.skip_bad_images or 2 * len(bad) > len(indices)):
+            refuse_bad(self.reader, bad)
+        good = [index for index in indices if index not in bad]
+        names = [self.labels.classes[index] for index in good]
+        if lacking := [index for index, name in zip(good, names, strict=True) if not name]:
+            raise InputError(
+                f"{len(lacking)} of {len(good)} images have no label (the folder that an image "
+                "lies in, or webdataset's .cls): "
+                + ", ".join(os.path.basename(self.reader.name(index)) for index in lacking[:10])
+            )
+        if classes is None:
+            classes = sorted(set(names), key=natural_key)
+        numbers = {name: number for number, name in enumerate(classes)}
+        labels = [numbers[name] for name in names]
+        return LabelledSamples(
+            self.reader, good, labels, None, self.reading, self.skip_bad_images, bad
+        )
+
+    def classes(self, indices: Sequence[int]) -> list[str]:
+        """The names of the classes of some of its images, in natural order."""
+        return sorted({self.labels.classes[index] for index in indices} - {""}, key=natural_key)
 
 
 def labelled_data(
@@ -163,74 +213,69 @@ def labelled_data(
     val_fraction: float = 0.1,
     split_seed: int = 0,
     only_val: bool = False,
+    reading: Reading | None = None,
+    skip_bad_images: bool = False,
 ) -> LabelledData:
     """Everything from names to samples (without transforms), checked.
 
     Args:
-        data: a source of labelled images, see this module's header; where it is a folder that
-            holds ``train`` and ``val`` (also training, validation, valid), these two.
-        val_data: the source of validation images.
+        data: a source of labelled images, see ``images.labels``; where it has the parts train and
+            val (or test, where there is no val), these two.
+        val_data: the source of validation images; of its parts, where it has some, val or test.
         split, val_split: of sources that have several.
         val_fraction: where there are no validation images, this share of each class is set apart:
             those whose sha256 of ``"split_seed:name"`` is smallest, at least one of a class of
             two or more.
         split_seed: see above. It is not the run's seed, so that runs of several seeds are
             evaluated on the same images.
-        only_val: evaluate alone: without ``val_data`` and a ``val`` folder, all of ``data``.
+        only_val: evaluate alone: without ``val_data`` and a part val or test, all of ``data``.
+        reading, skip_bad_images: see :class:`LabelledSamples`; RGB where it is None.
 
     Raises:
         FileNotFoundError, InputError: for sources that cannot be read, have no labels, fewer than
             two classes, or validation classes that are not in the training's.
     """
-    train_source, val_source = data, val_data
-    if (folder := _subfolder(data, TRAIN_FOLDERS)) is not None:
-        train_source = folder
-    if val_source is None:
-        val_source = _subfolder(data, VAL_FOLDERS)
-    elif (folder := _subfolder(val_source, VAL_FOLDERS)) is not None:
-        val_source = folder
-    if only_val and val_source is None:
-        val_source = train_source
-    nothing: list[int] = []
+    reading = reading or RGB
     if only_val:
-        assert val_source is not None
-        val_reader = _opened(val_source, val_split if val_data else split)
-        classes, labels = _numbered(_names(val_reader))
-        val = LabelledSamples(val_reader, range(len(labels)), labels)
-        return LabelledData(classes, LabelledSamples(val_reader, nothing, nothing), val, "all")
-    reader = _opened(train_source, split)
-    classes, labels = _numbered(_names(reader))
-    _need_two(classes, train_source)
-    if val_source is not None:
-        val_reader = _opened(val_source, val_split)
-        val_names = _names(val_reader)
-        if unknown := sorted(set(val_names) - set(classes), key=natural_key):
+        name = val_data or data
+        source = _Source.open(name, val_split if val_data else split, reading, skip_bad_images)
+        indices = source.labels.of_part("val", "test", "train")
+        val = source.samples(indices)
+        return LabelledData(source.classes(val.indices), source.samples([]), val, "all")
+    source = _Source.open(data, split, reading, skip_bad_images)
+    indices = source.labels.of_part("train")
+    if not indices:
+        raise InputError(
+            f"{data} has images to evaluate and none to train on: a part train/ is missing beside "
+            f"{', '.join(sorted({part for part in source.labels.parts if part}))}/"
+        )
+    train = source.samples(indices)
+    classes = source.classes(train.indices)
+    _need_two(classes, source, indices)
+    val_source, held_out = source, []
+    if val_data is not None:
+        val_source = _Source.open(val_data, val_split, reading, skip_bad_images)
+        held_out = val_source.labels.of_part("val", "test", "train")
+    elif any(source.labels.parts):
+        held_out = source.labels.of_part("val", "test")
+    if held_out:
+        words = val_data or f"{data}/{source.labels.parts[held_out[0]]}"
+        trained = f"{data}/{source.labels.parts[indices[0]] or ''}".rstrip("/")
+        if unknown := [c for c in val_source.classes(held_out) if c not in set(classes)]:
             raise InputError(
-                f"{val_source} has {len(unknown)} class(es) that {train_source} lacks: "
+                f"{words} has {len(unknown)} class(es) that {trained} lacks: "
                 f"{', '.join(unknown[:20])}{', ...' * (len(unknown) > 20)}"
             )
-        numbers = {name: number for number, name in enumerate(classes)}
-        val_labels = [numbers[name] for name in val_names]
-        train = LabelledSamples(reader, range(len(labels)), labels)
-        val = LabelledSamples(val_reader, range(len(val_labels)), val_labels)
-        words = val_source
+        val = val_source.samples(held_out, classes)
     else:
-        names = [name for name, _ in reader.contents()]
-        if isinstance(reader, HuggingFaceReader):
-            names = [str(row) for row in range(len(reader))]
-        chosen = set_apart(names, labels, val_fraction, split_seed)
-        rest = [index for index in range(len(labels)) if index not in chosen]
-        train, val = (
-            LabelledSamples(reader, indices, [labels[index] for index in indices])
-            for indices in (rest, sorted(chosen))
-        )
+        names = [source.labels.names[index] for index in train.indices]
+        chosen = set_apart(names, train.labels, val_fraction, split_seed)
+        rest = [place for place in range(len(train)) if place not in chosen]
+        train, val = train.subset(rest), replace(train.subset(sorted(chosen)), bad={})
         words = f"{val_fraction:g} of each class, set apart with split seed {split_seed}"
     logger.info(
         "%d classes, %d images to train on, %d to evaluate (%s)",
-        len(classes),
-        len(train),
-        len(val),
-        words,
+        *(len(classes), len(train), len(val), words),
     )
     return LabelledData(classes, train, val, words)
 
@@ -245,16 +290,17 @@ def set_apart(names: Sequence[str], labels: Sequence[int], fraction: float, seed
     """
     if not 0 < fraction < 1:
         raise InputError(f"val_fraction is {fraction}; it must be between 0 and 1")
-    ranked = sorted(
-        range(len(names)), key=lambda i: hashlib.sha256(f"{seed}:{names[i]}".encode()).digest()
-    )
+
+    def rank(index: int) -> bytes:  # names are bytes on Linux, whatever their encoding
+        return hashlib.sha256(f"{seed}:{names[index]}".encode(errors="surrogateescape")).digest()
+
     wanted = {
         label: max(1, math.floor(fraction * count + 0.5))
         for label, count in Counter(labels).items()
         if count > 1
     }
     chosen = set()
-    for index in ranked:
+    for index in sorted(range(len(names)), key=rank):
         if wanted.get(labels[index], 0) > 0:
             wanted[labels[index]] -= 1
             chosen.add(index)
@@ -265,42 +311,12 @@ def set_apart(names: Sequence[str], labels: Sequence[int], fraction: float, seed
     return chosen
 
 
-def _subfolder(source: str, names: Sequence[str]) -> str | None:
-    return next((str(Path(source, n)) for n in names if Path(source, n).is_dir()), None)
-
-
-def _opened(source: str, split: str) -> Reader:
-    reader = open_images(source, split)
-    if bad := find_bad_headers(reader, RGB):
-        refuse_bad(reader, bad)
-    return reader
-
-
-def _numbered(names: Sequence[str]) -> tuple[list[str], list[int]]:
-    classes = sorted(set(names), key=natural_key)
-    numbers = {name: number for number, name in enumerate(classes)}
-    return classes, [numbers[name] for name in names]
-
-
-def _need_two(classes: Sequence[str], source: str) -> None:
-    if len(classes) < 2:
-        raise InputError(
-            f"{source} has {len(classes)} class ({', '.join(map(repr, classes))}); a classifier "
-            "needs at least two: one folder of images for each class"
-        )
-
-
-def _names(reader: Reader) -> list[str]:
-    """The class's name of each image.
-
-    Raises:
-        InputError: if images have none; they are counted and some named.
-    """
-    names = class_names(reader)
-    if lacking := [index for index, name in enumerate(names) if not name]:
-        raise InputError(
-            f"{len(lacking)} of {len(names)} images have no label (the folder that an image lies "
-            "in, or webdataset's .cls): "
-            + ", ".join(os.path.basename(reader.name(index)) for index in lacking[:10])
-        )
-    return names
+def _need_two(classes: Sequence[str], source: _Source, indices: Sequence[int]) -> None:
+    if len(classes) >= 2:
+        return
+    below = sorted({path[1] for i in indices if len(path := source.labels.names[i].split("/")) > 2})
+    hint = f"; the classes may be the folders below: {', '.join(below[:10])}" if below else ""
+    raise InputError(
+        f"{source.name} has {len(classes)} class ({', '.join(map(repr, classes))}); a classifier "
+        f"needs at least two: one folder of images for each class{hint}"
+    )

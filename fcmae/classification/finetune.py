@@ -15,12 +15,13 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import yaml
 from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
@@ -33,13 +34,15 @@ from backbones.errors import InputError
 from backbones.kernels import use_kernels
 from backbones.param_groups import parameter_groups
 from fcmae.classification.accuracy import CLASSIFIER, accuracy
-from fcmae.classification.data import collate, training_transform
+from fcmae.classification.data import Batch, collate
 from fcmae.classification.head import build_classifier
 from fcmae.classification.options import FREE, FinetuneOptions
 from fcmae.classification.recipes import BATCHES, Recipe, choose_recipe, schedule, step_of_chain
 from fcmae.classification.setup import Setup, set_up
+from fcmae.classification.transforms import training_transform
 from fcmae.features.collapse import WATCHED_IMAGES, CollapseWatch, steps_between_measures
 from fcmae.run_files import as_yaml, check_resumed, write_config, write_json
+from images.bad_images import BadImages
 from images.readers import fingerprint
 from training.cli import is_main_process, process_count
 from training.data import evenly_spread, seed_generators
@@ -62,9 +65,19 @@ class FinetuningStep:
     Args:
         recipe: says how batches are mixed and targets smoothed.
         classes: how many there are.
+        bad_images: notes those that the loader's workers met.
+        weights: of each class in the loss, see :func:`balanced_weights`.
     """
 
-    def __init__(self, recipe: Recipe, classes: int) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        classes: int,
+        bad_images: BadImages | None = None,
+        weights: Tensor | None = None,
+    ) -> None:
+        self.bad_images, self.weights = bad_images, weights
+        self.smoothing, self.classes = recipe.label_smoothing, classes
         self.mixup: Mixup | None = None
         self.criterion: nn.Module
         if recipe.mixup or recipe.cutmix:
@@ -80,11 +93,31 @@ class FinetuningStep:
         else:
             self.criterion = nn.CrossEntropyLoss()
 
-    def __call__(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        images, targets = batch
+    def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        images, targets, met = batch
+        if self.bad_images is not None:
+            self.bad_images.add(met)
         if self.mixup is not None:
             images, targets = self.mixup(images, targets)
-        return {"loss_classification": self.criterion(model(images).float(), targets)}
+        logits = model(images).float()
+        if self.weights is None:
+            return {"loss_classification": self.criterion(logits, targets)}
+        # a mean over the batch, not over its weights: as large whatever the batch holds
+        shares = targets if targets.is_floating_point() else F.one_hot(targets, self.classes)
+        if self.mixup is None:  # which smooths by itself
+            shares = shares * (1 - self.smoothing) + self.smoothing / self.classes
+        weights = self.weights.to(logits.device)
+        return {"loss_classification": F.cross_entropy(logits, shares.float(), weights)}
+
+
+def balanced_weights(labels: Sequence[int], classes: int) -> Tensor:
+    """A weight for each class, by which all count alike: images / (classes x its images).
+
+    scikit-learn's ``class_weight="balanced"``; 1 on average over the images. A class without
+    images has 1.
+    """
+    counts = torch.bincount(torch.tensor(labels), minlength=classes)
+    return torch.where(counts > 0, len(labels) / (classes * counts.clamp(min=1)), 1.0)
 
 
 def finetune(options: FinetuneOptions, resume: bool = False) -> Path:
@@ -129,19 +162,17 @@ def _finetune(options: FinetuneOptions, resume: bool) -> Path:
     check_resumed(options, fingerprinted, FREE, resume)
     seed_generators(options.seed)
     model, grn = build_classifier(
-        setup.source,
-        options.model,
-        classes,
-        setup.rows,
-        recipe.drop_path,
-        options.grn,
-        options.allow_other_grn,
+        *(setup.source, options.model, len(classes), setup.rows, recipe.drop_path),
+        *(setup.in_chans, options.grn, options.allow_other_grn),
     )
     if setup.rows is None:
         with torch.no_grad():
             model.head.weight.mul_(recipe.head_init_scale)
     lr = recipe.base_lr * options.batch_size / 256
-    data.train.transform = training_transform(recipe, setup.image_size, setup.mean, setup.std)
+    mean, std = setup.statistics.mean, setup.statistics.std
+    data.train.transform = training_transform(recipe, setup.image_size, mean, std)
+    if recipe.rand_augment and not (setup.in_chans == 3 and data.train.eight_bit()):
+        logger.info("RandAugment is for 8-bit RGB: these images are cropped, flipped and erased")
     data.val.transform = setup.evaluation()
     optimizer = torch.optim.AdamW(
         parameter_groups(
@@ -175,12 +206,20 @@ def _finetune(options: FinetuneOptions, resume: bool) -> Path:
     }
     warn_of_schedule(steps, warmup)
     write_config(options, {**derived, **origin, "versions": versions()})
+    bad_images = BadImages(output_dir, data.train.reader)
+    bad_images.add(data.train.bad)
+    BadImages(output_dir, data.val.reader).add(data.val.bad)
+    weights = None
+    if options.class_weights == "balanced":
+        weights = balanced_weights(data.train.labels, len(classes))
     evaluations = _Evaluations(options, setup, ema, steps)
     watch = None
     if every_epochs := options.measure_features_every:
         epoch = len(data.train) / options.batch_size
         every = steps_between_measures(every_epochs, epoch, steps, options.log_every)
-        images, _ = collate([data.val[place] for place in evenly_spread(data.val, WATCHED_IMAGES)])
+        images, _, _ = collate(
+            [data.val[place] for place in evenly_spread(data.val, WATCHED_IMAGES)]
+        )
         watch = CollapseWatch([images], every, steps)
     with use_kernels(options.kernels):
         trained = train(
@@ -189,12 +228,13 @@ def _finetune(options: FinetuneOptions, resume: bool) -> Path:
             cosine_with_warmup(steps, warmup),
             data.train,
             collate,
-            FinetuningStep(recipe, len(classes)),
+            FinetuningStep(recipe, len(classes), bad_images, weights),
             loop_options(options, steps, resume),
             evaluations,
             ema,
             watch,
         )
+    bad_images.summary()
     path = output_dir / CLASSIFIER
     if not is_main_process():
         return path
@@ -221,7 +261,7 @@ def _finetune(options: FinetuneOptions, resume: bool) -> Path:
 
 
 class _Evaluations:
-    """Evaluates trained and averaged weights now and then, as lines of ``metrics.json``."""
+    """Evaluates trained and averaged weights now and then; the loop records the figures."""
 
     def __init__(
         self, options: FinetuneOptions, setup: Setup, ema: ModelEmaV3 | None, last: int
@@ -232,9 +272,9 @@ class _Evaluations:
         self.path = Path(options.output_dir) / "metrics.json"
         self.latest: dict[str, dict[str, float]] = {}
 
-    def __call__(self, step: int, model: nn.Module) -> None:
+    def __call__(self, step: int, model: nn.Module) -> dict[str, float]:
         if step % self.every and step != self.last:
-            return
+            return {}
         models = {"trained": model}
         if self.ema is not None:
             models["averaged"] = self.ema.module
@@ -243,21 +283,19 @@ class _Evaluations:
             name: accuracy(each, samples, options.batch_size, options.workers)
             for name, each in models.items()
         }
-        if not is_main_process():
-            return
-        entry: dict[str, float] = {"iteration": step}
+        entry: dict[str, float] = {}
         for name, figures in self.latest.items():
             logger.info(
                 "step %d  %s weights: top-1 %.2f  top-5 %.2f  loss %.4f",
                 *(step, name, figures["top1"], figures["top5"], figures["loss"]),
             )
             entry |= {f"{name}/{key}": value for key, value in figures.items()}
-        line = json.dumps(entry)
-        if (
-            line not in self.path.read_text(encoding="utf-8").splitlines()
-        ):  # a resumed run evaluates once more
-            with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(line + "\n")
+        # a resumed run evaluates once more the step that it resumes from
+        return {} if self._is_recorded({"iteration": step, **entry}) else entry
+
+    def _is_recorded(self, entry: Mapping[str, float]) -> bool:
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
+        return json.dumps(entry) in lines
 
 
 def check_batch(options: FinetuneOptions, recipe: Recipe, processes: int) -> None:

@@ -35,12 +35,14 @@ class Source:
         head: ``norm.*`` and ``head.*`` by our names; empty for an encoder alone.
         classes: names of the head's rows; None where nothing tells them.
         metadata: of the file.
+        in_chans: channels of its images; None where there is no checkpoint.
     """
 
     name: str
     head: dict[str, Tensor]
     classes: list[str] | None
     metadata: dict[str, str]
+    in_chans: int | None = None
 
     @property
     def rows(self) -> int:
@@ -52,6 +54,11 @@ class Source:
         text = self.metadata.get(key)
         return tuple(json.loads(text)) if text else None
 
+    def range_of_values(self) -> tuple[float, float] | None:
+        """The values that became 0 and 1 in its training, where they were stated."""
+        stated = json.loads(self.metadata.get("value_range", "null"))
+        return (stated[0], stated[1]) if stated else None
+
     def grn(self) -> GRNOptions | None:
         """The form of GRN that the encoder was trained with, where the file tells."""
         text = self.metadata.get("grn")
@@ -61,30 +68,36 @@ class Source:
 NO_SOURCE = Source("", {}, None, {"licence": OWN_WEIGHTS})
 
 
-def read_classifier(source: str | None) -> Source:
+def read_classifier(source: str | None, in_chans: int | None = None) -> Source:
     """Read a checkpoint of any format that :func:`backbones.checkpoint.load_encoder` knows.
+
+    Args:
+        source: a path or ``timm:NAME``; None for :data:`NO_SOURCE`.
+        in_chans: channels that timm's weights are adapted to; None for 3.
 
     Raises:
         FileNotFoundError, InputError: as that does.
     """
     if source is None:
         return NO_SOURCE
-    recognised, metadata = read_encoder(source)
+    recognised, metadata = read_encoder(source, in_chans or 3)
     head = {n: t for n, t in recognised.tensors.items() if n.startswith(("norm.", "head."))}
     rows = len(head.get("head.weight", ()))
     classes = json.loads(metadata["classes"]) if "classes" in metadata else None
     subset = infer_imagenet_subset({"num_classes": rows})
     if classes is None and subset is not None:
         classes = ImageNetInfo(subset).label_names()
-    return Source(source, head, classes, metadata)
+    stem = recognised.tensors.get("downsample_layers.0.0.weight")
+    return Source(source, head, classes, metadata, None if stem is None else stem.shape[1])
 
 
 def build_classifier(
     source: Source,
     model: str,
-    classes: Sequence[str],
+    classes: int,
     rows: Sequence[int] | None,
     drop_path: float,
+    in_chans: int,
     grn: GRNOptions | None = None,
     allow_other_grn: bool = False,
 ) -> tuple[ConvNeXt, GRNOptions | None]:
@@ -93,9 +106,10 @@ def build_classifier(
     Args:
         source: the weights; all is new for ``NO_SOURCE``.
         model: a key of ``backbones.convnext.SIZES``.
-        classes: of the data.
+        classes: how many.
         rows: of the source's head, one for each class; None for a new head.
         drop_path: stochastic depth.
+        in_chans: channels of the images.
         grn: the form of GRN, or what stands in its place; None for the source's.
         allow_other_grn: the source's may be another.
 
@@ -107,7 +121,9 @@ def build_classifier(
     """
     if grn is None and SIZES[model].version == 2:
         grn = source.grn() or GRNOptions()
-    built = build_convnext(model, num_classes=len(classes), drop_path_rate=drop_path, grn=grn)
+    built = build_convnext(
+        model, in_chans=in_chans, num_classes=classes, drop_path_rate=drop_path, grn=grn
+    )
     if source.name:
         load_encoder(source.name, built, allow_other_grn=allow_other_grn)
     own = built.state_dict()
@@ -119,7 +135,9 @@ def build_classifier(
     return built, built.grn
 
 
-def choose_rows(source: Source, classes: Sequence[str], class_list: str | None) -> list[int] | None:
+def choose_rows(
+    source: Source, classes: Sequence[str], class_list: str | None, some: bool = False
+) -> list[int] | None:
     """Which row of the source's head stands for each class of the data.
 
     Args:
@@ -128,6 +146,7 @@ def choose_rows(source: Source, classes: Sequence[str], class_list: str | None) 
         class_list: a file with a line for each class of the data: the row's number (from 0) in
             the source's head, or its class's name there. Without it the data's names are looked
             up, and where all are only numbers (webdataset's) these are the rows.
+        some: numbers may be rows where there are fewer classes than rows: the data are evaluated.
 
     Returns:
         Row numbers; None where the head is to be new, which is said in the log.
@@ -145,7 +164,8 @@ def choose_rows(source: Source, classes: Sequence[str], class_list: str | None) 
     if not unknown:
         logger.info("the head's %d rows are taken by the names of the classes", len(classes))
         return [known[name] for name in classes]
-    if all(name.isdecimal() for name in classes) and len(classes) == source.rows:
+    numbers = all(name.isdecimal() and int(name) < source.rows for name in classes)
+    if numbers and (len(classes) == source.rows or some):
         logger.info("the head's %d rows are taken by the numbers of the classes", len(classes))
         return [int(name) for name in classes]
     logger.warning(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from backbones.convnext import SIZES
 from backbones.errors import InputError
@@ -23,7 +23,13 @@ MEASURE = "measure how far apart the channels of 16 images are, and warn of coll
 
 
 # What a resumed run may change, beside what every training may.
-FREE = ("overrides.epochs", "eval_every", "measure_features_every")
+FREE = (
+    "overrides.epochs",
+    "eval_every",
+    "eval_classes",
+    "measure_features_every",
+    "skip_bad_images",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +59,7 @@ class FinetuneOptions(TrainingOptions):
     data: str = field(metadata=flag(DATA))
     val_data: str | None = field(
         default=None,
-        metadata=flag("validation images; without, val/ in --data or a part of --data"),
+        metadata=flag("validation images; without, val/ or test/ in --data, or a part of --data"),
     )
     split: str = field(
         default="train", metadata=flag("training images, of sources that have several splits")
@@ -73,6 +79,28 @@ class FinetuneOptions(TrainingOptions):
         default=None,
         metadata=flag("the rows (numbers or names) of --init's head, a line a class of --data"),
     )
+    eval_classes: Literal["all", "data"] = field(
+        default="all",
+        metadata=flag("with --eval-only: which compete, the classifier's or those of --data alone"),
+    )
+    in_chans: int | None = field(
+        default=None, metadata=flag("channels of the images; default: --init's own, or 3")
+    )
+    value_range: tuple[float, float] | None = field(
+        default=None,
+        metadata=flag(
+            "the values that become 0 and 1; default: --init's own, or by the files' bits",
+            nargs=2,
+            metavar=("LOW", "HIGH"),
+        ),
+    )
+    skip_bad_images: bool = field(
+        default=False, metadata=flag("replace images that cannot be used, and list them")
+    )
+    class_weights: Literal["none", "balanced"] = field(
+        default="none",
+        metadata=flag("balanced: a class's loss counts images / (classes x its images) times"),
+    )
     recipe: str = field(
         default="auto",
         metadata=flag("published values; auto: by classes and head", choices=["auto", *RECIPES]),
@@ -88,11 +116,13 @@ class FinetuneOptions(TrainingOptions):
         metadata=flag("share of a resized image that is evaluated; default: the authors'"),
     )
     mean: tuple[float, ...] | None = field(
-        default=None, metadata=flag("of each channel, of values scaled to 0..1", nargs=3)
+        default=None, metadata=flag("of each channel, of values scaled to 0..1")
     )
     std: tuple[float, ...] | None = field(
         default=None,
-        metadata=flag("likewise; default of both: --init's own, or ImageNet's", nargs=3),
+        metadata=flag(
+            "likewise; default of both: --init's own, or ImageNet's for 8-bit RGB, or measured"
+        ),
     )
     kernels: Kernels = field(default="auto", metadata=flag("auto: Triton on a GPU"))
     eval_every: int = field(
@@ -120,6 +150,12 @@ class FinetuneOptions(TrainingOptions):
         for name in ("eval_every", "measure_features_every"):
             if (value := getattr(self, name)) < 0:
                 problems.append(f"{name} is {value}; it must be at least 0")
-        problems += problems_of(self.mean, self.std, "auto", 3)
+        if self.in_chans is not None and self.in_chans < 1:
+            problems.append(f"in_chans is {self.in_chans}; it must be at least 1")
+        if self.value_range is not None and self.value_range[0] >= self.value_range[1]:
+            low, high = self.value_range
+            problems.append(f"value_range is {low:g} {high:g}; the first must be the lower")
+        in_chans = self.in_chans or len(self.mean or self.std or (0, 0, 0))
+        problems += problems_of(self.mean, self.std, "auto", in_chans)
         if problems:
             raise InputError("; ".join(problems))

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from typing import Any
 
-from backbones.errors import InputError
-from fcmae.classification.data import LabelledData, evaluation_transform, labelled_data
+from fcmae.classification.data import LabelledData, labelled_data
 from fcmae.classification.head import Source, choose_rows, read_classifier
 from fcmae.classification.options import FinetuneOptions
-from images.statistics import IMAGENET
+from fcmae.classification.transforms import Transform, evaluation_transform
+from images.files import Reading
+from images.statistics import Statistics, choose_statistics
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_SIZE = (224, 224)
+MEASURED_IMAGES = 2000  # at most
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class Setup:
         data: training and validation images.
         source: the checkpoint.
         rows: of its head, one for each class of the data; None for a new head.
-        image_size, crop_pct, mean, std: how images are seen.
+        image_size, crop_pct, statistics: how images are seen.
     """
 
     data: LabelledData
@@ -31,19 +36,25 @@ class Setup:
     rows: list[int] | None
     image_size: tuple[int, int]
     crop_pct: float | None
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    statistics: Statistics
 
-    def evaluation(self) -> Any:
-        return evaluation_transform(self.image_size, self.mean, self.std, self.crop_pct)
+    @property
+    def in_chans(self) -> int:
+        """Channels of the images."""
+        return self.data.val.in_chans
+
+    def evaluation(self) -> Transform:
+        mean, std = self.statistics.mean, self.statistics.std
+        return evaluation_transform(self.image_size, mean, std, self.crop_pct)
 
     def vision(self) -> dict[str, Any]:
         """How images are seen, as YAML and JSON know it."""
         return {
             "image_size": list(self.image_size),
             "crop_pct": self.crop_pct,
-            "mean": list(self.mean),
-            "std": list(self.std),
+            "mean": list(self.statistics.mean),
+            "std": list(self.statistics.std),
+            "value_range": list(stated) if (stated := self.data.val.reading.value_range) else None,
         }
 
 
@@ -53,6 +64,8 @@ def set_up(options: FinetuneOptions, only_val: bool = False) -> Setup:
     Raises:
         InputError, FileNotFoundError: for those that cannot be used, or do not fit each other.
     """
+    source = read_classifier(options.init, options.in_chans)
+    in_chans = options.in_chans or source.in_chans or len(options.mean or (0, 0, 0))
     data = labelled_data(
         options.data,
         options.val_data,
@@ -61,18 +74,29 @@ def set_up(options: FinetuneOptions, only_val: bool = False) -> Setup:
         options.val_fraction,
         options.split_seed,
         only_val,
+        Reading(in_chans, value_range=options.value_range or source.range_of_values()),
+        options.skip_bad_images,
     )
-    source = read_classifier(options.init)
-    rows = choose_rows(source, data.classes, options.class_list)
+    rows = choose_rows(source, data.classes, options.class_list, some=only_val)
     size = options.image_size or source.numbers("image_size") or DEFAULT_SIZE
     crop_pct = options.crop_pct
     if crop_pct is None and options.image_size is None and "crop_pct" in source.metadata:
         crop_pct = json.loads(source.metadata["crop_pct"])
-    mean = options.mean or source.numbers("mean") or IMAGENET.mean
-    std = options.std or source.numbers("std") or IMAGENET.std
-    if len(mean) != 3:
-        raise InputError(
-            f"{options.init} is of images of {len(mean)} channels; classification is of RGB images"
-        )
     height, width = (int(side) for side in size)
-    return Setup(data, source, rows, (height, width), crop_pct, tuple(mean), tuple(std))
+    statistics = _statistics(options, source, data)
+    return Setup(data, source, rows, (height, width), crop_pct, statistics)
+
+
+def _statistics(options: FinetuneOptions, source: Source, data: LabelledData) -> Statistics:
+    """Those that are given, the checkpoint's own, or ImageNet's or measured by the images' kind.
+
+    Raises:
+        InputError: see :func:`images.statistics.choose_statistics`.
+    """
+    samples = data.train if len(data.train) else data.val
+    mean, std = source.numbers("mean"), source.numbers("std")
+    if options.mean is None and mean and std and len(mean) == samples.in_chans:
+        logger.info("mean %s and std %s of %s", list(mean), list(std), source.name)
+        return Statistics(mean, std, source.name)
+    images, seed, workers = MEASURED_IMAGES, options.seed, options.workers
+    return choose_statistics(samples, options.mean, options.std, "auto", images, seed, workers)

@@ -9,17 +9,14 @@ import torch
 from timm.utils.misc import natural_key
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from backbones.errors import InputError
+from fcmae.classification.transforms import CROP_PCT, resized_and_cropped
 from fcmae.data import pretraining_samples
-from images.readers import class_names
+from images.labels import read_labels
 from images.statistics import Statistics
 
 logger = logging.getLogger(__name__)
-
-CROP = 0.875  # of the resized image, as in the evaluation of classifiers
 
 
 class AnalysisImages(Dataset):
@@ -34,8 +31,8 @@ class AnalysisImages(Dataset):
         split: of sources that have several.
 
     Attributes:
-        classes: the names of the images' classes, see :func:`images.readers.class_names`,
-            in natural order.
+        classes: the names of the images' classes, see :func:`images.labels.read_labels`, in
+            natural order.
         labels: the class of each image; None where there are fewer than two, or an image without.
 
     Raises:
@@ -55,7 +52,7 @@ class AnalysisImages(Dataset):
             raise InputError(f"the number of images is {images}; it must be at least 1")
         self._samples = pretraining_samples(data, image_size, 0.0, in_chans, split)
         try:
-            names = class_names(self._samples.reader)
+            names = read_labels(self._samples.reader).classes
         except ValueError as error:
             logger.warning("%s", error)
             names = [""] * len(self._samples)
@@ -81,13 +78,7 @@ class AnalysisImages(Dataset):
         """``[C, H, W]``, uint8, or float32 in 0..1 of files of more than 8 bits."""
         pixels = self._samples.whole_image(self.indices[place])
         image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
-        wanted = self._samples.image_size
-        # the side that must grow most gets its size, the other follows, rounded down as in timm
-        sides = [(int(w / CROP), s) for w, s in zip(wanted, image.shape[1:], strict=True)]
-        to, side = max(sides, key=lambda pair: pair[0] / pair[1])
-        size = [s * to // side for s in image.shape[1:]]
-        resized = F.resize(image, size, InterpolationMode.BICUBIC, antialias=True)
-        return F.center_crop(resized, list(wanted))
+        return resized_and_cropped(image, self._samples.image_size, CROP_PCT)
 
     def batches(
         self, statistics: Statistics, batch_size: int, workers: int, device: torch.device

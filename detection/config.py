@@ -78,8 +78,9 @@ def to_detectron2(config: CfgNode) -> Any:
         from detectron2.config import get_cfg
     except ImportError as error:
         raise InputError(
-            "ENGINE detectron2 needs detectron2, which is not installed (see docs/detectron2.md), "
-            f"or use ENGINE torchvision: {error}"
+            "ENGINE detectron2 needs detectron2, which is not installed: pip install "
+            '--no-build-isolation "git+https://github.com/facebookresearch/detectron2", or use '
+            f"ENGINE torchvision: {error}"
         ) from error
     cfg = get_cfg()
     add_convnext_config(cfg)

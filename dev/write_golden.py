@@ -38,7 +38,9 @@ def main() -> None:
     parser.add_argument("--train", action="store_true", help="the trained detectors anew: minutes")
     args = parser.parse_args()
     if importlib.util.find_spec("detectron2") is None:
-        raise InputError("golden files come from detectron2, which is not installed: see README")
+        raise InputError(
+            "golden files come from detectron2, which is not installed: docs/detectron2.md"
+        )
     torch.set_num_threads(1)
     if args.train:
         for variant in inputs.VARIANTS:

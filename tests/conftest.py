@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip every test marked ``detectron2`` where detectron2 is not installed."""
     if importlib.util.find_spec("detectron2") is None:
-        missing = pytest.mark.skip(reason="detectron2 is not installed (README, detectron2)")
+        missing = pytest.mark.skip(reason="detectron2 is not installed (docs/detectron2.md)")
         for item in items:
             if item.get_closest_marker("detectron2"):
                 item.add_marker(missing)

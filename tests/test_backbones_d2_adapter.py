@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("detectron2", reason="detectron2 is not installed (README, detectron2)")
+pytest.importorskip("detectron2", reason="detectron2 is not installed (docs/detectron2.md)")
 pytestmark = pytest.mark.detectron2
 
 from detectron2.config import LazyCall, get_cfg, instantiate

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as rle
 
-pytest.importorskip("detectron2", reason="detectron2 is not installed (README, detectron2)")
+pytest.importorskip("detectron2", reason="detectron2 is not installed (docs/detectron2.md)")
 pytestmark = pytest.mark.detectron2
 
 from backbones.checkpoint import save_encoder

@@ -11,7 +11,7 @@ from golden.scenes import config_of, scenes
 from small_coco import write_small_coco
 from small_detector import sample, small_config, spread_scores
 
-pytest.importorskip("detectron2", reason="detectron2 is not installed (README, detectron2)")
+pytest.importorskip("detectron2", reason="detectron2 is not installed (docs/detectron2.md)")
 pytestmark = pytest.mark.detectron2
 
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json

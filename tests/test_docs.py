@@ -84,7 +84,9 @@ def test_the_tutorials_commands_run(tmp_path, monkeypatch, fcmae):
         for script in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
             script = re.sub(r"(--max-steps|SOLVER.MAX_ITER) 300", r"\1 2", script)
             script = script.replace("SOLVER.MAX_ITER 2", "SOLVER.MAX_ITER 2 SOLVER.STEPS '()'")
-            program, *arguments = shlex.split(script.replace(", 20, 10, 60)", ", 4, 2, 16)"))
+            program, *arguments = shlex.split(
+                script.replace(", 20, 10, 60)", ", 4, 2, 16)").replace("\\\n", " ")
+            )
             if program == "python":
                 flag, code = arguments
                 assert flag == "-c"

@@ -15,10 +15,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -27,32 +27,95 @@ from torch import Tensor
 
 from backbones.convnext import ConvNeXt, Size
 from backbones.errors import InputError
-from backbones.key_adapters import (
-    ENCODER,
-    OUT_NORMS,
-    Recognised,
-    StateDict,
-    from_ours,
-    guess_size,
-    size_name,
-    to_ours,
-)
+from backbones.key_adapters import Recognised, StateDict, from_ours, to_ours
+from backbones.layouts import adapt_stem
 from backbones.normalization import GRNOptions
-from backbones.weight_files import read_metadata, read_state_dict, save_safetensors
+from backbones.sources import numbers, read_source
+from backbones.structure import ENCODER, OUT_NORMS, guess_size, of_stages, size_name
+from backbones.weight_files import save_safetensors
 
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = "1"
 LAYOUT = "backbones.convnext"
-LICENCE_NAMES = {"cc-by-nc-4.0": "CC BY-NC 4.0 (no commercial use)", "apache-2.0": "Apache-2.0"}
 # formats of encoders that were published, all of them trained on ImageNet's normalised RGB
-PUBLISHED = ("official", "official-sparse", "timm", "timm-features", "huggingface")
+PUBLISHED = ("official", "official-sparse", "timm", "timm-features", "huggingface", "mmpretrain")
 OWN_WEIGHTS = "your own: trained from random weights"  # a licence
-# The authors' downloads carry no licence inside; their file names are known.
-OFFICIAL_FILES = (
-    (r"convnextv2_\w+_(fcmae|ema)\.pt", "CC BY-NC 4.0 (no commercial use), Meta's by its name"),
-    (r"convnext_\w+_(1k|22k)_\w+\.pth", "MIT, Meta's by its name"),
-)
+
+
+@dataclass(frozen=True)
+class EncoderFile:
+    """A file that holds an encoder, read.
+
+    Args:
+        source: a path or ``timm:NAME``.
+        recognised: its tensors in our names; the format is "ours" if we wrote the file.
+        metadata: all that it tells, see :mod:`backbones.sources`.
+    """
+
+    source: str
+    recognised: Recognised
+    metadata: dict[str, str]
+
+    @property
+    def tensors(self) -> StateDict:
+        return self.recognised.tensors
+
+    @property
+    def size(self) -> Size:
+        """Raises InputError where whole stages are missing."""
+        if (size := guess_size(self.tensors)) is None:
+            raise InputError(f"{self.source}: its encoder is incomplete: whole stages are missing")
+        return size
+
+    @property
+    def in_chans(self) -> int:
+        return self.tensors["downsample_layers.0.0.weight"].shape[1]
+
+    def with_channels(self, in_chans: int) -> EncoderFile:
+        """The same encoder for images of other channels, by :func:`adapt_stem`.
+
+        Mean and deviation of its images say nothing of other channels, and are left out.
+        """
+        name = "downsample_layers.0.0.weight"
+        stem = adapt_stem(self.tensors[name], in_chans)
+        logger.warning(
+            "%s: its stem's %d channels are turned into %d by timm's rule; mean and std are not",
+            *(self.source, self.in_chans, in_chans),
+        )
+        recognised = replace(self.recognised, tensors={**self.tensors, name: stem})
+        metadata = {
+            k: v for k, v in self.metadata.items() if k not in ("mean", "std", "fingerprint")
+        }
+        return replace(self, recognised=recognised, metadata=metadata)
+
+    @property
+    def out_norms(self) -> tuple[str, ...]:
+        """The stages whose output has a norm."""
+        return tuple(sorted({n.split(".")[1] for n in self.tensors if n.startswith(OUT_NORMS)}))
+
+    @property
+    def grn(self) -> GRNOptions | None:
+        """The form of GRN, or what stands in its place; None where the file does not tell."""
+        text = self.metadata.get("grn")
+        return None if text is None else GRNOptions.of_text(text)
+
+    @property
+    def statistics(self) -> tuple[list[float], list[float]] | None:
+        """Mean and deviation, per channel, that the source's images were normalised by.
+
+        Of values scaled to 0..1, three channels as RGB. ImageNet's where a published encoder does
+        not tell; None where nobody knows.
+        """
+        if "mean" in self.metadata and "std" in self.metadata:
+            return json.loads(self.metadata["mean"]), json.loads(self.metadata["std"])
+        if self.recognised.format in PUBLISHED and self.in_chans == 3:
+            return list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
+        return None
+
+    def numbers(self, key: str) -> tuple[float, ...] | None:
+        """A list that the file tells, such as ``mean``, ``std`` or ``image_size``."""
+        return numbers(self.metadata, key)
 
 
 @dataclass(frozen=True)
@@ -72,8 +135,7 @@ class LoadResult:
             that were not used, and the model's that stay as initialised.
         fingerprint: of the source's encoder, see :func:`fingerprint`.
         licence: of the weights; None where the source does not tell.
-        statistics: mean and deviation, per channel, that the source's images were normalised by,
-            of values scaled to 0..1, three channels as RGB; None where nobody knows.
+        statistics: of :attr:`EncoderFile.statistics`.
     """
 
     source: str
@@ -98,11 +160,12 @@ class LoadResult:
 
 
 def load_encoder(
-    source: str | Path,
+    source: str | Path | EncoderFile,
     model: ConvNeXt,
     *,
     allow_partial: bool = False,
     allow_other_grn: bool = False,
+    adapt_channels: bool = False,
     log: logging.Logger = logger,
 ) -> LoadResult:
     """Load encoder weights of any known format into ``model``, completely or not at all.
@@ -110,12 +173,14 @@ def load_encoder(
     Output norms are loaded where the source has them and stay new otherwise; a head never is.
 
     Args:
-        source: a file, or ``timm:NAME`` such as ``"timm:convnextv2_base.fcmae"``.
+        source: a file, ``timm:NAME`` such as ``"timm:convnextv2_base.fcmae"``, or one that is open.
         model: changed in place; untouched if an error is raised.
         allow_partial: accept missing, unexpected and misshapen tensors; all are logged.
         allow_other_grn: the source may have been trained with another form of GRN, or something
             else in its place. What both have is loaded, gamma and beta of another form of GRN
             too; the rest is left out and newly initialised, as the log says.
+        adapt_channels: a stem of other channels is turned into the model's, by
+            :func:`backbones.layouts.adapt_stem`.
         log: who says what was loaded, and under which licence.
 
     Raises:
@@ -123,7 +188,10 @@ def load_encoder(
         InputError: if the source is unreadable, unsafe, no ConvNeXt, of another size, was trained
             with another GRN, or misses a tensor; every one that does not fit is named.
     """
-    recognised, metadata = read_encoder(source, model.in_chans)
+    file = source if isinstance(source, EncoderFile) else open_encoder(source, model.in_chans)
+    if adapt_channels and file.in_chans != model.in_chans:
+        file = file.with_channels(model.in_chans)
+    source, recognised, metadata = file.source, file.recognised, file.metadata
     wanted = {n: t for n, t in model.state_dict().items() if n.startswith(ENCODER + OUT_NORMS)}
     found = {n: t for n, t in recognised.tensors.items() if n.startswith(ENCODER + OUT_NORMS)}
     theirs = guess_size(found)
@@ -158,33 +226,12 @@ def load_encoder(
         new=[n for n in wanted if n.startswith(OUT_NORMS) and n not in found],
         fingerprint=fingerprint(recognised.tensors),
         licence=metadata.get("licence"),
-        statistics=_statistics(recognised, metadata, model.in_chans),
+        statistics=file.statistics,
         grn_left_out=grn_left_out,
         grn_new=grn_new,
     )
     _log(result, log)
     return result
-
-
-def _statistics(
-    recognised: Recognised, metadata: Mapping[str, str], in_chans: int
-) -> tuple[list[float], list[float]] | None:
-    """As :class:`LoadResult` has them: the file's own, or ImageNet's for published encoders."""
-    if "mean" in metadata and "std" in metadata:
-        return json.loads(metadata["mean"]), json.loads(metadata["std"])
-    if recognised.format in PUBLISHED and in_chans == 3:
-        return list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
-    return None
-
-
-def of_stages(tensors: StateDict, count: int) -> StateDict:
-    """Tensors of our names without those of the stages behind the first ``count``."""
-    number = re.compile(r"(?:downsample_layers|stages)\.(\d+)\.")
-    return {
-        name: tensor
-        for name, tensor in tensors.items()
-        if (match := number.match(name)) is None or int(match[1]) < count
-    }
 
 
 def _headline(model: ConvNeXt, found: StateDict, theirs: Size | None) -> str:
@@ -199,7 +246,8 @@ def _headline(model: ConvNeXt, found: StateDict, theirs: Size | None) -> str:
     if chans != (model.in_chans,):
         return (
             f"takes images of {chans[0] if chans else '?'} channels; the model's in_chans is "
-            f"{model.in_chans}: set in_chans to the checkpoint's, or give another checkpoint"
+            f"{model.in_chans}: set in_chans to the checkpoint's, or let its stem be turned into "
+            "one of the model's (--adapt-channels, MODEL.CONVNEXT.ADAPT_CHANNELS)"
         )
     return f"is {size_name(theirs)} as the model is, but not all of it fits"
 
@@ -302,58 +350,50 @@ def fingerprint(state_dict: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def read_source(source: str | Path, in_chans: int = 3) -> tuple[StateDict, dict[str, str]]:
-    """The tensors of a file or of ``timm:NAME``, and its metadata (``licence`` where known).
+def open_encoder(source: str | Path, in_chans: int = 3, key: str | None = None) -> EncoderFile:
+    """Read an encoder's file: its tensors in our names, and all that it tells.
+
+    Args:
+        source: a file of any format, or ``timm:NAME``.
+        in_chans, key: see :func:`backbones.sources.read_source`.
 
     Raises:
         FileNotFoundError, InputError: as :func:`load_encoder`.
     """
-    if str(source).startswith("timm:"):
-        return _read_timm(str(source).removeprefix("timm:"), in_chans)
-    path = Path(source)
-    metadata = read_metadata(path)
-    for pattern, licence in OFFICIAL_FILES:
-        if "licence" not in metadata and re.fullmatch(pattern, path.name):
-            metadata["licence"] = licence
-    return read_state_dict(path), metadata
+    return recognised_file(source, *read_source(source, in_chans, key))
 
 
-def read_encoder(source: str | Path, in_chans: int = 3) -> tuple[Recognised, dict[str, str]]:
-    """What :func:`read_source` gives, recognised and in our names; "ours" if we wrote the file.
+def recognised_file(
+    source: str | Path, state_dict: StateDict, metadata: dict[str, str]
+) -> EncoderFile:
+    """A source that was read, its tensors in our names.
 
     Raises:
-        FileNotFoundError, InputError: as :func:`load_encoder`.
+        InputError: if no format's encoder is there, or one of another kind than ours.
     """
-    state_dict, metadata = read_source(source, in_chans)
     try:
         recognised = to_ours(state_dict)
-    except ValueError as error:
+    except InputError as error:
         raise InputError(f"{source}: {error}") from None
     if metadata.get("layout") == LAYOUT:
         recognised = replace(recognised, format="ours")
-    return recognised, metadata
+    return EncoderFile(str(source), recognised, metadata)
 
 
-def _read_timm(name: str, in_chans: int) -> tuple[StateDict, dict[str, str]]:
-    if not name.startswith("convnext") or not timm.is_model(name.partition(".")[0]):
-        raise InputError(
-            f"timm:{name}: timm has no ConvNeXt of this name; it has "
-            f"{', '.join(timm.list_models('convnext*'))}, with a tag such as .fcmae behind it"
-        )
-    if in_chans != 3:
-        logger.warning("timm:%s: timm adapts the stem's 3 channels to %d", name, in_chans)
-    try:
-        model = timm.create_model(name, pretrained=True, in_chans=in_chans)
-    except Exception as error:  # of the hub, the network or timm: many types, one meaning
-        raise InputError(
-            f"timm:{name}: timm could not load these weights ({type(error).__name__}: {error}); "
-            "without network, fetch the file elsewhere and give its path"
-        ) from error
-    facts = getattr(model, "pretrained_cfg", None) or {}
-    licence = facts.get("license")
-    metadata = {"licence": LICENCE_NAMES.get(licence, licence)} if licence else {}
-    metadata |= {key: json.dumps(facts[key]) for key in ("mean", "std") if key in facts}
-    return model.state_dict(), metadata
+def build_encoder(source: str | Path | EncoderFile, **options: Any) -> tuple[ConvNeXt, LoadResult]:
+    """Build the encoder that a file holds, of its size, channels, form of GRN and output norms.
+
+    Args:
+        source: a file of any format, ``timm:NAME``, or one that is open.
+        **options: of :class:`backbones.convnext.ConvNeXt`; they precede the file's.
+
+    Raises:
+        FileNotFoundError, InputError: as :func:`load_encoder`.
+    """
+    file = source if isinstance(source, EncoderFile) else open_encoder(source)
+    found = {"in_chans": file.in_chans, "grn": file.grn, "out_norms": file.out_norms}
+    encoder = ConvNeXt(file.size, **{**found, **options})
+    return encoder, load_encoder(file, encoder)
 
 
 def save_encoder(model: ConvNeXt, path: str | Path, metadata: Mapping[str, str]) -> None:

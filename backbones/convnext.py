@@ -19,8 +19,9 @@ Shape suffixes: B batch, C channels, H/W height and width of a stage, K classes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -296,6 +297,15 @@ class ConvNeXt(nn.Module):
         if freeze_at:
             logger.info("FREEZE_AT %d: stem and %d stage(s) do not learn", freeze_at, freeze_at - 1)
 
+    def run_of(self, stage: str) -> Callable[..., Tensor]:
+        """How a stage's blocks are called, ``run(function, *arguments)``.
+
+        Those of ``checkpoint_stages`` keep nothing for the backward pass and run again there.
+        """
+        if stage in self.checkpoint_stages and torch.is_grad_enabled():
+            return partial(checkpoint, use_reentrant=False)
+        return lambda function, *arguments: function(*arguments)
+
     def forward_features(self, x_nchw: Tensor) -> dict[str, Tensor]:
         """Images ``[B, in_chans, H, W]`` -> stage name -> ``[B, C, H/stride, W/stride]``.
 
@@ -309,10 +319,10 @@ class ConvNeXt(nn.Module):
         for name, downsample, blocks in zip(
             self.out_channels, self.downsample_layers, self.stages, strict=True
         ):
-            recompute = name in self.checkpoint_stages and torch.is_grad_enabled()
             x = downsample(x)
+            run = self.run_of(name)
             for block in blocks.children():
-                x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+                x = run(block, x)
             features[name] = self.out_norms[name](x) if name in self.out_norms else x
         return features
 

@@ -25,10 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backbones.checkpoint import load_encoder, read_encoder
+from backbones.checkpoint import build_encoder, open_encoder
 from backbones.convnext import ConvNeXt
 from backbones.errors import InputError
-from backbones.key_adapters import OUT_NORMS, guess_size, size_name
+from backbones.structure import size_name
 from backbones.whole_files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -84,28 +84,23 @@ def encoder_export(source: str | Path, precision: str = "fp32") -> Export:
     Raises:
         FileNotFoundError, InputError: if it is not there or not a whole encoder.
     """
-    recognised, metadata = read_encoder(source)
-    tensors = recognised.tensors
-    if (size := guess_size(tensors)) is None:
-        raise InputError(f"{source}: its encoder is incomplete: whole stages are missing")
-    norms = [name.split(".")[1] for name in tensors if name.startswith(OUT_NORMS)]
-    in_chans = tensors["downsample_layers.0.0.weight"].shape[1]
-    encoder = ConvNeXt(size, in_chans=in_chans, out_norms=sorted(set(norms)))
-    result = load_encoder(source, encoder)
+    file = open_encoder(source)
+    encoder, result = build_encoder(file)
     if precision == "fp16":
         encoder.half()
     return Export(
         EncoderGraph(encoder),
-        {"images": torch.zeros(2, in_chans, 96, 128)},
+        {"images": torch.zeros(2, encoder.in_chans, 96, 128)},
         {"images": {0: "batch", 2: "height", 3: "width"}},
         list(encoder.out_channels),
         {
             "kind": "encoder",
-            "size": size_name(size),
+            "size": size_name(encoder.size),
+            "grn": str(encoder.grn),
             "fingerprint": result.fingerprint,
             "licence": result.licence or "unknown",
-            "pixel_mean": metadata.get("mean", "unknown"),
-            "pixel_std": metadata.get("std", "unknown"),
+            "pixel_mean": file.metadata.get("mean", "unknown"),
+            "pixel_std": file.metadata.get("std", "unknown"),
             "pixel_range": "0 to 1",
             "strides": json.dumps(encoder.out_strides),
         },

@@ -21,19 +21,22 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from math import isqrt
-from typing import Literal
 
 from torch import Tensor
 
-from backbones.convnext import SIZES, Size
 from backbones.errors import InputError
+from backbones.layouts import to_our_layout, to_sparse_layout, to_timm_layout
+from backbones.structure import (
+    ENCODER,
+    HEAD,
+    OUT_NORMS,
+    check_structure,
+    guess_size,
+    head_of_another_kind,
+    version_of,
+)
 
 StateDict = dict[str, Tensor]
-
-ENCODER = ("downsample_layers.", "stages.")
-OUT_NORMS = ("out_norms.",)
-HEAD = ("norm.", "head.")
 
 # (our name, the format's name); {x} is a number; the first row that begins a name renames it.
 TIMM_NAMES = (
@@ -65,6 +68,17 @@ HUGGINGFACE_NAMES = (
     ("norm.", "layernorm."),
     ("head.", "classifier."),
 )
+# OpenMMLab's and, with our names of a block's layers, the authors' detectors.
+MMPRETRAIN_NAMES = (
+    ("stages.{s}.{b}.dwconv.", "stages.{s}.{b}.depthwise_conv."),
+    ("stages.{s}.{b}.pwconv{p}.", "stages.{s}.{b}.pointwise_conv{p}."),
+    ("out_norms.stage1.", "norm0."),
+    ("out_norms.stage2.", "norm1."),
+    ("out_norms.stage3.", "norm2."),
+    ("out_norms.stage4.", "norm3."),
+    ("norm.", "norm3."),  # of a classifier, which has no other
+    ("head.", "head.fc."),
+)
 SPARSE_NAMES = (
     ("downsample_layers.0.", "downsample_layers.0."),
     ("downsample_layers.{s}.0.", "downsample_layers.{s}.0.ln."),
@@ -84,16 +98,18 @@ class Format:
         prefix: what precedes every name of the encoder.
         names: the table of names; empty where they are ours.
         parts: which of our tensors the format has a place for, by how their names begin.
+        head: what the classifier's names begin with where it lies beside the encoder, not under
+            its prefix.
     """
 
     stem: str
     prefix: str = ""
     names: tuple[tuple[str, str], ...] = ()
     parts: tuple[str, ...] = ENCODER + HEAD
+    head: str = ""
 
 
 _OUR_STEM = "downsample_layers.0.0.weight"
-_LAYER_SCALE = re.compile(r"stages\.\d+\.\d+\.gamma")
 FORMATS = {
     "ours": Format(_OUR_STEM, parts=ENCODER + OUT_NORMS + HEAD),
     "official": Format(_OUR_STEM),
@@ -107,8 +123,13 @@ FORMATS = {
         "embeddings.patch_embeddings.weight",
         names=HUGGINGFACE_NAMES,
         parts=ENCODER + OUT_NORMS + HEAD,
+        head="classifier.",
+    ),
+    "mmpretrain": Format(
+        _OUR_STEM, "backbone.", MMPRETRAIN_NAMES, ENCODER + OUT_NORMS + HEAD, "head.fc."
     ),
 }
+OWN_PREFIX = re.compile(r"(convnextv2|convnext|backbone)\.$")  # what a head lies beside
 
 # formats that store our names as they are, whatever stands in GRN's place
 HAS_ANY_NORM = ("ours", "fcmae", "detectron2", "torchvision")
@@ -122,11 +143,14 @@ class Recognised:
         format: its name in ``FORMATS``; "official" where the names are ours.
         tensors: the encoder, its output norms and its head, in our names and layouts.
         others: the file's names of everything else (decoder, detection heads, ...).
+        head_problem: why its classifier is none of ours, which is then among the others; None
+            where it is, or there is none.
     """
 
     format: str
     tensors: StateDict
     others: list[str]
+    head_problem: str | None = None
 
 
 def recognise(names: Iterable[str]) -> tuple[str, str]:
@@ -149,12 +173,21 @@ def recognise(names: Iterable[str]) -> tuple[str, str]:
         )
     if len(found) > 1:
         places = ", ".join(sorted(repr(prefix) for prefix, _ in found))
-        raise InputError(f"more than one encoder in it, under the prefixes {places}: keep one")
+        raise InputError(
+            f"more than one encoder in it, under the prefixes {places}: keep one; "
+            "tools/convert_checkpoint.py takes the one that --key names"
+        )
     ((prefix, stem),) = found
     if stem != _OUR_STEM:
         return next(name for name, row in FORMATS.items() if row.stem == stem), prefix
     if any(name.startswith(prefix) and name.endswith(".kernel") for name in names):
         return "official-sparse", prefix
+    if ("." + prefix).endswith(".backbone.") and any(
+        name.startswith((f"{prefix}norm", f"{prefix}stages.0.0.depthwise_conv.")) for name in names
+    ):
+        return "mmpretrain", prefix
+    if any(name.startswith(f"{prefix}stages.0.0.depthwise_conv.") for name in names):
+        return "mmpretrain", prefix
     for name in ("fcmae", "detectron2", "torchvision"):
         if ("." + prefix).endswith("." + FORMATS[name].prefix):
             return name, prefix
@@ -168,20 +201,30 @@ def to_ours(state_dict: Mapping[str, Tensor]) -> Recognised:
         InputError: as :func:`recognise`, or if two tensors get one name.
     """
     format_name, prefix = recognise(state_dict)
+    row = FORMATS[format_name]
+    renamed = [(theirs, ours) for ours, theirs in row.names]
+    if format_name == "mmpretrain" and f"{prefix}norm0.weight" not in state_dict:
+        renamed.insert(0, ("norm3.", "norm."))
+    # a head may lie beside the encoder: Hugging Face's "classifier." outside of "convnextv2."
+    beside = OWN_PREFIX.sub("", prefix) + row.head if row.head else None
     tensors: StateDict = {}
     others = []
     for name, tensor in state_dict.items():
-        # Hugging Face's classifier lies outside of the prefix "convnextv2."
-        outside = format_name == "huggingface" and name.startswith("classifier.")
-        inner = name if outside else name.removeprefix(prefix)
-        ours = _rename(inner, tuple((b, a) for a, b in FORMATS[format_name].names))
+        outside = beside is not None and name.startswith(beside)
+        inner = row.head + name[len(beside or "") :] if outside else name.removeprefix(prefix)
+        ours = _rename(inner, tuple(renamed))
         if not (outside or name.startswith(prefix)) or not ours.startswith(FORMATS["ours"].parts):
             others.append(name)
             continue
         if ours in tensors:
             raise InputError(f"two of its tensors are our {ours}; one of them is {name}")
-        tensors[ours] = _to_our_layout(ours, tensor)
-    return Recognised(format_name, tensors, others)
+        tensors[ours] = to_our_layout(ours, tensor)
+    check_structure(tensors)
+    problem = head_of_another_kind(tensors, others)
+    if problem is not None:
+        others += [name for name in tensors if name.startswith(HEAD)]
+        tensors = {n: t for n, t in tensors.items() if not n.startswith(HEAD)}
+    return Recognised(format_name, tensors, others, problem)
 
 
 def from_ours(tensors: Mapping[str, Tensor], target: str) -> tuple[StateDict, list[str]]:
@@ -204,9 +247,11 @@ def from_ours(tensors: Mapping[str, Tensor], target: str) -> tuple[StateDict, li
     row = FORMATS[target]
     prefix, parts = row.prefix, row.parts
     size = guess_size(tensors)
-    is_v2 = _version(tensors) == 2
+    is_v2 = version_of(tensors) == 2
     if is_v2 and "stages.0.0.grn.gamma" not in tensors and target not in HAS_ANY_NORM:
         raise InputError(f"no GRN, but something else in its place, which {target} cannot express")
+    if target == "mmpretrain" and any(name.startswith(OUT_NORMS) for name in tensors):
+        parts = ENCODER + OUT_NORMS  # whose last one is the classifier's norm otherwise
     if target == "official-sparse" and not is_v2:
         raise InputError("this is a ConvNeXt V1; the sparse format exists for V2 alone")
     if target == "huggingface" and "head.weight" in tensors:
@@ -220,43 +265,16 @@ def from_ours(tensors: Mapping[str, Tensor], target: str) -> tuple[StateDict, li
             dropped.append(name)
             continue
         theirs = _rename(name, row.names)
-        if not (target == "huggingface" and theirs.startswith("classifier.")):
+        if not (row.head and theirs.startswith(row.head)):
             theirs = prefix + theirs
         if target.startswith("timm"):
-            tensor = _to_timm_layout(name, tensor, convolutional)
+            tensor = to_timm_layout(name, tensor, convolutional)
         elif target == "official-sparse":
-            tensor = _to_sparse_layout(name, tensor)
+            tensor = to_sparse_layout(name, tensor)
+        elif target == "mmpretrain" and ".grn." in name:
+            tensor = tensor.flatten()
         written[theirs] = tensor
     return written, dropped
-
-
-def guess_size(tensors: Mapping[str, Tensor]) -> Size | None:
-    """The size of an encoder from its tensors (our names); None if it misses whole stages."""
-    blocks = [re.match(r"stages\.(\d+)\.(\d+)\.", name) for name in tensors]
-    numbers = {(int(match[1]), int(match[2])) for match in blocks if match}
-    depths = tuple(len({b for s, b in numbers if s == stage}) for stage in range(4))
-    norms = [tensors.get(f"stages.{stage}.0.norm.weight") for stage in range(4)]
-    dims = tuple(norm.shape[0] for norm in norms if norm is not None and norm.ndim == 1)
-    if len(dims) != 4:
-        return None
-    return Size(dims, depths, _version(tensors))  # type: ignore[arg-type]
-
-
-def _version(tensors: Mapping[str, Tensor]) -> Literal[1, 2]:
-    """V1 has layer scale, and V2 GRN or something else in its place, which may be nothing."""
-    if any(".grn." in name for name in tensors):
-        return 2
-    return 1 if any(_LAYER_SCALE.fullmatch(name) for name in tensors) else 2
-
-
-def size_name(size: Size | None) -> str:
-    """``"convnextv2_atto"``, or a description of an encoder that is not in the table."""
-    for name, row in SIZES.items():
-        if row == size:
-            return name
-    if size is None:
-        return "an incomplete encoder"
-    return f"a ConvNeXt V{size.version} of channels {size.dims} and depths {size.depths}"
 
 
 @cache
@@ -270,55 +288,3 @@ def _rename(name: str, names: tuple[tuple[str, str], ...]) -> str:
         if match := _pattern(source).match(name):
             return target.format(**match.groupdict()) + name[match.end() :]
     return name
-
-
-def _is_pointwise(name: str) -> bool:
-    return name.endswith((".pwconv1.weight", ".pwconv2.weight"))
-
-
-def _to_our_layout(name: str, tensor: Tensor) -> Tensor:
-    if name.endswith((".grn.gamma", ".grn.beta")):
-        return tensor.reshape(1, 1, 1, -1)
-    if name.endswith(".bias"):
-        return tensor.reshape(-1)
-    if _is_pointwise(name) and tensor.shape[2:] == (1, 1):
-        return tensor.flatten(1)
-    if name.endswith(".dwconv.weight") and tensor.ndim == 2:
-        return _from_kernel(tensor.unsqueeze(1))
-    if re.fullmatch(r"downsample_layers\.[123]\.1\.weight", name) and tensor.ndim == 3:
-        return _from_kernel(tensor)
-    return tensor
-
-
-def _to_timm_layout(name: str, tensor: Tensor, convolutional: bool) -> Tensor:
-    if ".grn." in name:
-        return tensor.flatten()
-    if _is_pointwise(name) and convolutional:
-        return tensor[:, :, None, None]
-    return tensor
-
-
-def _to_sparse_layout(name: str, tensor: Tensor) -> Tensor:
-    if ".grn." in name:
-        return tensor.reshape(1, -1)
-    if name.endswith(".dwconv.bias") or re.fullmatch(r"downsample_layers\.[123]\.1\.bias", name):
-        return tensor.reshape(1, -1)
-    if name.endswith(".dwconv.weight"):
-        return _to_kernel(tensor).squeeze(1)
-    if re.fullmatch(r"downsample_layers\.[123]\.1\.weight", name):
-        return _to_kernel(tensor)
-    return tensor
-
-
-def _from_kernel(kernel_kio: Tensor) -> Tensor:
-    """MinkowskiEngine's ``[k*k, C_in, C_out]``, sites by column -> ``[C_out, C_in, k, k]``."""
-    sites, c_in, c_out = kernel_kio.shape
-    side = isqrt(sites)
-    if side * side != sites:
-        raise InputError(f"a kernel of {sites} sites is not square")
-    return kernel_kio.permute(2, 1, 0).reshape(c_out, c_in, side, side).transpose(2, 3).contiguous()
-
-
-def _to_kernel(weight_oiyx: Tensor) -> Tensor:
-    """The reverse of :func:`_from_kernel`."""
-    return weight_oiyx.transpose(2, 3).flatten(2).permute(2, 1, 0).contiguous()

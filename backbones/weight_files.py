@@ -1,73 +1,190 @@
 """Files of named tensors: read without running code, written whole or not at all.
 
-Pickles are read by ``torch.load(weights_only=True)`` and in no other way, so that a checkpoint
-cannot run code; whether a file is safetensors or a pickle is told by its first bytes.
+Pickles are read by :mod:`backbones.pickles`, so that a checkpoint cannot run code; whether a file
+is safetensors or a pickle is told by its first bytes.
 """
 
 from __future__ import annotations
 
-import argparse
+import json
 import logging
-import os
-import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from backbones import pickles
 from backbones.errors import InputError
-from backbones.whole_files import REMEDIES, system_error, write_atomically
+from backbones.pickles import StandIn, damaged, raise_system_error
+from backbones.whole_files import write_atomically
 
 logger = logging.getLogger(__name__)
 
-# Where training programs put the weights beside optimizer, epoch and so on.
-CONTAINERS = ("model", "state_dict", "model_state_dict")
-# The authors' training checkpoints hold their command line: plain attributes, no code.
-torch.serialization.add_safe_globals([argparse.Namespace])
+# Where training programs put the weights beside optimizer, epoch and so on, by precedence.
+CONTAINERS = (
+    "model",
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "module",
+    "net",
+    "network",
+    "weights",
+)
+NO_WEIGHTS = re.compile(r".*(optim|sched|scaler|rng|random|loss|message_hub).*", re.IGNORECASE)
+DEEPEST = 4  # containers in each other
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+def read_state_dict(path: str | Path, key: str | None = None) -> dict[str, Tensor]:
+    """The tensors of :func:`read_weights`."""
+    return read_weights(path, key)[0]
+
+
+def read_weights(
+    path: str | Path, key: str | None = None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a ``.safetensors`` file or of a pickled checkpoint, on the CPU, names as is.
+
+    Args:
+        path: the file.
+        key: which of several there are: a container (``"teacher"``, ``"model.encoder"``) or what
+            the tensors' names begin with, which is then left off.
+
+    Returns:
+        The tensors, and the metadata: of a pickle what lies under ``metadata``, as
+        :func:`save_pickle` writes it, and the names of OpenMMLab's classes as ``class_names``.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        InputError: if it would run code, is damaged, or holds no tensors.
+        InputError: if it would run code, is damaged, holds no tensors, or several sets of which
+            none is named.
     """
     path = _existing_file(path)
     if _is_safetensors(path):
         with _open_safetensors(path) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    content = read_pickle(path)
-    for key in CONTAINERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            beside = [str(other) for other in content if other != key]
-            if beside:
-                logger.info("%s: reading %r; not reading %s", path, key, ", ".join(beside))
-            content = content[key]
-            break
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
+        return (_under_prefix(path, {"": tensors}, key) if key else tensors), metadata
+    content = pickles.read_pickle(path)
     if not isinstance(content, Mapping):
-        raise InputError(f"{path} holds a {type(content).__name__}, not named tensors")
-    tensors = {str(n): v for n, v in content.items() if isinstance(v, Tensor)}
-    if not tensors:
-        raise InputError(f"{path} holds no tensors; its keys: {', '.join(map(str, content))}")
-    if len(tensors) < len(content):
-        rest = ", ".join(str(name) for name in content if name not in tensors)
-        logger.info("%s: not tensors, not read: %s", path, rest)
-    return tensors
+        raise InputError(f"{path} holds {_kind(content)}, not named tensors")
+    found = dict(_sets_of_tensors(content))
+    if not found:
+        raise InputError(
+            f"{path} holds no tensors; its keys: {', '.join(_described(content)) or 'none'}"
+        )
+    place = _chosen_set(path, found, key)
+    chosen = _under_prefix(path, found, key) if place is None else found[place]
+    beside = [str(o) for o in content if place and o not in (place.split(".")[0], "metadata")]
+    if beside:
+        others = [other for other in found if other not in ("", place)]
+        hint = f" (--key takes {', '.join(others)})" if others else ""
+        logger.info("%s: reading %r; not reading %s%s", path, place, ", ".join(beside), hint)
+    if rest := [str(name) for name, value in chosen.items() if not _is_tensor(value)]:
+        logger.info("%s: not tensors, not read: %s", path, ", ".join(rest))
+    tensors = {str(n): torch.as_tensor(v) for n, v in chosen.items() if _is_tensor(v)}
+    return tensors, _metadata_of(content)
+
+
+def _metadata_of(content: Mapping) -> dict[str, str]:
+    written = content.get("metadata")
+    found = {}
+    if isinstance(written, Mapping):
+        found = {str(k): v for k, v in written.items() if isinstance(v, str)}
+    meta = content.get("meta")
+    dataset = meta.get("dataset_meta") if isinstance(meta, Mapping) else None
+    for place in (dataset, meta):  # of mmdetection 3.x, 2.x
+        if isinstance(place, Mapping):
+            names = next((v for k, v in place.items() if str(k).lower() == "classes"), None)
+            if isinstance(names, list | tuple) and "class_names" not in found:
+                found["class_names"] = json.dumps([str(name) for name in names])
+    return found
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor) or (
+        isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
+    )
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, StandIn):
+        return f"a {type(value).__name__}, an object of the program that wrote it"
+    return f"a {type(value).__name__}"
+
+
+def _described(content: Mapping) -> list[str]:
+    """The keys of what holds no tensors, with what is under those that hold a whole program's."""
+    return [f"{k} ({_kind(v)})" if isinstance(v, StandIn) else str(k) for k, v in content.items()]
+
+
+def _sets_of_tensors(content: Mapping, place: str = "") -> Iterator[tuple[str, Mapping]]:
+    """(place, mapping) for each mapping in a checkpoint that holds tensors itself."""
+    if any(_is_tensor(value) for value in content.values()):
+        yield place, content
+    if place.count(".") >= DEEPEST - 1:
+        return
+    for name, value in content.items():
+        if isinstance(value, Mapping) and not NO_WEIGHTS.fullmatch(str(name)):
+            yield from _sets_of_tensors(value, f"{place}.{name}".removeprefix("."))
+
+
+def _chosen_set(path: Path, found: Mapping[str, Mapping], key: str | None) -> str | None:
+    """The place of the set to read; None where the key is none."""
+    if key is not None:
+        if key in found:
+            return key
+        under = [place for place in found if place.startswith(f"{key}.")]
+        if len(under) != 1:
+            return None
+        return under[0]
+    for container in CONTAINERS:
+        under = [p for p in found if p == container or p.startswith(f"{container}.")]
+        if len(under) == 1 or container in under:
+            return container if container in under else under[0]
+        if under:
+            break
+    if "" in found:
+        return ""
+    if len(found) > 1:
+        listed = ", ".join(f"{place} ({len(found[place])})" for place in found)
+        raise InputError(
+            f"{path} holds several sets of tensors: {listed}; name one: "
+            "tools/convert_checkpoint.py has --key"
+        )
+    return next(iter(found))
+
+
+def _under_prefix(path: Path, found: Mapping[str, Mapping], key: str | None) -> dict[str, Any]:
+    """The tensors whose names begin with ``key``, which is left off."""
+    prefix = f"{key}."
+    for tensors in found.values():
+        inner = {str(n): v for n, v in tensors.items() if str(n).startswith(prefix)}
+        if inner:
+            return {name.removeprefix(prefix): value for name, value in inner.items()}
+    tensor_names = [str(name) for tensors in found.values() for name in tensors]
+    first = sorted({name.partition(".")[0] for name in tensor_names})
+    known = [place for place in found if place] + first
+    raise InputError(
+        f"{path} has nothing under the key {key!r}; it has {', '.join(known[:12])}"
+        f"{', ...' * (len(known) > 12)}"
+    )
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The metadata of a safetensors file; empty for pickles."""
+    """The metadata of a file, see :func:`read_weights`; {} of a pickle that has none."""
     path = _existing_file(path)
-    if not _is_safetensors(path):
-        return {}
-    with _open_safetensors(path) as file:
-        return dict(file.metadata() or {})
+    if _is_safetensors(path):
+        with _open_safetensors(path) as file:
+            return dict(file.metadata() or {})
+    content = pickles.read_pickle(path)
+    return _metadata_of(content) if isinstance(content, Mapping) else {}
 
 
 def _existing_file(path: str | Path) -> Path:
@@ -80,6 +197,16 @@ def _existing_file(path: str | Path) -> Path:
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty: its writing was cut off; copy or fetch it again")
     return path
+
+
+def read_pickle(path: str | Path) -> Any:
+    """Whatever a pickled checkpoint holds, see :func:`backbones.pickles.read_pickle`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        InputError: as that does.
+    """
+    return pickles.read_pickle(_existing_file(path))
 
 
 def _first_bytes(path: Path, number: int) -> bytes:
@@ -95,47 +222,9 @@ def _open_safetensors(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt", device="cpu")
     except Exception as error:  # SafetensorError; its module differs between versions
-        _raise_system_error(error, path)
-        raise InputError(_damaged(path, "safetensors file", error)) from None
-
-
-def read_pickle(path: str | Path) -> Any:
-    """Whatever a pickled checkpoint holds of tensors and plain values, on the CPU.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        InputError: if it would run code or is damaged.
-    """
-    path = _existing_file(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file's bytes are arbitrary, and so is what reading them raises
-        _raise_system_error(error, path)
-        blocked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if isinstance(error, pickle.UnpicklingError) and (
-            blocked or _first_bytes(path, 1) == b"\x80"
-        ):
-            what = f"it names {blocked[1]}" if blocked else "torch.save did not write it"
-            raise InputError(
-                f"{path} is refused: it is a pickle that could run code when read ({what}); ask "
-                "its author for the tensors alone, best as safetensors"
-            ) from None
-        raise InputError(_damaged(path, "PyTorch checkpoint", error)) from None
-
-
-def _raise_system_error(error: Exception, path: Path) -> None:
-    """Raise what the system says (no permission, too many open files): that is no damage."""
-    if (number := system_error(error)) in REMEDIES:
-        raise OSError(number, os.strerror(number), str(path)) from error
-
-
-def _damaged(path: Path, kind: str, error: Exception) -> str:
-    # torch's own text would have the reader turn the safety off.
-    text = str(error).rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__
-    return (
-        f"{path} cannot be read as a {kind}: it is damaged, cut off, or something else "
-        f"({path.stat().st_size} bytes; {text.splitlines()[0]}); copy or fetch it again"
-    )
+        raise_system_error(error, path)
+        text = str(error) or type(error).__name__
+        raise InputError(damaged(path, "safetensors file", text)) from None
 
 
 def save_safetensors(
@@ -148,11 +237,21 @@ def save_safetensors(
 
 
 def save_pickle(
-    tensors: Mapping[str, Tensor], path: str | Path, container: str | None = None
+    tensors: Mapping[str, Tensor],
+    path: str | Path,
+    container: str | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a ``.pth`` file, atomically; under the key ``container`` where one is given."""
+    """Write a ``.pth`` file, atomically.
+
+    Args:
+        container: the key under which the tensors are put; None for none.
+        metadata: put beside them, under ``metadata``; needs a container.
+    """
     # A view would take its whole storage along.
     own = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
-    write_atomically(
-        path, lambda partial: torch.save({container: own} if container else own, partial)
-    )
+    content: dict[str, Any] = {container: own} if container else own
+    if metadata:
+        assert container, "metadata among the tensors would be read as one of them"
+        content["metadata"] = dict(metadata)
+    write_atomically(path, lambda partial: torch.save(content, partial))

@@ -12,11 +12,11 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor
 
-from backbones.checkpoint import fingerprint, of_stages, read_encoder, unlike_grn
+from backbones.checkpoint import fingerprint, open_encoder, unlike_grn
 from backbones.convnext import STAGES, build_convnext
-from backbones.key_adapters import ENCODER, OUT_NORMS
 from backbones.normalization import GRNOptions
 from backbones.pyramid import all_levels_read, plan_pyramid
+from backbones.structure import ENCODER, OUT_NORMS, of_stages
 from backbones.whole_files import write_json
 from detection.config import get, resolve_device
 from detection.dataset import CocoDataset
@@ -101,9 +101,9 @@ def encoder_facts(config: CfgNode, total_tensors: int | None) -> dict[str, Any] 
     source = config.MODEL.WEIGHTS or config.MODEL.CONVNEXT.WEIGHTS
     if not source:
         return None
-    recognised, metadata = read_encoder(source, config.MODEL.CONVNEXT.IN_CHANS)
+    file = open_encoder(source, config.MODEL.CONVNEXT.IN_CHANS)
     plan = plan_pyramid(config.MODEL.FPN.IN_FEATURES, all_levels_read(config.MODEL))
-    tensors = of_stages(recognised.tensors, 1 + STAGES.index(plan.stages[-1]))
+    tensors = of_stages(file.tensors, 1 + STAGES.index(plan.stages[-1]))
     is_detector = bool(config.MODEL.WEIGHTS)
     left_out: list[str] = []
     new_grn: list[str] = []
@@ -111,7 +111,9 @@ def encoder_facts(config: CfgNode, total_tensors: int | None) -> dict[str, Any] 
         convnext = config.MODEL.CONVNEXT
         with torch.device("meta"):
             encoder = build_convnext(convnext.SIZE, grn=GRNOptions.of_config(convnext.GRN))
-        left_out, new_grn = unlike_grn(source, tensors, metadata, encoder, convnext.ALLOW_OTHER_GRN)
+        left_out, new_grn = unlike_grn(
+            source, tensors, file.metadata, encoder, convnext.ALLOW_OTHER_GRN
+        )
     loaded = sum(n.startswith(ENCODER) for n in tensors) - len(left_out)
     norms = sum(n.startswith(OUT_NORMS) and n.split(".")[1] in plan.stages for n in tensors)
     new_parts = ["fpn", "rpn", "roi_heads"]
@@ -122,13 +124,13 @@ def encoder_facts(config: CfgNode, total_tensors: int | None) -> dict[str, Any] 
     new = total_tensors - loaded - norms if total_tensors is not None else None
     return {
         "source": source,
-        "format": recognised.format,
+        "format": file.recognised.format,
         "loaded": loaded,
         "total": loaded + len(new_grn),
         "new": 0 if is_detector else new,
         "new_parts": [] if is_detector else new_parts,
-        "fingerprint": fingerprint(recognised.tensors),
-        "licence": metadata.get("licence"),
+        "fingerprint": fingerprint(file.tensors),
+        "licence": file.metadata.get("licence"),
     }
 
 

@@ -94,8 +94,9 @@ class MaskedDenseEncoder(_MaskedEncoder):
         ):
             visible = upsample_mask(~mask, PATCH // STRIDES[name])
             x = downsample(x) * visible.unsqueeze(1)
+            run = self.encoder.run_of(name)
             for block in blocks.children():
-                x = self._block(block, x, visible)
+                x = run(self._block, block, x, visible)
             if name in names:
                 features[name] = x
         return features
@@ -131,8 +132,9 @@ class PackedEncoder(_MaskedEncoder):
             STRIDES, stages, self.encoder.downsample_layers, self.encoder.stages, strict=True
         ):
             x_nppc = _downsample(downsample, x_nppc)
+            run = self.encoder.run_of(name)
             for block in blocks.children():
-                x_nppc = _block(block, x_nppc, places, neighbours)
+                x_nppc = run(_block, block, x_nppc, places, neighbours)
             # 3. make dense again what the decoder takes
             if name in names:
                 features[name] = places.scatter(x_nppc).permute(0, 3, 1, 2)

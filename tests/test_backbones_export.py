@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from backbones.checkpoint import save_encoder
 from backbones.convnext import STAGES, ConvNeXt, Size
 from backbones.export import FIRST_TORCH, check_target, encoder_export, write_export
-from backbones.normalization import GRN
+from backbones.normalization import GRN, GRNOptions
 
 pytestmark = pytest.mark.skipif(torch.__version__ < FIRST_TORCH, reason="torch is too old")
 
@@ -161,3 +161,24 @@ def test_a_torch_that_is_too_old_is_said_before_any_work(tmp_path: Path, monkeyp
     monkeypatch.setattr(torch, "__version__", type(torch.__version__)("2.6.0+cpu"))
     with pytest.raises(ValueError, match=r"torch 2\.6\.0\+cpu is too old for exports"):
         check_target(tmp_path / "encoder.pt2", "fp32")
+
+
+@pytest.mark.parametrize(
+    "grn", [GRNOptions("l1", "sum"), GRNOptions(kind="layernorm"), GRNOptions(kind="none")]
+)
+def test_an_encoder_with_another_grn_is_exported_as_the_function_that_it_is(
+    grn: GRNOptions, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = ConvNeXt(SMALL, in_chans=2, grn=grn).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape))
+    save_encoder(model, tmp_path / "e.safetensors", {})
+    export = encoder_export(tmp_path / "e.safetensors")
+    assert export.metadata["grn"] == str(grn)
+    images = torch.randn(1, 2, 64, 64)
+    with torch.no_grad():
+        expected, actual = model.forward_features(images), export.graph(images)
+    for stage in STAGES:
+        assert torch.equal(actual[stage], expected[stage])

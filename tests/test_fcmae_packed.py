@@ -271,3 +271,28 @@ def test_stem_in_the_packed_layout_is_the_convolution():
     expected = encoder.downsample_layers[0](images)
     packed = _downsample(encoder.downsample_layers[0], _blocks_of(images.permute(0, 2, 3, 1), 32))
     assert relative_error(packed, _blocks_of(expected.permute(0, 2, 3, 1), 8)) < 1e-12
+
+
+@pytest.mark.parametrize("mode", ["packed", "masked-dense"])
+def test_checkpointed_stages_keep_less_for_backward_and_give_the_same_gradients(mode):
+    torch.manual_seed(0)
+    images, mask = torch.randn(2, 3, 64, 96), random_mask(2, (2, 3), 0.5)
+    kept, gradients = [], []
+    for stages in ((), STAGES):
+        encoder = lively_encoder(dtype=torch.float32, drop_path_rate=0.5, checkpoint_stages=stages)
+        bytes_kept = 0
+
+        def keep(tensor):
+            nonlocal bytes_kept
+            bytes_kept += tensor.nbytes
+            return tensor
+
+        torch.manual_seed(1)  # of the drop path
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = ENCODERS[mode](encoder)(images, mask)
+        kept.append(bytes_kept)
+        output.square().sum().backward()
+        gradients.append({name: p.grad for name, p in encoder.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradient, gradients[1][name]), name
+    assert kept[1] < kept[0] / 3

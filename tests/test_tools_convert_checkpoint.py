@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -13,9 +14,17 @@ import timm
 import torch
 from golden import inputs
 
-from backbones.checkpoint import load_encoder, read_metadata, read_state_dict, save_encoder
+from backbones.checkpoint import load_encoder, open_encoder, save_encoder, save_ours
 from backbones.convnext import SIZES, STAGES, ConvNeXt, GRNOptions, Size, build_convnext
-from backbones.weight_files import save_pickle, save_safetensors
+from backbones.errors import InputError
+from backbones.key_adapters import from_ours
+from backbones.weight_files import (
+    read_metadata,
+    read_state_dict,
+    read_weights,
+    save_pickle,
+    save_safetensors,
+)
 from detection.engines.torchvision.model import build_mask_rcnn
 from detection.engines.weights import detectron2_to_torchvision
 from training.cli import run_tool
@@ -33,6 +42,8 @@ TARGETS = (
     "detectron2",
     "torchvision",
 )
+
+KINDS = ("affine", "none", "lrn", "batchnorm", "layernorm", "se", "cbam")
 
 spec = importlib.util.spec_from_file_location("convert_checkpoint", TOOL)
 assert spec is not None
@@ -54,8 +65,8 @@ def convert(monkeypatch, capsys):
     return run
 
 
-def random_model(size: Size = SMALL, **options) -> ConvNeXt:
-    torch.manual_seed(0)
+def random_model(size: Size = SMALL, seed: int = 0, **options) -> ConvNeXt:
+    torch.manual_seed(seed)
     model = ConvNeXt(size, **options)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -134,7 +145,8 @@ def test_transformers_loads_the_result_from_its_folder_and_agrees(
     path = save_whole(model, tmp_path / "ours.pth")
     code, *_ = convert(path, tmp_path / "model.safetensors", "--to", "huggingface")
     assert code == 0
-    config.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["hidden_sizes"] == config.hidden_sizes
     theirs, info = getattr(transformers, f"{kind}ForImageClassification").from_pretrained(
         tmp_path, output_loading_info=True
     )
@@ -234,7 +246,9 @@ def test_what_a_detector_was_trained_on_stays_in_the_file_or_is_said_to_be_lost(
     assert read_metadata(output).items() >= metadata.items()
     assert "no place for" not in out
     _, out, _ = convert(tmp_path / "in.safetensors", tmp_path / "out.pth", "--to", "detectron2")
-    assert "metadata that out.pth has no place for: class_names, format, grn, licence\n" in out
+    assert read_metadata(tmp_path / "out.pth").items() >= metadata.items()
+    assert convert(tmp_path / "out.pth", output, "--to", "torchvision")[0] == 0
+    assert read_metadata(output).items() >= metadata.items()
 
 
 @pytest.mark.parametrize(
@@ -356,3 +370,129 @@ def test_the_command_line_exits_1_with_one_message_and_no_traceback(tmp_path: Pa
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1] == f"error: no checkpoint file {tmp_path / 'nowhere.pth'}"
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("options", [{}, {"num_classes": 3}, {"out_norms": STAGES}])
+def test_transformers_builds_the_model_from_the_written_configuration_alone(
+    options: dict, convert, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    model = random_model(SMALL, in_chans=4, **options)
+    metadata = {"classes": '["a", "b", "c"]'} if "num_classes" in options else {}
+    save_ours(model.state_dict(), tmp_path / "ours.safetensors", metadata)
+    output = tmp_path / "hf" / "model.safetensors"
+    assert convert(tmp_path / "ours.safetensors", output, "--to", "huggingface")[0] == 0
+    auto = {
+        "num_classes": transformers.AutoModelForImageClassification,
+        "out_norms": transformers.AutoBackbone,
+    }.get(next(iter(options), ""), transformers.AutoModel)
+    theirs = auto.from_pretrained(str(output.parent)).eval()
+    images = torch.randn(1, 4, 64, 64)
+    with torch.no_grad():
+        if "num_classes" in options:
+            assert theirs.config.id2label == {0: "a", 1: "b", 2: "c"}
+            actual, expected = theirs(images).logits, model(images)
+        elif options:
+            actual, expected = (
+                theirs(images).feature_maps[1],
+                model.forward_features(images)["stage2"],
+            )
+        else:
+            actual = theirs(images).last_hidden_state
+            expected = model.forward_features(images)["stage4"]
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_transformers_sees_images_as_the_source_did(convert, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    told = {"mean": "[0.1, 0.2, 0.3]", "std": "[0.4, 0.5, 0.6]", "image_size": "[96, 96]"}
+    save_encoder(random_model(), tmp_path / "ours.safetensors", told)
+    output = tmp_path / "hf" / "model.safetensors"
+    assert convert(tmp_path / "ours.safetensors", output, "--to", "huggingface")[0] == 0
+    processor = transformers.AutoImageProcessor.from_pretrained(str(output.parent))
+    assert list(processor.image_mean) == [0.1, 0.2, 0.3]
+    back = open_encoder(output)  # and this project reads it again
+    assert back.numbers("std") == (0.4, 0.5, 0.6)
+    assert back.numbers("image_size") == (96, 96)
+
+
+@pytest.mark.parametrize("form", [GRNOptions("l1", "sum"), *map(GRNOptions.of_text, KINDS)])
+@pytest.mark.parametrize("target", ["torchvision", "detectron2"])
+def test_what_stands_in_grns_place_is_never_lost(form, target, convert, tmp_path: Path) -> None:
+    ours, there, back = (tmp_path / n for n in ("o.safetensors", "t.pth", "b.safetensors"))
+    model = random_model(grn=form)
+    save_encoder(model, ours, {})
+    assert convert(ours, there, "--to", target)[0] == 0
+    with pytest.raises(InputError, match="was trained with"):
+        load_encoder(there, random_model())
+    load_encoder(there, random_model(grn=form))
+    assert convert(there, back, "--to", "ours")[0] == 0
+    assert read_metadata(back)["grn"] == str(form)
+    assert_equal_files(back, ours)
+    for other in ("official", "timm", "huggingface", "mmpretrain", "official-sparse"):
+        code, _, err = convert(ours, tmp_path / "x.pth", "--to", other)
+        assert code == 1
+        assert f"which {other} cannot express" in err
+
+
+def test_the_key_takes_one_of_several_and_the_head_can_be_left_out(convert, tmp_path: Path) -> None:
+    model, other = random_model(num_classes=5), random_model(seed=1)
+    content = {"state_dict": other.state_dict(), "state_dict_ema": model.state_dict()}
+    torch.save(content, tmp_path / "x.pth")
+    output = tmp_path / "y.safetensors"
+    code, out, _ = convert(
+        tmp_path / "x.pth", output, "--to", "ours", "--key", "state_dict_ema", "--no-head"
+    )
+    assert code == 0
+    assert "not carried over, 4 tensors: norm.weight, norm.bias, head.weight, head.bias" in out
+    tensors = read_state_dict(output)
+    assert torch.equal(tensors["stages.0.0.dwconv.weight"], model.stages[0][0].dwconv.weight)
+    assert not [name for name in tensors if name.startswith(("norm.", "head."))]
+
+
+def test_a_broken_head_is_refused_and_one_of_another_kind_left_out(convert, tmp_path: Path) -> None:
+    tensors = random_model(num_classes=5).state_dict()
+    torch.save(tensors | {"head.bias": torch.ones(4)}, tmp_path / "x.pth")
+    code, _, err = convert(tmp_path / "x.pth", tmp_path / "y.pth", "--to", "timm")
+    assert code == 1
+    assert "classifier is not whole" in err
+    theirs = from_ours(tensors, "timm")[0] | {"head.pre_logits.fc.weight": torch.ones(2, 2)}
+    torch.save(theirs, tmp_path / "mlp.pth")
+    output = tmp_path / "hf" / "model.safetensors"
+    code, out, _ = convert(tmp_path / "mlp.pth", output, "--to", "huggingface")
+    assert code == 0
+    assert "no classifier was carried over: its head has a hidden layer" in out
+    assert json.loads((output.parent / "config.json").read_text())["architectures"] == [
+        "ConvNextV2Model"
+    ]
+    assert not [name for name in read_state_dict(output) if name.startswith("classifier")]
+
+
+@pytest.mark.parametrize("in_chans", [1, 4, 13])
+def test_other_channels_need_the_flag_and_follow_timms_rule(
+    in_chans: int, convert, tmp_path: Path
+) -> None:
+    model = random_model()
+    save_encoder(model, tmp_path / "x.safetensors", {"mean": "[1, 2, 3]", "std": "[1, 1, 1]"})
+    arguments = (tmp_path / "x.safetensors", tmp_path / "y.safetensors", "--to", "ours")
+    code, _, err = convert(*arguments, "--in-chans", in_chans)
+    assert code == 1
+    assert "--adapt-channels" in err
+    assert convert(*arguments, "--in-chans", in_chans, "--adapt-channels")[0] == 0
+    tensors, metadata = read_weights(tmp_path / "y.safetensors")
+    stem = "downsample_layers.0.0.weight"
+    expected = timm.models.adapt_input_conv(in_chans, model.state_dict()[stem])
+    torch.testing.assert_close(tensors[stem], expected)
+    assert metadata["in_chans"] == str(in_chans)
+    assert "mean" not in metadata
+    assert convert(
+        tmp_path / "y.safetensors", tmp_path / "z.safetensors", "--to", "ours", "--in-chans", 3,
+        "--adapt-channels",
+    )[0] == 0  # fmt: skip
+    back = read_state_dict(tmp_path / "z.safetensors")[stem]
+    if in_chans >= 3:
+        torch.testing.assert_close(back, model.state_dict()[stem])
+    grey = torch.rand(1, 1, 4, 4)  # an image of equal channels gives what it gave
+    torch.testing.assert_close(
+        (back * grey).sum((1, 2, 3)), (model.state_dict()[stem] * grey).sum((1, 2, 3))
+    )

@@ -12,20 +12,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from backbones.checkpoint import LAYOUT, read_source, save_ours
+from backbones.checkpoint import EncoderFile, recognised_file, save_ours
 from backbones.convnext import ConvNeXt, GRNOptions
 from backbones.errors import InputError
-from backbones.key_adapters import ENCODER, FORMATS, from_ours, guess_size, size_name, to_ours
+from backbones.huggingface import write_huggingface_files
+from backbones.key_adapters import FORMATS, from_ours
+from backbones.sources import read_source
+from backbones.structure import ENCODER, HEAD, check_head, guess_size, size_name
 from backbones.weight_files import save_pickle, save_safetensors
 from training.cli import ToolParser, log_to, run_tool
 from training.progress import progress
 
 TARGETS = [name for name in FORMATS if name != "fcmae"]
 DETECTORS = ("detectron2", "torchvision")
+KEEPS_GRN = DETECTORS  # in the metadata; they are this project's own layouts
 IN_A_CONTAINER = ("official", "official-sparse", "detectron2")
 EXAMPLES = """examples:
   python tools/convert_checkpoint.py runs/fcmae/encoder.safetensors encoder.pth --to official
   python tools/convert_checkpoint.py timm:convnextv2_tiny.fcmae tiny.safetensors --to ours
+  python tools/convert_checkpoint.py dino.pth teacher.safetensors --to ours --key teacher
   python tools/convert_checkpoint.py runs/quick/model_final.safetensors d2.pth --to detectron2
 """
 
@@ -41,6 +46,18 @@ def parse_arguments() -> argparse.Namespace:
         help="its extension is the container's: .safetensors or .pth, .pt, .bin",
     )
     parser.add_argument("--to", required=True, choices=TARGETS)
+    parser.add_argument(
+        "--key", help="which of a file's several sets of tensors: model_ema, teacher, ..."
+    )
+    parser.add_argument("--no-head", action="store_true", help="leave out a classifier's head")
+    parser.add_argument(
+        "--in-chans", type=int, help="channels of the images, with --adapt-channels"
+    )
+    parser.add_argument(
+        "--adapt-channels",
+        action="store_true",
+        help="turn a stem of other channels into one of --in-chans by timm's rule",
+    )
     arguments = parser.parse_args()
     allowed = [".safetensors", ".pth", ".pt", ".bin"]
     if arguments.to == "ours":
@@ -66,21 +83,40 @@ def convert_detector(state_dict: dict[str, Tensor], source: str, target: str) ->
     }[target](state_dict)
 
 
-def check_complete(tensors: dict[str, Tensor]) -> None:
-    """Raise a ValueError that names what keeps these from being a whole encoder's tensors."""
-    size = guess_size(tensors)
-    if size is None:
-        raise InputError("its encoder is incomplete: whole stages are missing")
+def check_complete(file: EncoderFile) -> None:
+    """Raise an InputError that names what keeps this from being a whole encoder."""
     with torch.device("meta"):
-        model = ConvNeXt(size, in_chans=tensors["downsample_layers.0.0.weight"].shape[1])
+        model = ConvNeXt(file.size, in_chans=file.in_chans, grn=file.grn)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(t.shape) for name, t in tensors.items() if name.startswith(ENCODER)}
+    found = {n: tuple(t.shape) for n, t in file.tensors.items() if n.startswith(ENCODER)}
     wrong = sorted(dict(expected.items() ^ found.items()))
     if wrong:
         raise InputError(
-            f"its encoder is not quite {size_name(size)}; missing, unexpected or of another "
-            f"shape: {', '.join(wrong)}"
+            f"{file.source}: its encoder is not quite {size_name(file.size)}; missing, unexpected "
+            f"or of another shape: {', '.join(wrong)}"
         )
+
+
+def check_grn(file: EncoderFile, target: str) -> None:
+    """Refuse to lose what stands in GRN's place, or its form: the file would be another function.
+
+    Raises:
+        InputError: if the target has no place for it.
+    """
+    if file.grn is None or file.grn == GRNOptions() or target == "ours":
+        return
+    if target not in KEEPS_GRN:
+        raise InputError(
+            f"{file.source} was trained with {file.grn}, which {target} cannot express"
+        )
+
+
+def parts_to_write(file: EncoderFile, no_head: bool) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors that are converted, and the names of the head's that were to be left out."""
+    left_out = [name for name in file.tensors if no_head and name.startswith(HEAD)]
+    tensors = {name: tensor for name, tensor in file.tensors.items() if name not in left_out}
+    check_head(tensors, file.source)
+    return tensors, left_out
 
 
 def main() -> None:
@@ -90,45 +126,74 @@ def main() -> None:
     if output.exists() and Path(arguments.input).exists() and output.samefile(arguments.input):
         raise InputError(f"{output} is the input itself: name another output")
     bar = progress(text="read, convert, write", total=3, unit="step")
-    state_dict, metadata = read_source(arguments.input)
+    state_dict, file = open_with_all(arguments.input, arguments.key)
     bar.update()
+    check_complete(file)
+    check_grn(file, target)
+    is_detector = target in DETECTORS and any(n.startswith("roi_heads.") for n in state_dict)
+    in_chans = arguments.in_chans or file.in_chans
+    if in_chans != file.in_chans:
+        if not arguments.adapt_channels:
+            raise InputError(
+                f"{file.source} takes images of {file.in_chans} channels, not {in_chans}: "
+                "--adapt-channels turns its stem into one of these"
+            )
+        file = file.with_channels(in_chans)
+        stem = "downsample_layers.0.0.weight"  # whatever precedes it in a detector
+        state_dict |= {n: file.tensors[stem] for n in state_dict if n.endswith(stem)}
     try:
-        recognised = to_ours(state_dict)
-        check_complete(recognised.tensors)
-        is_detector = target in DETECTORS and any(n.startswith("roi_heads.") for n in state_dict)
         if is_detector:
-            converted = convert_detector(state_dict, recognised.format, target)
+            converted = convert_detector(state_dict, file.recognised.format, target)
             dropped: list[str] = []
         else:
-            converted, dropped = from_ours(recognised.tensors, target)
-            dropped += recognised.others
-    except ValueError as error:
+            tensors, dropped = parts_to_write(file, arguments.no_head)
+            converted, no_place = from_ours(tensors, target)
+            dropped += no_place + file.recognised.others
+    except InputError as error:
+        if str(error).startswith(str(arguments.input)):
+            raise
         raise InputError(f"{arguments.input}: {error}") from None
-    grn = metadata.get("grn", str(GRNOptions()))
-    if grn != str(GRNOptions()) and target not in ("ours", *DETECTORS):
-        raise InputError(f"{arguments.input} was trained with {grn}, which {target} cannot express")
 
     bar.update()
-    licence = metadata.get("licence")
-    kept = {name: metadata[name] for name in metadata if is_detector or name == "licence"}
+    metadata = file.metadata
+    kept = {n: metadata[n] for n in metadata if is_detector or n in ("licence", "grn")}
+    written = [output]
     if target == "ours":
         kept = {**metadata, "converted_from": str(arguments.input)}
         save_ours(converted, output, kept)
     elif output.suffix == ".safetensors":
         save_safetensors(converted, output, kept)
     else:
-        kept = {}
-        save_pickle(converted, output, "model" if target in IN_A_CONTAINER else None)
+        other_grn = file.grn not in (None, GRNOptions())
+        kept = kept if is_detector or other_grn else {}
+        container = target in IN_A_CONTAINER or bool(kept)
+        save_pickle(converted, output, "model" if container else None, kept)
+    if target == "huggingface":
+        written += [
+            output.with_name(name)
+            for name in write_huggingface_files(output.parent, tensors, metadata)
+        ]
+        kept |= {n: metadata[n] for n in ("mean", "std", "classes") if n in metadata}
     bar.close()
-    source = "ours" if metadata.get("layout") == LAYOUT else recognised.format
-    size = size_name(guess_size(recognised.tensors))
-    print(f"read    {arguments.input}: {size}, {source} format, {len(state_dict)} tensors")
+    size = size_name(guess_size(file.tensors))
+    form = file.recognised.format
+    print(f"read    {arguments.input}: {size}, {form} format, {len(state_dict)} tensors")
     print(f"wrote   {output}: {target} format, {len(converted)} tensors")
+    for path in written[1:]:
+        print(f"wrote   {path}")
     if dropped:
         print(f"not carried over, {len(dropped)} tensors: {', '.join(dropped)}")
+    if file.recognised.head_problem:
+        print(f"no classifier was carried over: {file.recognised.head_problem}")
     if lost := sorted(metadata.keys() - kept.keys()):
         print(f"metadata that {output.name} has no place for: {', '.join(lost)}")
-    print(f"licence of the weights: {licence or 'unknown'}")
+    print(f"licence of the weights: {metadata.get('licence') or 'unknown'}")
+
+
+def open_with_all(source: str, key: str | None) -> tuple[dict[str, Tensor], EncoderFile]:
+    """A file's tensors under their own names, and as an encoder's file."""
+    state_dict, metadata = read_source(source, key=key)
+    return state_dict, recognised_file(source, state_dict, metadata)
 
 
 if __name__ == "__main__":

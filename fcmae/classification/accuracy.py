@@ -117,6 +117,7 @@ def evaluate_classifier(options: FinetuneOptions) -> dict[str, Any]:
         raise InputError(
             f"{options.init} has no head's row for {len(unknown)} of {len(setup.data.classes)} "
             f"classes ({', '.join(unknown[:10])}); give a classifier of these, or --class-list"
+            + (f" (of its head: {problem})" if (problem := setup.source.head_problem) else "")
         )
     val, rows = setup.data.val, setup.rows
     if options.eval_classes == "all":

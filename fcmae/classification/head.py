@@ -17,9 +17,11 @@ import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor
 
-from backbones.checkpoint import OWN_WEIGHTS, load_encoder, read_encoder
+from backbones.checkpoint import OWN_WEIGHTS, load_encoder, open_encoder
 from backbones.convnext import SIZES, ConvNeXt, GRNOptions, build_convnext
 from backbones.errors import InputError
+from backbones.sources import numbers
+from backbones.structure import HEAD, check_head
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ class Source:
         classes: names of the head's rows; None where nothing tells them.
         metadata: of the file.
         in_chans: channels of its images; None where there is no checkpoint.
+        head_problem: why a classifier that is there is not taken: it is of another kind.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Source:
     classes: list[str] | None
     metadata: dict[str, str]
     in_chans: int | None = None
+    head_problem: str | None = None
 
     @property
     def rows(self) -> int:
@@ -51,8 +55,7 @@ class Source:
 
     def numbers(self, key: str) -> tuple[float, ...] | None:
         """A list in the metadata, such as ``mean`` or ``image_size``."""
-        text = self.metadata.get(key)
-        return tuple(json.loads(text)) if text else None
+        return numbers(self.metadata, key)
 
     def range_of_values(self) -> tuple[float, float] | None:
         """The values that became 0 and 1 in its training, where they were stated."""
@@ -76,19 +79,19 @@ def read_classifier(source: str | None, in_chans: int | None = None) -> Source:
         in_chans: channels that timm's weights are adapted to; None for 3.
 
     Raises:
-        FileNotFoundError, InputError: as that does.
+        FileNotFoundError, InputError: as that does, or for a head that is not whole.
     """
     if source is None:
         return NO_SOURCE
-    recognised, metadata = read_encoder(source, in_chans or 3)
-    head = {n: t for n, t in recognised.tensors.items() if n.startswith(("norm.", "head."))}
-    rows = len(head.get("head.weight", ()))
+    file = open_encoder(source, in_chans or 3)
+    metadata = file.metadata
+    rows = check_head(file.tensors, source)
+    head = {n: t for n, t in file.tensors.items() if rows and n.startswith(HEAD)}
     classes = json.loads(metadata["classes"]) if "classes" in metadata else None
     subset = infer_imagenet_subset({"num_classes": rows})
     if classes is None and subset is not None:
         classes = ImageNetInfo(subset).label_names()
-    stem = recognised.tensors.get("downsample_layers.0.0.weight")
-    return Source(source, head, classes, metadata, None if stem is None else stem.shape[1])
+    return Source(source, head, classes, metadata, file.in_chans, file.recognised.head_problem)
 
 
 def build_classifier(
@@ -157,7 +160,11 @@ def choose_rows(
     if class_list is not None:
         return _rows_of_list(source, classes, Path(class_list))
     if not source.rows:
-        logger.info("the head is new: %s", f"{source.name} has none" if source.name else "all is")
+        if source.head_problem:
+            logger.warning("the head is new: of %s, %s", source.name, source.head_problem)
+        else:
+            why = f"{source.name} has none" if source.name else "all is"
+            logger.info("the head is new: %s", why)
         return None
     known = {name: row for row, name in enumerate(source.classes or ())}
     unknown = [name for name in classes if name not in known]
@@ -184,6 +191,7 @@ def _rows_of_list(source: Source, classes: Sequence[str], path: Path) -> list[in
         raise InputError(
             f"--class-list {path} selects rows of a head, and "
             + (f"{source.name} has none" if source.name else "there is no --init")
+            + (f": {source.head_problem}" if source.head_problem else "")
         )
     problems = []
     if len(lines) != len(classes):

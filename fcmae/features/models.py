@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-import yaml
 from torch import nn
 
-from backbones.checkpoint import load_encoder, read_encoder
-from backbones.convnext import SIZES, ConvNeXt, build_convnext
+from backbones.checkpoint import EncoderFile, build_encoder, open_encoder
+from backbones.convnext import SIZES, build_convnext
 from backbones.errors import InputError
-from backbones.key_adapters import guess_size
-from backbones.normalization import GRNOptions
 from backbones.weight_files import read_state_dict
 from images.statistics import IMAGENET, Statistics
 
@@ -99,49 +93,18 @@ def _timm_model(name: str, source: str, image_size: tuple[int, int]) -> Analysed
 
 
 def _own_model(name: str, source: str) -> AnalysedModel:
-    recognised, metadata = read_encoder(source)
-    size = guess_size(recognised.tensors)
-    if size is None:
-        raise InputError(f"{source} holds an incomplete encoder: it lacks whole stages")
-    in_chans = recognised.tensors["downsample_layers.0.0.weight"].shape[1]
-    run = _run_of(Path(source))
-    model = ConvNeXt(size, in_chans=in_chans, grn=_grn(metadata.get("grn"), run))
-    # a run's checkpoint does not tell its form of GRN, but its config.yaml does
-    load_encoder(source, model, allow_other_grn="grn" in run and "grn" not in metadata)
-    return AnalysedModel(
-        name, source, model.eval(), in_chans, _statistics(source, in_chans, metadata, run)
-    )
+    file = open_encoder(source)
+    model, _ = build_encoder(file, out_norms=())
+    return AnalysedModel(name, source, model.eval(), file.in_chans, _statistics(file))
 
 
-def _run_of(checkpoint: Path) -> dict[str, Any]:
-    """config.yaml of the run that a checkpoint (RUN/checkpoints/STEP/FILE) lies in, if any."""
-    config = checkpoint.absolute().parents[2:3]
-    path = config[0] / "config.yaml" if config else checkpoint
-    if checkpoint.parent.parent.name != "checkpoints" or not path.is_file():
-        return {}
-    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-
-
-def _grn(stored: str | None, run: Mapping[str, Any]) -> GRNOptions | None:
-    """What the checkpoint tells, or the run's ``config.yaml``; None where neither does."""
-    if stored is not None:
-        return GRNOptions.of_text(stored)
-    # a fine-tuning's is that of the weights that it started from, unless it was given
-    options = run.get("derived", {}).get("grn") or run.get("grn")
-    return GRNOptions(**options) if options else None
-
-
-def _statistics(
-    source: str, in_chans: int, metadata: Mapping[str, str], run: Mapping[str, Any]
-) -> Statistics:
-    if "mean" in metadata:
-        mean, std = (tuple(json.loads(metadata[key])) for key in ("mean", "std"))
+def _statistics(file: EncoderFile) -> Statistics:
+    mean, std = file.numbers("mean"), file.numbers("std")
+    if mean and std:
         return Statistics(mean, std, "the checkpoint")
-    if stored := run.get("derived", {}).get("statistics"):
-        return Statistics(tuple(stored["mean"]), tuple(stored["std"]), "the run's config.yaml")
-    if in_chans == 3:
+    if file.in_chans == 3:
         return IMAGENET
     raise InputError(
-        f"{source} takes {in_chans} channels and does not tell their mean and std; give the "
-        "encoder.safetensors that pretraining wrote, which does"
+        f"{file.source} takes {file.in_chans} channels and does not tell their mean and std; give "
+        "the encoder.safetensors that pretraining wrote, which does"
     )

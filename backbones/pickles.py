@@ -1,0 +1,232 @@
+"""Pickled checkpoints, read without running any code of theirs.
+
+``torch.load(weights_only=True)`` calls nothing but what builds tensors and plain values. Training
+programs put more beside the weights: their command line, numpy's numbers, paths, a history of the
+losses. None of it is wanted, so each such name gets an inert stand-in, which keeps nothing and does
+nothing: nothing of the file's is imported or called, and the tensors can be read.
+
+Names of Python's own library that build no plain value (``os.system``, ``builtins.eval``) have no
+place in a checkpoint: such a file is refused, though its stand-ins would do no harm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import pickle
+import pickletools
+import re
+import sys
+import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections import OrderedDict
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from backbones.errors import InputError
+from backbones.whole_files import REMEDIES, system_error
+
+logger = logging.getLogger(__name__)
+
+# Of Python's library, what only holds values; functools.partial and getattr are not called either.
+PLAIN = re.compile(
+    r"pathlib\.\w+|datetime\.\w+|decimal\.Decimal|fractions\.Fraction|uuid\.UUID|typing\.\w+"
+    r"|enum\.\w+|types\.SimpleNamespace|functools\.partial|copyreg\._reconstructor"
+    r"|time\.struct_time|zoneinfo\.\w+|logging\.\w+|re\._compile"
+    r"|builtins\.(getattr|slice|range|frozenset|object|list|dict|tuple|int|float|str|bool|bytes)"
+)
+MODULES = "torch.nn.modules."  # of whole models that were pickled as objects
+# Names whose stand-in is filled as a dictionary or as a list afterwards.
+DICTIONARIES = re.compile(
+    r"collections\.defaultdict|(.+\.)?(CfgNode|CN|ConfigDict|AttrDict|EasyDict|AttributeDict"
+    r"|DotDict|Dict|Box)"
+)
+LISTS = re.compile(r"collections\.deque")
+# Arrays may be the weights themselves (detectron2's .pkl).
+ARRAYS: dict[str, Any] = {
+    f"{module}.{name}": value
+    for module in ("numpy._core.multiarray", "numpy.core.multiarray")
+    for name, value in (
+        ("_reconstruct", np.ndarray([0]).__reduce__()[0]),
+        ("scalar", np.float64(0).__reduce__()[0]),
+    )
+} | {"numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype}
+ARRAY_TYPES = [
+    (value, f"numpy.dtypes.{name}")
+    for name, value in vars(np.dtypes).items()
+    if isinstance(value, type)
+]
+
+
+class StandIn:
+    """In place of an object of the file's: it keeps nothing and does nothing.
+
+    Attributes:
+        __qualname__: of each stand-in's class, the name in the file.
+    """
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __new__(cls, *_: Any, **__: Any) -> StandIn:
+        return object.__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class _Dictionary:
+    """A class that makes dictionaries of torch's kind, which are filled with what the file has."""
+
+    def __new__(cls, *_: Any, **__: Any) -> OrderedDict:  # type: ignore[misc]
+        return OrderedDict()
+
+
+class _List:
+    """Likewise of lists."""
+
+    def __new__(cls, *_: Any, **__: Any) -> list:  # type: ignore[misc]
+        return []
+
+
+def stand_in(name: str) -> Any | None:
+    """What is built for a name (``module.name``) in a pickle; None for names that are refused."""
+    package = name.partition(".")[0]
+    if DICTIONARIES.fullmatch(name):
+        return type(name, (_Dictionary,), {})
+    if LISTS.fullmatch(name):
+        return type(name, (_List,), {})
+    if name.startswith(MODULES) or PLAIN.fullmatch(name):
+        return type(name, (StandIn,), {"__module__": __name__})
+    if package in sys.stdlib_module_names and package != "__main__":
+        return None
+    if package == "torch" or not package:
+        return None
+    return type(name, (StandIn,), {"__module__": __name__})
+
+
+def read_pickle(path: Path) -> Any:
+    """Whatever a pickle holds of tensors, arrays and plain values, on the CPU.
+
+    Args:
+        path: of a file that ``torch.save`` wrote, or of a plain pickle of arrays.
+
+    Raises:
+        InputError: if it names what has no place in a checkpoint, or is damaged.
+    """
+    try:
+        with open(path, "rb") as stream:
+            is_torch, names = _names_in(stream)
+        if not is_torch:
+            return _read_arrays(path)
+        allowed: list[Any] = [(value, name) for name, value in ARRAYS.items()] + ARRAY_TYPES
+        allowed.append((argparse.Namespace, "argparse.Namespace"))
+        known = {name for _, name in allowed}
+        stood_in = []
+        for name in sorted(names - known):
+            if _torch_knows(name):
+                continue
+            if (inert := stand_in(name)) is not None:
+                allowed.append((inert, name))
+                stood_in.append(name)
+        with torch.serialization.safe_globals(allowed):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file's bytes are arbitrary, and so is what reading them raises
+        raise_system_error(error, path)
+        raise InputError(_refusal(path, error)) from None
+    if stood_in:
+        logger.info("%s: not read, beside the weights: %s", path, ", ".join(stood_in))
+    return content
+
+
+def _torch_knows(name: str) -> bool:
+    """Whether torch itself builds this: never to be replaced by a stand-in."""
+    return name.startswith(("torch.", "collections.OrderedDict", "collections.Counter")) and (
+        not name.startswith(MODULES)
+    )
+
+
+def _names_in(stream: IO[bytes]) -> tuple[bool, set[str]]:
+    """Whether torch wrote the file, and the names that its pickle would import."""
+    names: set[str] = set()
+    if zipfile.is_zipfile(stream):
+        with zipfile.ZipFile(stream) as archive:
+            members = [name for name in archive.namelist() if name.endswith("data.pkl")]
+            return True, _globals_of(archive.read(members[0])) if members else names
+    stream.seek(0)
+    codes = list(islice(pickletools.genops(stream), 3))  # torch's first pickle is one number
+    first = next((argument for code, argument, _ in codes if code.name.startswith("LONG")), None)
+    if first != torch.serialization.MAGIC_NUMBER:
+        return _is_no_pickle(stream), names
+    for _ in range(3):  # protocol, system, the content
+        names |= _globals_of(stream)
+    return True, names
+
+
+def _is_no_pickle(stream: IO[bytes]) -> bool:
+    """A file that begins as no pickle is left to torch, which says that it is damaged."""
+    stream.seek(0)
+    return stream.read(1) != b"\x80"
+
+
+def _globals_of(pickled: bytes | IO[bytes]) -> set[str]:
+    found = set()
+    for code, argument, _ in pickletools.genops(pickled):
+        if code.name == "GLOBAL":
+            module, _, name = str(argument).partition(" ")
+            # as torch does: protocol 2 has the names of Python 2
+            module, name = NAME_MAPPING.get(
+                (module, name), (IMPORT_MAPPING.get(module, module), name)
+            )
+            found.add(f"{module}.{name}")
+    return found
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Builds numpy's arrays and numbers, and calls nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        full = f"{module}.{name}"
+        for known in (ARRAYS, {"collections.OrderedDict": OrderedDict}):
+            if full in known:
+                return known[full]
+        if full == "_codecs.encode":  # of arrays that Python 2 or an old protocol wrote
+            return lambda text, encoding: str(text).encode("latin1")
+        raise pickle.UnpicklingError(f"GLOBAL {full}")
+
+
+def _read_arrays(path: Path) -> Any:
+    """A plain pickle, as detectron2's model zoo has them."""
+    with open(path, "rb") as stream:
+        return _ArrayUnpickler(stream, encoding="latin1").load()
+
+
+def _refusal(path: Path, error: Exception) -> str:
+    blocked = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if isinstance(error, pickle.UnpicklingError) and blocked:
+        return (
+            f"{path} is refused: it is a pickle that could run code when read (it names "
+            f"{blocked[1]}); ask its author for the tensors alone, best as safetensors"
+        )
+    # torch's own text would have the reader turn the safety off.
+    text = str(error).rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__
+    return damaged(path, "PyTorch checkpoint", text)
+
+
+def raise_system_error(error: Exception, path: Path) -> None:
+    """Raise what the system says (no permission, too many open files): that is no damage."""
+    if (number := system_error(error)) in REMEDIES:
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def damaged(path: Path, kind: str, text: str) -> str:
+    """What is said of a file that cannot be read; ``text`` is the reader's own message."""
+    return (
+        f"{path} cannot be read as a {kind}: it is damaged, cut off, or something else "
+        f"({path.stat().st_size} bytes; {text.splitlines()[0]}); copy or fetch it again"
+    )

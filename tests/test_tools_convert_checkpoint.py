@@ -384,7 +384,7 @@ def test_transformers_builds_the_model_from_the_written_configuration_alone(
     assert convert(tmp_path / "ours.safetensors", output, "--to", "huggingface")[0] == 0
     auto = {
         "num_classes": transformers.AutoModelForImageClassification,
-        "out_norms": transformers.AutoBackbone,
+        "out_norms": transformers.ConvNextV2Backbone,
     }.get(next(iter(options), ""), transformers.AutoModel)
     theirs = auto.from_pretrained(str(output.parent)).eval()
     images = torch.randn(1, 4, 64, 64)

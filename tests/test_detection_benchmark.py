@@ -24,7 +24,8 @@ from detection.benchmarks.engines import (
     torchvision_detector,
 )
 from detection.benchmarks.evaluation import evaluation_case, write_synthetic
-from detection.benchmarks.tables import detection_tables
+from detection.benchmarks.prediction import prediction_case
+from detection.benchmarks.tables import PARTS, detection_tables
 
 CPU = torch.device("cpu")
 SMALL = DetectorCase(
@@ -205,9 +206,15 @@ def test_tool_measures_the_shapes_that_were_asked_for(run_tool, monkeypatch):
     run_tool("benchmark", "detection")
     assert calls[0] == ([("convnextv2_pico", "fp32", 1, 320)], 2, CPU, 0, ["cost"])
     assert [shape[2:] for shape in calls[1][0]] == [(1, 512)] * len(calls[1][0])
-    assert calls[1][3:] == (5000, ("adapter", "engines", "cost", "evaluation"))
+    assert calls[1][3:] == (5000, PARTS)
 
 
 def test_unknown_sizes_are_named():
     with pytest.raises(ValueError, match="no config of 'convnextv2_giant'"):
         DetectorCase("convnextv2_giant").config()
+
+
+def test_prediction_of_one_image_tells_its_detections_and_what_it_held():
+    row = prediction_case(160, 120, 7, "torchvision")
+    assert (row["megapixels"], row["detections"]) == (0.0192, 7)
+    assert 0 < row["MiB more"] < 2000

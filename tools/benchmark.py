@@ -84,7 +84,7 @@ def parse() -> argparse.Namespace:
     add(
         "--images",
         type=int,
-        help="of detection's evaluation (default: 5000; 0 leaves it out), "
+        help="of detection's evaluation (default: 5000; 0 leaves it and the prediction out), "
         f"or of load's data set (default: {IMAGES})",
     )
     add("--objects", type=int, default=OBJECTS, help="of load's data set")

@@ -5,9 +5,12 @@ Every round runs each variant once, so that a machine that slows down slows all 
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -83,3 +86,10 @@ def held_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of the tensors' memory, each piece once."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
+
+
+def in_fresh_process(work: Callable[..., Any], *arguments: Any) -> Any:
+    """What a new process returns, which logs errors alone."""
+    context = get_context("spawn")
+    with ProcessPoolExecutor(1, context, logging.disable, (logging.WARNING,)) as process:
+        return process.submit(work, *arguments).result()

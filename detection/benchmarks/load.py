@@ -12,13 +12,10 @@ from __future__ import annotations
 
 import itertools
 import json
-import logging
 import os
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +35,7 @@ from detection.evaluation.diagnosis import diagnose
 from training.data import BatchOrder, SeededSamples
 from training.environment import peak_rss_mb
 from training.measure import Row
+from training.measure import in_fresh_process as _fresh
 
 IMAGES, OBJECTS = 118_000, 860_000  # of COCO's train2017: 118,287 and 860,001
 CROWDS = 0.01
@@ -67,13 +65,6 @@ def load_tables(images: int, objects: int) -> dict[str, list[Row]]:
         f"{images} images, {objects} objects": data,
         f"evaluation of {evaluated} images x {DETECTIONS} detections, boxes and masks": results,
     }
-
-
-def _fresh(work: Callable[..., Any], *arguments: Any) -> Any:
-    """What a new process returns; what a data set is warned of is not the matter here."""
-    context = get_context("spawn")
-    with ProcessPoolExecutor(1, context, logging.disable, (logging.WARNING,)) as process:
-        return process.submit(work, *arguments).result()
 
 
 def _measured(what: str, work: Callable[[], Any]) -> tuple[Any, Row]:

@@ -17,9 +17,10 @@ from detection.benchmarks.engines import (
     why_no_detectron2,
 )
 from detection.benchmarks.evaluation import evaluation_case
+from detection.benchmarks.prediction import SHAPES, prediction_case
 from training.measure import Row
 
-PARTS = ("adapter", "engines", "cost", "evaluation")
+PARTS = ("adapter", "engines", "cost", "evaluation", "prediction")
 ADAPTER_PIXELS, ADAPTER_ROUNDS = 224, 30  # small and often: what the adapter adds is constant
 
 
@@ -35,14 +36,15 @@ def detection_tables(
     Args:
         shapes: encoder, precision, images of a training step, and image side in pixels.
         rounds: that are counted.
-        evaluation_images: of the synthetic results to evaluate; 0 for none.
+        evaluation_images: of the synthetic results to evaluate; 0 for no evaluation and no
+            prediction.
         parts: which of PARTS to measure.
     """
     cases = [DetectorCase(*shape) for shape in shapes]
     tables: dict[str, list[Row]] = {}
     missing = why_no_detectron2()
-    if missing and set(parts) != {"evaluation"}:
-        tables["adapter, engines, cost on detectron2"] = [{"skipped": missing}]
+    if missing and set(parts) - {"evaluation"}:
+        tables["adapter, engines, cost and prediction on detectron2"] = [{"skipped": missing}]
     if "adapter" in parts and not missing:
         small = [replace(case, batch=1, image_size=ADAPTER_PIXELS) for case in cases]
         tables["detectron2's adapter"] = [
@@ -67,4 +69,10 @@ def detection_tables(
             ]
     if "evaluation" in parts and evaluation_images:
         tables["evaluation of box and mask results"] = [evaluation_case(evaluation_images)]
+    if "prediction" in parts and evaluation_images:
+        tables["prediction of one image, by its size"] = [
+            prediction_case(*shape, engine)
+            for engine in (["torchvision"] if missing else ENGINES)
+            for shape in SHAPES
+        ]
     return tables

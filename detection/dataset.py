@@ -18,6 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fvcore.common.config import CfgNode
+
 from backbones.errors import InputError
 from detection.data.check import DECODED_UP_TO, check_tree
 from detection.data.coco_file import read_coco
@@ -167,6 +169,23 @@ def join_datasets(datasets: Sequence[CocoDataset], classes: dict[Any, str]) -> C
     )
 
 
+def set_labels(datasets: Sequence[CocoDataset]) -> list[str]:
+    """Short names of data sets, all different: what the annotation files are called."""
+    labels: list[str] = []
+    for dataset in datasets:
+        stem = label = dataset.annotations.stem
+        numbers = itertools.count(2)
+        while label in labels:
+            label = f"{stem}-{next(numbers)}"
+        labels.append(label)
+    return labels
+
+
+def result_parts(datasets: Sequence[CocoDataset]) -> list[str]:
+    """What stands in metrics' names and result folders for each test set: the first one's is ""."""
+    return ["", *set_labels(datasets)[1:]][: len(datasets)]
+
+
 def locate_dataset(name: str) -> tuple[Path, Path]:
     """The annotation file and the image folder that a data set's name stands for.
 
@@ -234,6 +253,12 @@ def load_dataset(
         len(categories),
     )
     return dataset
+
+
+def load_test_sets(config: CfgNode) -> list[CocoDataset]:
+    """All of ``DATASETS.TEST``, for an evaluation; their images are not looked at."""
+    masks, names = config.MODEL.MASK_ON, config.DATASETS.TEST
+    return [load_dataset(name, masks, check_images=False, for_evaluation=True) for name in names]
 
 
 def warn_of_shared_images(train: CocoDataset, test: CocoDataset) -> None:

@@ -87,7 +87,7 @@ def predict(
     config, classes = read_run(run, overrides)
     files = find_files(inputs, skip_bad_images)
     detect = load_engine(config.ENGINE).detector(config, classes, weights)
-    category_names = dict(zip(classes.category_ids, classes.class_names, strict=True))
+    category_names = classes.category_names
     output_dir.mkdir(parents=True, exist_ok=True)
     images: list[dict[str, Any]] = []
     counts = {"images": 0, "detections": 0, "shown": 0}

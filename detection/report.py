@@ -7,7 +7,7 @@ is shown as "not recorded".
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from backbones.errors import InputError
 from backbones.whole_files import write_files
 from detection.evaluate import coco_metrics
 from detection.evaluation.diagnosis import diagnose
+from detection.evaluation.inputs import Evaluation
 from detection.reporting.diagnosis import TASKS, confusion_blocks, error_blocks, score_blocks
 from detection.reporting.facts import (
     data_mismatch,
@@ -26,6 +27,7 @@ from detection.reporting.facts import (
 )
 from detection.reporting.predictions import prediction_blocks
 from detection.reporting.run import Run, config_differences, read_runs
+from detection.reporting.test_sets import test_set_blocks
 from detection.reporting.training import curve_blocks, pretraining_blocks, pretraining_folder
 from reporting.blocks import (
     NOT_RECORDED,
@@ -73,6 +75,7 @@ def write_report(
     pretraining: Path | None = None,
     reconstructions: Sequence[Path] | None = None,
     test_set: tuple[Path, Path] | None = None,
+    evaluations: Mapping[Path, Evaluation] | None = None,
 ) -> None:
     """Write ``output`` (HTML, one file) and the same as Markdown beside it (``.md``).
 
@@ -86,6 +89,7 @@ def write_report(
         reconstructions: pictures of its progress; default: its first and last panel.
         test_set: annotations and image folder of runs that do not record theirs, such as those of
             detectron2's own trainers; metrics that are not there are computed.
+        evaluations: by run's folder, ground truth and results that were read already.
 
     Raises:
         InputError: for a folder that holds no run, names that do not fit the runs, an output that
@@ -95,6 +99,7 @@ def write_report(
     if output.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"{output}: the report's name must end in .html")
     found = read_runs([Path(run) for run in runs], names)
+    found = [replace(run, evaluation=(evaluations or {}).get(run.folder)) for run in found]
     found = [_completed(run, test_set) for run in found]
     if pretraining is None:
         pretraining = pretraining_folder(found)
@@ -143,8 +148,9 @@ def _page(
 ) -> Page:
     named = list(zip(_run_names(runs), runs, strict=True))
     typical, gallery = prediction_blocks(named, f"{output.stem}_files")
+    headline = [*_headline_blocks(runs, notes), *test_set_blocks(named), *typical]
     sections = [
-        Section("headline", "Result", [*_headline_blocks(runs, notes), *typical]),
+        Section("headline", "Result", headline),
         Section("metrics", "All COCO metrics", _metrics_blocks(runs)),
         Section("classes", "Classes", _class_blocks(runs)),
         Section("errors", "What the errors are", error_blocks(named)),

@@ -10,6 +10,7 @@ import logging
 import os
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,29 @@ from fvcore.common.config import CfgNode
 from backbones.errors import InputError
 from backbones.whole_files import write_text
 from detection.config import resolve_num_classes
-from detection.dataset import CocoDataset, load_dataset, warn_of_shared_images
+from detection.dataset import (
+    CocoDataset,
+    join_datasets,
+    joined_classes,
+    load_dataset,
+    result_parts,
+    warn_of_shared_images,
+)
 from detection.engines import Engine, load_engine
 from detection.engines.optimizer import warn_of_solver
 from detection.engines.weights import AVERAGE_FOLDER, averaged_weights
-from detection.evaluate import coco_metrics, write_metrics_summary
-from detection.evaluation.diagnosis import diagnose, write_diagnosis
+from detection.evaluate import metrics_of, write_metrics_summary
+from detection.evaluation.diagnosis import diagnosis_of, write_diagnosis
+from detection.evaluation.inputs import Evaluation, read_evaluation
 from detection.report import write_report
-from detection.run_record import collect_facts, log_header, write_facts
+from detection.run_record import (
+    check_resumed_data,
+    collect_facts,
+    log_header,
+    read_facts,
+    trained_classes,
+    write_facts,
+)
 from training.checkpoints import checkpoint_step, list_checkpoints
 from training.cli import is_main_process, log_to
 from training.config_files import flatten
@@ -54,7 +70,7 @@ FREE_ON_RESUME = (".WEIGHTS", ".DEVICE", "_TEST")
 def run(
     config: CfgNode, resume: bool = False, eval_only: bool = False, config_file: str = ""
 ) -> dict[str, Any]:
-    """Train (unless ``eval_only``), then predict and evaluate on ``DATASETS.TEST``, and report.
+    """Train (unless ``eval_only``), predict and evaluate on each ``DATASETS.TEST``, and report.
 
     Every process of a distributed run calls it; the main one writes.
 
@@ -65,8 +81,8 @@ def run(
         config_file: where the config came from, for the records.
 
     Returns:
-        What :func:`detection.evaluate.coco_metrics` gives; empty without ``DATASETS.TEST`` and in
-        processes that are not the main one.
+        What :func:`detection.evaluate.coco_metrics` gives for the first test set; empty without
+        ``DATASETS.TEST`` and in processes that are not the main one.
 
     Raises:
         InputError: for a config, data or weights that cannot be used, before training wherever it
@@ -87,11 +103,16 @@ def _run(config: CfgNode, resume: bool, eval_only: bool, config_file: str) -> di
     if config.ENGINE == "detectron2" and is_main:
         logging.getLogger("detectron2").setLevel(logging.INFO)
     say_changes(changes)
-    train_set, test_set = load_datasets(config, eval_only)
-    config = complete(config, [train_set, test_set], resume)
+    continues = not eval_only and resume and holds_run(output_dir)
+    train_set, test_sets = load_datasets(config, eval_only)
+    earlier = read_facts(output_dir) if eval_only or continues else {}
+    if continues and train_set:
+        check_resumed_data(earlier, train_set)
+    config = complete(config, [train_set, *test_sets], resume)
+    facts: dict[str, Any] = {}
     if is_main:
-        facts = collect_facts(config, train_set, test_set, eval_only, config_file)
-        log_header(config, facts)
+        facts = collect_facts(config, train_set, test_sets, eval_only, config_file, earlier)
+        log_header(config, facts, eval_only)
         if not eval_only:
             write_text(output_dir / "config.yaml", config.dump())
         write_facts(output_dir, facts)
@@ -100,25 +121,40 @@ def _run(config: CfgNode, resume: bool, eval_only: bool, config_file: str) -> di
         if is_main:
             warn_of_solver(config.SOLVER)
         try:
-            engine.train(config, train_set, resume)
+            engine.train(config, train_set, resume, test_sets)
         finally:  # an interrupted session has trained, too
             if is_main:
                 facts["train_seconds"] = train_seconds(output_dir / "metrics.json")
                 write_facts(output_dir, facts)
+    given = config.MODEL.WEIGHTS if eval_only else ""
+    average = None if given else averaged_weights(output_dir)
     metrics: dict[str, Any] = {}
-    if test_set:
+    evaluations: dict[str, Evaluation] = {}
+    for dataset, part in zip(test_sets, result_parts(test_sets), strict=True):
         began = time.perf_counter()
-        given = config.MODEL.WEIGHTS if eval_only else ""
-        metrics = predict_and_evaluate(engine, config, test_set, given)
-        if is_main:
+        if len(test_sets) > 1:
+            logger.info("evaluating on %s:", dataset.name)
+        found, evaluation = predict_and_evaluate(engine, config, dataset, given, "inference", part)
+        if is_main and not part:
             facts["predict_seconds"] = time.perf_counter() - began
-        if not given and (average := averaged_weights(output_dir)):
+            metrics = found
+        if evaluation is not None:
+            evaluations[part] = evaluation
+        if average:
             logger.info("the averaged weights (SOLVER.EMA), %s:", average.name)
-            predict_and_evaluate(engine, config, test_set, str(average), AVERAGE_FOLDER)
+            predict_and_evaluate(engine, config, dataset, str(average), AVERAGE_FOLDER, part)
     if is_main:
-        write_facts(output_dir, facts | {"peak_memory_mb": peak_memory_mb()})
-        write_report([output_dir], output_dir / "report.html")
+        if train_set or not earlier:
+            facts["peak_memory_mb"] = peak_memory_mb()
+        write_facts(output_dir, facts)
+        read = {output_dir: evaluations[""]} if evaluations else {}
+        write_report([output_dir], output_dir / "report.html", evaluations=read)
     return metrics
+
+
+def holds_run(output_dir: Path) -> bool:
+    """Whether there is a checkpoint to go on from."""
+    return (output_dir / "last_checkpoint").is_file() or bool(list_checkpoints(output_dir))
 
 
 def check_output_dir(config: CfgNode, resume: bool, eval_only: bool) -> list[str]:
@@ -131,16 +167,16 @@ def check_output_dir(config: CfgNode, resume: bool, eval_only: bool) -> list[str
         InputError: in these cases.
     """
     output_dir = Path(config.OUTPUT_DIR)
-    holds_run = (output_dir / "last_checkpoint").is_file() or bool(list_checkpoints(output_dir))
+    has_run = holds_run(output_dir)
     if eval_only:
-        if not config.MODEL.WEIGHTS and not holds_run:
+        if not config.MODEL.WEIGHTS and not has_run:
             raise InputError(
                 f"nothing to evaluate: {output_dir} holds no run and MODEL.WEIGHTS is empty; "
                 "give MODEL.WEIGHTS a detector, or OUTPUT_DIR a run's folder"
             )
     elif not resume:
         refuse_existing_run(output_dir)
-    elif holds_run and (output_dir / "config.yaml").is_file():
+    elif has_run and (output_dir / "config.yaml").is_file():
         refuse_fewer_steps(output_dir, config.SOLVER.MAX_ITER, steps_done(output_dir))
         return _changes(output_dir / "config.yaml", config)
     return []
@@ -180,54 +216,79 @@ def steps_done(output_dir: Path) -> int:
     return max(done, default=0)
 
 
-def load_datasets(
-    config: CfgNode, eval_only: bool
-) -> tuple[CocoDataset | None, CocoDataset | None]:
-    """The checked training and test sets; the first is None in an evaluation.
+def load_datasets(config: CfgNode, eval_only: bool) -> tuple[CocoDataset | None, list[CocoDataset]]:
+    """The checked training set, all of ``DATASETS.TRAIN`` in one, and the test sets.
+
+    Their classes are the detector's: those of all sets, joined by name; in an evaluation those that
+    the detector was trained with. The first is None in an evaluation.
 
     Raises:
-        InputError: for problems in the data, a set that is not named, or two sets that do not have
-            the same classes.
+        InputError: for problems in the data, a set that is not named, or training and test sets
+            that have no class in common.
     """
     needed = "TEST" if eval_only else "TRAIN"
     if not config.DATASETS[needed]:
         raise InputError(
             f"DATASETS.{needed} is empty: give DATASETS.{needed} json:ANNOTATIONS:IMAGE_FOLDER"
         )
-    problems, found = [], []
-    for names in (
-        ((), config.DATASETS.TEST)
-        if eval_only
-        else (
-            config.DATASETS.TRAIN,
-            config.DATASETS.TEST,
-        )
-    ):
-        dataset = None
-        if names:
+    problems: list[str] = []
+
+    def load(names: Sequence[str], for_evaluation: bool) -> list[CocoDataset]:
+        found = []
+        for name in names:
             try:
-                dataset = load_dataset(
-                    names[0], config.MODEL.MASK_ON, check_images=is_main_process()
+                found.append(
+                    load_dataset(name, config.MODEL.MASK_ON, is_main_process(), for_evaluation)
                 )
             except ValueError as error:
                 problems.append(str(error))
-        found.append(dataset)
+        return found
+
+    train_parts = [] if eval_only else load(config.DATASETS.TRAIN, False)
+    test_sets = load(config.DATASETS.TEST, True)
     if problems:
         raise InputError("\n".join(problems))
-    train_set, test_set = found
-    if train_set and test_set:
-        classes = [list(zip(s.category_ids, s.class_names, strict=True)) for s in found if s]
-        if classes[0] != classes[1]:
-            raise InputError(
-                f"the classes of {train_set.annotations} and {test_set.annotations} differ: "
-                f"{classes[0]} and {classes[1]}; give both files the same categories"
-            )
-        if is_main_process():
-            warn_of_shared_images(train_set, test_set)
-    return train_set, test_set
+    classes = (trained_classes(config) if eval_only else None) or joined_classes(
+        [*train_parts, *test_sets]
+    )
+    learnt = {name for part in train_parts for name in part.class_names} or set(classes.values())
+    for dataset in test_sets:
+        compare_classes(dataset, learnt)
+    train_set = join_datasets(train_parts, classes) if train_parts else None
+    test_sets = [dataset.with_classes(tuple(classes.values())) for dataset in test_sets]
+    if train_set and is_main_process():
+        for dataset in test_sets:
+            warn_of_shared_images(train_set, dataset)
+    return train_set, test_sets
 
 
-def complete(config: CfgNode, datasets: list[CocoDataset | None], resume: bool) -> CfgNode:
+def compare_classes(test_set: CocoDataset, learnt: set[str]) -> None:
+    """Say which classes only the training or only the test set has.
+
+    Raises:
+        InputError: if they have none in common.
+    """
+    own = set(test_set.class_names)
+    if not own & learnt:
+        raise InputError(
+            f"the classes of the detector and of {test_set.annotations} differ: "
+            f"{sorted(learnt)} and {sorted(own)}; give both the same names"
+        )
+    if only := sorted(own - learnt):
+        logger.warning(
+            "%s has classes that no training set has, which are never found: %s",
+            test_set.annotations,
+            ", ".join(only),
+        )
+    if lacking := sorted(learnt - own):
+        logger.warning(
+            "%s lacks the classes %s: detections of them are left out of its results",
+            test_set.annotations,
+            ", ".join(lacking),
+        )
+
+
+def complete(config: CfgNode, datasets: Sequence[CocoDataset | None], resume: bool) -> CfgNode:
     """The config with the number of classes from the data and a seed that is drawn if it is -1.
 
     Raises:
@@ -252,31 +313,44 @@ def complete(config: CfgNode, datasets: list[CocoDataset | None], resume: bool) 
 
 
 def predict_and_evaluate(
-    engine: Engine, config: CfgNode, dataset: CocoDataset, weights: str, folder: str = "inference"
-) -> dict[str, Any]:
+    engine: Engine,
+    config: CfgNode,
+    dataset: CocoDataset,
+    weights: str,
+    folder: str = "inference",
+    part: str = "",
+) -> tuple[dict[str, Any], Evaluation | None]:
     """Predict in all processes; the main one evaluates, those with test-time augmentation, too.
 
+    Args:
+        part: of ``folder``, for test sets after the first.
+
     Returns:
-        The metrics without test-time augmentation; empty in processes that are not the main one.
+        The metrics without test-time augmentation and what they were computed from; nothing in
+        processes that are not the main one.
     """
+    folder = f"{folder}/{part}".rstrip("/")
     results = engine.predict(config, dataset, weights or None, folder)
     if not is_main_process():
-        return {}
-    metrics = evaluate(config, dataset, results)
+        return {}, None
+    metrics, evaluation = evaluate(config, dataset, results)
     if config.TEST.AUG.ENABLED:
         logger.info("with test-time augmentation (TEST.AUG):")
-        evaluate(config, dataset, results.parent.with_name(f"{folder}_TTA") / results.name)
-    return metrics
+        augmented = Path(config.OUTPUT_DIR) / f"{folder}_TTA" / results.name
+        evaluate(config, dataset, augmented)
+    return metrics, evaluation
 
 
-def evaluate(config: CfgNode, dataset: CocoDataset, results: Path) -> dict[str, Any]:
-    """COCO metrics of a results file, logged and written to ``metrics_summary.json``."""
+def evaluate(
+    config: CfgNode, dataset: CocoDataset, results: Path
+) -> tuple[dict[str, Any], Evaluation]:
+    """COCO metrics and the diagnosis of a results file, logged and written beside it."""
     tasks = ("bbox", "segm") if config.MODEL.MASK_ON else ("bbox",)
-    metrics = coco_metrics(dataset.annotations, results, tasks)
+    evaluation = read_evaluation(dataset, results, tasks)
+    metrics = metrics_of(evaluation)
     write_metrics_summary(metrics, results.parent / "metrics_summary.json")
-    found = diagnose(dataset.annotations, results, tasks)
-    write_diagnosis(found, results.parent / "diagnosis.json")
+    write_diagnosis(diagnosis_of(evaluation), results.parent / "diagnosis.json")
     for task in tasks:
         row = "  ".join(f"{k} {'-' if v is None else f'{v:.2f}'}" for k, v in metrics[task].items())
         logger.info("%s: %s", task, row)
-    return metrics
+    return metrics, evaluation

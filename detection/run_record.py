@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from torch import Tensor
 
 from backbones.checkpoint import fingerprint, open_encoder, unlike_grn
 from backbones.convnext import STAGES, build_convnext
+from backbones.errors import InputError
 from backbones.normalization import GRNOptions
 from backbones.pyramid import all_levels_read, plan_pyramid
 from backbones.structure import ENCODER, OUT_NORMS, of_stages
+from backbones.weight_files import read_metadata
 from backbones.whole_files import write_json
 from detection.config import get, resolve_device
-from detection.dataset import CocoDataset
+from detection.dataset import CocoDataset, joined_classes, result_parts, set_labels
 from detection.engines.torchvision.model import build_mask_rcnn
 from detection.engines.weights import background_rows
 from detection.schema import TORCHVISION_ONLY
@@ -29,18 +32,37 @@ from training.environment import device_name, git_commit, versions
 logger = logging.getLogger(__name__)
 
 
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What ``run.json`` in a folder says; {} where there is none that can be read."""
+    try:
+        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
 def collect_facts(
     config: CfgNode,
     train_set: CocoDataset | None,
-    test_set: CocoDataset | None,
+    test_sets: Sequence[CocoDataset] | None,
     eval_only: bool,
     config_file: str,
+    earlier: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What ``run.json`` records; an earlier part of the same run keeps its facts."""
-    file = Path(config.OUTPUT_DIR) / "run.json"
-    facts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    facts |= {
+    """What ``run.json`` records.
+
+    Args:
+        config: of this command.
+        train_set: None in an evaluation.
+        test_sets: those that are evaluated on.
+        eval_only: whether this command trains nothing.
+        config_file: where the config came from.
+        earlier: what was recorded of the training that this command continues or evaluates: it
+            stays. Of an evaluation, ``evaluation`` tells how it was made.
+    """
+    facts = dict(earlier or {})
+    of_training = not (eval_only and earlier)
+    of_command = {
         "engine": config.ENGINE,
         "versions": versions(),
         "git_commit": git_commit(),
@@ -48,29 +70,109 @@ def collect_facts(
         "config_file": config_file,
         "device": device_name(resolve_device(config)),
         "seed": config.SEED,
-        "started": facts.get("started", started),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    if dataset := train_set or test_set:
-        ids_and_names = zip(dataset.category_ids, dataset.class_names, strict=True)
-        facts["categories"] = [{"id": key, "name": name} for key, name in ids_and_names]
+    if of_training:
+        facts |= of_command | {"started": facts.get("started", of_command["started"])}
+    else:
+        facts["evaluation"] = of_command | {"weights": config.MODEL.WEIGHTS or None}
+    if "categories" not in facts:
+        if train_set:
+            names = train_set.category_names
+        else:
+            names = trained_classes(config) or joined_classes(test_sets or [])
+        facts["categories"] = [{"id": key, "name": name} for key, name in names.items()]
+    if of_training:
+        facts |= detector_facts(config, "encoder" in facts or eval_only)
+    datasets = dict(facts.get("datasets", {}))
+    if train_set:
+        now = dataset_facts(train_set)
+        before = datasets.setdefault("train", now)
+        if before.get("fingerprint") != now["fingerprint"]:
+            datasets["train_resumed"] = now
+    if test_sets:
+        datasets["test"] = dataset_facts(test_sets[0])
+        datasets.pop("tests", None)
+        if len(test_sets) > 1:
+            rows = zip(test_sets, set_labels(test_sets), result_parts(test_sets), strict=True)
+            datasets["tests"] = [
+                dataset_facts(dataset) | {"label": label, "folder": f"inference/{part}".rstrip("/")}
+                for dataset, label, part in rows
+            ]
+    return facts | {"datasets": datasets}
+
+
+def detector_facts(config: CfgNode, without_encoder: bool) -> dict[str, Any]:
+    """The detector's size, and where its encoder's weights come from."""
+    facts: dict[str, Any] = {}
     tensors = detector_tensors(config)
     if tensors is not None:
         facts["parameters"] = sum(
             value[background_rows(name) :].numel() for name, value in tensors.items()
         )
-    if not eval_only and "encoder" not in facts:
+    if not without_encoder:
         facts["encoder"] = encoder_facts(config, len(tensors) if tensors is not None else None)
-    for name, dataset in (("train", train_set), ("test", test_set)):
-        if dataset:
-            facts.setdefault("datasets", {})[name] = {
-                "name": dataset.name,
-                "images": len(dataset.records),
-                "instances": dataset.num_instances,
-                "fingerprint": dataset.fingerprint,
-                "annotations": str(dataset.annotations),
-                "image_root": str(dataset.image_folder),
-            }
     return facts
+
+
+def dataset_facts(dataset: CocoDataset) -> dict[str, Any]:
+    """What is recorded of a data set; of one that was joined, of its parts, too."""
+    facts = {
+        "name": dataset.name,
+        "images": len(dataset.records),
+        "instances": dataset.num_instances,
+        "fingerprint": dataset.fingerprint,
+        "annotations": str(dataset.annotations),
+        "image_root": str(dataset.image_folder),
+    }
+    return facts | ({"parts": list(map(dataset_facts, dataset.parts))} if dataset.parts else {})
+
+
+def check_resumed_data(earlier: dict[str, Any], train_set: CocoDataset) -> None:
+    """Say what changed in the data since the run began that is now continued.
+
+    Raises:
+        InputError: if the classes changed: the detector's outputs would get other names.
+    """
+    before = {item["id"]: item["name"] for item in earlier.get("categories") or []}
+    now = train_set.category_names
+    if before and list(before.items()) != list(now.items()):
+        raise InputError(
+            f"--resume cannot continue a run with other classes: they were {before}, and are {now} "
+            "by now (those of DATASETS.TRAIN and DATASETS.TEST together); put the annotations "
+            "back, or train into another OUTPUT_DIR"
+        )
+    recorded = earlier.get("datasets", {}).get("train", {})
+    if recorded and recorded.get("fingerprint") != train_set.fingerprint:
+        logger.warning(
+            "the training data changed since the run began: it was %s with %s images and %s "
+            "objects, and is %s with %d images and %d objects",
+            recorded.get("name"),
+            recorded.get("images"),
+            recorded.get("instances"),
+            train_set.name,
+            len(train_set.records),
+            train_set.num_instances,
+        )
+
+
+def trained_classes(config: CfgNode) -> dict[Any, str] | None:
+    """Category id -> name of the classes that the detector to evaluate was trained with.
+
+    From the metadata of ``MODEL.WEIGHTS``, else the ``run.json`` of its run; where it is empty from
+    that of ``OUTPUT_DIR``. None if neither tells.
+    """
+    weights = Path(config.MODEL.WEIGHTS) if config.MODEL.WEIGHTS else None
+    if weights is not None and weights.is_file():
+        metadata = read_metadata(weights)
+        if "class_names" in metadata:
+            ids, names = (json.loads(metadata[key]) for key in ("category_ids", "class_names"))
+            return dict(zip(ids, names, strict=True))
+    folders = [*weights.parents][:3] if weights is not None else [Path(config.OUTPUT_DIR)]
+    for folder in folders:  # a checkpoint lies in RUN/checkpoints/step_N
+        if categories := read_facts(folder).get("categories"):
+            return {item["id"]: item["name"] for item in categories}
+    return None
 
 
 def detector_tensors(config: CfgNode) -> dict[str, Tensor] | None:
@@ -134,8 +236,9 @@ def encoder_facts(config: CfgNode, total_tensors: int | None) -> dict[str, Any] 
     }
 
 
-def log_header(config: CfgNode, facts: dict[str, Any]) -> None:
+def log_header(config: CfgNode, facts: dict[str, Any], only_evaluates: bool) -> None:
     """The first lines of a run: what ran it, on what, with which settings."""
+    facts = facts.get("evaluation", facts) if only_evaluates else facts
     logger.info("command: %s", facts["command"])
     logger.info("versions: %s", ", ".join(f"{k} {v}" for k, v in facts["versions"].items()))
     logger.info("engine %s on %s, seed %d", facts["engine"], facts["device"], facts["seed"])

@@ -38,8 +38,10 @@ CHANNELS = {"RGB": 3, "BGR": 3, "L": 1}
 def dataset_names() -> Key:
     return Key(
         (),
-        "a list of at most one data set, 'json:ANNOTATIONS:IMAGE_FOLDER' or a registered name",
-        lambda value: len(value) <= 1 and all(isinstance(name, str) and name for name in value),
+        "a list of different data sets, 'json:ANNOTATIONS:IMAGE_FOLDER' or a registered name",
+        lambda value: (
+            all(isinstance(name, str) and name for name in value) and len(set(value)) == len(value)
+        ),
     )
 
 

@@ -103,7 +103,7 @@ def test_every_problem_is_reported_with_its_file(tmp_path):
         ("MODEL.DEVICE", "gpu", "'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'"),
         ("MODEL.PIXEL_STD", "(1, 0, 1)", "a list of one or more numbers of at least 0.001"),
         ("MODEL.ANCHOR_GENERATOR.SIZES", "[8, 16]", "a list of lists of positive numbers"),
-        ("DATASETS.TRAIN", "('a', 'b')", "a list of at most one data set"),
+        ("DATASETS.TRAIN", "('a', 'a')", "a list of different data sets"),
         ("INPUT.MIN_SIZE_TRAIN", "()", "a list of one or more integers of at least 1"),
         ("ENGINE", "mmdet", "'torchvision' or 'detectron2'"),
         ("SEED", "-2", "an integer of at least -1"),

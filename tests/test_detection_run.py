@@ -202,12 +202,13 @@ def test_problems_of_both_data_sets_are_reported_together(data, tmp_path):
         run(config)
 
 
-def test_two_sets_with_other_classes_are_refused(data, tmp_path):
+def test_two_sets_without_a_class_in_common_are_refused(data, tmp_path):
     other = small_coco()
-    other["categories"][0]["name"] = "ring"
+    for category in other["categories"]:
+        category["name"] = f"other {category['name']}"
     annotations, images = write_small_coco(tmp_path / "other", other)
     config = configure(data, tmp_path / "run", {"DATASETS.TEST": (f"json:{annotations}:{images}",)})
-    with pytest.raises(ValueError, match=r"the classes of .* differ: .*disc.*ring"):
+    with pytest.raises(ValueError, match=r"the classes of .* differ: .*disc.*other disc"):
         run(config)
 
 

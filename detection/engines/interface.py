@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,14 +18,25 @@ class Engine(Protocol):
 
     name: str
 
-    def train(self, config: CfgNode, dataset_train: CocoDataset, resume: bool) -> None:
+    def train(
+        self,
+        config: CfgNode,
+        dataset_train: CocoDataset,
+        resume: bool,
+        test_sets: Sequence[CocoDataset] | None = None,
+    ) -> None:
         """Train and write ``metrics.json``, ``model_final.*`` and ``last_checkpoint``.
 
         With ``SOLVER.EMA.ENABLED`` also ``model_final_ema.*``, the average of the weights.
 
         Args:
             config: as :func:`detection.config.load_config` gives it; ``OUTPUT_DIR`` gets the files.
+            dataset_train: with the detector's classes.
             resume: continue from the newest checkpoint in ``OUTPUT_DIR``, where there is one.
+            test_sets: to evaluate on each ``TEST.EVAL_PERIOD`` and to draw, as loaded for an
+                evaluation; their classes are the detector's. Metrics of the first are ``bbox/AP``,
+                ..., those of the others ``LABEL/bbox/AP`` (``detection.dataset.set_labels``). None
+                loads them by the config.
 
         Raises:
             ValueError: for values or weights that the engine cannot use.
@@ -48,7 +59,8 @@ class Engine(Protocol):
 
         Returns:
             ``OUTPUT_DIR/FOLDER/coco_instances_results.json``: COCO's results format with the
-            annotations' own category ids, boxes in the original images' pixels.
+            annotations' own category ids, boxes in the original images' pixels. Detections of a
+            class that the annotations do not have are left out.
 
         Raises:
             ValueError: if the weights are not exactly this detector, or there are none.

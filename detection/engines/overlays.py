@@ -38,14 +38,15 @@ def overlays(config: CfgNode, dataset: CocoDataset, detect: Detect) -> dict[str,
         the detections that score at least ``SCORE``. The images are spread evenly over those with
         objects.
     """
-    names = dict(zip(dataset.category_ids, dataset.class_names, strict=True))
+    names = dataset.category_names
+    ids = {index: key for key, index in dataset.contiguous_ids.items()}
     pictures = {}
     for record in _chosen(dataset):
         pixels = read_image(record, "RGB")
         sample = prediction_sample(pixels, config, record["image_id"])
         found = [result for result in detect(sample) if result["score"] >= SCORE]
         truth = [
-            annotation | {"category_id": dataset.category_ids[annotation["category_id"]]}
+            annotation | {"category_id": ids[annotation["category_id"]]}
             for annotation in record["annotations"]
         ]
         name = Path(record["file_name"]).relative_to(dataset.image_folder).as_posix()

@@ -62,13 +62,19 @@ def prediction_panels(
     Raises:
         ValueError, FileNotFoundError: if the annotations or results cannot be read.
     """
-    truth = read_ground_truth(annotations)
+    read = {run.folder: run.evaluation for _, run in runs if run.evaluation is not None}
+    truth = next((one.truth for one in read.values()), None)
+    if truth is None:
+        truth = read_ground_truth(annotations, image_root)
     classes = sorted(truth["categories"], key=lambda category: category["id"])
     names = {category["id"]: category["name"] for category in classes}
     sources: list[tuple[RunName | None, Entries]] = [(None, _by_image(truth["annotations"]))]
     for run_name, run in runs:
         assert run.results is not None
-        found = read_results(run.results, truth, annotations)
+        if run.folder in read:
+            found = read[run.folder].results
+        else:
+            found = read_results(run.results, truth, annotations)
         least = _thresholds(run)
         kept = [r for r in found if r["score"] >= least.get(r["category_id"], 0)]
         sources.append((run_name, _by_image(kept)))

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from backbones.errors import InputError
+from detection.evaluation.inputs import Evaluation
 from training.config_files import flatten
 
 METRICS_SUMMARY = Path("inference") / "metrics_summary.json"
@@ -42,6 +43,8 @@ class Run:
         config: config.yaml as dotted keys; ``config_text`` as it stands.
         log: the lines of log.txt.
         problems: files that are there and cannot be read, in words.
+        test_sets: label -> (what run.json says of it, metrics), of a run with several test sets.
+        evaluation: the ground truth and results, where they were read already.
     """
 
     name: str
@@ -54,6 +57,8 @@ class Run:
     config_text: str = ""
     log: Sequence[str] = ()
     problems: Sequence[str] = ()
+    test_sets: dict[str, tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=dict)
+    evaluation: Evaluation | None = field(default=None, repr=False, compare=False)
 
     def fact(self, *keys: str) -> Any:
         """A value inside run.json, None where it is not recorded."""
@@ -94,17 +99,19 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     problems: list[str] = []
     config_text = _read_text(folder / "config.yaml")
     log = _read_text(folder / "log.txt").splitlines()
+    facts = _read_object(folder / "run.json", problems)
     return Run(
         name=name or folder.resolve().name,
         folder=folder,
         metrics=_read_metrics(folder / METRICS_SUMMARY, problems),
         diagnosis=_read_object(folder / DIAGNOSIS, problems),
         history=_read_history(folder / "metrics.json", problems),
-        facts=_read_object(folder / "run.json", problems),
+        facts=facts,
         config=_read_config(config_text, folder / "config.yaml", problems),
         config_text=config_text,
         log=log,
         problems=problems,
+        test_sets=_read_test_sets(folder, facts, problems),
     )
 
 
@@ -168,6 +175,21 @@ def _read_metrics(path: Path, problems: list[str]) -> dict[str, Any]:
         problems.append(f"{path.name} has not the form that detection.evaluate writes")
         return {}
     return metrics
+
+
+def _read_test_sets(
+    folder: Path, facts: dict[str, Any], problems: list[str]
+) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    datasets = facts.get("datasets")
+    rows = datasets.get("tests") if isinstance(datasets, dict) else None
+    return {
+        str(row["label"]): (
+            row,
+            _read_metrics(folder / str(row.get("folder")) / METRICS_SUMMARY.name, problems),
+        )
+        for row in (rows if isinstance(rows, list) else [])
+        if isinstance(row, dict) and "label" in row
+    }
 
 
 def _finite(value: Any) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from fvcore.common.config import CfgNode
 
 from backbones.errors import InputError
 from detection.config import resolve_device, resolve_num_classes, to_detectron2
-from detection.dataset import CocoDataset
+from detection.dataset import CocoDataset, load_test_sets
 from detection.engines.detectron2.augmentation import write_augmented_predictions
 from detection.engines.detectron2.results import detector_of, write_predictions
 from detection.engines.detectron2.trainer import Trainer, build_detector
@@ -36,14 +36,21 @@ class Detectron2Engine:
 
     name = "detectron2"
 
-    def train(self, config: CfgNode, dataset_train: CocoDataset, resume: bool) -> None:
+    def train(
+        self,
+        config: CfgNode,
+        dataset_train: CocoDataset,
+        resume: bool,
+        test_sets: Sequence[CocoDataset] | None = None,
+    ) -> None:
         """Train and write ``metrics.json``, ``model_final.pth`` and ``last_checkpoint``.
 
         Raises:
             InputError: for a config, data or weights that cannot be trained with.
             FileNotFoundError: for weights that do not exist.
         """
-        Trainer(prepare(config, dataset_train), dataset_train, resume).train()
+        test_sets = load_test_sets(config) if test_sets is None else test_sets
+        Trainer(prepare(config, dataset_train), dataset_train, resume, test_sets).train()
         comm.synchronize()  # until the main process has written the last checkpoint
 
     def predict(

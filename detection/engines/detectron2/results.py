@@ -110,7 +110,8 @@ def coco_results(instances: Instances, dataset: CocoDataset, image_id: int) -> l
     """One image's detections in COCO's results format.
 
     ``bbox`` is x, y, width, height in pixels of the original image, ``segmentation`` a compressed
-    run-length encoding, ``category_id`` the annotations' own.
+    run-length encoding, ``category_id`` the annotations' own. Classes that the annotations do not
+    have have no id there: their detections are left out.
     """
     category_ids, masks = dataset.category_ids, None
     if instances.has("pred_masks") and isinstance(instances.pred_masks, _BoxMasks):
@@ -120,7 +121,8 @@ def coco_results(instances: Instances, dataset: CocoDataset, image_id: int) -> l
     results = instances_to_coco_json(instances.to("cpu"), image_id)
     for result, mask in zip(results, masks or [], strict=masks is not None):
         result["segmentation"] = mask
-    return [result | {"category_id": category_ids[result["category_id"]]} for result in results]
+    named = [result | {"category_id": category_ids[result["category_id"]]} for result in results]
+    return [result for result in named if result["category_id"] is not None]
 
 
 def detector_of(model: nn.Module, dataset: CocoDataset) -> Detect:

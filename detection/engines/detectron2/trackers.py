@@ -8,7 +8,6 @@ from detectron2.engine import HookBase
 from detectron2.utils.events import EventWriter, get_event_storage
 
 from detection.config import flat_values
-from detection.dataset import load_dataset
 from detection.engines.detectron2.results import detector_of
 from detection.engines.overlays import overlays, overlays_due
 from training.trackers import PROJECT
@@ -21,9 +20,9 @@ class OverlayHook(HookBase):
 
     def after_step(self) -> None:
         cfg, model = self.trainer.cfg, self.trainer.model
-        if not overlays_due(cfg, self.trainer.iter + 1):
+        if not (self.trainer.test_sets and overlays_due(cfg, self.trainer.iter + 1)):
             return
-        dataset = load_dataset(cfg.DATASETS.TEST[0], cfg.MODEL.MASK_ON, check_images=False)
+        dataset = self.trainer.test_sets[0]
         model.eval()
         pictures = overlays(cfg, dataset, detector_of(getattr(model, "module", model), dataset))
         model.train()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import time
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,15 @@ from backbones.d2_adapter import D2ConvNeXt
 from backbones.errors import InputError
 from backbones.weight_files import read_pickle
 from detection.config import resolve_precision
-from detection.dataset import CocoDataset, load_dataset
+from detection.dataset import CocoDataset, result_parts
 from detection.engines.detectron2.data import TrainingBatches
 from detection.engines.detectron2.results import write_predictions
 from detection.engines.detectron2.step import Average, Step
 from detection.engines.detectron2.trackers import OverlayHook, WandbWriter
 from detection.engines.optimizer import build_adamw, build_average
 from detection.engines.weights import AVERAGE_FOLDER, read_detector
-from detection.evaluate import coco_metrics
+from detection.evaluate import metrics_of
+from detection.evaluation.inputs import read_evaluation
 from training.data import seed_generators
 from training.environment import device_name, peak_memory_mb, warn_of_slow_bf16
 from training.loop import NonFiniteLossError
@@ -66,16 +68,24 @@ class Trainer(DefaultTrainer):
         cfg: what :func:`prepare` returns.
         dataset: the training data.
         resume: continue from ``OUTPUT_DIR/last_checkpoint`` where there is one.
+        test_sets: what to evaluate on each ``TEST.EVAL_PERIOD``.
 
     Raises:
         InputError: if ``OUTPUT_DIR`` holds a run and ``resume`` is False, or for weights and
             data that do not fit.
     """
 
-    def __init__(self, cfg: Any, dataset: CocoDataset, resume: bool) -> None:
+    def __init__(
+        self,
+        cfg: Any,
+        dataset: CocoDataset,
+        resume: bool,
+        test_sets: Sequence[CocoDataset] = (),
+    ) -> None:
         # DefaultTrainer's own __init__ fixes fp16, DDP's devices and lenient loading.
         super(DefaultTrainer, self).__init__()
         self.cfg, self.max_iter, self.start_iter = cfg, cfg.SOLVER.MAX_ITER, 0
+        self.test_sets = test_sets
         has_run = (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file()
         if has_run and not resume:
             raise InputError(
@@ -123,7 +133,7 @@ class Trainer(DefaultTrainer):
             earlier = Path(self.cfg.OUTPUT_DIR).glob("model_[0-9]*.pth")
             saver.recent_checkpoints = [str(path) for path in sorted(earlier)]
             found.append(saver)
-        if self.cfg.TEST.EVAL_PERIOD and self.cfg.DATASETS.TEST:
+        if self.cfg.TEST.EVAL_PERIOD and self.test_sets:
             # Not at the end: whoever called train() evaluates the final weights.
             found.append(
                 d2_hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate, eval_after_train=False)
@@ -143,24 +153,25 @@ class Trainer(DefaultTrainer):
             ) from error
 
     def _evaluate(self) -> dict[str, Any]:
-        dataset = load_dataset(
-            self.cfg.DATASETS.TEST[0], self.cfg.MODEL.MASK_ON, check_images=False
-        )
-        found = self._metrics(self.model, dataset, "inference")
+        found = self._metrics(self.model, "inference")
         if self.average is not None:
-            found |= {"ema": self._metrics(self.average.module, dataset, AVERAGE_FOLDER)}
+            found |= {"ema": self._metrics(self.average.module, AVERAGE_FOLDER)}
         return found if comm.is_main_process() else {}
 
-    def _metrics(self, model: nn.Module, dataset: CocoDataset, folder: str) -> dict[str, Any]:
-        results = write_predictions(self.cfg, model, dataset, folder)
-        if not comm.is_main_process():
-            return {}
+    def _metrics(self, model: nn.Module, folder: str) -> dict[str, Any]:
+        """Task -> metric -> value of the first test set; those of the others under their labels."""
+        found: dict[str, Any] = {}
         tasks = ("bbox", "segm") if self.cfg.MODEL.MASK_ON else ("bbox",)
-        metrics = coco_metrics(dataset.annotations, results, tasks)
-        return {
-            task: {name: value for name, value in metrics[task].items() if value is not None}
-            for task in tasks
-        }
+        for dataset, part in zip(self.test_sets, result_parts(self.test_sets), strict=True):
+            where = f"{folder}/{part}".rstrip("/")
+            results = write_predictions(self.cfg, model, dataset, where)
+            if not comm.is_main_process():
+                continue
+            metrics = metrics_of(read_evaluation(dataset, results, tasks))
+            of_set = found.setdefault(part, {}) if part else found
+            for task in tasks:
+                of_set[task] = {k: v for k, v in metrics[task].items() if v is not None}
+        return found
 
 
 class _Schedule(d2_hooks.LRScheduler):

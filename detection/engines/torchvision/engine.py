@@ -11,6 +11,7 @@ import logging
 import math
 import os
 from bisect import bisect_right
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from backbones.weight_files import save_safetensors
 from backbones.whole_files import write_text
 from detection.config import flat_values, resolve_device, resolve_num_classes, resolve_precision
 from detection.data.transforms import DetectionSamples, collate
-from detection.dataset import CocoDataset, load_dataset
+from detection.dataset import CocoDataset, load_test_sets, result_parts
 from detection.engines.interface import Detect
 from detection.engines.optimizer import build_adamw, build_average
 from detection.engines.overlays import overlays, overlays_due
@@ -38,7 +39,8 @@ from detection.engines.weights import (
     newest_checkpoint,
     read_detector,
 )
-from detection.evaluate import coco_metrics
+from detection.evaluate import metrics_of
+from detection.evaluation.inputs import read_evaluation
 from training.checkpoints import list_checkpoints
 from training.data import seed_generators
 from training.devices import find_device
@@ -68,8 +70,15 @@ class TorchvisionEngine:
 
     name = "torchvision"
 
-    def train(self, config: CfgNode, dataset_train: CocoDataset, resume: bool) -> None:
+    def train(
+        self,
+        config: CfgNode,
+        dataset_train: CocoDataset,
+        resume: bool,
+        test_sets: Sequence[CocoDataset] | None = None,
+    ) -> None:
         config = with_num_classes(config, dataset_train)
+        test_sets = load_test_sets(config) if test_sets is None else test_sets
         solver, output_dir = config.SOLVER, Path(config.OUTPUT_DIR)
         device = use_device(config)
         if config.SEED < 0:
@@ -102,18 +111,16 @@ class TorchvisionEngine:
             if due and PartialState().is_main_process:
                 newest = list_checkpoints(output_dir)[-1] / "model.safetensors"
                 point_to(output_dir, newest.relative_to(output_dir))
-            if not overlays_due(config, step):
+            if not (test_sets and overlays_due(config, step)):
                 return {}
-            dataset = load_dataset(
-                config.DATASETS.TEST[0], config.MODEL.MASK_ON, check_images=False
-            )
             metrics = {}
             if step < solver.MAX_ITER:  # the final weights are evaluated by who called train()
                 average = ema.module if ema else None
-                metrics = evaluate_in_training(config, dataset, model, average, step)
+                metrics = evaluate_in_training(config, test_sets, model, average, step)
             if not PartialState().is_main_process:
                 return {}
-            return metrics | overlays(config, dataset, detector_of(model.eval(), dataset))
+            first = test_sets[0]
+            return metrics | overlays(config, first, detector_of(model.eval(), first))
 
         trained = train(
             model,
@@ -238,7 +245,11 @@ def tasks(config: CfgNode) -> tuple[str, ...]:
 
 
 def evaluate_in_training(
-    config: CfgNode, dataset: CocoDataset, model: nn.Module, average: nn.Module | None, step: int
+    config: CfgNode,
+    test_sets: Sequence[CocoDataset],
+    model: nn.Module,
+    average: nn.Module | None,
+    step: int,
 ) -> dict[str, Any]:
     """Evaluate over all processes.
 
@@ -258,15 +269,17 @@ def evaluate_in_training(
     for prefix, detector, folder in (
         [plain] if average is None else [plain, ("ema/", average, AVERAGE_FOLDER)]
     ):
-        results = write_predictions(config, detector, dataset, PartialState(), folder)
-        if PartialState().is_main_process:
-            metrics = coco_metrics(dataset.annotations, results, tasks(config))
-            found |= {
-                f"{prefix}{task}/{name}": value
-                for task in tasks(config)
-                for name, value in metrics[task].items()
-                if value is not None
-            }
+        for dataset, part in zip(test_sets, result_parts(test_sets), strict=True):
+            state, where = PartialState(), f"{folder}/{part}".rstrip("/")
+            results = write_predictions(config, detector, dataset, state, where)
+            if state.is_main_process:
+                metrics = metrics_of(read_evaluation(dataset, results, tasks(config)))
+                found |= {
+                    f"{prefix}{part}{'/' if part else ''}{task}/{name}": value
+                    for task in tasks(config)
+                    for name, value in metrics[task].items()
+                    if value is not None
+                }
     if found:
         headline = {name: value for name, value in found.items() if name.endswith("/AP")}
         logger.info("step %d: %s", step, headline)

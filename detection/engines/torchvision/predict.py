@@ -94,7 +94,8 @@ def coco_results(
 ) -> list[dict[str, Any]]:
     """One image's detections in COCO's results format, as detectron2 writes them.
 
-    Boxes are x, y, width, height in float32 precision; masks compressed run lengths.
+    Boxes are x, y, width, height in float32 precision; masks compressed run lengths. Classes that
+    the annotations do not have have no id there: their detections are left out.
 
     Args:
         size: height and width of the image, if the masks are still those of their boxes.
@@ -124,4 +125,4 @@ def coco_results(
             encoded = [encode_strips([(m.cpu().numpy(), 0)], 0, *m.shape) for m in masks]
         for result, rle in zip(results, encoded, strict=True):
             result["segmentation"] = rle
-    return results
+    return [result for result in results if result["category_id"] is not None]

@@ -29,7 +29,7 @@ DETECTION = (
     [{"evaluation", "evaluate"}],
     [{"drawing"}],
     [{"reporting", "report"}, {"engines"}],  # neither imports the other
-    [{"predict"}, {"export", "exporting"}],
+    [{"predict", "detector"}, {"export", "exporting"}],
     [{"run", "run_record"}],
     [{"benchmarks"}],
 )

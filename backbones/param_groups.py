@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import nn
 
 from backbones.errors import InputError
 
-LayerDecayType = Literal["single", "group"]
+LayerDecayType = Literal["single", "group", "stage"]
+STAGE_LAYERS = 12  # of "stage", where it is not told
 
 
 def is_undecayed(name: str, ndim: int) -> bool:
@@ -25,30 +26,43 @@ def is_undecayed(name: str, ndim: int) -> bool:
     return ndim <= 1 or name.endswith((".bias", ".gamma", ".beta"))
 
 
-def last_layer_id(depths: Sequence[int], kind: LayerDecayType) -> int:
+def last_layer_id(
+    depths: Sequence[int], kind: LayerDecayType, stage_layers: int = STAGE_LAYERS
+) -> int:
     """The id of everything behind the encoder's stages, which keeps the full learning rate.
 
     "group" puts three blocks of the third stage in a group: 13 for base (ids 0 to 12 inside the
-    encoder), "single" gives each block its own id: 37 for base.
+    encoder), "single" gives each block its own id: 37 for base. "stage" gives a stage one id
+    (stem and downsampling have 0) and is the segmentation recipes' (``stage_wise`` of
+    mmsegmentation); its distance to the heads is a number of its own, ``stage_layers`` + 1.
     """
+    if kind == "stage":
+        return stage_layers + 1
     return 4 + math.ceil(depths[2] / 3) if kind == "group" else sum(depths) + 1
 
 
-def layer_id(name: str, depths: Sequence[int], kind: LayerDecayType = "group") -> int:
+def layer_id(
+    name: str,
+    depths: Sequence[int],
+    kind: LayerDecayType = "group",
+    stage_layers: int = STAGE_LAYERS,
+) -> int:
     """The layer id of an encoder parameter, by its name in :class:`backbones.convnext.ConvNeXt`.
 
     Args:
         name: such as ``"stages.2.4.dwconv.weight"``, relative to the encoder.
         depths: blocks of the four stages.
-        kind: "group" or "single".
+        kind, stage_layers: see :func:`last_layer_id`.
 
     Returns:
         0 or 1 for the stem up to ``last_layer_id(depths, kind)`` for output norms and head.
     """
     part, *rest = name.split(".")
     if part not in ("downsample_layers", "stages"):
-        return last_layer_id(depths, kind)
+        return last_layer_id(depths, kind, stage_layers)
     stage = int(rest[0])
+    if kind == "stage":
+        return stage + 1 if part == "stages" else 0
     block = int(rest[1]) if part == "stages" else 0
     if kind == "single":
         return sum(depths[:stage]) + block + 1
@@ -67,6 +81,7 @@ def parameter_groups(
     layer_decay: float = 1.0,
     layer_decay_type: LayerDecayType = "group",
     encoder_prefix: str = "",
+    stage_layers: int = STAGE_LAYERS,
 ) -> list[dict[str, Any]]:
     """Groups for a torch optimizer, one for each (layer id, decayed or not) that occurs.
 
@@ -76,7 +91,7 @@ def parameter_groups(
         weight_decay: of the decayed parameters; the others get 0.
         depths: the encoder's, needed when ``layer_decay`` is not 1.
         layer_decay: factor a layer id; 1 gives every parameter ``lr``.
-        layer_decay_type: how ids are given, see :func:`layer_id`.
+        layer_decay_type, stage_layers: how ids are given, see :func:`last_layer_id`.
         encoder_prefix: what precedes the encoder's names in the model, such as
             ``"backbone.bottom_up."``; parameters without it have the last layer id.
 
@@ -89,8 +104,9 @@ def parameter_groups(
     """
     if not 0 < layer_decay <= 1:
         raise InputError(f"layer decay is {layer_decay}; it must be in (0, 1]")
-    if layer_decay_type not in ("single", "group"):
-        raise InputError(f"layer decay type is {layer_decay_type!r}; allowed: single, group")
+    if layer_decay_type not in get_args(LayerDecayType):
+        allowed = ", ".join(get_args(LayerDecayType))
+        raise InputError(f"layer decay type is {layer_decay_type!r}; allowed: {allowed}")
     if layer_decay != 1:
         if len(depths) != 4:
             raise InputError(f"layer decay needs the encoder's four depths, got {tuple(depths)}")
@@ -98,7 +114,7 @@ def parameter_groups(
             name.startswith(encoder_prefix + "stages.") for name, _ in model.named_parameters()
         ):
             raise InputError(f"layer decay: no parameter is named {encoder_prefix}stages.*")
-    last = last_layer_id(depths, layer_decay_type) if layer_decay != 1 else 0
+    last = last_layer_id(depths, layer_decay_type, stage_layers) if layer_decay != 1 else 0
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -106,7 +122,8 @@ def parameter_groups(
         undecayed = is_undecayed(name, parameter.ndim)
         layer = last
         if layer_decay != 1 and name.startswith(encoder_prefix):
-            layer = layer_id(name.removeprefix(encoder_prefix), depths, layer_decay_type)
+            inner = name.removeprefix(encoder_prefix)
+            layer = layer_id(inner, depths, layer_decay_type, stage_layers)
         group = groups.setdefault(
             (layer, undecayed),
             {

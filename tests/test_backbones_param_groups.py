@@ -149,7 +149,10 @@ def test_no_decay_rule_spares_scalars_and_vectors_of_any_name() -> None:
     [
         ({"layer_decay": 0.0}, r"layer decay is 0.0; it must be in \(0, 1\]"),
         ({"layer_decay": 1.5}, "layer decay is 1.5"),
-        ({"layer_decay": 0.8, "layer_decay_type": "stage"}, "'stage'; allowed: single, group"),
+        (
+            {"layer_decay": 0.8, "layer_decay_type": "block"},
+            "'block'; allowed: single, group, stage",
+        ),
         ({"layer_decay": 0.8, "depths": (3, 3)}, r"four depths, got \(3, 3\)"),
         ({"layer_decay": 0.8, "encoder_prefix": "body."}, r"no parameter is named body\.stages"),
     ],
@@ -158,3 +161,23 @@ def test_wrong_options_are_named_with_what_is_allowed(options: dict, message: st
     arguments = {"depths": SMALL.depths, **options}
     with pytest.raises(ValueError, match=message):
         parameter_groups(ConvNeXt(SMALL), 1e-3, 0.05, **arguments)
+
+
+def test_stage_wise_decay_is_the_segmentation_recipes():
+    """Relative to the head, by the published formula: 0.9^9 and 0.9^13 at 12, 0.9^3, 0.9^7 at 6."""
+    model = build_convnext("convnext_tiny", out_norms=("stage4",))
+    for layers, stage4, stem in ((12, 0.9**9, 0.9**13), (6, 0.9**3, 0.9**7)):
+        groups = parameter_groups(
+            model,
+            1.0,
+            0.05,
+            depths=model.size.depths,
+            layer_decay=0.9,
+            layer_decay_type="stage",
+            stage_layers=layers,
+        )
+        rates = {name: group["lr"] for group in groups for name in group["param_names"]}
+        assert rates["stages.3.0.dwconv.weight"] == pytest.approx(stage4)
+        assert rates["downsample_layers.0.0.weight"] == pytest.approx(stem)
+        assert rates["downsample_layers.3.1.weight"] == pytest.approx(stem)
+        assert rates["out_norms.stage4.weight"] == 1.0

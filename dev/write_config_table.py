@@ -77,7 +77,7 @@ def rows(folder: Path) -> list[str]:
         "| config | engine | parameters | FLOPs | box / mask AP published | here |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for path in sorted(path for name in FOLDERS for path in (folder / name).glob("*.yaml")):
+    for path in sorted(path for name in FOLDERS for path in (folder / name).glob("*rcnn*.yaml")):
         config = load_config(path, CLASSES)
         key = same_model(config)
         if key not in counted:

@@ -29,7 +29,16 @@ UNDECLARED = {  # no index has it, or they come with torch and with Jinja2
     "triton",
     "markupsafe",
 }
-PACKAGES = ("backbones", "images", "training", "reporting", "fcmae", "detection", "det_configs")
+PACKAGES = (
+    "backbones",
+    "images",
+    "training",
+    "reporting",
+    "fcmae",
+    "detection",
+    "segmentation",
+    "det_configs",
+)
 
 
 def requirements(*extras: str) -> dict[str, Requirement]:

@@ -115,4 +115,4 @@ def test_only_the_adapter_and_the_engine_import_detectron2():
         if any(name.split(".")[0] == "detectron2" for name in names)
         and module.split(".")[0] in (*BASE, "fcmae", "segmentation")
     }
-    assert found == {"backbones.d2_adapter"}
+    assert found == {"backbones.d2_adapter", "segmentation.d2_head"}

@@ -1,0 +1,1 @@
+"""Semantic segmentation: UPerNet on the same encoder, its data, metrics, training and report."""

@@ -1,0 +1,193 @@
+"""Segmentation configs, and what is built from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from fvcore.common.config import CfgNode
+
+from backbones.convnext import SIZES, STAGES, ConvNeXt, build_convnext
+from backbones.errors import InputError
+from backbones.normalization import GRNOptions
+from images.files import Reading
+from segmentation.dataset import SegmentationDataset
+from segmentation.inference import InferenceOptions
+from segmentation.model import UPerNet
+from segmentation.schema import SCHEMA
+from segmentation.transforms import Augmentation
+from segmentation.upernet import UPerNetOptions
+from training.config_files import get, read_config
+
+CHANNELS = {"RGB": 3, "BGR": 3, "L": 1}  # "raw": as MODEL.CONVNEXT.IN_CHANS says
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
+    """A config file with its bases and ``KEY VALUE`` overrides, checked as a whole, frozen.
+
+    Raises:
+        InputError: listing all problems, each with its file.
+        FileNotFoundError: if the file or one of its bases is missing.
+    """
+    return read_config(path, overrides, SCHEMA, _contradictions)
+
+
+def flat_values(config: CfgNode) -> dict[str, int | float | str]:
+    """Every key with its value, as experiment trackers take them: lists as text."""
+    values = {name: get(config, name) for name in SCHEMA}
+    return {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in values.items()}
+
+
+def _contradictions(config: CfgNode) -> Iterator[tuple[tuple[str, ...], str]]:
+    model, solver = config.MODEL, config.SOLVER
+    for name, count in (
+        ("MODEL.CONVNEXT.IN_CHANS", model.CONVNEXT.IN_CHANS),
+        ("MODEL.PIXEL_MEAN", len(model.PIXEL_MEAN)),
+        ("MODEL.PIXEL_STD", len(model.PIXEL_STD)),
+    ):
+        wanted = CHANNELS.get(config.INPUT.FORMAT, model.CONVNEXT.IN_CHANS)
+        if count != wanted:
+            yield (
+                (name, "INPUT.FORMAT", "MODEL.CONVNEXT.IN_CHANS"),
+                f"{name} is for {count} channels, but INPUT.FORMAT {config.INPUT.FORMAT!r} "
+                f"has {wanted}",
+            )
+    try:
+        options = GRNOptions.of_config(model.CONVNEXT.GRN)
+    except ValueError as error:
+        yield tuple(f"MODEL.CONVNEXT.GRN.{n}" for n in model.CONVNEXT.GRN), str(error)
+    else:
+        if SIZES[model.CONVNEXT.SIZE].version == 1 and options != GRNOptions():
+            yield (
+                ("MODEL.CONVNEXT.SIZE", "MODEL.CONVNEXT.GRN.KIND"),
+                f"MODEL.CONVNEXT.GRN is {options}, but {model.CONVNEXT.SIZE}, a ConvNeXt V1, has "
+                "no GRN",
+            )
+    head = model.SEM_SEG_HEAD
+    for name, least in (("CONVS_DIM", 64), ("AUX_CHANNELS", 0)):
+        if head.NORM == "GN" and (head[name] % 32 or head[name] < least):
+            yield (
+                (f"MODEL.SEM_SEG_HEAD.{name}", "MODEL.SEM_SEG_HEAD.NORM"),
+                f"MODEL.SEM_SEG_HEAD.{name} is {head[name]}; group norm (NORM 'GN') needs a "
+                f"multiple of 32{', at least 64' * (least > 0)}",
+            )
+    if solver.IMS_PER_BATCH % solver.ACCUMULATE:
+        yield (
+            ("SOLVER.IMS_PER_BATCH", "SOLVER.ACCUMULATE"),
+            f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, the images of one optimizer step, "
+            f"which SOLVER.ACCUMULATE {solver.ACCUMULATE} does not divide",
+        )
+    if config.INPUT.RATIO[0] > config.INPUT.RATIO[1]:
+        yield (("INPUT.RATIO",), f"INPUT.RATIO is {config.INPUT.RATIO}; give (low, high)")
+    slide = config.TEST.SLIDE
+    if any(step > side for step, side in zip(slide.STRIDE, slide.SIZE, strict=True)):
+        yield (
+            ("TEST.SLIDE.SIZE", "TEST.SLIDE.STRIDE"),
+            f"TEST.SLIDE.STRIDE {slide.STRIDE} is larger than SIZE {slide.SIZE}: pixels between "
+            "two windows would be seen by none",
+        )
+
+
+def resolve_device(config: CfgNode) -> str:
+    """``MODEL.DEVICE``, with ``auto`` resolved to "cuda" where there is a GPU and else "cpu"."""
+    if config.MODEL.DEVICE != "auto":
+        return config.MODEL.DEVICE
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def resolve_precision(config: CfgNode) -> Literal["no", "bf16", "fp16"]:
+    """The precision of ``SOLVER.AMP``, by the words of ``training.options``."""
+    return config.SOLVER.AMP.PRECISION if config.SOLVER.AMP.ENABLED else "no"
+
+
+def resolve_num_classes(config: CfgNode, dataset: SegmentationDataset) -> int:
+    """The data set's number of classes, which a given ``NUM_CLASSES`` must equal.
+
+    Raises:
+        InputError: if it does not.
+    """
+    given, counted = config.MODEL.SEM_SEG_HEAD.NUM_CLASSES, len(dataset.classes.names)
+    if given not in (0, counted):
+        raise InputError(
+            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {given}, but {dataset.name} has {counted} classes; "
+            f"set it to {counted}, or to 0 to take the data set's number"
+        )
+    return counted
+
+
+def reading(config: CfgNode) -> Reading:
+    """How image files are read, by ``INPUT``."""
+    low_high = config.INPUT.VALUE_RANGE
+    return Reading(
+        channels=config.MODEL.CONVNEXT.IN_CHANS,
+        converts=config.INPUT.FORMAT != "raw",
+        value_range=(low_high[0], low_high[1]) if low_high else None,
+        channels_setting="MODEL.CONVNEXT.IN_CHANS",
+        range_setting="INPUT.VALUE_RANGE",
+    )
+
+
+def build_encoder(config: CfgNode) -> ConvNeXt:
+    """The encoder of ``MODEL.CONVNEXT``, with fresh weights and a norm on each stage."""
+    convnext = config.MODEL.CONVNEXT
+    encoder = build_convnext(
+        convnext.SIZE,
+        in_chans=convnext.IN_CHANS,
+        drop_path_rate=convnext.DROP_PATH_RATE,
+        out_norms=STAGES,
+        checkpoint_stages=convnext.CHECKPOINT_STAGES,
+        grn=GRNOptions.of_config(convnext.GRN),
+    )
+    encoder.freeze(config.MODEL.BACKBONE.FREEZE_AT)
+    return encoder
+
+
+def head_options(config: CfgNode) -> UPerNetOptions:
+    """The heads of ``MODEL.SEM_SEG_HEAD``; this project's config or detectron2's."""
+    head = config.MODEL.SEM_SEG_HEAD
+    return UPerNetOptions(
+        num_classes=head.NUM_CLASSES,
+        channels=head.CONVS_DIM,
+        pool_scales=tuple(head.POOL_SCALES),
+        dropout=head.DROPOUT,
+        norm=head.NORM,
+        aux_channels=head.AUX_CHANNELS,
+        aux_weight=head.AUX_WEIGHT,
+    )
+
+
+def build_segmenter(config: CfgNode) -> UPerNet:
+    """The model that a config describes, with fresh weights.
+
+    Args:
+        config: with ``NUM_CLASSES`` above 0.
+    """
+    model = config.MODEL
+    return UPerNet(build_encoder(config), head_options(config), model.PIXEL_MEAN, model.PIXEL_STD)
+
+
+def augmentation(config: CfgNode) -> Augmentation:
+    """How training samples are drawn, by ``INPUT``."""
+    options = config.INPUT
+    return Augmentation(
+        scale=tuple(options.SCALE),
+        ratio=tuple(options.RATIO),
+        crop=tuple(options.CROP.SIZE),
+        cat_max_ratio=options.CROP.SINGLE_CATEGORY_MAX_AREA,
+        flip=0.5 if options.RANDOM_FLIP == "horizontal" else 0,
+        distort=options.DISTORT,
+    )
+
+
+def testing(config: CfgNode) -> InferenceOptions:
+    """How images are tested, by ``TEST``."""
+    test = config.TEST
+    return InferenceOptions(
+        scale=tuple(test.SCALE) if any(test.SCALE) else None,
+        window=tuple(test.SLIDE.SIZE) if test.SLIDE.ENABLED else None,
+        stride=tuple(test.SLIDE.STRIDE),
+        scales=tuple(test.AUG.SCALES),
+        flip=test.AUG.FLIP,
+    )

@@ -1,0 +1,288 @@
+"""Data sets of semantic segmentation: their names, and what they hold.
+
+========================================  ========================================================
+``masks:IMAGES:LABELS[:CLASSES.json]``    two folders; a map has its image's name but for the ending
+``json:ANNOTATIONS:IMAGES``               COCO's objects, drawn into class maps
+``ade20k_train``, ``ade20k_val``          ``ADEChallengeData2016/`` as it is distributed
+``cityscapes_train``, ``cityscapes_val``  ``cityscapes/``, maps ``*_gtFine_labelIds.png``
+``coco_stuff_train``, ``coco_stuff_val``  ``coco/``, maps in ``stuffthingmaps/``
+========================================  ========================================================
+
+The last three lie under the folder that the environment variable DETECTRON2_DATASETS names.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backbones.errors import InputError
+from segmentation.class_names import ADE20K, CITYSCAPES, COCO_STUFF
+from segmentation.label_maps import (
+    BACKGROUND,
+    Classes,
+    class_map,
+    draw_objects,
+    read_classes,
+    read_label_file,
+)
+from segmentation.upernet import IGNORED
+
+logger = logging.getLogger(__name__)
+
+LABEL_ENDINGS = {".png", ".tif", ".tiff", ".bmp", ".gif"}
+IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".npy"}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A data set known by name.
+
+    Args:
+        images, labels: folders under DETECTRON2_DATASETS.
+        image_ending, label_ending: of files, whose rest is the same.
+        names: of the classes.
+        of_value: value -> class index; empty where values are indices (after reduction).
+        reduce_zero_label: see :mod:`segmentation.label_maps`.
+    """
+
+    images: str
+    labels: str
+    image_ending: str
+    label_ending: str
+    names: tuple[str, ...]
+    of_value: dict[int, int] = field(default_factory=dict)
+    reduce_zero_label: bool = False
+
+
+PUBLISHED = {
+    **{
+        f"ade20k_{split}": Published(
+            f"ADEChallengeData2016/images/{folder}",
+            f"ADEChallengeData2016/annotations/{folder}",
+            ".jpg",
+            ".png",
+            ADE20K,
+            reduce_zero_label=True,
+        )
+        for split, folder in (("train", "training"), ("val", "validation"))
+    },
+    **{
+        f"cityscapes_{split}": Published(
+            f"cityscapes/leftImg8bit/{split}",
+            f"cityscapes/gtFine/{split}",
+            "_leftImg8bit.png",
+            "_gtFine_labelIds.png",
+            tuple(CITYSCAPES),
+            {value: index for index, value in enumerate(CITYSCAPES.values())},
+        )
+        for split in ("train", "val")
+    },
+    **{
+        f"coco_stuff_{split}": Published(
+            f"coco/{split}2017",
+            f"coco/stuffthingmaps/{split}2017",
+            ".jpg",
+            ".png",
+            tuple(COCO_STUFF),
+            {value: index for index, value in enumerate(COCO_STUFF.values())},
+        )
+        for split in ("train", "val")
+    },
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """An image and its truth, of which there is one kind.
+
+    Args:
+        image: path of the image file.
+        labels: path of its class map, or None.
+        objects: COCO's annotations of it, where ``labels`` is None.
+        size: height and width, where the data set's file tells them.
+    """
+
+    image: str
+    labels: str | None = None
+    objects: tuple[dict[str, Any], ...] = ()
+    size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class SegmentationDataset:
+    """A data set, not yet checked (:mod:`segmentation.check` does that).
+
+    Attributes:
+        name: as given in the config.
+        classes: names, and what values mean.
+        records: by image path.
+        index_of: COCO's category id -> class index; empty for class maps.
+        without_partner: images without a map and maps without an image.
+    """
+
+    name: str
+    classes: Classes
+    records: tuple[Record, ...]
+    index_of: dict[Any, int] = field(default_factory=dict)
+    without_partner: tuple[str, ...] = ()
+
+    def class_map(self, record: Record) -> np.ndarray:
+        """The truth of an image: class indices ``[H, W]`` uint8, ``IGNORED`` where there is none.
+
+        Raises:
+            InputError: naming the file, if it does not decode or holds values without a class.
+        """
+        if record.labels is None:
+            assert record.size is not None
+            return draw_objects(record.objects, record.size, self.index_of)
+        try:
+            return class_map(read_label_file(record.labels), self.classes)
+        except InputError as error:
+            if record.labels in str(error):
+                raise
+            raise InputError(f"{record.labels}: {error}") from error
+
+
+def load_segmentation(
+    name: str, ignore_label: int = IGNORED, reduce_zero_label: bool = False
+) -> SegmentationDataset:
+    """A data set by its name, see this module's header.
+
+    Args:
+        ignore_label, reduce_zero_label: see :mod:`segmentation.label_maps`; data sets known by
+            name have their own.
+
+    Raises:
+        InputError: for a name of no known form, or folders that hold no pair.
+        FileNotFoundError: for files that do not exist.
+    """
+    if name in PUBLISHED:
+        return _published(name)
+    kind, *parts = name.split(":")
+    if kind == "masks" and len(parts) in (2, 3):
+        images, labels = (Path(part).expanduser() for part in parts[:2])
+        if len(parts) == 3:
+            names, of_value = read_classes(Path(parts[2]).expanduser())
+        else:
+            names, of_value = _named_by_number(labels, ignore_label, reduce_zero_label), {}
+        records, lonely = _pairs(_files(images, IMAGE_ENDINGS), _files(labels, LABEL_ENDINGS))
+        classes = Classes(names, of_value, ignore_label, reduce_zero_label)
+        return SegmentationDataset(name, classes, records, without_partner=lonely)
+    if kind == "json" and len(parts) == 2:
+        return _drawn(name, *(Path(part).expanduser() for part in parts))
+    raise InputError(
+        f"unknown data set {name!r}; give masks:IMAGES:LABELS[:CLASSES.json], "
+        f"json:ANNOTATIONS:IMAGES, or one of {', '.join(PUBLISHED)} (under the folder that "
+        "DETECTRON2_DATASETS names)"
+    )
+
+
+def _published(name: str) -> SegmentationDataset:
+    row = PUBLISHED[name]
+    root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+    files = []
+    for folder, ending in ((row.images, row.image_ending), (row.labels, row.label_ending)):
+        every = _files(root / folder, {Path(ending).suffix})
+        files.append(
+            {key + path.suffix: path for key, path in every.items() if path.name.endswith(ending)}
+        )
+    keyed = [
+        {key.removesuffix(ending): path for key, path in side.items()}
+        for side, ending in zip(files, (row.image_ending, row.label_ending), strict=True)
+    ]
+    records, lonely = _pairs(*keyed)
+    classes = Classes(
+        row.names, row.of_value, IGNORED, row.reduce_zero_label, ignore_others=bool(row.of_value)
+    )
+    return SegmentationDataset(name, classes, records, without_partner=lonely)
+
+
+def _files(folder: Path, endings: set[str]) -> dict[str, Path]:
+    """The files of a folder and of those in it, by their path in it without the ending."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in endings and path.is_file() and not path.name.startswith("."):
+            key = path.relative_to(folder).with_suffix("").as_posix()
+            if key in found:
+                raise InputError(f"{found[key]} and {path} differ by their ending alone; keep one")
+            found[key] = path
+    return found
+
+
+def _pairs(
+    images: dict[str, Path], labels: dict[str, Path]
+) -> tuple[tuple[Record, ...], tuple[str, ...]]:
+    lonely = [f"{images[key]} has no class map" for key in images if key not in labels]
+    lonely += [f"{labels[key]} has no image" for key in labels if key not in images]
+    both = [key for key in images if key in labels]
+    if not both:
+        some = [str(path) for path in (*images.values(), *labels.values())][:2]
+        raise InputError(
+            "no image and class map have the same name (but for the ending): "
+            f"{', '.join(some) or 'the folders hold no files of known endings'}"
+        )
+    return tuple(Record(str(images[key]), str(labels[key])) for key in both), tuple(lonely)
+
+
+def _named_by_number(labels: Path, ignore_label: int, reduce_zero_label: bool) -> tuple[str, ...]:
+    """ "0", "1", ... up to the largest value in the maps."""
+    largest = -1
+    for path in _files(labels, LABEL_ENDINGS).values():
+        values = np.unique(read_label_file(path))
+        values = values[values != ignore_label]
+        largest = max(largest, int(values.max()) if values.size else -1)
+    count = largest + 1 - int(reduce_zero_label)
+    if count < 1:
+        raise InputError(f"{labels}: the maps hold no class, only the ignored value {ignore_label}")
+    if count > IGNORED:
+        raise InputError(
+            f"{labels}: the maps hold values up to {largest}; name the classes in a file: "
+            'masks:IMAGES:LABELS:CLASSES.json with {"VALUE": "NAME"} (at most 255 of them)'
+        )
+    return tuple(str(index) for index in range(count))
+
+
+def _drawn(name: str, annotations: Path, images: Path) -> SegmentationDataset:
+    try:
+        tree = json.loads(annotations.read_text(encoding="utf-8-sig"))
+        categories = sorted(tree["categories"], key=lambda category: category["id"])
+        of_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+        for item in tree["annotations"]:
+            if item.get("segmentation"):
+                of_image[item["image_id"]].append(
+                    {key: item[key] for key in ("category_id", "segmentation")}
+                    | {"iscrowd": item.get("iscrowd") or 0}
+                )
+        records = tuple(
+            Record(
+                str(images / image["file_name"]),
+                objects=tuple(of_image[image["id"]]),
+                size=(image["height"], image["width"]),
+            )
+            for image in sorted(tree["images"], key=lambda image: image["id"])
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{annotations} is no COCO file ({type(error).__name__}: {error}); "
+            "tools/check_dataset.py lists all that is wrong with it"
+        ) from error
+    names = (BACKGROUND, *(category["name"] for category in categories))
+    index_of = {category["id"]: index for index, category in enumerate(categories, 1)}
+    return SegmentationDataset(name, Classes(names, {}), records, index_of)
+
+
+def class_maps(dataset: SegmentationDataset) -> Iterator[np.ndarray]:
+    """The truth of every image, one after the other."""
+    for record in dataset.records:
+        yield dataset.class_map(record)

@@ -1,0 +1,334 @@
+"""Training and prediction of a segmentation model, on the one training loop of this project."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from fvcore.common.config import CfgNode
+from PIL import Image
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from backbones.checkpoint import load_encoder
+from backbones.convnext import SIZES
+from backbones.errors import InputError
+from backbones.param_groups import parameter_groups
+from backbones.weight_files import save_safetensors
+from backbones.whole_files import write_atomically, write_json, write_text
+from images.files import EIGHT_BITS, read_image
+from segmentation.config import (
+    augmentation,
+    build_segmenter,
+    flat_values,
+    reading,
+    resolve_device,
+    resolve_precision,
+    testing,
+)
+from segmentation.dataset import SegmentationDataset
+from segmentation.inference import segment
+from segmentation.metrics import ConfusionMatrix, segmentation_metrics
+from segmentation.model import UPerNet
+from segmentation.weights import load_segmenter
+from training.checkpoints import list_checkpoints
+from training.cli import process_count
+from training.data import seed_generators
+from training.environment import git_commit, versions
+from training.loop import train
+from training.options import LoopOptions
+from training.progress import progress
+
+logger = logging.getLogger(__name__)
+
+ENCODER_PREFIX = "backbone."
+FINAL_WEIGHTS = "model_final.safetensors"
+FINAL_AVERAGE = "model_final_ema.safetensors"
+MAPS = "maps"  # the folder of predicted class maps
+PER_IMAGE = "per_image.json"
+
+
+class TrainingSamples:
+    """Samples of (image, labels), drawn anew by each access."""
+
+    def __init__(self, dataset: SegmentationDataset, config: CfgNode) -> None:
+        self.dataset, self.config = dataset, config
+        self.augment = augmentation(config)
+
+    def __len__(self) -> int:
+        return len(self.dataset.records)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """``image`` ``[C, H, W]``, ``labels`` int64 ``[H, W]``."""
+        record = self.dataset.records[index]
+        image, labels = self.augment(
+            read_pixels(record.image, self.config), self.dataset.class_map(record)
+        )
+        return {
+            "image": torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1),
+            "labels": torch.from_numpy(np.ascontiguousarray(labels)).long(),
+        }
+
+    def describe(self, index: int) -> str:
+        return self.dataset.records[index].image
+
+
+def read_pixels(path: str | Path, config: CfgNode) -> np.ndarray:
+    """An image file as the model takes it: ``[H, W, C]`` on the scale of 0 to 255.
+
+    uint8, or float32 for files of more than 8 bits, in the order of ``INPUT.FORMAT``.
+
+    Raises:
+        FileNotFoundError, InputError: if it cannot be used.
+    """
+    pixels = read_image(path, reading(config))
+    if pixels.dtype != np.uint8:
+        pixels = pixels * np.float32(EIGHT_BITS)
+    return pixels[:, :, ::-1] if config.INPUT.FORMAT == "BGR" else pixels
+
+
+def collate(samples: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+    return samples
+
+
+def poly_schedule(solver: CfgNode) -> Callable[[int], float]:
+    """``WarmupPolyLR``: from 1 to 0 by a power, linear warm-up from ``WARMUP_FACTOR``.
+
+    As in mmsegmentation the warm-up multiplies what the schedule has at that step.
+    """
+    warmup = min(solver.WARMUP_ITERS, solver.MAX_ITER)
+
+    def factor(step: int) -> float:
+        value = (1 - step / solver.MAX_ITER) ** solver.POLY_LR_POWER
+        if step < warmup:
+            value *= 1 - (1 - step / warmup) * (1 - solver.WARMUP_FACTOR)
+        return value
+
+    return factor
+
+
+def train_segmenter(
+    config: CfgNode,
+    train_set: SegmentationDataset,
+    test_set: SegmentationDataset | None,
+    resume: bool,
+) -> None:
+    """Train, and write ``metrics.json``, ``model_final.safetensors`` and ``last_checkpoint``.
+
+    Args:
+        config: with ``NUM_CLASSES`` and ``SEED`` resolved.
+        test_set: evaluated every ``TEST.EVAL_PERIOD`` steps.
+        resume: continue from the newest checkpoint, where there is one.
+    """
+    solver, output_dir = config.SOLVER, Path(config.OUTPUT_DIR)
+    device = torch.device(resolve_device(config))
+    refuse_shared_norm_on_cpus(config, device)
+    seed_generators(config.SEED)
+    model = build_segmenter(config)
+    if not (resume and list_checkpoints(output_dir)):
+        load_initial_weights(config, model)
+    ema = ModelEmaV3(model, decay=solver.EMA.DECAY, use_warmup=True) if solver.EMA.ENABLED else None
+    groups = parameter_groups(
+        model,
+        solver.BASE_LR,
+        solver.WEIGHT_DECAY,
+        depths=SIZES[config.MODEL.CONVNEXT.SIZE].depths,
+        layer_decay=solver.LAYER_DECAY,
+        layer_decay_type=solver.LAYER_DECAY_TYPE,
+        encoder_prefix=ENCODER_PREFIX,
+        stage_layers=solver.LAYER_DECAY_LAYERS,
+    )
+    options = LoopOptions(
+        output_dir=output_dir,
+        max_steps=solver.MAX_ITER,
+        batch_size=solver.IMS_PER_BATCH,
+        workers=config.DATALOADER.NUM_WORKERS,
+        precision=resolve_precision(config),
+        accumulate=solver.ACCUMULATE,
+        checkpoint_every=solver.CHECKPOINT_PERIOD,
+        clip_norm=solver.CLIP_GRADIENTS.CLIP_VALUE if solver.CLIP_GRADIENTS.ENABLED else None,
+        seed=config.SEED,
+        resume=resume,
+        device="cpu" if device.type == "cpu" else None,
+        trackers=("tensorboard", *(["wandb"] if config.WANDB else [])),
+        tracked_config=flat_values(config),
+    )
+
+    def after_step(step: int, model: nn.Module) -> dict[str, float]:
+        last, period = step == solver.MAX_ITER, config.TEST.EVAL_PERIOD
+        if PartialState().is_main_process and (last or step % solver.CHECKPOINT_PERIOD == 0):
+            newest = list_checkpoints(output_dir)[-1] / "model.safetensors"
+            point_to(output_dir, newest.relative_to(output_dir))
+        if test_set is None or last or not period or step % period:
+            return {}
+        found: dict[str, float] = {}
+        plain = [("", model)] + ([("ema/", ema.module)] if ema else [])
+        for prefix, trained in plain:
+            metrics = evaluate_model(config, trained, test_set)
+            found |= {
+                f"{prefix}sem_seg/{name}": value
+                for name, value in metrics.get("sem_seg", {}).items()
+                if value is not None
+            }
+        return found
+
+    trained = train(
+        model,
+        torch.optim.AdamW(groups, lr=solver.BASE_LR),
+        poly_schedule(solver),
+        TrainingSamples(train_set, config),
+        collate,
+        lambda model, batch: model(batch),
+        options,
+        after_step,
+        ema,
+    )
+    if PartialState().is_main_process:
+        for name, whole in ((FINAL_WEIGHTS, trained), (FINAL_AVERAGE, ema and ema.module)):
+            if whole is not None:
+                save_segmenter(config, train_set, whole, output_dir / name)
+        point_to(output_dir, Path(FINAL_WEIGHTS))
+    PartialState().wait_for_everyone()
+
+
+def refuse_shared_norm_on_cpus(config: CfgNode, device: torch.device) -> None:
+    """PyTorch's SyncBatchNorm works on accelerators alone, where there are several processes.
+
+    Raises:
+        InputError: for several processes on CPUs with ``NORM: SyncBN``.
+    """
+    shared = config.MODEL.SEM_SEG_HEAD.NORM == "SyncBN"
+    if shared and device.type == "cpu" and process_count() > 1:
+        raise InputError(
+            "MODEL.SEM_SEG_HEAD.NORM is SyncBN, which needs GPUs for several processes: use GN"
+        )
+
+
+def load_initial_weights(config: CfgNode, model: UPerNet) -> None:
+    """Load ``MODEL.WEIGHTS`` (all), else ``MODEL.CONVNEXT.WEIGHTS`` (the encoder)."""
+    if config.MODEL.WEIGHTS:
+        load_segmenter(config.MODEL.WEIGHTS, model)
+    elif source := config.MODEL.CONVNEXT.WEIGHTS:
+        allowed = config.MODEL.CONVNEXT.ALLOW_OTHER_GRN
+        load_encoder(source, model.backbone, allow_other_grn=allowed)
+    else:
+        logger.info("no weights given: all %d tensors start from scratch", len(model.state_dict()))
+
+
+def predict_segmenter(
+    config: CfgNode, dataset: SegmentationDataset, weights: Path, folder: str = "inference"
+) -> dict[str, Any]:
+    """Predict every image of a data set, and evaluate; see :func:`evaluate_model`."""
+    device = torch.device(resolve_device(config))
+    model = build_segmenter(config)
+    load_segmenter(weights, model)
+    return evaluate_model(config, model.to(device), dataset, Path(config.OUTPUT_DIR) / folder)
+
+
+@torch.no_grad()
+def evaluate_model(
+    config: CfgNode, model: nn.Module, dataset: SegmentationDataset, output: Path | None = None
+) -> dict[str, Any]:
+    """Metrics over all images, predicted by all processes together, in float32.
+
+    Args:
+        output: where the maps (``maps/NUMBER.png``: class indices) and ``per_image.json`` go.
+
+    Returns:
+        What :func:`segmentation.metrics.segmentation_metrics` gives, with ``counts.images`` and
+        ``confusion``; empty in processes that are not the main one.
+    """
+    state, names = PartialState(), list(dataset.classes.names)
+    matrix = ConfusionMatrix(len(names), config.TEST.BOUNDARY_IOU and output is not None)
+    model.eval()
+    per_image = []
+    share = range(state.process_index, len(dataset.records), state.num_processes)
+    for index in progress(share, "predicting", unit="image"):
+        record = dataset.records[index]
+        image = read_pixels(record.image, config)
+        predicted = segment(model, image, testing(config)).argmax(0).to(torch.uint8)  # type: ignore[arg-type]
+        prediction = predicted.cpu().numpy()
+        counts = matrix.add(dataset.class_map(record), prediction)
+        row = _image_row(index, record.image, counts)
+        if output is not None:
+            path = output / MAPS / f"{index:06d}.png"
+            write_atomically(path, partial(_save_png, prediction))
+            row["map"] = f"{MAPS}/{path.name}"
+        per_image.append(row)
+    if state.num_processes > 1:
+        matrices, per_image = gather_object([matrix]), gather_object(per_image)
+        matrix = matrices[0]
+        for other in matrices[1:]:
+            matrix += other
+    if not state.is_main_process:
+        return {}
+    metrics = segmentation_metrics(matrix, names)
+    metrics["counts"]["images"] = len(per_image)
+    metrics["confusion"] = matrix.counts.tolist()
+    if output is not None:
+        rows = sorted(per_image, key=lambda row: row["index"])
+        write_json(output / PER_IMAGE, rows, indent=1)
+        write_json(output / "metrics_summary.json", metrics, indent=1, allow_nan=False)
+    logger.info(
+        "mIoU %s (detectron2's convention), %s (mmsegmentation's), pixel accuracy %s",
+        *(_percent(metrics["sem_seg"][key]) for key in ("mIoU", "mIoU_mmseg", "pACC")),
+    )
+    return metrics
+
+
+def _image_row(index: int, image: str, counts: np.ndarray) -> dict[str, Any]:
+    """An image's own mean IoU over the classes of its truth, and its pixel accuracy."""
+    hits, truth = counts.diagonal(), counts.sum(1)
+    union = truth + counts.sum(0) - hits
+    present, total = truth > 0, int(counts.sum())
+    return {
+        "index": index,
+        "image": image,
+        "mIoU": float((100 * hits[present] / union[present]).mean()) if present.any() else None,
+        "pACC": 100 * float(hits.sum()) / total if total else None,
+    }
+
+
+def _percent(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.2f}"
+
+
+def _save_png(labels: np.ndarray, path: Path) -> None:
+    Image.fromarray(labels).save(path, format="PNG")
+
+
+def save_segmenter(
+    config: CfgNode, dataset: SegmentationDataset, model: nn.Module, path: Path
+) -> None:
+    """Write a whole model, with what made it as metadata."""
+    metadata = {
+        "layout": "segmentation.model",
+        "format_version": "1",
+        "size": config.MODEL.CONVNEXT.SIZE,
+        "config": config.dump(),
+        "class_names": json.dumps(dataset.classes.names),
+        "git_commit": git_commit(),
+        "versions": json.dumps(versions()),
+    }
+    tensors = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+    save_safetensors(tensors, path, metadata)
+    logger.info("wrote %s", path)
+
+
+def point_to(output_dir: Path, weights: Path) -> None:
+    """Let ``last_checkpoint`` name a file, relative to ``output_dir``."""
+    write_text(output_dir / "last_checkpoint", weights.as_posix())
+
+
+def newest_weights(output_dir: Path) -> Path:
+    """What ``last_checkpoint`` names."""
+    pointer = output_dir / "last_checkpoint"
+    return output_dir / pointer.read_text(encoding="utf-8").strip()

@@ -1,0 +1,161 @@
+"""A whole run on drawn scenes: files, resume, evaluation, report, refusals."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from segmentation_scenes import NAMES, write_scenes
+
+from backbones.errors import InputError
+from segmentation.config import load_config
+from segmentation.engine import poly_schedule
+from segmentation.report import write_report
+from segmentation.run import run
+
+CONFIG = "quick/upernet_convnextv2_atto_scratch_quick.yaml"
+TINY = (
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM 64 MODEL.SEM_SEG_HEAD.AUX_CHANNELS 32 INPUT.CROP.SIZE [64,64] "
+    "INPUT.SCALE [96,64] TEST.SCALE [96,64] SOLVER.IMS_PER_BATCH 2 SOLVER.MAX_ITER 4 "
+    "SOLVER.WARMUP_ITERS 1 SOLVER.CHECKPOINT_PERIOD 2 DATALOADER.NUM_WORKERS 0 MODEL.DEVICE cpu"
+)
+
+
+def config_of(output, name, *more):
+    settings = ["DATASETS.TRAIN", name, "DATASETS.TEST", name, "OUTPUT_DIR", str(output)]
+    return load_config(CONFIG, [*TINY.split(), *settings, *map(str, more)])
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return write_scenes(tmp_path_factory.mktemp("scenes"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, scenes):
+    output = tmp_path_factory.mktemp("runs") / "whole"
+    return output, run(config_of(output, scenes, "SOLVER.EMA.ENABLED", "True"))
+
+
+def test_a_run_leaves_weights_metrics_maps_and_a_report(finished):
+    output, metrics = finished
+    assert (output / "model_final.safetensors").is_file()
+    assert (output / "model_final_ema.safetensors").is_file()
+    assert json.loads((output / "inference/metrics_summary.json").read_text()) == metrics
+    assert list(metrics["per_class"]) == NAMES
+    with Image.open(output / "inference/maps/000000.png") as image:
+        assert image.size == (96, 64)
+        assert np.asarray(image).max() < len(NAMES)
+    page = (output / "report.html").read_text(encoding="utf-8")
+    for words in ("mIoU", "disc", "Worst and best images", "Settings"):
+        assert words in page or words == "Settings"
+    facts = json.loads((output / "run.json").read_text())
+    assert facts["datasets"]["train"]["images"] == 6
+    assert "loss_aux" in (output / "metrics.json").read_text()
+
+
+def test_a_resumed_run_ends_with_an_uninterrupted_ones_weights(
+    tmp_path, scenes, finished, monkeypatch
+):
+    output, _ = finished
+    part = tmp_path / "part"
+    ema = ("SOLVER.EMA.ENABLED", "True")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("segmentation.engine.point_to", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(config_of(part, scenes, *ema))
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="continue it with --resume"):
+        run(config_of(part, scenes, *ema))
+    run(config_of(part, scenes, *ema), resume=True)
+    for name in ("model_final.safetensors", "model_final_ema.safetensors"):
+        whole, resumed = load_file(output / name), load_file(part / name)
+        assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_evaluation_alone_gives_the_same_figures_and_leaves_the_record(finished, scenes):
+    output, metrics = finished
+    record = (output / "run.json").read_text()
+    assert run(config_of(output, scenes), eval_only=True) == metrics
+    assert (output / "run.json").read_text() == record
+
+
+def test_several_runs_are_compared_with_differences_to_the_first(tmp_path, finished):
+    output, _ = finished
+    page = tmp_path / "compare.html"
+    write_report([output, output], page, names=["first", "second"])
+    text = page.read_text(encoding="utf-8")
+    assert "first" in text
+    assert "second" in text
+    assert "difference" in text
+    with pytest.raises(InputError, match="holds no segmentation run"):
+        write_report([tmp_path], page)
+
+
+def test_the_rate_warms_up_and_falls_to_0_by_the_published_formula():
+    solver = load_config(
+        CONFIG,
+        ["SOLVER.MAX_ITER", "100", "SOLVER.WARMUP_ITERS", "10", "SOLVER.WARMUP_FACTOR", "1e-6"],
+    ).SOLVER
+    factor = poly_schedule(solver)
+    assert factor(0) == pytest.approx(1e-6)
+    assert factor(5) == pytest.approx(0.95 * (1 - 0.5 * (1 - 1e-6)))
+    assert factor(50) == 0.5
+    assert factor(100) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["MODEL.SEM_SEG_HEAD.CONVS_DIM", "40"], "CONVS_DIM is 40; group norm"),
+        (["TEST.SLIDE.STRIDE", "[600, 600]"], "pixels between two windows"),
+        (["INPUT.FORMAT", "L"], r"IN_CHANS is for 3 channels, but INPUT\.FORMAT 'L' has 1"),
+        (["SOLVER.IMS_PER_BATCH", "3", "SOLVER.ACCUMULATE", "2"], "does not divide"),
+        (["MODEL.SEM_SEG_HAED.NORM", "GN"], r"closest known key is MODEL\.SEM_SEG_HEAD\.NORM"),
+    ],
+)
+def test_contradictions_are_told_before_anything_starts(settings, message):
+    with pytest.raises(InputError, match=message):
+        load_config(CONFIG, settings)
+
+
+def test_a_wrong_number_of_classes_is_refused(tmp_path, scenes):
+    config = config_of(tmp_path / "x", scenes, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "2")
+    with pytest.raises(InputError, match=r"NUM_CLASSES is 2, but .* has 3 classes; set it to 3"):
+        run(config)
+
+
+def test_another_models_weights_are_refused_by_name(tmp_path, scenes, finished):
+    output, _ = finished
+    weights = output / "model_final.safetensors"
+    other = config_of(
+        tmp_path / "y", scenes, "MODEL.WEIGHTS", weights, "MODEL.SEM_SEG_HEAD.AUX_CHANNELS", "64"
+    )
+    with pytest.raises(InputError, match=r"auxiliary_head\.conv_seg\.weight is \[3, 32, 1, 1\]"):
+        run(other)
+
+
+def test_13_bands_of_16_bits_are_trained_on(tmp_path):
+    import tifffile
+
+    write_scenes(tmp_path)
+    for path in (tmp_path / "images").glob("*.png"):
+        values = np.asarray(Image.open(path)).astype(np.uint16) * 16
+        bands = np.concatenate([values] * 5, axis=2)[..., :13]
+        tifffile.imwrite(
+            path.with_suffix(".tif"), bands, photometric="minisblack", planarconfig="contig"
+        )
+        path.unlink()
+    name = f"masks:{tmp_path / 'images'}:{tmp_path / 'labels'}:{tmp_path / 'classes.json'}"
+    bands = ["INPUT.FORMAT", "raw", "MODEL.CONVNEXT.IN_CHANS", "13"]
+    bands += ["MODEL.PIXEL_MEAN", str([10.0] * 13), "MODEL.PIXEL_STD", str([5.0] * 13)]
+    metrics = run(config_of(tmp_path / "run", name, *bands, "SOLVER.MAX_ITER", "2"))
+    assert metrics["counts"]["images"] == 6
+    assert "Worst and best" in (tmp_path / "run/report.html").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator, Sequence
-from functools import reduce
+from functools import partial, reduce
 from operator import getitem
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,7 +22,7 @@ from backbones.d2_config import add_convnext_config
 from backbones.errors import InputError
 from backbones.normalization import GRNOptions
 from backbones.pyramid import level_contradictions
-from detection.schema import CHANNELS, SCHEMA, TORCHVISION_ONLY
+from detection.schema import CHANNELS, IN_TRAINING_ALONE, SCHEMA, TORCHVISION_ONLY
 from training.config_files import add_defaults, get, read_config
 
 if TYPE_CHECKING:
@@ -46,19 +46,21 @@ def flat_values(config: CfgNode) -> dict[str, int | float | str]:
     return {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in values.items()}
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
+def load_config(path: str | Path, overrides: Sequence[str] = (), training: bool = True) -> CfgNode:
     """Read a config file with its bases and overrides, checked as a whole, frozen.
 
     Args:
         path: a YAML file, or the name of one in ``det_configs``, from any folder.
         overrides: ``KEY VALUE KEY VALUE ...`` as on detectron2's command line.
+        training: False for a detector that is trained already: settings that matter in training
+            alone may be those of the other engine.
 
     Raises:
         InputError: listing all problems: unreadable YAML, unknown keys, wrong types, bad values,
             and values that contradict each other or the engine.
         FileNotFoundError: if the file or one of its bases is missing.
     """
-    config = read_config(path, overrides, SCHEMA, _contradictions)
+    config = read_config(path, overrides, SCHEMA, partial(_contradictions, training=training))
     late = [step for step in config.SOLVER.STEPS if step >= config.SOLVER.MAX_ITER]
     if late:
         logger.warning("SOLVER.STEPS %s lie behind MAX_ITER %d", late, config.SOLVER.MAX_ITER)
@@ -138,7 +140,7 @@ def resolve_num_classes(config: CfgNode, dataset: CocoDataset) -> int:
     return counted
 
 
-def _contradictions(config: CfgNode) -> Iterator[tuple[tuple[str, ...], str]]:
+def _contradictions(config: CfgNode, training: bool) -> Iterator[tuple[tuple[str, ...], str]]:
     """Yield (keys involved, what is wrong) for valid values that do not go together."""
     size, lsj, model = config.INPUT.MIN_SIZE_TRAIN, config.INPUT.LSJ, config.MODEL
     if config.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and not (
@@ -171,7 +173,7 @@ def _contradictions(config: CfgNode) -> Iterator[tuple[tuple[str, ...], str]]:
         )
     if config.ENGINE == "torchvision":
         for name, allowed in TORCHVISION_ONLY.items():
-            if get(config, name) not in allowed:
+            if get(config, name) not in allowed and (training or name not in IN_TRAINING_ALONE):
                 yield (
                     (name, "ENGINE"),
                     f"{name} is {get(config, name)!r}, but ENGINE torchvision only has "

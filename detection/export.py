@@ -14,7 +14,8 @@ from backbones.errors import InputError
 from backbones.export import Export
 from backbones.weight_files import read_metadata
 from detection.config import load_config
-from detection.dataset import load_dataset
+from detection.dataset import joined_classes, load_dataset
+from detection.engines.classes import trained_classes
 from detection.engines.torchvision.model import MaskRCNN, build_mask_rcnn
 from detection.engines.weights import encoder_licence, newest_checkpoint, read_detector
 from detection.exporting.graph import DetectorGraph, suppress, suppress_by_torchvision
@@ -38,7 +39,7 @@ def run_export(
         model,
         suffix,
         precision,
-        class_facts(config, metadata),
+        class_facts(config, metadata, output_dir),
         metadata.get("licence") or encoder_licence(Path(output_dir)) or "unknown",
     )
 
@@ -61,28 +62,36 @@ def load_run(
     if not (output_dir / "config.yaml").is_file():
         raise FileNotFoundError(f"{output_dir} holds no run: there is no config.yaml in it")
     config = load_config(
-        output_dir / "config.yaml", ["ENGINE", "torchvision", "MODEL.DEVICE", "cpu", *overrides]
+        output_dir / "config.yaml",
+        ["ENGINE", "torchvision", "MODEL.DEVICE", "cpu", "TEST.AUG.ENABLED", "False", *overrides],
+        training=False,
     )
     model = build_mask_rcnn(config)
     read_detector(weights or newest_checkpoint(output_dir), model)
     return config, model.eval()
 
 
-def class_facts(config: CfgNode, metadata: Mapping[str, str]) -> tuple[list[str], list[Any]]:
-    """Names and category ids of the classes: from the weights' metadata, else from the data set.
+def class_facts(
+    config: CfgNode, metadata: Mapping[str, str], output_dir: str | Path | None = None
+) -> tuple[list[str], list[Any]]:
+    """Names and category ids of the classes: from the weights' metadata, the run, or the data sets.
 
     Raises:
-        InputError: if neither tells.
+        InputError: if none of these tells.
     """
     if "class_names" in metadata:
         return json.loads(metadata["class_names"]), json.loads(metadata["category_ids"])
-    for name in (*config.DATASETS.TRAIN, *config.DATASETS.TEST):
-        dataset = load_dataset(name, masks=False, check_images=False)
-        return list(dataset.class_names), dataset.category_ids
-    raise InputError(
-        "the weights do not name their classes and the config names no data set: "
-        "give DATASETS.TEST json:ANNOTATIONS:IMAGE_FOLDER"
-    )
+    classes = trained_classes(None, output_dir) if output_dir else None
+    if classes is None and (names := config.DATASETS.TRAIN or config.DATASETS.TEST):
+        classes = joined_classes(
+            [load_dataset(name, masks=False, check_images=False) for name in names]
+        )
+    if classes is None:
+        raise InputError(
+            "the weights do not name their classes and the config names no data set: "
+            "give DATASETS.TEST json:ANNOTATIONS:IMAGE_FOLDER"
+        )
+    return list(classes.values()), list(classes)
 
 
 def detector_export(

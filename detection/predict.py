@@ -35,6 +35,7 @@ from detection.data.transforms import prediction_sample
 from detection.dataset import CocoDataset
 from detection.drawing.instances import coco_instances, draw_instances, readable_scale
 from detection.engines import load_engine
+from detection.engines.classes import trained_classes
 from images.inputs import (
     Frame,
     find_files,
@@ -84,7 +85,7 @@ def predict(
     """
     if (output_dir / "predictions.json").exists():
         raise InputError(f"{output_dir} holds predictions already: choose another folder")
-    config, classes = read_run(run, overrides)
+    config, classes = read_run(run, overrides, weights)
     files = find_files(inputs, skip_bad_images)
     detect = load_engine(config.ENGINE).detector(config, classes, weights)
     category_names = classes.category_names
@@ -116,8 +117,15 @@ def predict(
     return counts
 
 
-def read_run(run: Path, overrides: Sequence[str] = ()) -> tuple[CfgNode, CocoDataset]:
+def read_run(
+    run: Path, overrides: Sequence[str] = (), weights: str | None = None
+) -> tuple[CfgNode, CocoDataset]:
     """The config of a run and its classes, as a data set without images.
+
+    Args:
+        run: the ``OUTPUT_DIR`` of a training.
+        overrides: ``KEY VALUE ...`` that change the run's config.
+        weights: a detector instead of the run's, which may tell its own classes.
 
     Raises:
         InputError: if the folder is not a run, or its config does not fit the overrides.
@@ -128,16 +136,15 @@ def read_run(run: Path, overrides: Sequence[str] = ()) -> tuple[CfgNode, CocoDat
             f"{run} is not a run: it has no {' and no '.join(missing)}. Give the OUTPUT_DIR of a "
             "training by tools/train_net.py"
         )
-    config = load_config(config_file, ["OUTPUT_DIR", str(run), *overrides])
-    categories = json.loads(facts_file.read_text(encoding="utf-8")).get("categories")
-    if not categories:
+    config = load_config(config_file, ["OUTPUT_DIR", str(run), *overrides], training=False)
+    classes = trained_classes(weights, run) or trained_classes(None, run)
+    if not classes:
         raise InputError(
             f"{facts_file} does not tell the classes: write it anew by tools/train_net.py "
             f"--config-file {config_file} --eval-only OUTPUT_DIR {run}"
         )
-    names = tuple(category["name"] for category in categories)
-    ids = {category["id"]: index for index, category in enumerate(categories)}
-    return config, CocoDataset(str(run), facts_file, run, names, ids, Records())
+    ids = {key: index for index, key in enumerate(classes)}
+    return config, CocoDataset(str(run), facts_file, run, tuple(classes.values()), ids, Records())
 
 
 def image_entry(key: int, file: Path, frame: Frame) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from detection.dataset import (
     warn_of_shared_images,
 )
 from detection.engines import Engine, load_engine
+from detection.engines.classes import read_facts, trained_classes
 from detection.engines.optimizer import warn_of_solver
 from detection.engines.weights import AVERAGE_FOLDER, averaged_weights
 from detection.evaluate import metrics_of, write_metrics_summary
@@ -40,8 +41,6 @@ from detection.run_record import (
     check_resumed_data,
     collect_facts,
     log_header,
-    read_facts,
-    trained_classes,
     write_facts,
 )
 from training.checkpoints import checkpoint_step, list_checkpoints
@@ -248,9 +247,8 @@ def load_datasets(config: CfgNode, eval_only: bool) -> tuple[CocoDataset | None,
     test_sets = load(config.DATASETS.TEST, True)
     if problems:
         raise InputError("\n".join(problems))
-    classes = (trained_classes(config) if eval_only else None) or joined_classes(
-        [*train_parts, *test_sets]
-    )
+    trained = trained_classes(config.MODEL.WEIGHTS, config.OUTPUT_DIR) if eval_only else None
+    classes = trained or joined_classes([*train_parts, *test_sets])
     learnt = {name for part in train_parts for name in part.class_names} or set(classes.values())
     for dataset in test_sets:
         compare_classes(dataset, learnt)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -19,10 +18,10 @@ from backbones.errors import InputError
 from backbones.normalization import GRNOptions
 from backbones.pyramid import all_levels_read, plan_pyramid
 from backbones.structure import ENCODER, OUT_NORMS, of_stages
-from backbones.weight_files import read_metadata
 from backbones.whole_files import write_json
 from detection.config import get, resolve_device
 from detection.dataset import CocoDataset, joined_classes, result_parts, set_labels
+from detection.engines.classes import trained_classes
 from detection.engines.torchvision.model import build_mask_rcnn
 from detection.engines.weights import background_rows
 from detection.schema import TORCHVISION_ONLY
@@ -30,15 +29,6 @@ from training.commands import own_command
 from training.environment import device_name, git_commit, versions
 
 logger = logging.getLogger(__name__)
-
-
-def read_facts(folder: Path) -> dict[str, Any]:
-    """What ``run.json`` in a folder says; {} where there is none that can be read."""
-    try:
-        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return facts if isinstance(facts, dict) else {}
 
 
 def collect_facts(
@@ -80,7 +70,8 @@ def collect_facts(
         if train_set:
             names = train_set.category_names
         else:
-            names = trained_classes(config) or joined_classes(test_sets or [])
+            trained = trained_classes(config.MODEL.WEIGHTS, config.OUTPUT_DIR)
+            names = trained or joined_classes(test_sets or [])
         facts["categories"] = [{"id": key, "name": name} for key, name in names.items()]
     if of_training:
         facts |= detector_facts(config, "encoder" in facts or eval_only)
@@ -154,25 +145,6 @@ def check_resumed_data(earlier: dict[str, Any], train_set: CocoDataset) -> None:
             len(train_set.records),
             train_set.num_instances,
         )
-
-
-def trained_classes(config: CfgNode) -> dict[Any, str] | None:
-    """Category id -> name of the classes that the detector to evaluate was trained with.
-
-    From the metadata of ``MODEL.WEIGHTS``, else the ``run.json`` of its run; where it is empty from
-    that of ``OUTPUT_DIR``. None if neither tells.
-    """
-    weights = Path(config.MODEL.WEIGHTS) if config.MODEL.WEIGHTS else None
-    if weights is not None and weights.is_file():
-        metadata = read_metadata(weights)
-        if "class_names" in metadata:
-            ids, names = (json.loads(metadata[key]) for key in ("category_ids", "class_names"))
-            return dict(zip(ids, names, strict=True))
-    folders = [*weights.parents][:3] if weights is not None else [Path(config.OUTPUT_DIR)]
-    for folder in folders:  # a checkpoint lies in RUN/checkpoints/step_N
-        if categories := read_facts(folder).get("categories"):
-            return {item["id"]: item["name"] for item in categories}
-    return None
 
 
 def detector_tensors(config: CfgNode) -> dict[str, Tensor] | None:

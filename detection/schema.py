@@ -213,3 +213,12 @@ TORCHVISION_ONLY: dict[str, tuple[Any, ...]] = {
     "SOLVER.CLIP_GRADIENTS.NORM_TYPE": (2.0,),
     "TEST.AUG.ENABLED": (False,),
 }
+# Of these, what a detector that is trained does not have any more: it runs on either engine.
+IN_TRAINING_ALONE = (
+    "INPUT.MASK_FORMAT",
+    "DATALOADER.ASPECT_RATIO_GROUPING",
+    "MODEL.RPN.BOUNDARY_THRESH",
+    "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT",
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE",
+    "SOLVER.CLIP_GRADIENTS.NORM_TYPE",
+)

@@ -10,9 +10,11 @@ import pytest
 from small_coco import small_coco, write_small_coco
 from small_detector import small_config
 
+from detection.config import load_config
 from detection.dataset import join_datasets, joined_classes, load_dataset
 from detection.engines import load_engine
 from detection.evaluate import coco_metrics
+from detection.export import class_facts, load_run
 from detection.predict import read_run
 from detection.run import run
 
@@ -214,3 +216,28 @@ def test_train_called_with_test_sets_reads_none(tmp_path, engine, monkeypatch):
     load_engine(engine).train(config, dataset, False, [dataset])
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.json").read_text().splitlines()]
     assert any("bbox/AP" in line for line in lines)
+
+
+@pytest.mark.detectron2
+def test_settings_of_training_alone_keep_no_detectron2_run_from_the_other_engine(tmp_path):
+    tree = small_coco()
+    tree["annotations"] = [
+        item for item in tree["annotations"] if isinstance(item["segmentation"], list)
+    ]
+    train = named(tmp_path / "a", {2: "box", 9: "disc"}, tree)
+    out = tmp_path / "run"
+    changes = {
+        "ENGINE": "detectron2",
+        "INPUT.MASK_FORMAT": "polygon",
+        "DATALOADER.ASPECT_RATIO_GROUPING": True,
+        "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT": False,
+        "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "norm",
+    }
+    metrics = run(configure(out, (train,), (train,), **changes))
+    config, model = load_run(out)
+    assert class_facts(config, {}, out) == (["box", "disc"], [2, 9])
+    assert sum(value.numel() for value in model.state_dict().values()) > 0
+    config, _ = read_run(out, ["ENGINE", "torchvision"])
+    assert run(config, eval_only=True)["bbox"]["AP"] == pytest.approx(metrics["bbox"]["AP"])
+    with pytest.raises(ValueError, match="MASK_FORMAT is 'polygon', but ENGINE torchvision"):
+        load_config(out / "config.yaml", ["ENGINE", "torchvision"])

@@ -93,7 +93,8 @@ def main() -> None:
     engine = ["ENGINE", arguments.engine] if arguments.engine else []
     device = ["MODEL.DEVICE", arguments.device] if arguments.device else []
     wandb = ["WANDB", "True"] if arguments.wandb else []
-    config = load_config(arguments.config_file, [*arguments.opts, *engine, *device, *wandb])
+    overrides = [*arguments.opts, *engine, *device, *wandb]
+    config = load_config(arguments.config_file, overrides, training=not arguments.eval_only)
     launch(arguments, config)
 
 

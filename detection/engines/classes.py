@@ -1,0 +1,43 @@
+"""The classes that a trained detector has: what its weights or its run recorded of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from backbones.weight_files import read_metadata
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What ``run.json`` in a folder says; {} where there is none that can be read."""
+    try:
+        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def trained_classes(weights: str | Path | None, run: str | Path) -> dict[Any, str] | None:
+    """Category id -> name of a detector's classes, in the order of its outputs.
+
+    From the metadata of its weights, else the ``run.json`` of their run.
+
+    Args:
+        weights: a file; None or "" for the newest of ``run``.
+        run: the ``OUTPUT_DIR`` of a training.
+
+    Returns:
+        None if neither tells.
+    """
+    folders = [Path(run)]
+    if weights and Path(weights).is_file():
+        metadata = read_metadata(weights)
+        if "class_names" in metadata:
+            ids, names = (json.loads(metadata[key]) for key in ("category_ids", "class_names"))
+            return dict(zip(ids, names, strict=True))
+        folders = [*Path(weights).parents][:3]  # a checkpoint lies in RUN/checkpoints/step_N
+    for folder in folders:
+        if categories := read_facts(folder).get("categories"):
+            return {item["id"]: item["name"] for item in categories}
+    return None

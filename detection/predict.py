@@ -20,11 +20,8 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-import cv2
-import numpy as np
 from fvcore.common.config import CfgNode
 
 from backbones.errors import InputError
@@ -33,9 +30,9 @@ from detection.config import load_config
 from detection.data.records import Records
 from detection.data.transforms import prediction_sample
 from detection.dataset import CocoDataset
-from detection.drawing.instances import coco_instances, draw_instances, readable_scale
 from detection.engines import load_engine
 from detection.engines.classes import trained_classes
+from detection.prediction.overlays import OverlayWriter, draw
 from images.inputs import (
     Frame,
     find_files,
@@ -46,9 +43,6 @@ from images.inputs import (
 from training.progress import progress
 
 logger = logging.getLogger(__name__)
-
-OVERLAYS = "overlays"
-JPEG = {".jpg", ".jpeg"}
 
 
 def predict(
@@ -96,7 +90,7 @@ def predict(
     def all_results() -> Iterator[dict[str, Any]]:
         bar = progress(text="predicting", total=len(files), unit="file")
         for file, name in zip(files, output_names(files), strict=True):
-            with OverlayWriter(output_dir, file, name, frames, every) as overlays:
+            with OverlayWriter(output_dir, file, name, frames) as overlays:
                 for frame in read_frames(file, every):
                     entry = image_entry(len(images) + 1, file, frame)
                     found = detect(prediction_sample(frame.pixels, config, entry["id"]))
@@ -152,70 +146,8 @@ def image_entry(key: int, file: Path, frame: Frame) -> dict[str, Any]:
     height, width = frame.pixels.shape[:2]
     entry = {"id": key, "file_name": str(file), "width": width, "height": height}
     if is_video(file):
-        entry |= {"frame": frame.number, "seconds": round(frame.number / frame.rate, 3)}
+        entry |= {"frame": frame.number, "seconds": round(frame.seconds, 3)}
     return entry
-
-
-def draw(
-    pixels: np.ndarray, results: Sequence[dict[str, Any]], names: dict[Any, str]
-) -> np.ndarray:
-    """The image ``[H, W, 3]`` with its detections, enlarged if it is too small for labels."""
-    height, width = pixels.shape[:2]
-    long_side = round(max(height, width) * readable_scale(height, width))
-    return draw_instances(pixels, coco_instances(results, names, height, width), long_side).image
-
-
-class OverlayWriter:
-    """Writes the overlays of one file: a picture, a video, or a folder of a video's frames."""
-
-    def __init__(self, output_dir: Path, file: Path, name: str, frames: bool, every: int) -> None:
-        self.root, self.every, self.file = output_dir, every, file
-        self.as_frames = frames and is_video(file)
-        suffix = ".jpg" if file.suffix.lower() in JPEG else ".png"
-        if is_video(file):
-            suffix = "" if frames else ".mp4"
-        self.path = output_dir / OVERLAYS / f"{name}{suffix}"
-        self.video: cv2.VideoWriter | None = None
-
-    def __enter__(self) -> OverlayWriter:
-        folder = self.path if self.as_frames else self.path.parent
-        folder.mkdir(parents=True, exist_ok=True)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        if self.video is not None:
-            self.video.release()
-
-    def write(self, frame: Frame, overlay: np.ndarray) -> str:
-        """Write one overlay ``[H, W, 3]`` RGB; its path relative to the output folder.
-
-        Raises:
-            InputError: if this OpenCV writes no MPEG-4 video.
-        """
-        path = self.path / f"{frame.number:06d}.jpg" if self.as_frames else self.path
-        pixels = cv2.cvtColor(overlay, cv2.COLOR_RGB2BGR)
-        if is_video(self.file) and not self.as_frames:
-            self._write_frame(pixels, frame.rate / self.every)
-        else:
-            _, data = cv2.imencode(path.suffix, pixels)  # imwrite fails on some systems' names
-            path.write_bytes(data.tobytes())
-        return path.relative_to(self.root).as_posix()
-
-    def _write_frame(self, pixels: np.ndarray, rate: float) -> None:
-        height, width = (side - side % 2 for side in pixels.shape[:2])  # MPEG-4 has even sides
-        if self.video is None:
-            code = cv2.VideoWriter.fourcc(*"mp4v")
-            self.video = cv2.VideoWriter(str(self.path), code, rate, (width, height))
-            if not self.video.isOpened():
-                raise InputError(
-                    f"this OpenCV cannot write the video {self.path}: write frames by --frames"
-                )
-        self.video.write(pixels[:height, :width])
 
 
 def write_json(path: Path, tree: dict[str, Any]) -> None:

@@ -1,44 +1,25 @@
 """What to predict on: image files, folders, glob patterns and videos, checked before the start.
 
-Images are read by :mod:`images.decode`, videos by OpenCV, one frame at a time, so that a folder
-or a film of any length takes no more memory than its largest image.
+Images are read by :mod:`images.decode`, videos by :mod:`images.video`, one frame at a time, so
+that a folder or a film of any length takes no more memory than its largest image.
 """
 
 from __future__ import annotations
 
 import glob
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
-
-import cv2
-import numpy as np
 
 from backbones.errors import InputError
 from images.decode import decode_image
 from images.folders import files_of_folder
 from images.formats import image_endings
 from images.threads import in_threads
+from images.video import VIDEOS, Frame, is_video, refuse_live, video_frames
 from training.progress import progress
 
 logger = logging.getLogger(__name__)
-
-VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"}
-FRAME_RATE = 25.0  # of a video that does not tell its own
-
-
-class Frame(NamedTuple):
-    """An image, or the frame of this number (from 0) of a video of ``rate`` frames a second."""
-
-    pixels: np.ndarray  # [H, W, 3] uint8 RGB
-    number: int = 0
-    rate: float = FRAME_RATE
-
-
-def is_video(path: Path) -> bool:
-    return path.suffix.lower() in VIDEOS
 
 
 def find_files(inputs: Sequence[str], skip_bad: bool = False) -> list[Path]:
@@ -56,6 +37,11 @@ def find_files(inputs: Sequence[str], skip_bad: bool = False) -> list[Path]:
     files: dict[Path, None] = {}
     problems: list[str] = []
     for item in inputs:
+        try:
+            refuse_live(item)
+        except InputError as error:
+            problems.append(str(error))
+            continue
         found = _expand(Path(item).expanduser(), problems)
         files |= dict.fromkeys(found)
     bad = _unreadable(list(files))
@@ -116,24 +102,7 @@ def read_frames(path: Path, every: int = 1) -> Iterator[Frame]:
     if not is_video(path):
         yield Frame(decode_image(path))
         return
-    video = cv2.VideoCapture(str(path))
-    try:
-        told = video.get(cv2.CAP_PROP_FPS)
-        rate = told if math.isfinite(told) and told > 0 else FRAME_RATE
-        expected, index = video.get(cv2.CAP_PROP_FRAME_COUNT), 0
-        while video.grab():
-            if index % every == 0:
-                decoded, pixels = video.retrieve()
-                if not decoded:
-                    break
-                yield Frame(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), index, rate)
-            index += 1
-    finally:
-        video.release()
-    if not index:
-        raise InputError(f"{path} does not decode: no frame of a video can be read")
-    if index < expected:
-        logger.warning("%s: %d of %d frames could be read", path, index, expected)
+    yield from video_frames(path, every)
 
 
 def output_names(files: Sequence[Path]) -> list[str]:

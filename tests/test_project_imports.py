@@ -29,7 +29,7 @@ DETECTION = (
     [{"evaluation", "evaluate"}],
     [{"drawing"}],
     [{"reporting", "report"}, {"engines"}],  # neither imports the other
-    [{"predict", "detector"}, {"export", "exporting"}],
+    [{"predict", "prediction", "detector"}, {"export", "exporting"}],
     [{"run", "run_record"}],
     [{"benchmarks"}],
 )

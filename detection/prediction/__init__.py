@@ -1,0 +1,1 @@
+"""What ``detection.predict`` writes."""

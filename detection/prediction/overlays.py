@@ -1,0 +1,70 @@
+"""Overlays: an image's picture, a video's video, or a folder of a video's frames."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import cv2
+import numpy as np
+
+from backbones.whole_files import write_files
+from detection.drawing.instances import coco_instances, draw_instances, readable_scale
+from images.inputs import Frame, is_video
+from images.video_writer import VideoWriter
+
+OVERLAYS = "overlays"
+JPEG = {".jpg", ".jpeg"}
+
+
+def draw(
+    pixels: np.ndarray, results: Sequence[dict[str, Any]], names: Mapping[Any, str]
+) -> np.ndarray:
+    """The image ``[H, W, 3]`` with its detections, enlarged if it is too small for labels."""
+    height, width = pixels.shape[:2]
+    long_side = round(max(height, width) * readable_scale(height, width))
+    return draw_instances(pixels, coco_instances(results, names, height, width), long_side).image
+
+
+class OverlayWriter:
+    """Writes the overlays of one file, each whole or not at all.
+
+    Args:
+        output_dir: gets ``overlays/``.
+        file: the image or video.
+        name: of the overlay, without its ending.
+        frames: write a video's overlays as JPEG files.
+    """
+
+    def __init__(self, output_dir: Path, file: Path, name: str, frames: bool) -> None:
+        self.root, self.as_frames = output_dir, frames and is_video(file)
+        suffix = ".jpg" if file.suffix.lower() in JPEG else ".png"
+        if is_video(file):
+            suffix = "" if frames else ".mp4"
+        self.path = output_dir / OVERLAYS / f"{name}{suffix}"
+        self.video = VideoWriter(self.path) if is_video(file) and not frames else None
+
+    def __enter__(self) -> OverlayWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        if self.video is not None:
+            self.video.__exit__(kind, error, at)
+
+    def write(self, frame: Frame, overlay: np.ndarray) -> str:
+        """Write one overlay ``[H, W, 3]`` RGB; its path relative to the output folder."""
+        path = self.path / f"{frame.number:06d}.jpg" if self.as_frames else self.path
+        if self.video is not None:
+            self.video.write(overlay, frame.duration)
+        else:
+            pixels = cv2.cvtColor(overlay, cv2.COLOR_RGB2BGR)
+            _, data = cv2.imencode(path.suffix, pixels)  # imwrite fails on some systems' names
+            write_files({path: data.tobytes()})
+        return path.relative_to(self.root).as_posix()

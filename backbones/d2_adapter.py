@@ -75,8 +75,8 @@ class D2ConvNeXt(ConvNeXt, Backbone):
         weights: an encoder checkpoint, or ``timm:NAME``, to load completely; "" for none. One
             that is not there is an error at the first forward, unless a checkpoint has brought
             the whole encoder by then: a finished detector does not need it.
-        allow_other_grn: they may have another form of GRN, see
-            :func:`backbones.checkpoint.load_encoder`.
+        allow_other_grn, adapt_channels: they may have another form of GRN, and be of images of
+            other channels, see :func:`backbones.checkpoint.load_encoder`.
         **options: ``in_chans``, ``drop_path_rate``, ``checkpoint_stages``, ``output_stride`` and
             ``grn`` of :class:`backbones.convnext.ConvNeXt`.
 
@@ -101,6 +101,7 @@ class D2ConvNeXt(ConvNeXt, Backbone):
         freeze_at: int = 0,
         weights: str = "",
         allow_other_grn: bool = False,
+        adapt_channels: bool = False,
         **options: Any,
     ) -> None:
         if size not in SIZES:
@@ -122,12 +123,20 @@ class D2ConvNeXt(ConvNeXt, Backbone):
         self.problems: Sequence[str] = ()
         self.freeze(freeze_at)
         if weights:
-            self.load(weights, allow_other_grn)
+            self.load(weights, allow_other_grn, adapt_channels)
 
-    def load(self, weights: str, allow_other_grn: bool = False) -> None:
+    def load(
+        self, weights: str, allow_other_grn: bool = False, adapt_channels: bool = False
+    ) -> None:
         """Load an encoder's weights, as the class describes."""
         try:
-            self.loaded = load_encoder(weights, self, allow_other_grn=allow_other_grn, log=logger)
+            self.loaded = load_encoder(
+                weights,
+                self,
+                allow_other_grn=allow_other_grn,
+                adapt_channels=adapt_channels,
+                log=logger,
+            )
         except (FileNotFoundError, InputError) as error:
             if not (isinstance(error, FileNotFoundError) or weights.startswith("timm:")):
                 raise
@@ -301,7 +310,7 @@ def _build_encoder(
     if weights and _holds(cfg.MODEL.WEIGHTS, prefix, encoder):
         logger.info("%s is not read: %s has the whole encoder", weights, cfg.MODEL.WEIGHTS)
     elif weights:
-        encoder.load(weights, convnext.ALLOW_OTHER_GRN)
+        encoder.load(weights, convnext.ALLOW_OTHER_GRN, convnext.ADAPT_CHANNELS)
         resumable = (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file()
         if encoder.missing is not None and not (cfg.MODEL.WEIGHTS or resumable):
             raise encoder.missing

@@ -74,17 +74,22 @@ class EncoderGraph(nn.Module):
         return {name: stage.float() for name, stage in features.items()}
 
 
-def encoder_export(source: str | Path, precision: str = "fp32") -> Export:
+def encoder_export(
+    source: str | Path, precision: str = "fp32", in_chans: int | None = None
+) -> Export:
     """An encoder's export.
 
     Args:
         source: a checkpoint of any format that :mod:`backbones.checkpoint` reads.
         precision: one of ``PRECISIONS``.
+        in_chans: turn its stem into one of so many channels; None for its own.
 
     Raises:
         FileNotFoundError, InputError: if it is not there or not a whole encoder.
     """
     file = open_encoder(source)
+    if in_chans not in (None, file.in_chans):
+        file = file.with_channels(in_chans)
     encoder, result = build_encoder(file)
     if precision == "fp16":
         encoder.half()

@@ -1,4 +1,4 @@
-"""GRN's options as flags, the same for every command line that trains an encoder by itself."""
+"""GRN's options and --init's as flags, for every command that trains an encoder by itself."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ PREFIX = "grn_"
 
 
 def add_grn_flags(parser: argparse.ArgumentParser) -> None:
-    """Add ``--grn``, ``--grn-aggregate``, ``--grn-normalize``, ``--no-grn-residual`` and
-    ``--allow-other-grn``."""
+    """Add ``--grn``, ``--grn-aggregate``, ``--grn-normalize``, ``--no-grn-residual``,
+    ``--allow-other-grn`` and, of ``--init`` as that is, ``--adapt-channels``."""
     absent = argparse.SUPPRESS
     add = parser.add_argument_group("Global Response Normalization (ConvNeXt V2)").add_argument
     add("--grn", dest="grn_kind", choices=get_args(Kind), default=absent,
@@ -26,10 +26,14 @@ def add_grn_flags(parser: argparse.ArgumentParser) -> None:
     add("--allow-other-grn", action="store_true", default=False,
         help="--init may have been trained with another: what does not fit is left out or new, "
         "and named in the log")  # fmt: skip
+    parser.add_argument(
+        "--adapt-channels", action="store_true", default=False,
+        help="turn the stem of --init, of other channels, into the model's by timm's rule",
+    )  # fmt: skip
 
 
 def pop_grn_options(arguments: dict[str, Any]) -> GRNOptions | None:
-    """Take what all but the last of these flags say out of parsed arguments; None if nothing.
+    """GRN's options, taken out of parsed arguments; None if no flag of theirs was given.
 
     Raises:
         ValueError: if they contradict each other.

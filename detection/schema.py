@@ -32,6 +32,7 @@ from training.config_keys import (
 from training.devices import DEVICES
 
 LEVELS = ("p2", "p3", "p4", "p5", "p6")
+PARTS = ("encoder", "pyramid", "heads")
 CHANNELS = {"RGB": 3, "BGR": 3, "L": 1}
 
 
@@ -100,6 +101,10 @@ SCHEMA: dict[str, Key] = {
     "MODEL.CONVNEXT.GRN.NORMALIZE": one_of(*get_args(Normalize)),
     "MODEL.CONVNEXT.GRN.RESIDUAL": flag(True),
     "MODEL.CONVNEXT.ALLOW_OTHER_GRN": flag(False),              # of CONVNEXT.WEIGHTS
+    "MODEL.CONVNEXT.ADAPT_CHANNELS": flag(False),               # weights of other channels, adapted
+    "MODEL.CLASS_ALIASES": Key((), "a list of HERE=THERE, class names of the data and of WEIGHTS",
+                               lambda value: all("=" in str(item) for item in value)),
+    "MODEL.FREEZE": names_of([], PARTS, empty=True),            # what does not learn
     "MODEL.FPN.IN_FEATURES": names_of(list(STAGES), STAGES),
     "MODEL.FPN.OUT_CHANNELS": number(256, 1),
     "MODEL.FPN.NORM": norm(),

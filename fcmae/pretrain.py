@@ -105,7 +105,10 @@ def _pretrain(options: PretrainOptions, resume: bool) -> Path:
     licence: str | None = OWN_WEIGHTS
     if options.init is not None:
         licence = load_encoder(
-            options.init, encoder, allow_other_grn=options.allow_other_grn
+            options.init,
+            encoder,
+            allow_other_grn=options.allow_other_grn,
+            adapt_channels=options.adapt_channels,
         ).licence
     model = FCMAE(
         encoder,

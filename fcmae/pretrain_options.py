@@ -62,6 +62,7 @@ class PretrainOptions(TrainingOptions):
         in_chans: how a file's channels become these: :mod:`images.files`.
         grn: the form of GRN in the encoder, or what stands in its place (V2 only).
         allow_other_grn: ``init`` may have been trained with another.
+        adapt_channels: ``init`` may be of other channels; its stem is turned into the model's.
         decoder, decoder_dim, decoder_depth, norm_pix_loss: see :class:`fcmae.model.FCMAE`.
         measure_features_every: see :mod:`fcmae.features.collapse`.
         clip_norm: none by default, as in the paper.
@@ -100,6 +101,7 @@ class PretrainOptions(TrainingOptions):
     )
     grn: GRNOptions = field(default_factory=GRNOptions)
     allow_other_grn: bool = False
+    adapt_channels: bool = False
     kernels: Kernels = field(default="auto", metadata=flag("auto: Triton on a GPU"))
     mask_ratio: float = field(default=0.6, metadata=flag("share of the patches that is removed"))
     patch_size: int = field(default=PATCH, metadata=flag("of a patch in pixels, a multiple of 32"))

@@ -38,6 +38,8 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--output", type=Path, metavar="FILE", help="ends in .onnx or .pt2")
     add("--precision", choices=PRECISIONS, default="fp32")
+    add("--in-chans", type=int, help="of --encoder, with --adapt-channels")
+    add("--adapt-channels", action="store_true", help="turn a stem of other channels into those")
     add("--weights", type=Path, metavar="FILE", help="a checkpoint instead of the run's newest")
     add("--evaluate", type=Path, nargs="+", metavar="ONNX", help="compare these files instead")
     add("opts", nargs="*", metavar="KEY VALUE", help="settings that override the run's")
@@ -46,6 +48,10 @@ def parse() -> argparse.Namespace:
         parser.error("give one of --output and --evaluate")
     if arguments.encoder and (arguments.evaluate or arguments.weights or arguments.opts):
         parser.error("--evaluate, --weights and KEY VALUE are for --run")
+    if bool(arguments.in_chans) != arguments.adapt_channels or (
+        arguments.in_chans and not arguments.encoder
+    ):
+        parser.error("--in-chans and --adapt-channels go together, and with --encoder")
     return arguments
 
 
@@ -71,7 +77,7 @@ def main() -> None:
     output, precision = arguments.output, arguments.precision
     check_target(output, precision)
     if arguments.encoder:
-        export = encoder_export(arguments.encoder, precision)
+        export = encoder_export(arguments.encoder, precision, arguments.in_chans)
     else:
         from detection.export import run_export
 

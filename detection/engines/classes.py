@@ -33,7 +33,7 @@ def trained_classes(weights: str | Path | None, run: str | Path) -> dict[Any, st
     folders = [Path(run)]
     if weights and Path(weights).is_file():
         metadata = read_metadata(weights)
-        if "class_names" in metadata:
+        if {"class_names", "category_ids"} <= metadata.keys():
             ids, names = (json.loads(metadata[key]) for key in ("category_ids", "class_names"))
             return dict(zip(ids, names, strict=True))
         folders = [*Path(weights).parents][:3]  # a checkpoint lies in RUN/checkpoints/step_N

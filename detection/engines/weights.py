@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,10 @@ from torch import Tensor, nn
 from backbones.checkpoint import OWN_WEIGHTS
 from backbones.convnext import ConvNeXt
 from backbones.errors import InputError
-from backbones.weight_files import read_metadata, read_state_dict
+from backbones.layouts import adapt_stem
+from backbones.sources import read_source
+from detection.engines.mmdetection import is_mmdetection, mmdetection_to_detectron2
+from detection.engines.transfer import Classes, names_in, parse_aliases, select_classes
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +75,12 @@ BACKGROUND_ROWS = {  # torchvision names
     "roi_heads.mask_predictor.mask_fcn_logits.": 1,
 }
 CASCADE_STAGE = re.compile(r"roi_heads\.box_(head|predictor)\.\d+\.")  # detectron2's
+STEM = "downsample_layers.0.0.weight"
+PARTS_OF_DETECTOR = {  # what their names begin with, in both engines
+    "encoder": ("backbone.bottom_up.", "backbone.body."),
+    "pyramid": ("backbone.fpn",),
+    "heads": ("proposal_generator.", "rpn.", "roi_heads."),
+}
 FIELDS = {"{n}": r"(?P<n>\d+)", "{p}": "(?P<p>weight|bias)", "{rest}": "(?P<rest>.+)"}
 
 
@@ -208,29 +217,51 @@ def _compile(pattern: str, template: str, shift: int) -> Callable[[str], str | N
     return apply
 
 
-def read_detector(path: str | Path, model: nn.Module) -> None:
-    """Load a whole detector of either engine's format into a model of either engine, strictly.
+def read_detector(
+    path: str | Path,
+    model: nn.Module,
+    classes: Classes | None = None,
+    adapt_channels: bool = False,
+) -> None:
+    """Load a whole detector of any known layout into a model of either engine, strictly.
 
     Args:
         path: safetensors or a PyTorch checkpoint (read without running code in it).
         model: untouched if an error is raised.
+        classes: those that the model is to have: rows of the file's classes of these names are
+            kept, the others are new. None where the file's must be the model's.
+        adapt_channels: a stem of other channels is turned into the model's.
 
     Raises:
         FileNotFoundError: if the file does not exist.
         InputError: if the file is unreadable or not exactly this detector; every tensor that does
             not fit is named.
     """
-    tensors, wanted = read_state_dict(path), model.state_dict()
+    (tensors, metadata), wanted = read_source(path), model.state_dict()
     remedy = (
         "MODEL.WEIGHTS takes a whole detector of this config; "
         "an encoder goes into MODEL.CONVNEXT.WEIGHTS"
     )
-    if is_detectron2(tensors) != is_detectron2(wanted):
-        rename = detectron2_to_torchvision if is_detectron2(tensors) else torchvision_to_detectron2
-        try:
+    if not any(STEM in name for name in tensors):
+        raise InputError(
+            f"{path} is of another architecture: it has no ConvNeXt, but {len(tensors)} tensors "
+            f"such as {', '.join(list(tensors)[:3])}. {remedy}"
+        )
+    try:
+        if is_mmdetection(tensors):
+            tensors = mmdetection_to_detectron2(tensors)
+        if classes is not None:
+            tensors = _with_classes(tensors, metadata, classes, str(path))
+        if is_detectron2(tensors) != is_detectron2(wanted):
+            to_torchvision = is_detectron2(tensors)
+            rename = detectron2_to_torchvision if to_torchvision else torchvision_to_detectron2
             tensors = rename(tensors)
-        except ValueError as error:
-            raise InputError(f"{path} is not this detector: {error}. {remedy}") from None
+    except InputError as error:
+        raise InputError(f"{path} is not this detector: {error}. {remedy}") from None
+    for name in (name for name in tensors if adapt_channels and STEM in name and name in wanted):
+        if tensors[name].shape[1] != (channels := wanted[name].shape[1]):
+            logger.warning("%s: its stem is turned into one of %d channels", path, channels)
+            tensors[name] = adapt_stem(tensors[name], channels)
     tensors = _without_idle(path, tensors, wanted)
     misshapen = [
         f"{name} ({tuple(tensors[name].shape)} in the file, {tuple(wanted[name].shape)} here)"
@@ -247,7 +278,7 @@ def read_detector(path: str | Path, model: nn.Module) -> None:
         if names
     ]
     encoders = [module for module in model.modules() if isinstance(module, ConvNeXt)]
-    theirs = read_metadata(path).get("grn")
+    theirs = metadata.get("grn")
     for ours in (encoder.grn for encoder in encoders):
         if None not in (ours, theirs) and str(ours) != theirs:
             problems.append(f"trained with {theirs}; MODEL.CONVNEXT.GRN is {ours}")
@@ -255,6 +286,44 @@ def read_detector(path: str | Path, model: nn.Module) -> None:
         raise InputError("\n  ".join([f"{path} is not this detector. {remedy}", *problems]))
     model.load_state_dict(tensors)
     logger.info("%d of %d tensors from the detector %s", len(wanted), len(wanted), path)
+
+
+def _with_classes(
+    tensors: StateDict, metadata: Mapping[str, str], classes: Classes, source: str
+) -> StateDict:
+    """The rows that ``classes`` want; tensors of the same layout, untouched where nothing changes.
+
+    Rows are chosen in detectron2's layout, which both engines' detectors have.
+    """
+    ours = is_detectron2(tensors)
+    d2 = tensors if ours else torchvision_to_detectron2(tensors)
+    chosen = select_classes(d2, names_in(metadata, d2), classes, source)
+    if all(chosen[name] is d2[name] for name in d2):
+        return tensors
+    return chosen if ours else detectron2_to_torchvision(chosen)
+
+
+def wanted_classes(config: Any, class_names: Sequence[str] | None) -> Classes | None:
+    """The classes of the data for :func:`read_detector`, from either engine's config."""
+    if class_names is None:
+        return None
+    return Classes(class_names, parse_aliases(config.MODEL.CLASS_ALIASES), max(config.SEED, 0))
+
+
+def freeze_parts(model: nn.Module, parts: Sequence[str]) -> None:
+    """Stop parts of a detector of either engine from learning (``MODEL.FREEZE``).
+
+    Raises:
+        InputError: if nothing is left that learns.
+    """
+    for part in parts:
+        names = [n for n, _ in model.named_parameters() if n.startswith(PARTS_OF_DETECTOR[part])]
+        for name, parameter in model.named_parameters():
+            if name in names:
+                parameter.requires_grad_(False)
+        logger.info("MODEL.FREEZE: %s does not learn, %d tensors", part, len(names))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError(f"MODEL.FREEZE is {list(parts)}: nothing is left that learns")
 
 
 def _without_idle(path: str | Path, tensors: StateDict, wanted: StateDict) -> StateDict:

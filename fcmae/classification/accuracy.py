@@ -130,7 +130,7 @@ def evaluate_classifier(options: FinetuneOptions) -> dict[str, Any]:
         )
     model, _ = build_classifier(
         *(setup.source, options.model, len(rows), rows, 0.0),
-        *(setup.in_chans, options.grn, options.allow_other_grn),
+        *(setup.in_chans, options.grn, options.allow_other_grn, options.adapt_channels),
     )
     val.transform = setup.evaluation()
     with use_kernels(options.kernels):

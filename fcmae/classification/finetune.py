@@ -163,7 +163,7 @@ def _finetune(options: FinetuneOptions, resume: bool) -> Path:
     seed_generators(options.seed)
     model, grn = build_classifier(
         *(setup.source, options.model, len(classes), setup.rows, recipe.drop_path),
-        *(setup.in_chans, options.grn, options.allow_other_grn),
+        *(setup.in_chans, options.grn, options.allow_other_grn, options.adapt_channels),
     )
     if setup.rows is None:
         with torch.no_grad():

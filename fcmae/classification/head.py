@@ -103,6 +103,7 @@ def build_classifier(
     in_chans: int,
     grn: GRNOptions | None = None,
     allow_other_grn: bool = False,
+    adapt_channels: bool = False,
 ) -> tuple[ConvNeXt, GRNOptions | None]:
     """Build a classifier and load its weights.
 
@@ -115,6 +116,7 @@ def build_classifier(
         in_chans: channels of the images.
         grn: the form of GRN, or what stands in its place; None for the source's.
         allow_other_grn: the source's may be another.
+        adapt_channels: the source may be of images of other channels.
 
     Returns:
         The model, and its form of GRN (None for V1).
@@ -128,7 +130,9 @@ def build_classifier(
         model, in_chans=in_chans, num_classes=classes, drop_path_rate=drop_path, grn=grn
     )
     if source.name:
-        load_encoder(source.name, built, allow_other_grn=allow_other_grn)
+        load_encoder(
+            *(source.name, built), allow_other_grn=allow_other_grn, adapt_channels=adapt_channels
+        )
     own = built.state_dict()
     for name, tensor in source.head.items():
         if name.startswith("norm."):

@@ -46,6 +46,7 @@ class FinetuneOptions(TrainingOptions):
         overrides: fields of :class:`Recipe` that replace the recipe's.
         grn: the form of GRN, or what stands in its place (V2 only); None for that of ``init``.
         allow_other_grn: ``init`` may have been trained with another.
+        adapt_channels: ``init`` may be of other channels; its stem is turned into the model's.
         batch_size: even for mixup and cutmix.
         max_steps: ends the run (and its schedule), whatever the recipe's epochs.
         eval_every: the last step is always followed by an evaluation.
@@ -108,6 +109,7 @@ class FinetuneOptions(TrainingOptions):
     overrides: Mapping[str, Any] = field(default_factory=dict)
     grn: GRNOptions | None = None
     allow_other_grn: bool = False
+    adapt_channels: bool = False
     image_size: tuple[int, int] | None = field(
         default=None, metadata=flag(IMAGE_SIZE, type=str, nargs=None)
     )

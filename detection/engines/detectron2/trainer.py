@@ -36,7 +36,7 @@ from detection.engines.detectron2.results import write_predictions
 from detection.engines.detectron2.step import Average, Step
 from detection.engines.detectron2.trackers import OverlayHook, WandbWriter
 from detection.engines.optimizer import build_adamw, build_average
-from detection.engines.weights import AVERAGE_FOLDER, read_detector
+from detection.engines.weights import AVERAGE_FOLDER, freeze_parts, read_detector, wanted_classes
 from detection.evaluate import metrics_of
 from detection.evaluation.inputs import read_evaluation
 from training.data import seed_generators
@@ -95,7 +95,10 @@ class Trainer(DefaultTrainer):
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         seed_generators(seed)
         batches = TrainingBatches(cfg, dataset, seed)
-        model = build_detector(cfg, "" if has_run else cfg.MODEL.WEIGHTS, encoder=not has_run)
+        model = build_detector(
+            cfg, "" if has_run else cfg.MODEL.WEIGHTS, not has_run, dataset.class_names
+        )
+        freeze_parts(model, cfg.MODEL.FREEZE)
         if not (has_run or cfg.MODEL.WEIGHTS):
             _log_origin(cfg, model)
         optimizer = build_optimizer(cfg, model)
@@ -233,13 +236,17 @@ class _StrictCheckpointer(DetectionCheckpointer):
         return result
 
 
-def build_detector(cfg: Any, detector: str = "", encoder: bool = True) -> nn.Module:
+def build_detector(
+    cfg: Any, detector: str = "", encoder: bool = True, class_names: Sequence[str] | None = None
+) -> nn.Module:
     """Build the model with its weights, on its device.
 
     Args:
         cfg: what :func:`prepare` returns.
         detector: a checkpoint of the whole detector, in either engine's format.
         encoder: load ``MODEL.CONVNEXT.WEIGHTS`` where no detector is given.
+        class_names: of the training data, by which the detector's rows are chosen; None where
+            they must be its own.
 
     Raises:
         InputError: if the checkpoint is not exactly this detector.
@@ -250,7 +257,8 @@ def build_detector(cfg: Any, detector: str = "", encoder: bool = True) -> nn.Mod
         cfg.MODEL.CONVNEXT.WEIGHTS = ""
     model = build_model(cfg)
     if detector:
-        read_detector(detector, model)
+        adapt = class_names is not None and cfg.MODEL.CONVNEXT.ADAPT_CHANNELS
+        read_detector(detector, model, wanted_classes(cfg, class_names), adapt)
     return model
 
 

@@ -36,8 +36,10 @@ from detection.engines.torchvision.predict import detector_of, write_predictions
 from detection.engines.weights import (
     AVERAGE_FOLDER,
     encoder_licence,
+    freeze_parts,
     newest_checkpoint,
     read_detector,
+    wanted_classes,
 )
 from detection.evaluate import metrics_of
 from detection.evaluation.inputs import read_evaluation
@@ -88,7 +90,8 @@ class TorchvisionEngine:
         seed_generators(config.SEED)
         model = build_mask_rcnn(config)
         if not (resume and list_checkpoints(output_dir)):
-            load_initial_weights(config, model)
+            load_initial_weights(config, model, dataset_train.class_names)
+        freeze_parts(model, config.MODEL.FREEZE)
         ema = build_average(config, model)
         options = LoopOptions(
             output_dir=output_dir,
@@ -183,21 +186,32 @@ def use_device(config: CfgNode) -> torch.device:
     return find_device(resolve_device(config), "MODEL.DEVICE")
 
 
-def load_initial_weights(config: CfgNode, model: MaskRCNN) -> None:
-    """Load ``MODEL.WEIGHTS`` (all), else ``MODEL.CONVNEXT.WEIGHTS`` (the encoder), and say what.
+def load_initial_weights(
+    config: CfgNode, model: MaskRCNN, class_names: Sequence[str] | None = None
+) -> None:
+    """Load ``MODEL.WEIGHTS``, else ``MODEL.CONVNEXT.WEIGHTS`` (the encoder), and say what.
+
+    Args:
+        class_names: of the training data, by which a detector's rows are chosen; None where its
+            classes must be the model's.
 
     Raises:
         FileNotFoundError, InputError: if the weights are not completely there.
     """
     if config.MODEL.WEIGHTS:
-        read_detector(config.MODEL.WEIGHTS, model)
+        classes = wanted_classes(config, class_names)
+        adapt = config.MODEL.CONVNEXT.ADAPT_CHANNELS
+        read_detector(config.MODEL.WEIGHTS, model, classes, adapt)
         return
     total = len(model.state_dict())
     if not (source := config.MODEL.CONVNEXT.WEIGHTS):
         logger.info("no weights given: all %d tensors start from scratch", total)
         return
     result = load_encoder(
-        source, model.backbone.body, allow_other_grn=config.MODEL.CONVNEXT.ALLOW_OTHER_GRN
+        source,
+        model.backbone.body,
+        allow_other_grn=config.MODEL.CONVNEXT.ALLOW_OTHER_GRN,
+        adapt_channels=config.MODEL.CONVNEXT.ADAPT_CHANNELS,
     )
     with_norms = sum(name.startswith("out_norms.") for name in model.backbone.body.state_dict())
     kept = result.loaded + with_norms - len(result.new)

@@ -382,6 +382,8 @@ def test_shared_keys_have_detectron2s_types():
         "ENGINE",
         "WANDB",
         *(n for n in SCHEMA if n.startswith(("MODEL.CONVNEXT.", "INPUT.LSJ.")) or "SOFT_NMS" in n),
+        "MODEL.CLASS_ALIASES",
+        "MODEL.FREEZE",
         "SOLVER.ACCUMULATE",
         "SOLVER.EMA.ENABLED",
         "SOLVER.EMA.DECAY",

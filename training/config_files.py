@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import copy
 import difflib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -93,6 +93,10 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key!r:.80} cannot be a key", key_node.start_mark
+                )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} is given twice", key_node.start_mark
@@ -124,7 +128,9 @@ def read_layers(
         raise FileNotFoundError(f"there is no config file {path}{reader}")
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader) or {}
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        _refuse_endless(tree)
+    except (yaml.YAMLError, ValueError, RecursionError, KeyError, AttributeError) as error:
+        # the last two are PyYAML's for a value that its tag does not fit, such as !!bool x
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
         line = f", line {mark.line + 1}" if mark else ""
         problems.append(f"{path}{line}: not readable as YAML: {problem}")
@@ -133,9 +139,22 @@ def read_layers(
         problems.append(f"{path}: a config is a mapping of keys to values, not {tree!r:.80}")
         return
     bases = tree.pop(BASE_KEY, [])
-    for base in [bases] if isinstance(bases, str) else bases:
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        problems.append(f"{path}: {BASE_KEY} is {bases!r:.80}; give a file's name, or a list")
+        return
+    for base in bases:
         yield from read_layers(path.parent / Path(base).expanduser(), problems, chain)
     yield str(path), tree
+
+
+def _refuse_endless(tree: Any, around: tuple[int, ...] = ()) -> None:
+    """Refuse a mapping or list that is inside itself, which YAML's anchors can write."""
+    if isinstance(tree, (dict, list)):
+        if id(tree) in around:
+            raise yaml.YAMLError("a value holds itself, by an anchor")
+        for value in tree.values() if isinstance(tree, dict) else tree:
+            _refuse_endless(value, (*around, id(tree)))
 
 
 def flatten(
@@ -189,7 +208,7 @@ def _coerce(value: Any, default: Any) -> Any:
     if isinstance(value, str) and not isinstance(default, str):
         try:
             value = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
             return value
     if isinstance(default, (list, tuple)) and isinstance(value, (list, tuple)):
         row = default[0] if default else None

@@ -43,6 +43,7 @@ from backbones.errors import InputError
 from backbones.normalization import GRNOptions
 from fcmae.classification.options import FinetuneOptions
 from fcmae.classification.recipes import Recipe
+from fcmae.grids.value_types import type_problems
 from fcmae.pretrain_options import PretrainOptions
 from training.config_files import read_layers
 from training.shipped_files import ABLATIONS, find_shipped
@@ -100,16 +101,16 @@ def load_grid(path: str | Path, settings: Sequence[str] = ()) -> Grid:
     """
     path = find_shipped(path, ABLATIONS, "grid")
     tree = _read(path)
-    if not isinstance(tree.get("rows"), dict) or not tree["rows"]:
-        raise InputError(f"{path} is no grid: it needs 'rows', a mapping from name to row")
     for setting in settings:
         _change(tree, setting)
+    if problems := type_problems(tree, STAGES):
+        raise InputError("\n  ".join([f"{path} is no grid:", *problems]))
     problems = _problems(tree)
     rows = []
     for name, entry in tree["rows"].items():
         try:
             rows.append(_row(str(name), entry or {}, tree))
-        except ValueError as error:
+        except InputError as error:
             problems.append(f"row {name}: {error}")
     for row in rows:
         problems += _flag_problems(row)
@@ -139,7 +140,9 @@ def _read(path: Path) -> dict[str, Any]:
 def _over(base: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
     """``base`` with a tree's values, those of a stage key by key."""
     stages = {
-        stage: base[stage] | tree[stage] for stage in STAGES if base.get(stage) and tree.get(stage)
+        stage: base[stage] | tree[stage]
+        for stage in STAGES
+        if isinstance(base.get(stage), dict) and isinstance(tree.get(stage), dict)
     }
     return base | tree | stages
 
@@ -161,7 +164,10 @@ def _change(tree: dict[str, Any], setting: str) -> None:
         if not isinstance(node.get(part), dict):
             node[part] = {}
         node = node[part]
-    node[parts[-1]] = yaml.safe_load(value)
+    try:
+        node[parts[-1]] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {setting!r}: the value is no YAML: {error}") from error
 
 
 def _problems(tree: Mapping[str, Any]) -> list[str]:
@@ -207,9 +213,12 @@ def _row(name: str, entry: Mapping[str, Any], tree: Mapping[str, Any]) -> Row:
         InputError: if it has unknown keys, or nothing to do.
     """
     wrong = [_unknown(key, ROW_KEYS) for key in entry if key not in ROW_KEYS]
-    paper = entry.get("paper", {})
+    paper = entry.get("paper") or {}
     wrong += [f"paper: {_unknown(key, METRICS)}" for key in paper if key not in METRICS]
-    grn = GRNOptions(**entry.get("grn", {})) if not wrong else GRNOptions()
+    given = entry.get("grn") or {}
+    known = [each.name for each in fields(GRNOptions)]
+    wrong += [f"grn: {_unknown(key, known)}" for key in given if key not in known]
+    grn = GRNOptions(**given) if not wrong else GRNOptions()
     stages: dict[str, dict[str, Any]] = {}
     for stage in STAGES:
         own = entry.get(stage, {})

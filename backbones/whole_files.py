@@ -39,6 +39,8 @@ REMEDIES = {
 LONGEST_ENDING = 32
 FULL = 2**20  # bytes: less than this left is a full disk
 _numbers = itertools.count()
+_unfinished: set[Path] = set()  # this process's temporary files
+UNFINISHED = ".[0-9]*-[0-9]*.partial*"  # those of any process
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
@@ -75,6 +77,7 @@ def write_all(files: Mapping[Path, Callable[[Path], None]]) -> None:
     finally:
         for written, _ in ready:
             written.unlink(missing_ok=True)
+            _unfinished.discard(written)
 
 
 def _prepare(path: Path, write: Callable[[Path], None], ready: list[tuple[Path, Path]]) -> None:
@@ -92,11 +95,25 @@ def _prepare(path: Path, write: Callable[[Path], None], ready: list[tuple[Path, 
     ending = path.suffix if len(path.suffix) < LONGEST_ENDING else ""
     beside = path.with_name(f".{os.getpid()}-{next(_numbers)}.partial{ending}")
     ready.append((beside, path))
+    _unfinished.add(beside)
     beside.touch()
     mode = stat.S_IMODE(beside.stat().st_mode)
     write(beside)
     flush(beside)
     os.chmod(beside, mode)
+
+
+def remove_unfinished(folder: Path | None = None) -> None:
+    """Remove this process's temporary files, before it ends at once; or all in a folder.
+
+    Args:
+        folder: one that no other process writes, and the folders in it.
+    """
+    found = set(_unfinished)
+    if folder is not None:
+        found = {path for place in ("", "*/") for path in folder.glob(place + UNFINISHED)}
+    for path in found:
+        path.unlink(missing_ok=True)
 
 
 def write_files(files: Mapping[Path, bytes | str]) -> None:

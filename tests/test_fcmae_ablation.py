@@ -148,7 +148,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path):
 
 
 def test_runs_at_once_wait_for_their_pretraining_and_share_the_machine(tmp_path, monkeypatch):
-    monkeypatch.setattr("fcmae.grids.run.POLL_SECONDS", 0)
+    monkeypatch.setattr("training.jobs.POLL_SECONDS", 0)
     monkeypatch.setattr("training.jobs.usable_cores", lambda: 8)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

@@ -20,6 +20,8 @@ from tqdm import tqdm
 from backbones.errors import InputError
 from backbones.whole_files import REMEDIES, system_error, what_to_do
 from training.commands import as_called, is_console, own_program
+from training.endings import EndedError, end_soon, end_with_parent, ended_by_signals
+from training.workers import loader_problem
 
 # Problems of the user's input or machine; anything else is this project's own mistake.
 USER_ERRORS = (InputError, OSError)
@@ -184,11 +186,14 @@ def run_tool(main: Callable[[], int | None]) -> int:
 
     Returns:
         0 or what ``main`` returns; 1 with one message on stderr for a problem with the user's
-        input (``USER_ERRORS``); 130 after Ctrl-C. Wrong usage ends with 2 inside argparse. Other
+        input (``USER_ERRORS``); 130, 143 or 129 after SIGINT (Ctrl-C), SIGTERM or SIGHUP. Wrong
+        usage ends with 2 inside argparse. Other
         exceptions are this project's mistakes: 1, with their traceback and a request to report it.
     """
     try:
-        return main() or 0
+        with ended_by_signals():
+            end_with_parent()
+            return main() or 0
     except USER_ERRORS as error:
         if isinstance(error, OSError) and error.errno:
             message = what_to_do(error)
@@ -199,7 +204,14 @@ def run_tool(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except EndedError as error:
+        print(error, file=sys.stderr)
+        end_soon(error.number)
+        return 128 + error.number
     except Exception as error:
+        if problem := loader_problem(error):
+            print(f"error: {problem}", file=sys.stderr)
+            return 1
         if number := system_error(error):  # of a library that has errors of its own
             print(f"error: {_of_worker(str(error))}; {REMEDIES.get(number, '')}", file=sys.stderr)
             return 1

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -18,6 +16,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+
+from training.workers import SigtermOnlyFromTrainer
 
 
 class Samples(Protocol):
@@ -113,27 +113,6 @@ class _CollateWithKeys:
     def __call__(self, items: list[tuple[SampleKey, Any]]) -> tuple[list[SampleKey], Any]:
         keys, samples = zip(*items, strict=True)
         return list(keys), self.collate(list(samples))
-
-
-@dataclass
-class SigtermOnlyFromTrainer:
-    """Let a loader's worker heed the SIGTERM of its training process alone.
-
-    A preempted job's SIGTERM goes to all of its processes; workers that died of it would end the
-    training before it has written its checkpoint.
-    """
-
-    training_process: int
-
-    def __call__(self, _worker: int) -> None:
-        if hasattr(signal, "sigwaitinfo"):  # not on macOS
-            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-            threading.Thread(target=self._watch, daemon=True).start()
-
-    def _watch(self) -> None:
-        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != self.training_process:
-            pass
-        os._exit(0)
 
 
 def build_loader(

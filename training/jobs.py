@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from tqdm import tqdm
 
 from backbones.errors import InputError
+from training.endings import PARENT
 from training.progress import progress
 
+POLL_SECONDS = 0.2
+END_WITHIN = 40.0  # seconds; the tools themselves end within 30
+Share = Mapping[str, str]  # environment variables that give a run its part of the machine
+T = TypeVar("T")
 
-class Stoppable(Protocol):
-    """What ends a process, of ``subprocess.Popen``."""
 
+class Running(Protocol):
+    """What a run needs of ``subprocess.Popen``."""
+
+    def poll(self) -> int | None: ...
     def terminate(self) -> None: ...
+    def kill(self) -> None: ...
     def wait(self) -> int: ...
 
 
@@ -58,13 +69,76 @@ def share_of_cores(at_once: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(max(1, usable_cores() // at_once))}
 
 
-def end_all(processes: Iterable[Stoppable]) -> None:
-    """End what still runs and wait for it; SIGTERM makes the tools write a checkpoint first."""
+def run_side_by_side(
+    waiting: dict[Path, T],
+    start: Callable[[T, Share], Running],
+    ended: Callable[[T, int], bool],
+    shares: Sequence[Share],
+    needs: Callable[[T], Path | None] = lambda _: None,
+    look: Callable[[], None] = lambda: None,
+) -> None:
+    """Run jobs in their order, as many at once as there are shares of the machine.
+
+    When this process is interrupted or ended, what runs is ended first.
+
+    Args:
+        waiting: jobs by their folders; emptied.
+        start: starts one.
+        ended: told of one's exit code; returns whether it failed.
+        shares: of the machine, each for one job at a time.
+        needs: the folder of the job that must have ended before; what needs one that failed is
+            left out.
+        look: called now and then.
+    """
+    free = list(shares)
+    running: dict[Path, tuple[T, Share, Running]] = {}
+    try:
+        while waiting or running:
+            for folder, job in list(waiting.items()):
+                if free and needs(job) not in waiting and needs(job) not in running:
+                    share = free.pop(0)
+                    running[folder] = (waiting.pop(folder), share, start(job, share))
+            look()
+            codes = {folder: process.poll() for folder, (_, _, process) in running.items()}
+            for folder, code in codes.items():
+                if code is None:
+                    continue
+                job, share, _ = running.pop(folder)
+                free.append(share)
+                if ended(job, code):
+                    for other in [f for f, later in waiting.items() if needs(later) == folder]:
+                        del waiting[other]
+            if all(code is None for code in codes.values()):
+                time.sleep(POLL_SECONDS)
+    finally:
+        end_all(process for _, _, process in running.values())
+
+
+def end_all(processes: Iterable[Running]) -> None:
+    """End what still runs and wait for it; SIGTERM makes the tools write a checkpoint first.
+
+    What does not end within 40 seconds, or when this process is told to end once more, is killed.
+    """
     processes = list(processes)
+
+    def kill() -> None:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+
     for process in processes:
         process.terminate()
-    for process in processes:
-        process.wait()
+    insist = threading.Timer(END_WITHIN, kill)
+    insist.daemon = True
+    insist.start()
+    try:
+        for process in processes:
+            process.wait()
+    except BaseException:
+        kill()
+        raise
+    finally:
+        insist.cancel()
 
 
 def run_jobs(jobs: Sequence[Job], cwd: Path) -> None:
@@ -72,43 +146,58 @@ def run_jobs(jobs: Sequence[Job], cwd: Path) -> None:
     are fewer cores than jobs.
 
     Raises:
-        InputError: if one fails, with the end of its log.
+        InputError: if one fails, with the end of its log; the others are ended.
     """
-    if usable_cores() < len(jobs):
-        for job in jobs:
-            run_jobs([job], cwd)
-        return
-    environment = {**os.environ, **share_of_cores(len(jobs))}
-    running = [(job, _start(job, cwd, environment), _bar(job, i)) for i, job in enumerate(jobs)]
+    at_once = len(jobs) if usable_cores() >= len(jobs) else 1
+    bars = {job.run: _bar(job, place) for place, job in enumerate(jobs)}
+
+    def start(job: Job, share: Share) -> Running:
+        return start_process(job.command, job.log, share, cwd)
+
+    def ended(job: Job, code: int) -> bool:
+        if code:
+            lines = job.log.read_text(encoding="utf-8", errors="replace").splitlines()
+            end = "\n".join(line for line in lines[-15:] if not line.startswith("$ "))
+            raise InputError(f"{job.title} failed with exit code {code}:\n{end}")
+        return False
+
+    def look() -> None:
+        for run, bar in bars.items():
+            bar.update(finished_steps(run) - bar.n)
+
     try:
-        while any(process.poll() is None for _, process, _ in running):
-            for job, _, bar in running:
-                bar.update(finished_steps(job.run) - bar.n)
-            time.sleep(0.5)
+        run_side_by_side(
+            {job.run: job for job in jobs}, start, ended, [share_of_cores(at_once)] * at_once,
+            look=look,
+        )  # fmt: skip
     finally:
-        end_all(process for _, process, _ in running)
-        for job, _, bar in running:
-            bar.update(finished_steps(job.run) - bar.n)
+        look()
+        for bar in bars.values():
             bar.close()
-    for job, process, _ in running:
-        if process.returncode:
-            end = "\n".join(job.log.read_text(encoding="utf-8").splitlines()[-15:])
-            raise InputError(f"{job.title} failed with exit code {process.returncode}:\n{end}")
+
+
+def start_process(
+    command: Sequence[str], log: Path, share: Share, cwd: Path | None = None
+) -> Running:
+    """A command as a process of its own, which ends when this one does; what it says is logged."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as stream:
+        stream.write(f"$ {shlex.join(command)}\n")
+        stream.flush()
+        environment = {**os.environ, **share, PARENT: str(os.getpid())}
+        return subprocess.Popen(
+            command, cwd=cwd, stdout=stream, stderr=subprocess.STDOUT, env=environment
+        )
 
 
 def finished_steps(run: Path) -> int:
-    """The last step that a run's ``metrics.json`` tells of."""
+    """The last step that a run's ``metrics.json`` tells of, whose last line may be half-written."""
     metrics = run / "metrics.json"
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
-    return int(json.loads(lines[-1])["iteration"]) if lines else 0
-
-
-def _start(job: Job, cwd: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    job.log.parent.mkdir(parents=True, exist_ok=True)
-    with job.log.open("w", encoding="utf-8") as log:
-        return subprocess.Popen(
-            job.command, cwd=cwd, env=environment, stdout=log, stderr=subprocess.STDOUT
-        )
+    for line in reversed(lines[-2:]):
+        with suppress(ValueError, KeyError, TypeError):
+            return int(json.loads(line)["iteration"])
+    return 0
 
 
 def _bar(job: Job, place: int) -> tqdm:

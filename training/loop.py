@@ -48,24 +48,31 @@ from training.checkpoints import (
 )
 from training.data import BatchOrder, Samples, build_loader, seed_generators, to_device
 from training.devices import find_device
+from training.endings import (
+    CHECKPOINT,
+    EndedError,
+    Endings,
+    requeue,
+    requeue_is_asked,
+)
 from training.environment import device_name, warn_of_slow_bf16
 from training.metrics import MetricsFile, Window, log_line
 from training.options import LoopOptions
 from training.processes import (
-    TerminatedError,
     all_finite,
     check_joined,
     gather_weights,
     in_any_process,
+    largest_of_processes,
     mean_over_processes,
     prepare_sharding,
     process_state,
-    terminations,
 )
 from training.progress import progress
 from training.run_folder import checkpoint_bytes, refuse_existing_run, refuse_full_disk
 from training.schedule import LrFactor
 from training.trackers import PROJECT, LoggedValues, log_pictures
+from training.workers import StallWatch, loader_problem
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +142,8 @@ def train(
             processes and micro-batches do not divide.
         NonFiniteLossError: when the loss, or a weight before a checkpoint, is not finite.
         CheckpointError: when a checkpoint cannot be written, or does not fit the training.
-        TerminatedError: after SIGTERM, with a checkpoint written; ends the process with 143.
+        EndedError: after SIGINT, SIGTERM or SIGHUP, with a checkpoint written; ends the process
+            with 130, 143 or 129.
     """
     accelerator = _make_accelerator(options)
     shares = accelerator.num_processes * options.accumulate
@@ -148,6 +156,7 @@ def train(
     if whole_model is not None and ema is not None:
         raise InputError("averaged weights (EMA) are whole in each process: train without FSDP")
     run = _Run(accelerator, options, samples, model, optimizer, lr_factor, compute_losses, ema)
+    run.is_sharded = whole_model is not None
     start = run.restore()
     batches = run.batches(start, collate)
     logger.info(
@@ -163,24 +172,51 @@ def train(
         text="training", total=options.max_steps, unit="step", initial=start, leave=True
     )
     run.model.train()
-    if start and after_step is not None:  # the interruption may have come before its end
-        run.call(after_step, start)
-    with steps, terminations() as terminated:
-        for done in range(start + 1, options.max_steps + 1):
-            run.step(done - 1, batches)
-            steps.update()
-            last = done == options.max_steps
-            if last or done % options.log_every == 0:
-                run.report(done, steps, measure(done, run.bare_model) if measure else {})
-                run.model.train()
-            stop = in_any_process(accelerator, bool(terminated))
-            if last or done % options.checkpoint_every == 0 or stop:
-                run.save(done)
-            if stop:
-                logger.warning("terminated at step %d: checkpoint written, --resume goes on", done)
-                raise TerminatedError
-            if after_step is not None:
-                run.call(after_step, done)
+    # A process that others wait for cannot leave in the midst of a step; only the first one, whose
+    # checkpoint is the whole training's, may between steps. With FSDP all must write together.
+    endings = Endings(run.lost, accelerator.is_main_process and not run.is_sharded)
+    with steps, endings, StallWatch(getattr(batches, "_workers", ())) as stalls:
+        try:
+            if start and after_step is not None:  # the interruption may have come before its end
+                run.call(after_step, start, endings)
+            for done in range(start + 1, options.max_steps + 1):
+                run.step(done - 1, batches, endings, stalls)
+                steps.update()
+                last = done == options.max_steps
+                ending, asked = largest_of_processes(
+                    accelerator, [int(endings.received or 0), int(endings.checkpoint_asked)]
+                )
+                endings.checkpoint_asked = False
+                if last or done % options.log_every == 0 or ending:
+                    run.report(done, steps, measure(done, run.bare_model) if measure else {})
+                    run.model.train()
+                if last or done % options.checkpoint_every == 0 or ending or asked:
+                    run.save(done)
+                if asked and requeue_is_asked():
+                    if accelerator.is_main_process:
+                        requeue()
+                    ending = int(CHECKPOINT or 0)
+                if ending:
+                    raise EndedError(ending)
+                if after_step is not None:
+                    run.call(after_step, done, endings)
+        except EndedError as error:
+            run.save_alone(steps)
+            written = "checkpoint written, --resume goes on"
+            said = written if run.saved == run.done > 0 else f"lost: {run.lost()}"
+            logger.warning("%s at step %d: %s", error, run.done, said)
+            raise
+        except RuntimeError as error:
+            if (problem := stalls.problem or loader_problem(error)) is None:
+                raise
+            run.save_alone(steps)
+            if endings.received:  # which reached the workers, too
+                raise EndedError(endings.received) from None
+            raise InputError(
+                f"{problem}. The checkpoint of step {run.saved} is written: go on with --resume"
+                if run.saved
+                else problem
+            ) from error
     for tracker in accelerator.trackers:  # not end_training: it dissolves the process group
         tracker.finish()
     if whole_model is not None:
@@ -213,6 +249,9 @@ class _Run:
         self.ema = ema.to(accelerator.device) if ema is not None else None
         self.window = Window(options.batch_size, options.max_steps)
         self.seconds = 0.0  # of this training's earlier sessions
+        self.done = self.saved = 0  # steps behind the weights, and behind the newest checkpoint
+        self.is_sharded = False  # by FSDP, whose parts all processes write together
+        self.is_changing = False  # while the optimizer is at it
 
     def restore(self) -> int:
         """Load the newest complete checkpoint and cut the logs back to it.
@@ -227,7 +266,7 @@ class _Run:
             logger.info("nothing to resume in %s: starting at step 0", options.output_dir)
         else:
             self._load(checkpoint)
-            step = checkpoint_step(checkpoint)
+            self.done = self.saved = step = checkpoint_step(checkpoint)
             logger.info("resumed from %s at step %d", checkpoint, step)
         if self.accelerator.is_main_process:
             options.output_dir.mkdir(parents=True, exist_ok=True)
@@ -274,15 +313,16 @@ class _Run:
         pin_memory = self.accelerator.device.type == "cuda"
         return iter(build_loader(self.samples, order, collate, options.workers, pin_memory))
 
-    def step(self, step: int, batches: Iterator) -> None:
-        """One optimizer step."""
+    def step(self, step: int, batches: Iterator, endings: Endings, stalls: StallWatch) -> None:
+        """One optimizer step; a signal may interrupt the wait for its data."""
         accelerator, options, window = self.accelerator, self.options, self.window
         began = time.perf_counter()
         for group, base_lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base_lr * self.lr_factor(step)
         for micro in range(options.accumulate):
             waited = time.perf_counter()
-            keys, batch = next(batches)
+            with endings.interruptible(), stalls.waiting():
+                keys, batch = next(batches)
             batch = to_device(batch, accelerator.device)
             window.add(data_time=time.perf_counter() - waited)
             seed_generators(options.seed, 2, step, micro, accelerator.process_index)
@@ -298,10 +338,12 @@ class _Run:
             window.add(**values, total_loss=sum(values.values()))
         if options.clip_norm is not None:
             accelerator.clip_grad_norm_(self.model.parameters(), options.clip_norm)
+        self.is_changing = True
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update(self.bare_model, step + 1)
+        self.done, self.is_changing = step + 1, False
         window.add(time=time.perf_counter() - began)
 
     def report(self, done: int, steps: tqdm, measured: dict[str, float]) -> None:
@@ -322,9 +364,10 @@ class _Run:
         values = {name: value for name, value in entry.items() if name != "iteration"}
         self.accelerator.log(values, step=entry["iteration"])
 
-    def call(self, after_step: AfterStep, done: int) -> None:
-        """Let the caller act, and show what it returns."""
-        shown = after_step(done, self.bare_model) or {}
+    def call(self, after_step: AfterStep, done: int, endings: Endings) -> None:
+        """Let the caller act, until a signal comes, and show what it returns."""
+        with endings.interruptible():
+            shown = after_step(done, self.bare_model) or {}
         pictures = {n: value for n, value in shown.items() if isinstance(value, np.ndarray)}
         if numbers := {n: value for n, value in shown.items() if n not in pictures}:
             self.record({"iteration": done, **numbers})
@@ -332,9 +375,24 @@ class _Run:
             log_pictures(self.accelerator.trackers, pictures, done)
         self.model.train()
 
-    def save(self, done: int) -> None:
+    def lost(self) -> str:
+        """What would be lost if the process ended now."""
+        newest = list_checkpoints(self.options.output_dir)
+        where = f"after {newest[-1]}" if newest else "of the whole run"
+        return f"{self.done - self.saved} steps {where}"
+
+    def save_alone(self, steps: tqdm) -> None:
+        """Write the weights and the metrics so far, if they are not, without other processes."""
+        if self.accelerator.num_processes == 1 and "time" in self.window.values:
+            self.report(self.done, steps, {})
+        can_write = self.accelerator.is_main_process and not self.is_sharded
+        if self.done != self.saved and can_write and not self.is_changing:
+            self.save(self.done, alone=True)
+
+    def save(self, done: int, alone: bool = False) -> None:
         """Write a checkpoint, unless the last step spoilt the weights."""
-        if in_any_process(self.accelerator, not all_finite(self.bare_model)):
+        spoilt = not all_finite(self.bare_model)
+        if spoilt if alone else in_any_process(self.accelerator, spoilt):
             raise NonFiniteLossError(
                 f"the weights are not finite after step {done - 1}, though its loss was; "
                 f"{_remedy(self.options)}"
@@ -351,8 +409,9 @@ class _Run:
             write,
             self.options.keep_checkpoints,
             self.accelerator.is_main_process,
-            self.accelerator.wait_for_everyone,
+            (lambda: None) if alone else self.accelerator.wait_for_everyone,
         )
+        self.saved = done
 
 
 def _raise_non_finite(

@@ -8,10 +8,6 @@ weights, gradients and optimizer state, which are gathered for a forward) comes 
 from __future__ import annotations
 
 import os
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -97,33 +93,17 @@ def gather_weights(sharded: nn.Module, whole: nn.Module) -> None:
         value.copy_(part.full_tensor() if isinstance(part, DTensor) else part)
 
 
-class TerminatedError(SystemExit):
-    """SIGTERM came: a checkpoint was written, and the process ends with the code 143."""
-
-    def __init__(self) -> None:
-        super().__init__(128 + signal.SIGTERM)
-
-
-@contextmanager
-def terminations() -> Iterator[list[int]]:
-    """Collect SIGTERM (a preempted job) for as long as the training can act on it."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def in_any_process(accelerator: Accelerator, flag: bool) -> bool:
     """Whether any process has the flag: all must act at the same step."""
+    return bool(largest_of_processes(accelerator, [int(flag)])[0])
+
+
+def largest_of_processes(accelerator: Accelerator, values: list[int]) -> list[int]:
+    """The largest of each value over all processes."""
     if accelerator.num_processes == 1:
-        return flag
-    flags = torch.tensor(float(flag), device=accelerator.device)
-    return bool(accelerator.reduce(flags, reduction="sum") > 0)
+        return values
+    own = torch.tensor(values, dtype=torch.float32, device=accelerator.device)
+    return [int(value) for value in accelerator.gather(own[None]).amax(0).tolist()]
 
 
 def mean_over_processes(accelerator: Accelerator, values: dict[str, float]) -> dict[str, float]:

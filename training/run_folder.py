@@ -19,6 +19,7 @@ from typing import Any
 from torch import nn
 
 from backbones.errors import InputError
+from backbones.whole_files import remove_unfinished
 from training.checkpoints import checkpoint_step, list_checkpoints
 from training.cli import is_main_process
 
@@ -97,6 +98,7 @@ def held(output_dir: Path) -> Iterator[None]:
     descriptor = _lock(path)
     _held.add(folder)
     try:
+        remove_unfinished(output_dir)  # of a process that was killed
         yield
     finally:
         _held.discard(folder)

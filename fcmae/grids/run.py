@@ -12,14 +12,12 @@ import json
 import logging
 import os
 import shlex
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import yaml
@@ -28,8 +26,9 @@ from backbones.errors import InputError
 from backbones.whole_files import write_text
 from fcmae.grids.grid import STAGES, Grid, Row, file_name
 from fcmae.grids.table import Results, write_tables
-from training.jobs import Stoppable, end_all, share_of_cores
+from training.jobs import Running, run_side_by_side, share_of_cores, start_process
 from training.progress import progress
+from training.run_folder import held
 
 logger = logging.getLogger(__name__)
 
@@ -39,13 +38,6 @@ FINISHED = {
     "classify": "metrics_summary.json",
     "detect": "inference/metrics_summary.json",
 }
-POLL_SECONDS = 0.2
-
-
-class Running(Stoppable, Protocol):
-    """What a grid needs of ``subprocess.Popen``."""
-
-    def poll(self) -> int | None: ...
 
 
 # starts a command, its output appended to a file, with further environment variables
@@ -190,53 +182,27 @@ def run_grid(
         logger.info("%s", shlex.join(command))
         return (start_command or start_process)(command, _beside(job.folder, ".log"), share)
 
-    def ended(job: GridRun, code: int) -> None:
-        if code:
+    def ended(job: GridRun, code: int) -> bool:
+        if code := code or (0 if job.finished else 1):
             failures.append(f"{job.folder}: exit code {code}, see {job.folder}.log")
             logger.error("failed: %s", failures[-1])
         bar.update()
         write_tables(grid, _results(jobs), output_dir)
+        return bool(code)
 
     write_tables(grid, _results(jobs), output_dir)
-    _run_all(waiting, start, ended, shares(at_once, whole_machine=bool(grid.launcher)))
+    with held(output_dir):
+        run_side_by_side(
+            waiting,
+            start,
+            ended,
+            shares(at_once, whole_machine=bool(grid.launcher)),
+            needs=lambda job: job.init,
+        )
     bar.close()
     if failures:
         raise InputError("\n  ".join([f"{len(failures)} runs failed:", *failures]))
     return output_dir / "table.md"
-
-
-def _run_all(
-    waiting: dict[Path, GridRun],
-    start: Callable[[GridRun, Mapping[str, str]], Running],
-    ended: Callable[[GridRun, int], None],
-    free: list[dict[str, str]],
-) -> None:
-    """Run jobs in their order, as many at once as there are free shares of the machine.
-
-    What waits for a pretraining that failed is left out. When this process is interrupted or
-    ended, what runs is ended too.
-    """
-    running: dict[Path, tuple[GridRun, dict[str, str], Running]] = {}
-    try:
-        while waiting or running:
-            for folder, job in list(waiting.items()):
-                if free and job.init not in waiting and job.init not in running:
-                    share = free.pop(0)
-                    running[folder] = (waiting.pop(folder), share, start(job, share))
-            codes = {folder: process.poll() for folder, (_, _, process) in running.items()}
-            for folder, code in codes.items():
-                if code is None:
-                    continue
-                job, share, _ = running.pop(folder)
-                free.append(share)
-                failed = code or (0 if job.finished else 1)
-                ended(job, failed)
-                for other in [f for f, later in waiting.items() if failed and later.init == folder]:
-                    del waiting[other]
-            if all(code is None for code in codes.values()):
-                time.sleep(POLL_SECONDS)
-    finally:
-        end_all(process for _, _, process in running.values())
 
 
 def _beside(folder: Path, suffix: str) -> Path:
@@ -258,16 +224,6 @@ def _refuse_other_arguments(jobs: Mapping[tuple[str, int], Sequence[GridRun]]) -
     if problems:
         text = "runs in the folder had other arguments; name another --output-dir, or remove them:"
         raise InputError("\n  ".join([text, *problems]))
-
-
-def start_process(command: Sequence[str], log: Path, share: Mapping[str, str]) -> Running:
-    """A command as a process of its own."""
-    with log.open("a", encoding="utf-8") as stream:
-        stream.write(f"$ {shlex.join(command)}\n")
-        stream.flush()
-        return subprocess.Popen(
-            command, stdout=stream, stderr=subprocess.STDOUT, env=os.environ | share
-        )
 
 
 def _results(jobs: Mapping[tuple[str, int], Sequence[GridRun]]) -> Results:

@@ -1,0 +1,238 @@
+"""How a process ends by a signal: with what it owes, within 30 seconds, or at once by a second one.
+
+SIGINT (Ctrl-C), SIGTERM (a preempted job, ``docker stop``) and SIGHUP (a closed terminal) end
+every command with 130, 143 and 129. While it trains, :class:`Endings` holds them back until a
+checkpoint is written. SIGUSR1, which Slurm sends before the end of a job's time, asks for a
+checkpoint alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
+
+from backbones.whole_files import remove_unfinished
+
+logger = logging.getLogger(__name__)
+
+ENDING = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+CHECKPOINT = getattr(signal, "SIGUSR1", None)
+DEADLINE = 28.0  # seconds from the first signal; schedulers and torchrun kill after 30
+LEAVE_TO_CHILDREN = 6.0  # seconds
+SAME = 1.0  # seconds within which signals are one: Ctrl-C goes to a launcher, which sends its own
+REQUEUE = "FCMAE_REQUEUE"  # set to 1: after SIGUSR1's checkpoint, Slurm is asked to start again
+PARENT = "FCMAE_PARENT"  # the process that started this one, and whose end is this one's
+
+
+class EndedError(SystemExit):
+    """A signal ended this process, whose exit code follows from it: 128 and its number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
+
+    def __str__(self) -> str:
+        return f"ended by {signal.Signals(self.number).name}"
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise :class:`EndedError`, so that what is open is put in order.
+
+    Signals that are ignored stay so (``nohup``); Ctrl-C raises Python's own ``KeyboardInterrupt``.
+    SIGUSR1 ends nothing: where no training runs there is nothing to write.
+    """
+
+    def end(number: int, _frame: Any) -> NoReturn:
+        raise EndedError(number)
+
+    handlers: dict[int, Callable[[int, Any], Any]]
+    handlers = {number: end for number in ENDING if number != signal.SIGINT}
+    if CHECKPOINT is not None:
+        handlers[CHECKPOINT] = lambda *_: None
+    with _handlers(handlers):
+        yield
+
+
+@contextmanager
+def _handlers(handlers: dict[int, Callable[[int, Any], Any]]) -> Iterator[None]:
+    """Signal handlers for a while: in the main thread, and not of signals that are ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: dict[int, Any] = {}
+    for number, handler in handlers.items():
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):
+            before[number] = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Endings:
+    """Holds ending signals back for as long as a training can act on them.
+
+    A thread of its own sees to it that the process ends in time, also where the training hangs in
+    a library: at the deadline, or at a second signal, it ends the process and says what is lost.
+
+    Args:
+        lost: what is lost if the process ends now, in words.
+        may_interrupt: whether a signal may interrupt what :meth:`interruptible` holds.
+    """
+
+    def __init__(self, lost: Callable[[], str], may_interrupt: bool = True) -> None:
+        self.lost, self.may_interrupt = lost, may_interrupt
+        self.received: int | None = None
+        self.checkpoint_asked = False
+        self._waits = False
+
+    def __enter__(self) -> Endings:
+        self._stack = _handlers(
+            dict.fromkeys([*ENDING, *([CHECKPOINT] if CHECKPOINT else [])], self._note)
+        )
+        self._stack.__enter__()
+        self._sockets: tuple[socket.socket, ...] = ()
+        if threading.current_thread() is threading.main_thread():
+            self._sockets = socket.socketpair()
+            for each in self._sockets:
+                each.setblocking(False)
+            self._before = signal.set_wakeup_fd(
+                self._sockets[1].fileno(), warn_on_full_buffer=False
+            )
+            self._thread = threading.Thread(target=self._watch, daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._sockets:
+            signal.set_wakeup_fd(self._before)
+            self._sockets[1].send(b"\0")  # no signal's number: the thread ends
+            self._thread.join()
+            for each in self._sockets:
+                each.close()
+        self._stack.__exit__(None, None, None)
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """While this is held, a signal interrupts; between steps the weights are those of a step.
+
+        Raises:
+            EndedError: at a signal, or at once if one came before.
+        """
+        self._waits = self.may_interrupt
+        try:
+            if self._waits and self.received:
+                raise EndedError(self.received)
+            yield
+        finally:
+            self._waits = False
+
+    def _note(self, number: int, _frame: Any) -> None:
+        if number == CHECKPOINT:
+            self.checkpoint_asked = True
+            return
+        first, self.received = self.received is None, self.received or number
+        if first and self._waits:
+            self._waits = False
+            raise EndedError(number)
+
+    def _watch(self) -> None:
+        """In a thread: end the process at the deadline, or at a second signal."""
+        first: int | None = None
+        began = 0.0
+        while True:
+            left = None if first is None else max(0.0, began + DEADLINE - time.monotonic())
+            ready, _, _ = select.select([self._sockets[0]], [], [], left)
+            if not ready:
+                end_at_once(first or signal.SIGTERM, f"no checkpoint within {DEADLINE:.0f} s", self)
+            for number in self._sockets[0].recv(4096):
+                if number == 0:
+                    return
+                if number not in ENDING or signal.getsignal(number) == signal.SIG_IGN:
+                    continue
+                if first is None:
+                    first, began = number, time.monotonic()
+                    _say(f"{signal.Signals(number).name}: a checkpoint, then the end; "
+                         "a second signal ends at once")  # fmt: skip
+                elif time.monotonic() - began > SAME:
+                    end_at_once(number, "a second signal", self)
+
+
+def end_at_once(number: int, why: str, endings: Endings) -> NoReturn:
+    """End this process from any thread, its own children first; say what is lost."""
+    _say(f"ended at once ({why}); lost: {endings.lost()}")
+    kill_children()
+    with suppress(Exception):
+        remove_unfinished()
+    os._exit(128 + number)
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):
+        os.write(2, f"\n{text}\n".encode())  # not print: the main thread may be within it
+
+
+def kill_children() -> None:
+    """End this process's loader workers, which hold nothing that can be lost."""
+    for process in multiprocessing.active_children():
+        process.kill()
+
+
+def end_soon(number: int) -> None:
+    """See to it that this process, which is ending, is not kept by children that do not answer."""
+
+    def insist() -> None:
+        time.sleep(LEAVE_TO_CHILDREN)
+        kill_children()
+        time.sleep(LEAVE_TO_CHILDREN)
+        os._exit(128 + number)
+
+    threading.Thread(target=insist, daemon=True).start()
+
+
+def requeue_is_asked() -> bool:
+    return os.environ.get(REQUEUE) == "1"
+
+
+def requeue(run: Callable[[Sequence[str]], Any] = subprocess.check_call) -> None:
+    """Ask Slurm to start this job again."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        logger.warning("%s is 1, but this is no job of Slurm's: SLURM_JOB_ID is not set", REQUEUE)
+        return
+    try:
+        run(["scontrol", "requeue", job])
+        logger.warning("Slurm was asked to start job %s again", job)
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.warning("Slurm could not be asked to start job %s again: %s", job, error)
+
+
+def end_with_parent() -> None:
+    """End this process by SIGTERM when the one that started it ends, on Linux.
+
+    For children whose parent says so in their environment, not for those of a launcher between.
+    """
+    parent = os.environ.pop(PARENT, None)
+    if parent != str(os.getppid()) or sys.platform != "linux":
+        return
+    import ctypes
+
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+    if parent != str(os.getppid()):  # it ended in between
+        raise EndedError(signal.SIGTERM)

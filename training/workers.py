@@ -1,0 +1,134 @@
+"""The loader's worker processes: which signals they heed, and what their end or silence means."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.queues import Queue
+from pathlib import Path
+from typing import Any
+
+CHECK_EVERY = 2.0  # seconds
+STOPPED_AFTER = 5.0
+STALLED_AFTER = 60.0
+
+
+@dataclass
+class SigtermOnlyFromTrainer:
+    """Let a loader's worker heed the SIGTERM of its training process alone, and fail aloud.
+
+    Ctrl-C, a preempted job's SIGTERM and Slurm's SIGUSR1 go to all processes of a job; workers that
+    died of them would end the training before it has written its checkpoint. A worker that cannot
+    hand a batch over (no shared memory) would drop it, and the training wait for ever: it ends.
+    """
+
+    training_process: int
+
+    def __call__(self, _worker: int) -> None:
+        for name in ("SIGINT", "SIGHUP", "SIGUSR1"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), signal.SIG_IGN)
+        Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
+        if hasattr(signal, "sigwaitinfo"):  # not on macOS
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != self.training_process:
+            pass
+        os._exit(0)
+
+
+def _end_worker(error: Exception, _batch: Any) -> None:
+    os.write(2, f"a loader worker cannot hand over its batch: {error}\n".encode())
+    os._exit(1)
+
+
+def loader_problem(error: BaseException) -> str | None:
+    """What a dead loader worker means and what to do; None for errors of another kind."""
+    found = re.search(
+        r"DataLoader worker \(pid.*?(killed by signal: [\w ]+|exited unexpectedly)", str(error)
+    )
+    if found is None:
+        return None
+    return (
+        f"a loader worker ended ({found[1].strip()}): most often shared memory (/dev/shm) is too "
+        "small for its batches, or memory is used up. Load without workers (--workers 0, "
+        "DATALOADER.NUM_WORKERS 0) or with fewer, or enlarge the shared memory: containers take "
+        "--shm-size 8g or --ipc=host"
+    )
+
+
+class StallWatch:
+    """Ends loader workers that stand still while a training waits for them, which ends the wait.
+
+    They are asked of Linux; elsewhere nothing is watched.
+
+    Args:
+        workers: the loader's processes.
+    """
+
+    def __init__(self, workers: Sequence[Any]) -> None:
+        self.workers = workers
+        self.problem: str | None = None  # what stood still, once it was ended
+        self._since: float | None = None
+        self._stop = threading.Event()
+
+    def __enter__(self) -> StallWatch:
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        if Path("/proc/self/stat").exists():
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._since = None
+
+    def _watch(self) -> None:
+        last: dict[int, str] = {}
+        moved = time.monotonic()
+        while not self._stop.wait(CHECK_EVERY):
+            since = self._since
+            if since is None or time.monotonic() - since < CHECK_EVERY:
+                moved = time.monotonic()
+                continue
+            now = {worker.pid: _activity(worker.pid) for worker in self.workers}
+            stopped = [pid for pid, line in now.items() if line.startswith(("T", "t"))]
+            if now != last or not now:
+                last, moved = now, time.monotonic()
+            still = time.monotonic() - moved
+            if still < (STOPPED_AFTER if stopped else STALLED_AFTER):
+                continue
+            what = "are stopped" if stopped else f"have done nothing for {still:.0f} s"
+            self.problem = (
+                f"loader workers {what} (processes {', '.join(map(str, now))}) while the training "
+                "waits for them: the disk or network of the images may hang. Look there, or load "
+                "without workers (--workers 0, DATALOADER.NUM_WORKERS 0)"
+            )
+            for worker in self.workers:
+                worker.kill()
+
+
+def _activity(pid: int) -> str:
+    """A process's state, and how much it has computed and read."""
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        read = Path(f"/proc/{pid}/io").read_text()
+        return f"{state if state in 'Tt' else ''} {rest[10:12]} {read}"
+    except OSError:
+        return ""

@@ -37,11 +37,13 @@ from backbones.checkpoint import LoadResult, load_encoder
 from backbones.convnext import SIZES, STAGES, ConvNeXt
 from backbones.d2_config import add_convnext_config, config_problems, foreign_pixels, freezing
 from backbones.errors import InputError
+from backbones.key_adapters import ENCODER
 from backbones.normalization import GRNOptions
+from backbones.param_groups import LayerDecayType, last_layer_id, layer_id
 from backbones.pyramid import all_levels_read, plan_pyramid
 from backbones.weight_files import read_state_dict
 
-__all__ = ["ConvNeXtFPN", "D2ConvNeXt", "add_convnext_config"]
+__all__ = ["ConvNeXtFPN", "D2ConvNeXt", "add_convnext_config", "lr_decay_rate"]
 
 logger = logging.getLogger("detectron2.convnext")  # detectron2 shows and writes its own logger's
 
@@ -332,3 +334,23 @@ def _holds(detector: str, prefix: str, encoder: D2ConvNeXt) -> bool:
     except InputError:  # not ours to judge: detectron2's own checkpointer reads it
         return False
     return all(f"{prefix}.{name}" in names for name in encoder.state_dict())
+
+
+def lr_decay_rate(name: str, size: str, rate: float, kind: LayerDecayType = "group") -> float:
+    """The factor of a parameter's learning rate under layer-wise decay.
+
+    For ``lr_factor_func`` of detectron2's ``get_default_optimizer_params``, as its
+    ``get_vit_lr_decay_rate`` is for ViTs.
+
+    Args:
+        name: of the parameter in the detector; only the encoder's are slowed down.
+        size: of the encoder.
+        rate: the factor from one group of layers to the next.
+        kind: how layers are grouped, see :func:`backbones.param_groups.layer_id`.
+    """
+    depths = SIZES[size].depths
+    for prefix in ("backbone.bottom_up.", "backbone."):
+        inner = name.removeprefix("module.").removeprefix(prefix)
+        if inner.startswith(ENCODER):
+            return rate ** (last_layer_id(depths, kind) - layer_id(inner, depths, kind))
+    return 1.0

@@ -1,0 +1,14 @@
+# PointRend on convnextv2_tiny from FCMAE weights alone (CC BY-NC 4.0), for detectron2's lazyconfig_train_net.py.
+#
+# Command:  python tools/lazyconfig_train_net.py --num-gpus 8 --config-file det_configs/lazy/point_rend_convnextv2_tiny_fcmae_1x.py
+# Expected: not yet run at this scale; its tests are a few iterations.
+# Schedule: detectron2's 1x, 90,000 iterations of 16 images; AdamW, lr 1e-4, layer decay 0.95.
+from .point_rend_convnextv2_tiny_scratch_1x import (
+    dataloader,
+    lr_multiplier,
+    model,
+    optimizer,
+    train,
+)
+
+model.backbone.bottom_up.weights = "timm:convnextv2_tiny.fcmae"

@@ -1,4 +1,7 @@
-"""Check a COCO-format data set before training: every problem at once."""
+"""Check a COCO-format data set before training: every problem at once, and what is trained on.
+
+With --repair, what has one remedy is mended and listed; what contradicts itself stays an error.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,17 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-from detection.data.check import check_coco, check_overlap, image_files
+from backbones.errors import InputError
+from detection.data.check import (
+    check_coco,
+    check_overlap,
+    compare_classes,
+    duplicate_images,
+    image_files,
+    training_sentence,
+)
 from detection.data.problems import Problem
+from detection.data.repair import repair_coco, write_coco
 from training.cli import ToolParser, run_tool
 
 EXAMPLES = """
@@ -17,6 +29,9 @@ examples:
   python tools/check_dataset.py train.json --images images
   python tools/check_dataset.py train.json --images images --against val.json
   python tools/check_dataset.py train.json --images images --json > problems.json
+
+  # mend what has one remedy, list each change, and check what comes out
+  python tools/check_dataset.py train.json --images images --repair fixed.json
 
 exit code: 0 without errors (warnings may remain), 1 with errors, 2 on wrong usage
 """
@@ -29,10 +44,19 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("annotations", type=Path, help="COCO json")
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="image folder")
     parser.add_argument(
-        "--against", type=Path, metavar="OTHER", help="a json that must not share an image with it"
+        "--against",
+        type=Path,
+        metavar="OTHER",
+        help="a json that must not share an image with it; classes are compared, too",
     )
     parser.add_argument(
         "--against-images", type=Path, metavar="DIR", help="OTHER's image folder, if not the same"
+    )
+    parser.add_argument(
+        "--repair",
+        type=Path,
+        metavar="FIXED",
+        help="write it with what has one remedy mended",
     )
     parser.add_argument("--no-masks", action="store_true", help="objects need boxes only")
     parser.add_argument("--headers-only", action="store_true", help="do not decode the images")
@@ -42,31 +66,51 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = parse_arguments()
-    tree, problems = check_coco(
-        options.annotations,
-        options.images,
-        masks=not options.no_masks,
-        decode=not options.headers_only,
-    )
+    masks, decode = not options.no_masks, not options.headers_only
+    changes: list[Problem] = []
+    annotations = options.annotations
+    if options.repair:
+        changes, annotations = repair(annotations, options.images, masks, options.repair)
+    tree, problems = check_coco(annotations, options.images, masks=masks, decode=decode)
+    files = image_files(tree, options.images)
+    if decode:
+        problems += duplicate_images(files, annotations)
     if options.against:
         folder = options.against_images or options.images
-        other, other_problems = check_coco(
-            options.against, folder, masks=not options.no_masks, decode=not options.headers_only
-        )
+        other, other_problems = check_coco(options.against, folder, masks=masks, decode=decode)
         problems += other_problems
+        problems += compare_classes(tree, other, str(annotations), str(options.against))
         problems += check_overlap(
-            image_files(tree, options.images),
+            files,
             image_files(other, folder),
-            f"{options.annotations}",
+            f"{annotations}",
             f"{options.against}",
-            pixels=not options.headers_only,
+            pixels=decode,
         )
     found = Counter(problem.severity for problem in problems)
     if options.json:
-        print(json.dumps([asdict(problem) for problem in problems], indent=2))
+        repaired = [asdict(change) | {"severity": "repaired"} for change in changes]
+        print(json.dumps([*repaired, *map(asdict, problems)], indent=2))
     else:
+        for change in changes:
+            print(f"repaired: {change}")
         print_report(tree, problems, found)
     return 1 if found["error"] else 0
+
+
+def repair(annotations: Path, images: Path, masks: bool, fixed: Path) -> tuple[list[Problem], Path]:
+    """Write the mended file; what was changed, and the file to check then.
+
+    Raises:
+        InputError: if the mended file is to replace the one that it is made of.
+    """
+    if fixed.exists() and annotations.exists() and fixed.samefile(annotations):
+        raise InputError(f"--repair {fixed} is the file itself: give another name")
+    tree, changes = repair_coco(annotations, images, masks)
+    if not tree:
+        return [], annotations  # no COCO at all: the check says what it is
+    write_coco(tree, fixed)
+    return changes, fixed
 
 
 def print_report(tree: dict, problems: list[Problem], found: Counter) -> None:
@@ -78,6 +122,8 @@ def print_report(tree: dict, problems: list[Problem], found: Counter) -> None:
     totals = ", ".join(
         f"{found[kind]} {kind}{'' if found[kind] == 1 else 's'}" for kind in ("error", "warning")
     )
+    if tree:
+        print(training_sentence(tree))
     print(f"{counts}: {totals}")
 
 

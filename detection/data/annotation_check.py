@@ -192,7 +192,7 @@ def _compare(
     annotation: dict, bounds: list[float], image: dict, where: str, findings: Findings
 ) -> None:
     """Warn where a mask contradicts the box or the area that are written beside it."""
-    if _differ(annotation["bbox"], bounds, image) and _differ(
+    if boxes_differ(annotation["bbox"], bounds, image) and boxes_differ(
         annotation["bbox"],
         pixel_bounds(annotation["segmentation"], image["height"], image["width"]),
         image,
@@ -218,7 +218,7 @@ def _compare(
     )
 
 
-def _differ(box: list[float], bounds: list[float], image: dict) -> bool:
+def boxes_differ(box: list[float], bounds: list[float], image: dict) -> bool:
     """Whether an edge of the mask is off the box's by over 2 pixels and over 10% of its size.
 
     Both are compared within the image: what it cuts off is written by some tools and not by others.

@@ -33,10 +33,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from detection.data.annotation_check import REPAIR, Demands, check_annotations, index_by_id
+from detection.data.annotation_check import REPAIR, Demands, check_annotations, index_by_id, is_id
 from detection.data.coco_file import read_coco
 from detection.data.file_names import find_file, leaves_folder, only_file_of_name
-from detection.data.image_check import ImageFile, file_state, shared_images
+from detection.data.image_check import ImageFile, file_state, same_files, shared_images
 from detection.data.problems import Findings, Problem, is_text
 from images.size_limit import size_fault
 from images.threads import in_threads
@@ -240,3 +240,52 @@ def check_overlap(
         )
         for path, other, how in shared_images(files, others, pixels)
     ]
+
+
+def duplicate_images(files: list[ImageFile], name: str | Path) -> list[Problem]:
+    """A warning for the files of one data set that are the same byte for byte."""
+    findings = Findings(name)
+    for path, other, _ in same_files(files):
+        findings.warn(f"{path} = {other}", "are one picture", "keep one of them")
+    return findings.problems()
+
+
+def compare_classes(
+    tree: dict[str, Any], other: dict[str, Any], name: str, other_name: str
+) -> list[Problem]:
+    """What does not fit between the classes of two data sets; they are joined by name."""
+    findings = Findings(name)
+    if not tree or not other:
+        return []
+    ids = [
+        {str(one.get("name")): one.get("id") for one in each["categories"]}
+        for each in (tree, other)
+    ]
+    for place, has, lacks in ((0, name, other_name), (1, other_name, name)):
+        for key in sorted(ids[place].keys() - ids[1 - place].keys()):
+            findings.warn(
+                f"category {key!r}",
+                f"is in {has} alone, not in {lacks}",
+                "one that is not trained on is never found; one that is not tested has no AP",
+            )
+    for key in sorted(ids[0].keys() & ids[1].keys()):
+        if ids[0][key] != ids[1][key]:
+            findings.warn(
+                f"category {key!r} ({ids[0][key]} and {ids[1][key]})",
+                f"has another id in {other_name}",
+                "nothing: classes are joined by their names",
+            )
+    return findings.problems()
+
+
+def training_sentence(tree: dict[str, Any]) -> str:
+    """What a training takes of a file, and what it leaves out."""
+    objects = tree["annotations"]
+    shown = [item for item in objects if not item.get("iscrowd", 0)]
+    images = {item["image_id"] for item in shown if is_id(item.get("image_id"))}
+    return (
+        f"training uses {len(shown)} of {len(objects)} objects on {len(images)} of "
+        f"{len(tree['images'])} images: left out are {len(objects) - len(shown)} crowds, and "
+        f"{len(tree['images']) - len(images)} images without an object "
+        "(DATALOADER.FILTER_EMPTY_ANNOTATIONS)"
+    )

@@ -26,12 +26,13 @@ OTHER_TYPE = "is text where 'images' or 'categories' have numbers, or the other 
 LISTS = ("images", "annotations", "categories")
 
 
-def read_coco(path: Path, findings: Findings) -> tuple[dict[str, Any], Any]:
+def read_coco(path: Path, findings: Findings, any_text: bool = False) -> tuple[dict[str, Any], Any]:
     """Read a file.
 
     Args:
         path: of the annotations.
         findings: gets what is wrong with the file as a whole, and what is spelt otherwise.
+        any_text: read text that is not Unicode as Windows-1252, which is only a guess.
 
     Returns:
         The three lists of objects with polygons as arrays of float64, or {} where it has not even
@@ -43,7 +44,7 @@ def read_coco(path: Path, findings: Findings) -> tuple[dict[str, Any], Any]:
     try:
         data = Path(path).read_bytes()
         digest.update(data)
-        tree = _parse(decode_json(data))
+        tree = _parse(_decode_any(data, findings) if any_text else decode_json(data))
     except OSError as error:
         findings.error("", f"cannot be read ({error.strerror})", "correct the path")
         return {}, digest
@@ -68,6 +69,14 @@ def decode_json(data: bytes) -> str:
     """
     encoding = json.detect_encoding(data)
     return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else encoding)
+
+
+def _decode_any(data: bytes, findings: Findings) -> str:
+    try:
+        return decode_json(data)
+    except UnicodeDecodeError:
+        findings.warn("text", "is not Unicode", "it is read as Windows-1252, and written as UTF-8")
+        return data.decode("cp1252", errors="replace")
 
 
 def _parse(text: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
@@ -144,6 +145,22 @@ def shared_images(
         rest = [file for file in files if file.path not in by_bytes]
         by_pixels = _pairs(rest, others, lambda f: f.size, _digest_pixels, "comparing pixels")
         found += [SharedImage(path, other, "pixels") for path, other in by_pixels.items()]
+    return found
+
+
+def same_files(files: Sequence[ImageFile]) -> list[SharedImage]:
+    """Files of one data set that have the bytes of an earlier one, but for entries of one path."""
+    paths = list(dict.fromkeys(file.path for file in files))
+    by_length: dict[int, list[ImageFile]] = defaultdict(list)
+    for path in paths:
+        file = ImageFile(path, (0, 0))
+        by_length[_length(file)].append(file)
+    alike = [file for group in by_length.values() if len(group) > 1 for file in group]
+    first: dict[str, str] = {}
+    found = []
+    for file, digest in zip(alike, in_threads(_digest_bytes, alike), strict=True):
+        if digest is not None and first.setdefault(digest, file.path) != file.path:
+            found.append(SharedImage(file.path, first[digest], "bytes"))
     return found
 
 

@@ -1,0 +1,352 @@
+"""Mends what has one remedy in a COCO file; what contradicts itself stays as it is, an error.
+
+Beyond the other spellings that every reader takes (``detection.data.coco_file``):
+
+  * text that is not Unicode is read as Windows-1252;
+  * numbers written as text become numbers; ``iscrowd`` and ``ignore`` become 0 or 1 of ``iscrowd``;
+  * annotation ids that are missing or used twice are given anew, an annotation or image that is
+    listed twice word for word is kept once, and annotations of images that are not listed go;
+  * polygons that are one flat list, lists of points or a level too deep are written as COCO has
+    them; those of fewer than 3 points or an odd count of numbers go where the object has others;
+  * objects that have no mask at all go, where masks are wanted and most objects have one;
+  * a missing box or area is the mask's; a box that leaves the image is cut to it, where it leaves
+    by at most a pixel or agrees with the mask;
+  * missing sizes of images are their files', and file names lead to the one file that fits;
+  * a class 0 that nothing uses, which Roboflow writes, goes.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pycocotools.mask as mask_util
+from PIL import Image
+
+from backbones.whole_files import write_atomically
+from detection.data.annotation_check import BOX_TOLERANCE, boxes_differ, is_id
+from detection.data.coco_file import LISTS, read_coco
+from detection.data.file_names import files_by_name, find_file, is_file, only_file_of_name
+from detection.data.image_check import EXIF_ORIENTATION
+from detection.data.problems import Findings, Problem
+from detection.data.segmentation_check import are_finite, as_rle, is_finite, mask_bounds
+from training.progress import progress
+
+GONE = "left out"
+FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
+
+
+def repair_coco(
+    annotations: Path, image_folder: Path, masks: bool = True
+) -> tuple[dict[str, Any], list[Problem]]:
+    """Read a file and mend it.
+
+    Args:
+        annotations: the json file.
+        image_folder: what its file names are, or should be, relative to.
+        masks: whether every object must have a mask.
+
+    Returns:
+        The mended tree, {} for a file that is no COCO (the problem says what it is), and what was
+        changed: each kind once, with every place.
+    """
+    changes = Findings(annotations)
+    tree, _ = read_coco(annotations, changes, any_text=True)
+    if tree:
+        files_by_name.cache_clear()
+        _Repair(tree, image_folder, masks, changes).run()
+    return tree, changes.problems()
+
+
+def write_coco(tree: dict[str, Any], path: Path) -> None:
+    """Write a COCO file, an entry a line, without a second copy of it in memory."""
+
+    def pieces() -> Iterator[str]:
+        others = {key: value for key, value in tree.items() if key not in LISTS}
+        yield json.dumps(others)[:-1] + (", " if others else "")
+        for number, name in enumerate(LISTS):
+            yield f'{", " if number else ""}"{name}": ['
+            for place, entry in enumerate(progress(tree[name], f"writing {name}", unit="entry")):
+                yield (",\n" if place else "\n") + json.dumps(entry, default=_plain)
+            yield "]"
+        yield "}\n"
+
+    def write(partial: Path) -> None:
+        with partial.open("w", encoding="utf-8") as stream:
+            stream.writelines(pieces())
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, write)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, array):
+        return [int(number) if number == number // 1 else number for number in value]
+    raise TypeError(f"no JSON: {type(value)}")
+
+
+class _Repair:
+    """One tree that is mended in place."""
+
+    def __init__(self, tree: dict[str, Any], folder: Path, masks: bool, changes: Findings) -> None:
+        self.tree, self.folder, self.masks, self.changes = tree, folder, masks, changes
+
+    def run(self) -> None:
+        collects_garbage = gc.isenabled()
+        gc.disable()
+        try:
+            for name in ("images", "annotations"):
+                self.tree[name] = self._listed_once(self.tree[name], name)
+            for image in progress(self.tree["images"], "repairing images", unit="image"):
+                self._image(image)
+            self._annotations()
+            self._class_0()
+        finally:
+            if collects_garbage:
+                gc.enable()
+
+    def _say(self, where: str, what: str, done: str) -> None:
+        self.changes.warn(where, what, done)
+
+    def _listed_once(self, entries: list[dict], name: str) -> list[dict]:
+        """Without entries that repeat an earlier one word for word."""
+        counts = Counter(entry["id"] for entry in entries if is_id(entry.get("id")))
+        first: dict[Any, dict] = {}
+        kept = []
+        for entry in entries:
+            key = entry.get("id")
+            twice = is_id(key) and counts[key] > 1
+            if twice and first.setdefault(key, entry) is not entry and first[key] == entry:
+                self._say(f"{name} {key}", "is listed twice, word for word", "kept once")
+                continue
+            kept.append(entry)
+        return kept
+
+    def _image(self, image: dict[str, Any]) -> None:
+        where = f"image {image.get('id')}"
+        for side in ("height", "width"):
+            number = _number(image.get(side))
+            if number is not None and isinstance(image[side], str) and number == int(number):
+                image[side] = int(number)
+                self._say(where, f"{side} is text", "made a number")
+        name = image.get("file_name")
+        if not isinstance(name, str) or not name or "\0" in name:
+            return
+        found = find_file(self.folder, name)
+        if found is not None and found.how:
+            image["file_name"] = found.name
+            self._say(f"{where} ({name})", found.how, "the name in the folder is written")
+        elif found is None and (other := only_file_of_name(self.folder, name)):
+            image["file_name"] = other
+            self._say(f"{where} ({name})", "file_name leads to no file", "the one of this name is")
+        lacks_size = image.get("height") is None or image.get("width") is None
+        if lacks_size and (size := self._size(str(image["file_name"]))):
+            image["height"], image["width"] = size
+            self._say(where, "has no height or width", "its file's are written")
+
+    def _size(self, name: str) -> tuple[int, int] | None:
+        """Height and width of a file, as it is shown."""
+        if not is_file(self.folder, name):
+            return None
+        try:
+            with Image.open(self.folder / name) as file:
+                turned = file.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+                width, height = file.size
+        except Exception:  # whatever Pillow says of it, the check says, too
+            return None
+        return (width, height) if turned else (height, width)
+
+    def _annotations(self) -> None:
+        images = {image["id"]: image for image in self.tree["images"] if is_id(image.get("id"))}
+        kept = []
+        for item in progress(self.tree["annotations"], "repairing annotations", unit="object"):
+            where = f"annotation {item.get('id')} (image {item.get('image_id')})"
+            image_id = item.get("image_id")
+            if not is_id(image_id) or image_id not in images:
+                self._say(where, "its image is not listed", GONE)
+                continue
+            self._numbers(item, where)
+            self._flags(item, where)
+            self._polygons(item, where)
+            self._geometry(item, images[image_id], where)
+            kept.append(item)
+        with_mask = sum(bool(item.get("segmentation")) for item in kept)
+        if self.masks and with_mask * 2 >= len(kept):
+            for item in kept:
+                if not item.get("segmentation"):
+                    where = f"annotation {item.get('id')} (image {item.get('image_id')})"
+                    self._say(where, "has no mask", f"{GONE} (--no-masks keeps its box)")
+            kept = [item for item in kept if item.get("segmentation")]
+        self._number_anew(kept)
+        self.tree["annotations"] = kept
+
+    def _number_anew(self, items: list[dict[str, Any]]) -> None:
+        seen: set[Any] = set()
+        numbers = [item["id"] for item in items if type(item.get("id")) is int]
+        unused = max([0, *numbers]) + 1
+        for item in items:
+            key = item.get("id")
+            if not is_id(key) or key in seen or key == 0:
+                self._say(f"annotation {key}", "id is missing, 0 or used twice", "given anew")
+                item["id"] = key = unused
+                unused += 1
+            seen.add(key)
+
+    def _numbers(self, item: dict[str, Any], where: str) -> None:
+        """Numbers that are written as text."""
+        if isinstance(item.get("area"), str) and (area := _number(item["area"])) is not None:
+            item["area"] = area
+            self._say(where, "area is text", "made a number")
+        for name in ("bbox", "segmentation"):
+            value = item.get(name)
+            if isinstance(value, list) and not are_finite(value) and _holds_text(value):
+                item[name] = _as_numbers(value)
+                self._say(where, f"{name} has numbers that are text", "made numbers")
+
+    def _flags(self, item: dict[str, Any], where: str) -> None:
+        crowd = item.get("iscrowd", 0)
+        flag = FLAGS.get(str(crowd).lower())
+        if flag is not None and type(crowd) is not int:
+            item["iscrowd"] = flag
+            self._say(where, "iscrowd is not written as 0 or 1", "it is so now")
+        if item.get("ignore"):
+            item["iscrowd"] = 1
+            del item["ignore"]
+            self._say(where, "has 'ignore'", "made a crowd: neither trained on nor counted")
+
+    def _polygons(self, item: dict[str, Any], where: str) -> None:
+        """Polygons as lists of x, y, x, y, ..., without those that are none beside good ones."""
+        value = item.get("segmentation")
+        if isinstance(value, dict):
+            counts: Any = value.get("counts")
+            is_whole = are_finite(counts) and all(count == int(count) for count in counts)
+            if is_whole and any(isinstance(count, float) for count in counts):
+                value["counts"] = [int(count) for count in counts]
+                self._say(where, "RLE counts are written as 1.0 for 1", "made whole numbers")
+            return
+        if not isinstance(value, list) or not value:
+            return
+        polygons = list(_leaves(value))
+        lengths = [len(one) if _is_numbers(one) else -1 for one in value]
+        is_whole = sum(map(len, polygons)) == _count(value)
+        if is_whole and list(map(len, polygons)) != lengths:
+            value = item["segmentation"] = polygons
+            self._say(where, "polygons are not lists of x, y, x, y, ...", "rewritten so")
+        good = [one for one in value if _is_numbers(one) and len(one) >= 6 and len(one) % 2 == 0]
+        bad = len(value) - len(good)
+        if bad and all(map(_is_numbers, value)):
+            item["segmentation"] = good
+            what = "polygons of fewer than 3 points or an odd count of numbers"
+            self._say(where, f"has {what}", f"they are {GONE}")
+
+    def _geometry(self, item: dict[str, Any], image: dict[str, Any], where: str) -> None:
+        """Box and area, from the mask where they are missing or where they leave the image."""
+        height, width = image.get("height"), image.get("width")
+        if type(height) is not int or type(width) is not int or min(height, width) < 1:
+            return
+        bounds, segmentation = None, item.get("segmentation")
+        if segmentation:
+            try:
+                bounds, _ = mask_bounds(segmentation, height, width)
+            except ValueError:
+                segmentation = None  # an error that stays
+        box: Any = item.get("bbox")
+        missing = box is None or box == [] or (are_finite(box) and list(box) == [0, 0, 0, 0])
+        if missing and bounds is not None:
+            low = [max(0, edge) for edge in bounds[:2]]
+            high = [min(side, edge) for side, edge in zip((width, height), bounds[2:], strict=True)]
+            item["bbox"] = [*low, high[0] - low[0], high[1] - low[1]]
+            self._say(where, "has no box", "the mask's is written")
+        elif is_box(box) and (clipped := _clipped(box, bounds, image)):
+            item["bbox"] = clipped
+            self._say(where, "box leaves its image", "cut to it")
+            if segmentation:
+                item["area"] = float(mask_util.area(as_rle(segmentation, height, width)))
+        area = item.get("area")
+        if area is None or not is_finite(area) or area < 0:
+            if segmentation:
+                item["area"] = float(mask_util.area(as_rle(segmentation, height, width)))
+                self._say(where, "has no area", "the mask's is written")
+            elif is_box(item.get("bbox")):
+                item["area"] = float(item["bbox"][2] * item["bbox"][3])
+                self._say(where, "has no area", "the box's is written")
+
+    def _class_0(self) -> None:
+        used = {item.get("category_id") for item in self.tree["annotations"]}
+        categories = self.tree["categories"]
+        unused = [one for one in categories if one.get("id") == 0 and 0 not in used]
+        if unused and len(categories) > len(unused):
+            self.tree["categories"] = [one for one in categories if one.get("id") != 0]
+            for category in unused:
+                name = category.get("name")
+                self._say(f"category 0 ({name})", "is a class 0 that no object has", GONE)
+
+
+def is_box(value: Any) -> bool:
+    """Whether it is [x, y, width, height] of no negative size."""
+    return are_finite(value) and len(value) == 4 and min(value[2:]) >= 0
+
+
+def _clipped(box: Any, bounds: list[float] | None, image: dict[str, Any]) -> list[float] | None:
+    """The part of a box in its image, None if it does not leave it or has no one remedy."""
+    x, y, w, h = box
+    width, height = image["width"], image["height"]
+    left, top = max(0, x), max(0, y)
+    right, bottom = min(width, x + w), min(height, y + h)
+    if [left, top, right, bottom] == [x, y, x + w, y + h] or right <= left or bottom <= top:
+        return None
+    by = max(-x, -y, x + w - width, y + h - height)
+    if by > BOX_TOLERANCE and (bounds is None or boxes_differ(box, bounds, image)):
+        return None
+    return [left, top, right - left, bottom - top]
+
+
+def _number(text: Any) -> float | None:
+    """The finite number that a text is."""
+    try:
+        number = float(text) if isinstance(text, (str, int, float)) else float("nan")
+    except (ValueError, OverflowError):
+        return None
+    return number if is_finite(number) else None
+
+
+def _holds_text(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(map(_holds_text, value))
+    return isinstance(value, str) and _number(value) is not None
+
+
+def _as_numbers(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_numbers(one) for one in value]
+    number = _number(value) if isinstance(value, str) else None
+    return value if number is None else number
+
+
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, array) or are_finite(value)
+
+
+def _count(value: Any) -> int:
+    """How many values are in lists of any depth."""
+    return sum(map(_count, value)) if isinstance(value, (list, array)) else 1
+
+
+def _leaves(value: Any) -> Iterator[list[float]]:
+    """The polygons in lists of any depth: flat lists of numbers, or lists of points [x, y]."""
+    if _is_numbers(value):
+        yield list(value)
+    elif isinstance(value, list) and len(value) > 2 and all(map(_is_point, value)):
+        yield [number for point in value for number in point]
+    elif isinstance(value, list):
+        for one in value:
+            yield from _leaves(one)
+
+
+def _is_point(value: Any) -> bool:
+    return _is_numbers(value) and len(value) == 2

@@ -56,12 +56,16 @@ METRICS: dict[str, tuple[str, float | None, str, int]] = {
     "ARl": ("recall", None, "large", 100),
 }
 
+# of these those that are told at another limit of detections, and what they are called there
+AT_LIMIT = {name: name for name in METRICS if name.startswith("AP")} | {"AR100": "AR"}
+
 
 def coco_metrics(
     ground_truth_json: str | Path,
     results_json: str | Path,
     tasks: Sequence[str] | None = None,
     evaluator: Evaluator = "hotcoco",
+    max_detections: int | None = None,
 ) -> dict[str, Any]:
     """COCO's 12 box and 12 mask metrics, and each class's AP, in percent.
 
@@ -73,6 +77,7 @@ def coco_metrics(
         tasks: "bbox", "segm" or both. Default: what the results hold; for an empty list of results
             what the ground truth holds.
         evaluator: "pycocotools" is the reference, "hotcoco" gives the same numbers sooner.
+        max_detections: of a class and image, more than COCO's 100: measure with these, too.
 
     Returns:
         ``{"bbox": {"AP": 41.2, "AP50": ..., ...}, "segm": {...}, "per_class": {...},
@@ -80,31 +85,43 @@ def coco_metrics(
         ``{"category_id", "instances", "crowds", "images", "bbox": {"AP", "AP50"}, "segm": ...}``.
         A metric is ``None`` where there is no ground truth to measure (no object of that size or
         class). Crowds are not counted as instances. ``counts["images_over_limit"]``: images with
-        more objects of one class than the 100 detections that COCO looks at.
+        more objects of one class than the 100 detections that COCO looks at. With
+        ``max_detections`` above 100 also ``"at_limit": {"max_detections": 400, "bbox": {"AP", ...,
+        "AR"}, "segm": ...}``, as detectron2's ``COCOEvaluator(max_dets_per_image=...)`` has it.
 
     Raises:
         FileNotFoundError: if a file does not exist.
         InputError: if a file is not in its format, or the two do not belong together.
     """
     with no_garbage_collection():
-        return metrics_of(read_evaluation(ground_truth_json, results_json, tasks), evaluator)
+        evaluation = read_evaluation(ground_truth_json, results_json, tasks)
+        return metrics_of(evaluation, evaluator, max_detections)
 
 
-def metrics_of(evaluation: Evaluation, evaluator: Evaluator = "hotcoco") -> dict[str, Any]:
+def metrics_of(
+    evaluation: Evaluation, evaluator: Evaluator = "hotcoco", max_detections: int | None = None
+) -> dict[str, Any]:
     """:func:`coco_metrics` of files that are read already."""
+    limit = max_detections if max_detections and max_detections > MAX_DETECTIONS[-1] else None
+    at_limit: dict[str, Any] = {"max_detections": limit}
     with no_garbage_collection():
         metrics: dict[str, Any] = {}
         curves: dict[str, Any] = {}
         truth = evaluation.truth
         per_class = _class_counts(truth)
         for task in progress(evaluation.tasks, "evaluating", unit="task"):
-            arrays = _evaluate(*number_ids(truth, evaluation.detections(task)), task, evaluator)
+            files = number_ids(truth, evaluation.detections(task))
+            arrays = _evaluate(*files, task, evaluator)
             metrics[task] = {name: _metric(arrays, name) for name in METRICS}
             curves[task] = _curves(arrays["precision"])
             for index, row in enumerate(per_class.values()):
                 row[task] = {name: _metric(arrays, name, index) for name in ("AP", "AP50")}
+            if limit:
+                arrays = _evaluate(*files, task, evaluator, limit)
+                at_limit[task] = {name: _metric(arrays, old) for old, name in AT_LIMIT.items()}
     counts = _counts(truth, evaluation.results)
-    return metrics | {"per_class": per_class, "curves": curves, "counts": counts}
+    found = metrics | {"per_class": per_class, "curves": curves, "counts": counts}
+    return found | ({"at_limit": at_limit} if limit else {})
 
 
 @contextlib.contextmanager
@@ -128,11 +145,16 @@ def write_metrics_summary(metrics: dict[str, Any], path: str | Path) -> None:
 
 
 def _evaluate(
-    truth: dict[str, Any], detections: dict[str, Any], task: str, evaluator: Evaluator
+    truth: dict[str, Any],
+    detections: dict[str, Any],
+    task: str,
+    evaluator: Evaluator,
+    limit: int = MAX_DETECTIONS[-1],
 ) -> dict[str, np.ndarray]:
     """Precision and scores ``[T, R, K, A, M]`` and recall ``[T, K, A, M]``, -1 = no ground truth.
 
-    T IoU thresholds, R recall thresholds, K classes by ascending id, A = AREAS, M = MAX_DETECTIONS.
+    T IoU thresholds, R recall thresholds, K classes by ascending id, A = AREAS, M = MAX_DETECTIONS,
+    whose last may be another ``limit``.
     """
     if evaluator == "hotcoco":
         evaluation = hotcoco.COCOeval(hotcoco.COCO(truth), hotcoco.COCO(detections), task)
@@ -140,7 +162,7 @@ def _evaluate(
         evaluation = COCOeval(_index(truth), _index(detections), task)
     else:
         raise InputError(f"unknown evaluator {evaluator!r}; allowed: hotcoco, pycocotools")
-    evaluation.params.maxDets = list(MAX_DETECTIONS)
+    evaluation.params.maxDets = [*MAX_DETECTIONS[:-1], limit]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         evaluation.evaluate()
         evaluation.accumulate()

@@ -272,6 +272,19 @@ def _metrics_blocks(runs: Sequence[Run]) -> list[Block]:
                 "warning",
             )
         )
+    for run in runs:
+        if limit := run.metrics.get("at_limit"):
+            found = [
+                f"{title} AP {limit[task]['AP']:.1f}"
+                for task, title in TASKS.items()
+                if isinstance(limit.get(task), dict) and limit[task].get("AP") is not None
+            ]
+            blocks.append(
+                Paragraph(
+                    f"{run.name} with {limit['max_detections']} detections of a class and image "
+                    f"(TEST.DETECTIONS_PER_IMAGE) in place of COCO's 100: {', '.join(found)}."
+                )
+            )
     return blocks
 
 

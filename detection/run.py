@@ -345,10 +345,13 @@ def evaluate(
     """COCO metrics and the diagnosis of a results file, logged and written beside it."""
     tasks = ("bbox", "segm") if config.MODEL.MASK_ON else ("bbox",)
     evaluation = read_evaluation(dataset, results, tasks)
-    metrics = metrics_of(evaluation)
+    metrics = metrics_of(evaluation, max_detections=config.TEST.DETECTIONS_PER_IMAGE)
     write_metrics_summary(metrics, results.parent / "metrics_summary.json")
     write_diagnosis(diagnosis_of(evaluation), results.parent / "diagnosis.json")
     for task in tasks:
         row = "  ".join(f"{k} {'-' if v is None else f'{v:.2f}'}" for k, v in metrics[task].items())
         logger.info("%s: %s", task, row)
+        if limit := metrics.get("at_limit"):
+            count, value = limit["max_detections"], limit[task]["AP"]
+            logger.info("%s: AP %s with %d detections an image", task, value, count)
     return metrics, evaluation

@@ -122,7 +122,7 @@ def print_report(tree: dict, problems: list[Problem], found: Counter) -> None:
     totals = ", ".join(
         f"{found[kind]} {kind}{'' if found[kind] == 1 else 's'}" for kind in ("error", "warning")
     )
-    if tree:
+    if tree and not found["error"]:
         print(training_sentence(tree))
     print(f"{counts}: {totals}")
 

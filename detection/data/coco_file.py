@@ -67,8 +67,7 @@ def decode_json(data: bytes) -> str:
     Raises:
         UnicodeDecodeError: if it is in none of these.
     """
-    encoding = json.detect_encoding(data)
-    return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else encoding)
+    return data.decode(json.detect_encoding(data))
 
 
 def _decode_any(data: bytes, findings: Findings) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from collections import defaultdict
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -44,7 +45,7 @@ def find_file(folder: Path, name: str) -> Found | None:
         (unquote(slashes), "file_name is escaped as in a URL"),
     ):
         if spelt != name and not leaves_folder(spelt) and is_file(folder, spelt):
-            return Found(spelt, how)
+            return Found(posixpath.normpath(spelt), how)
         if within := _within(folder, spelt):
             outer = "is absolute" if leaves_folder(spelt) else "repeats the image folder"
             return Found(within, how if spelt != name else f"file_name {outer}")

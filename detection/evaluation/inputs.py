@@ -158,7 +158,7 @@ def segmentation_to_rle(segmentation: Any, height: int, width: int) -> dict[str,
     try:
         if isinstance(segmentation, list):
             mask_bounds(segmentation, height, width)  # refuses those that overflow pycocotools
-            return rle_codec.merge(rle_codec.frPyObjects(segmentation, height, width))
+            return as_rle(segmentation, height, width)
         if isinstance(segmentation["counts"], list):
             segmentation = rle_codec.frPyObjects(segmentation, *segmentation["size"])
         rle = {"size": list(segmentation["size"]), "counts": segmentation["counts"]}

@@ -181,7 +181,7 @@ def augmentation(config: CfgNode) -> Augmentation:
     )
 
 
-def testing(config: CfgNode) -> InferenceOptions:
+def inference_options(config: CfgNode) -> InferenceOptions:
     """How images are tested, by ``TEST``."""
     test = config.TEST
     return InferenceOptions(

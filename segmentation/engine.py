@@ -29,10 +29,10 @@ from segmentation.config import (
     augmentation,
     build_segmenter,
     flat_values,
+    inference_options,
     reading,
     resolve_device,
     resolve_precision,
-    testing,
 )
 from segmentation.dataset import SegmentationDataset
 from segmentation.inference import segment
@@ -254,7 +254,7 @@ def evaluate_model(
     for index in progress(share, "predicting", unit="image"):
         record = dataset.records[index]
         image = read_pixels(record.image, config)
-        predicted = segment(model, image, testing(config)).argmax(0).to(torch.uint8)  # type: ignore[arg-type]
+        predicted = segment(model, image, inference_options(config)).argmax(0).to(torch.uint8)  # type: ignore[arg-type]
         prediction = predicted.cpu().numpy()
         counts = matrix.add(dataset.class_map(record), prediction)
         row = _image_row(index, record.image, counts)

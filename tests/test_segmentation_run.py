@@ -159,3 +159,46 @@ def test_13_bands_of_16_bits_are_trained_on(tmp_path):
     metrics = run(config_of(tmp_path / "run", name, *bands, "SOLVER.MAX_ITER", "2"))
     assert metrics["counts"]["images"] == 6
     assert "Worst and best" in (tmp_path / "run/report.html").read_text(encoding="utf-8")
+
+
+def test_predictions_are_the_evaluations_maps_with_areas(tmp_path, finished, scenes, run_tool):
+    output, _ = finished
+    folder = scenes.split(":")[1]
+    into = tmp_path / "predicted"
+    shown = run_tool("predict", "--run", output, "--input", folder, "--output-dir", into)
+    assert shown.code == 0, shown.err
+    for number in range(6):
+        with Image.open(into / f"maps/{number:02d}.png") as ours:
+            found = np.asarray(ours)
+        with Image.open(output / f"inference/maps/{number:06d}.png") as evaluated:
+            assert np.array_equal(found, np.asarray(evaluated))
+    lines = (into / "areas.csv").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 1 + 6 * len(NAMES)
+    pixels = [int(line.split(",")[2]) for line in lines[1 : 1 + len(NAMES)]]
+    assert (
+        pixels
+        == np.bincount(np.asarray(Image.open(into / "maps/00.png")).ravel(), minlength=3).tolist()
+    )
+    assert (into / "overlays/00.jpg").is_file()
+    again = run_tool("predict", "--run", output, "--input", folder, "--output-dir", into)
+    assert again.code == 1
+    assert "holds predictions already" in again.err
+
+
+def test_tiles_of_a_large_image_join_without_a_seam(monkeypatch):
+    from segmentation import predict as prediction
+    from segmentation.inference import InferenceOptions
+
+    class Local(torch.nn.Module):
+        """Classes that depend on a pixel's own value alone."""
+
+        def forward(self, inputs):
+            image = inputs[0]["image"].float()
+            return [torch.stack([100 - image[0], image[0]])]
+
+    monkeypatch.setattr(prediction, "WHOLE", 100)
+    monkeypatch.setattr(prediction, "TILE", 32)
+    monkeypatch.setattr(prediction, "MARGIN", 8)
+    image = np.random.default_rng(0).integers(0, 101, (75, 110, 3)).astype(np.uint8)
+    found = prediction.class_indices(Local(), image, InferenceOptions(scale=None))
+    assert np.array_equal(found, image[..., 0] > 50)

@@ -12,9 +12,11 @@ from transformers import (
 )
 
 from backbones.convnext import STAGES, ConvNeXt, Size, build_convnext
+from backbones.export import write_export
+from segmentation.export import graph_export
 from segmentation.model import UPerNet
 from segmentation.upernet import IGNORED, UPerNetOptions, pixel_loss
-from segmentation.weights import to_our_names
+from segmentation.weights import load_segmenter, to_our_names
 
 CLASSES = 5
 SIZES = {1: Size((8, 16, 24, 32), (1, 1, 2, 1), 1), 2: Size((8, 16, 24, 32), (1, 1, 2, 1), 2)}
@@ -131,3 +133,54 @@ def test_group_norm_trains_on_one_image():
     assert set(losses) == {"loss_seg", "loss_aux"}
     sum(losses.values()).backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_the_exported_graph_gives_the_models_logits_at_other_sizes(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    encoder = ConvNeXt(Size((8, 16, 24, 32), (1, 1, 1, 1), 2), out_norms=STAGES)
+    options = UPerNetOptions(3, channels=16, pool_scales=(1, 2), aux_channels=0)
+    model = UPerNet(encoder, options, [100.0] * 3, [50.0] * 3).eval()
+    write_export(graph_export(model, {"kind": "segmentation"}), tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    for size in ((64, 96), (128, 32)):
+        images = torch.randint(0, 256, (1, 3, *size)).float()
+        with torch.no_grad():
+            (expected,) = model([{"image": images[0]}])
+        (found,) = session.run(["logits"], {"images": images.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found[0]), expected, rtol=1e-3, atol=1e-4)
+
+
+def authors_names(name: str) -> str:
+    """Our name -> that of the ConvNeXt authors' segmentation files (mmsegmentation 0.x)."""
+    name = name.removeprefix("sem_seg_head.")
+    for stage in range(4):
+        name = name.replace(f"out_norms.stage{stage + 1}", f"norm{stage}")
+    return name
+
+
+def mmpretrain_names(name: str) -> str:
+    """The same in mmsegmentation 1.x, whose encoder is mmpretrain's."""
+    name = authors_names(name)
+    if name.startswith("backbone.stages."):
+        for ours, theirs in (
+            ("dwconv", "depthwise_conv"),
+            ("pwconv1", "pointwise_conv1"),
+            ("pwconv2", "pointwise_conv2"),
+        ):
+            name = name.replace(f".{ours}.", f".{theirs}.")
+    return name
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("rename", [authors_names, mmpretrain_names])
+def test_published_layouts_load_by_name(tmp_path, rename, version):
+    torch.manual_seed(1)
+    source, model = ours(version), ours(version)
+    for parameter in source.parameters():
+        torch.nn.init.normal_(parameter)
+    tensors = {rename(name): tensor for name, tensor in source.state_dict().items()}
+    torch.save({"meta": {"epoch": 1}, "state_dict": tensors}, tmp_path / "upernet.pth")
+    load_segmenter(tmp_path / "upernet.pth", model)
+    for name, tensor in source.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name

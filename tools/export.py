@@ -1,4 +1,4 @@
-"""Write a detector or an encoder as ONNX (.onnx) or as a program of torch.export (.pt2).
+"""Write a trained model or an encoder as ONNX (.onnx) or as a program of torch.export (.pt2).
 
 Batch, height and width stay free. docs/export.md says what goes in and comes out;
 examples/onnx_inference.py runs a detector by onnxruntime and opencv alone.
@@ -12,6 +12,7 @@ from pathlib import Path
 from backbones.errors import InputError
 from backbones.export import PRECISIONS, check_target, encoder_export, write_export
 from training.cli import ToolParser, log_to, run_tool
+from training.tasks import task_of
 
 EXAMPLES = """examples:
   python tools/export.py --run runs/mine --output mine.onnx
@@ -33,7 +34,7 @@ def parse() -> argparse.Namespace:
     )
     source = parser.add_mutually_exclusive_group(required=True)
     add = source.add_argument
-    add("--run", type=Path, metavar="DIR", help="a finished detection run, of either engine")
+    add("--run", type=Path, metavar="DIR", help="a finished run of detection or segmentation")
     add("--encoder", metavar="FILE", help="an encoder of any format, or timm:NAME")
     add = parser.add_argument
     add("--output", type=Path, metavar="FILE", help="ends in .onnx or .pt2")
@@ -79,11 +80,18 @@ def main() -> None:
     if arguments.encoder:
         export = encoder_export(arguments.encoder, precision, arguments.in_chans)
     else:
-        from detection.export import run_export
+        if task_of(arguments.run) == "segmentation":
+            from segmentation.export import run_export as segmentation_export
 
-        export = run_export(
-            arguments.run, output.suffix, precision, arguments.weights, arguments.opts
-        )
+            export = segmentation_export(
+                arguments.run, precision, arguments.weights, tuple(arguments.opts)
+            )
+        else:
+            from detection.export import run_export
+
+            export = run_export(
+                arguments.run, output.suffix, precision, arguments.weights, arguments.opts
+            )
     write_export(export, output, precision)
     print(
         f"wrote   {output}: {export.metadata['kind']}, {precision}, {output.stat().st_size} bytes"

@@ -2,7 +2,7 @@
 
 Writes to --output-dir: overlays/ (pictures and videos with the detections drawn), predictions.json
 (all detections as COCO results) and images.json (which file or frame each image id is, and the
-categories).
+categories). Of a segmentation run: maps/ (the class of every pixel), overlays/, areas.csv.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from detection.predict import predict
 from training.cli import ToolParser, log_to, run_tool
 from training.devices import DEVICES
+from training.tasks import task_of
 
 EXAMPLES = """\
 examples:
@@ -71,9 +72,27 @@ def parse() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
+def segment(arguments: argparse.Namespace) -> None:
+    from segmentation.predict import predict as predict_maps
+
+    device = ["MODEL.DEVICE", arguments.device] if arguments.device else []
+    counts = predict_maps(
+        arguments.run,
+        arguments.input,
+        arguments.output_dir,
+        arguments.weights,
+        [*arguments.opts, *device],
+        arguments.skip_bad_images,
+    )
+    print(f"class maps of {counts['images']} images: {arguments.output_dir}")
+
+
 def main() -> None:
     arguments = parse()
     log_to()
+    if task_of(arguments.run) == "segmentation":
+        segment(arguments)
+        return
     engine = ["ENGINE", arguments.engine] if arguments.engine else []
     device = ["MODEL.DEVICE", arguments.device] if arguments.device else []
     counts = predict(

@@ -1,0 +1,149 @@
+"""Prediction with a finished segmentation run.
+
+Written to the output folder, each image's files before the next image is read:
+
+  * ``maps/NAME.png``: the class index of every pixel;
+  * ``overlays/NAME.jpg``: the image under its classes' colours;
+  * ``areas.csv``: pixels and share of each class, a line per image and class;
+  * ``classes.json``: the classes' names by index, and their colours.
+
+An image of more than ``WHOLE`` pixels is predicted tile by tile with a margin around each, so that
+scores of all classes are held for one tile alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fvcore.common.config import CfgNode
+from PIL import Image
+
+from backbones.errors import InputError
+from backbones.whole_files import write_atomically, write_json, write_text
+from images.inputs import find_files, is_video, output_names
+from reporting.palette import class_colour
+from reporting.tables import csv_text
+from segmentation.config import (
+    build_segmenter,
+    inference_options,
+    load_config,
+    resolve_device,
+)
+from segmentation.engine import newest_weights, read_pixels
+from segmentation.figures import coloured, shown
+from segmentation.inference import InferenceOptions, segment
+from segmentation.model import UPerNet
+from segmentation.weights import load_segmenter
+from training.progress import progress
+
+logger = logging.getLogger(__name__)
+
+WHOLE = 4_000_000  # pixels
+TILE, MARGIN = 1536, 128  # pixels of a tile's side, and around it
+
+
+def predict(
+    run: Path,
+    inputs: Sequence[str],
+    output_dir: Path,
+    weights: str | None = None,
+    overrides: Sequence[str] = (),
+    skip_bad_images: bool = False,
+) -> dict[str, int]:
+    """Predict class maps of images with a run's model; writes what this module's header lists.
+
+    Args:
+        run: the ``OUTPUT_DIR`` of a training by ``tools/train_segmentation.py``.
+        inputs: files, folders and glob patterns.
+        output_dir: must not hold predictions.
+        weights: a model instead of the run's newest checkpoint.
+        overrides: ``KEY VALUE ...`` that change the run's config.
+        skip_bad_images: leave out files that do not decode, each with a warning.
+
+    Returns:
+        The number of ``images``.
+
+    Raises:
+        InputError: for inputs that cannot be read, a folder that is not a run, or one that holds
+            predictions already.
+        FileNotFoundError: if ``weights`` does not exist.
+    """
+    if (output_dir / "areas.csv").exists():
+        raise InputError(f"{output_dir} holds predictions already: choose another folder")
+    config, classes = read_run(run, overrides)
+    files = [file for file in find_files(inputs, skip_bad_images) if not is_video(file)]
+    if not files:
+        raise InputError("there is no image among the inputs; videos are not segmented")
+    device = torch.device(resolve_device(config))
+    model = build_segmenter(config)
+    load_segmenter(weights or newest_weights(run), model)
+    model.to(device).eval()
+    rows: list[list[Any]] = []
+    for file, name in zip(
+        progress(files, "predicting", unit="image"), output_names(files), strict=True
+    ):
+        labels = class_indices(model, read_pixels(file, config), inference_options(config))
+        picture = coloured(shown(str(file)), labels)
+        write_atomically(output_dir / "maps" / f"{name}.png", partial(_save, labels, "PNG"))
+        write_atomically(output_dir / "overlays" / f"{name}.jpg", partial(_save, picture, "JPEG"))
+        counts = np.bincount(labels.ravel(), minlength=len(classes))
+        rows += [
+            [file.as_posix(), name, int(count), float(count / labels.size)]
+            for name, count in zip(classes, counts, strict=True)
+        ]
+    named = [
+        {"index": index, "name": name, "colour": list(class_colour(index))}
+        for index, name in enumerate(classes)
+    ]
+    write_json(output_dir / "classes.json", named, indent=1)
+    write_text(output_dir / "areas.csv", csv_text(["image", "class", "pixels", "share"], rows))
+    return {"images": len(files)}
+
+
+def read_run(run: Path, overrides: Sequence[str] = ()) -> tuple[CfgNode, list[str]]:
+    """A run's config, with the number of its classes, and their names.
+
+    Raises:
+        InputError: if the folder is not a segmentation run.
+    """
+    config_file, facts_file = run / "config.yaml", run / "run.json"
+    if missing := [file.name for file in (config_file, facts_file) if not file.is_file()]:
+        raise InputError(
+            f"{run} is not a run: it has no {' and no '.join(missing)}. Give the OUTPUT_DIR of a "
+            "training by tools/train_segmentation.py"
+        )
+    facts = json.loads(facts_file.read_text(encoding="utf-8"))
+    if facts.get("task") != "segmentation":
+        raise InputError(f"{run} is no run of tools/train_segmentation.py")
+    return load_config(config_file, ["OUTPUT_DIR", str(run), *overrides]), facts["classes"]
+
+
+def class_indices(model: UPerNet, image_hwc: np.ndarray, options: InferenceOptions) -> np.ndarray:
+    """The class index of every pixel, ``[H, W]`` uint8, in memory that the tile bounds.
+
+    Tiles are predicted at the image's own size: an image that is fitted into ``TEST.SCALE`` is
+    small enough to be whole.
+    """
+    height, width = image_hwc.shape[:2]
+    if height * width <= WHOLE or options.scale is not None:
+        return segment(model, image_hwc, options).argmax(0).to(torch.uint8).cpu().numpy()
+    labels = np.empty((height, width), np.uint8)
+    for top in range(0, height, TILE):
+        for left in range(0, width, TILE):
+            y0, x0 = max(0, top - MARGIN), max(0, left - MARGIN)
+            part = image_hwc[y0 : top + TILE + MARGIN, x0 : left + TILE + MARGIN]
+            found = segment(model, part, options).argmax(0).to(torch.uint8).cpu().numpy()
+            inner = found[top - y0 : top - y0 + TILE, left - x0 : left - x0 + TILE]
+            labels[top : top + TILE, left : left + TILE] = inner
+    return labels
+
+
+def _save(array: np.ndarray, kind: str, path: Path) -> None:
+    Image.fromarray(array).save(path, format=kind, **({"quality": 88} if kind == "JPEG" else {}))

@@ -29,6 +29,8 @@ RGB_MEAN, RGB_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # ImageN
 KEYS: dict[str, Any] = {
     "ENGINE": "detectron2",
     "WANDB": False,
+    "INPUT.VALUE_RANGE": [],
+    "INPUT.SHOW_BANDS": [],
     "INPUT.LSJ.ENABLED": False,
     "INPUT.LSJ.MIN_SCALE": 0.1,
     "INPUT.LSJ.MAX_SCALE": 2.0,
@@ -65,6 +67,7 @@ KEYS: dict[str, Any] = {
 # Those of them that decide for themselves whether they act.
 SWITCHES = (
     "WANDB",
+    "INPUT.VALUE_RANGE",
     "INPUT.LSJ.ENABLED",
     "MODEL.CLASS_ALIASES",
     "MODEL.FREEZE",

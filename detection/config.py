@@ -22,6 +22,7 @@ from backbones.d2_config import add_convnext_config
 from backbones.errors import InputError
 from backbones.normalization import GRNOptions
 from backbones.pyramid import level_contradictions
+from detection.data.statistics import known_statistics
 from detection.schema import CHANNELS, IN_TRAINING_ALONE, SCHEMA, TORCHVISION_ONLY
 from training.config_files import add_defaults, get, read_config
 
@@ -71,7 +72,8 @@ def to_detectron2(config: CfgNode) -> Any:
     """The config as detectron2's ``CfgNode``, with all of detectron2's other keys; not frozen.
 
     ``MODEL.DEVICE: auto`` becomes the device itself, and the ROI heads become those with soft-NMS
-    (which this registers) where that is enabled; every other value is taken over as it is.
+    (which this registers) where that is enabled; mean and deviation that are not given are
+    ImageNet's; every other value is taken over as it is.
 
     Raises:
         InputError: if detectron2 is not installed.
@@ -91,6 +93,7 @@ def to_detectron2(config: CfgNode) -> Any:
         reduce(getitem, sections, cfg)[leaf] = copy.deepcopy(get(config, name))
     cfg.MODEL.DEVICE = resolve_device(config)
     cfg.MODEL.CONVNEXT.ALLOW_IGNORED_KEYS = True  # this project's trainer ignores none
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = known_statistics(config)
     if cfg.MODEL.ROI_HEADS.SOFT_NMS.ENABLED:
         import detection.suppression.detectron2_heads  # noqa: F401 - registers these heads
 
@@ -182,18 +185,31 @@ def _contradictions(config: CfgNode, training: bool) -> Iterator[tuple[tuple[str
 
 
 def _channel_contradictions(config: CfgNode) -> Iterator[tuple[tuple[str, ...], str]]:
-    channels = CHANNELS[config.INPUT.FORMAT]
+    convnext, mean, std = config.MODEL.CONVNEXT, config.MODEL.PIXEL_MEAN, config.MODEL.PIXEL_STD
+    channels = CHANNELS[config.INPUT.FORMAT] or convnext.IN_CHANS
     for name, count in (
-        ("MODEL.CONVNEXT.IN_CHANS", config.MODEL.CONVNEXT.IN_CHANS),
-        ("MODEL.PIXEL_MEAN", len(config.MODEL.PIXEL_MEAN)),
-        ("MODEL.PIXEL_STD", len(config.MODEL.PIXEL_STD)),
+        ("MODEL.CONVNEXT.IN_CHANS", convnext.IN_CHANS),
+        ("MODEL.PIXEL_MEAN", len(mean) or channels),
+        ("MODEL.PIXEL_STD", len(std) or channels),
     ):
         if count != channels:
             yield (
                 (name, "INPUT.FORMAT"),
                 f"{name} is for {count} channels, but INPUT.FORMAT {config.INPUT.FORMAT!r} "
-                f"has {channels}",
+                f"has {channels}"
+                + ("" if config.INPUT.FORMAT == "raw" else "; 'raw' has IN_CHANS channels"),
             )
+    if bool(mean) != bool(std):
+        given, other = ("MEAN", "STD") if mean else ("STD", "MEAN")
+        yield (
+            ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"),
+            f"MODEL.PIXEL_{given} is given without MODEL.PIXEL_{other}: give both or neither",
+        )
+    if wrong := [band for band in config.INPUT.SHOW_BANDS if band > channels]:
+        yield (
+            ("INPUT.SHOW_BANDS", "INPUT.FORMAT"),
+            f"INPUT.SHOW_BANDS names {wrong}, but images have {channels} channels",
+        )
 
 
 def _grn_contradictions(convnext: CfgNode) -> Iterator[tuple[tuple[str, ...], str]]:

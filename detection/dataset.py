@@ -23,10 +23,11 @@ from fvcore.common.config import CfgNode
 from backbones.errors import InputError
 from detection.data.check import DECODED_UP_TO, check_tree
 from detection.data.coco_file import read_coco
-from detection.data.image_check import ImageFile, shared_images
+from detection.data.image_check import ANY, ImageFile, shared_images
 from detection.data.problems import Findings, describe, shorten
 from detection.data.records import Records
 from detection.data.segmentation_check import usable_segmentation
+from images.files import Reading
 from training.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -208,7 +209,11 @@ def locate_dataset(name: str) -> tuple[Path, Path]:
 
 
 def load_dataset(
-    name: str, masks: bool = True, check_images: bool = True, for_evaluation: bool = False
+    name: str,
+    masks: bool = True,
+    check_images: bool = True,
+    for_evaluation: bool = False,
+    reading: Reading = ANY,
 ) -> CocoDataset:
     """Load a data set by its name, and check it as :mod:`detection.data.check` says.
 
@@ -217,6 +222,7 @@ def load_dataset(
         masks: whether every object must have a segmentation (``MODEL.MASK_ON``).
         check_images: open every image; ``False`` for the other processes of one that did.
         for_evaluation: keep what was read, so that an evaluation need not read it again.
+        reading: how images become arrays (:func:`detection.data.pixels.reading_of`).
 
     Raises:
         InputError: listing every error, each with file, place and remedy (the first 50 in full).
@@ -225,7 +231,7 @@ def load_dataset(
     findings = Findings(annotations)
     tree, digest = read_coco(annotations, findings)
     if tree:
-        check_tree(tree, image_folder, findings, masks, check_images=check_images)
+        check_tree(tree, image_folder, findings, masks, check_images, reading=reading)
     problems = findings.problems()
     for problem in problems:
         if problem.severity == "warning":

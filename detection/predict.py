@@ -27,12 +27,14 @@ from fvcore.common.config import CfgNode
 from backbones.errors import InputError
 from backbones.whole_files import write_atomically
 from detection.config import load_config
+from detection.data.pixels import reading_of
 from detection.data.records import Records
-from detection.data.transforms import prediction_sample
+from detection.data.transforms import sample_of_values
 from detection.dataset import CocoDataset
 from detection.engines import load_engine
 from detection.engines.classes import trained_classes
 from detection.prediction.overlays import OverlayWriter, draw
+from images.display import shown
 from images.inputs import (
     Frame,
     find_files,
@@ -80,8 +82,10 @@ def predict(
     if (output_dir / "predictions.json").exists():
         raise InputError(f"{output_dir} holds predictions already: choose another folder")
     config, classes = read_run(run, overrides, weights)
-    files = find_files(inputs, skip_bad_images)
+    reading = reading_of(config)
+    files = find_files(inputs, skip_bad_images, reading)
     detect = load_engine(config.ENGINE).detector(config, classes, weights)
+    bands = config.INPUT.SHOW_BANDS
     category_names = classes.category_names
     output_dir.mkdir(parents=True, exist_ok=True)
     images: list[dict[str, Any]] = []
@@ -91,14 +95,14 @@ def predict(
         bar = progress(text="predicting", total=len(files), unit="file")
         for file, name in zip(files, output_names(files), strict=True):
             with OverlayWriter(output_dir, file, name, frames) as overlays:
-                for frame in read_frames(file, every):
+                for frame in read_frames(file, every, reading):
                     entry = image_entry(len(images) + 1, file, frame)
-                    found = detect(prediction_sample(frame.pixels, config, entry["id"]))
-                    shown = [result for result in found if result["score"] >= score_threshold]
-                    overlay = draw(frame.pixels, shown, category_names)
+                    found = detect(sample_of_values(frame.pixels, config, entry["id"]))
+                    kept = [result for result in found if result["score"] >= score_threshold]
+                    overlay = draw(shown(frame.pixels, bands), kept, category_names)
                     images.append(entry | {"overlay": overlays.write(frame, overlay)})
                     counts["detections"] += len(found)
-                    counts["shown"] += len(shown)
+                    counts["shown"] += len(kept)
                     yield from found
             bar.update()
         bar.close()

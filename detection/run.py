@@ -21,6 +21,8 @@ from fvcore.common.config import CfgNode
 from backbones.errors import InputError
 from backbones.whole_files import write_text
 from detection.config import resolve_num_classes
+from detection.data.pixels import reading_of
+from detection.data.statistics import with_statistics
 from detection.dataset import (
     CocoDataset,
     join_datasets,
@@ -63,6 +65,7 @@ FIXED_ON_RESUME = (
     "SOLVER.LAYER_DECAY",
     "SOLVER.EMA.ENABLED",
 )
+MEASURED_KEYS = ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.VALUE_RANGE")
 FREE_ON_RESUME = (".WEIGHTS", ".DEVICE", "_TEST")
 
 
@@ -108,9 +111,12 @@ def _run(config: CfgNode, resume: bool, eval_only: bool, config_file: str) -> di
     if continues and train_set:
         check_resumed_data(earlier, train_set)
     config = complete(config, [train_set, *test_sets], resume)
+    of_pixels = train_set or next(iter(test_sets), None)
+    config, origin = with_statistics(config, of_pixels, continues or eval_only)
     facts: dict[str, Any] = {}
     if is_main:
         facts = collect_facts(config, train_set, test_sets, eval_only, config_file, earlier)
+        facts.setdefault("pixel_statistics", origin)
         log_header(config, facts, eval_only)
         if not eval_only:
             write_text(output_dir / "config.yaml", config.dump())
@@ -188,7 +194,8 @@ def is_free_on_resume(name: str) -> bool:
 def _changes(earlier: Path, config: CfgNode) -> list[str]:
     """What has changed since an earlier part of the run wrote its ``config.yaml``.
 
-    A seed of -1 and a class number of 0 stand for whatever the earlier part found.
+    A seed of -1, a class number of 0 and statistics that are not given stand for whatever the
+    earlier part found.
 
     Raises:
         InputError: for what may not change.
@@ -197,9 +204,10 @@ def _changes(earlier: Path, config: CfgNode) -> list[str]:
         dict(flatten(yaml.safe_load(text)))
         for text in (earlier.read_text(encoding="utf-8"), config.dump())
     )
-    for name, unset in (("SEED", -1), ("MODEL.ROI_HEADS.NUM_CLASSES", 0)):
-        if new[name] == unset:
-            new[name] = old.get(name, unset)
+    unset: dict[str, Any] = {"SEED": -1, "MODEL.ROI_HEADS.NUM_CLASSES": 0}
+    for name, value in (unset | {key: [] for key in MEASURED_KEYS}).items():
+        if new[name] == value:
+            new[name] = old.get(name, value)
     new["OUTPUT_DIR"] = old.get("OUTPUT_DIR")  # the folder may have been moved
     return compare_settings(old, new, is_free_on_resume)
 
@@ -237,7 +245,13 @@ def load_datasets(config: CfgNode, eval_only: bool) -> tuple[CocoDataset | None,
         for name in names:
             try:
                 found.append(
-                    load_dataset(name, config.MODEL.MASK_ON, is_main_process(), for_evaluation)
+                    load_dataset(
+                        name,
+                        config.MODEL.MASK_ON,
+                        is_main_process(),
+                        for_evaluation,
+                        reading_of(config),
+                    )
                 )
             except ValueError as error:
                 problems.append(str(error))

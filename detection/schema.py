@@ -7,13 +7,16 @@ A key that detectron2 has keeps detectron2's name, type and meaning (the source 
 ``SOLVER.AMP.PRECISION``. The defaults are a Mask R-CNN with a feature pyramid, as in detectron2's
 ``Base-RCNN-FPN.yaml``; where that departs from ``get_cfg()``, ``det_configs/_base_`` says it again.
 
-Three values mean more here than in detectron2: ``MODEL.DEVICE: auto`` takes a GPU where there is
-one, ``ROI_HEADS.NUM_CLASSES: 0`` counts the categories of the annotations, and
+Four values mean more here than in detectron2: ``MODEL.DEVICE: auto`` takes a GPU where there is
+one, ``ROI_HEADS.NUM_CLASSES: 0`` counts the categories of the annotations, empty ``PIXEL_MEAN`` and
+``PIXEL_STD`` are found (``detection.data.statistics``), and
 ``CLIP_GRADIENTS.CLIP_TYPE: full_model`` clips the norm of all gradients together.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, get_args
 
 from backbones.convnext import SIZES, STAGES
@@ -31,9 +34,9 @@ from training.config_keys import (
 )
 from training.devices import DEVICES
 
+CHANNELS = {"RGB": 3, "BGR": 3, "L": 1, "raw": None}  # of INPUT.FORMAT; raw: IN_CHANS
 LEVELS = ("p2", "p3", "p4", "p5", "p6")
 PARTS = ("encoder", "pyramid", "heads")
-CHANNELS = {"RGB": 3, "BGR": 3, "L": 1}
 
 
 def dataset_names() -> Key:
@@ -43,6 +46,33 @@ def dataset_names() -> Key:
         lambda value: (
             all(isinstance(name, str) and name for name in value) and len(set(value)) == len(value)
         ),
+    )
+
+
+def value_range() -> Key:
+    def is_range(value: Sequence[Any]) -> bool:
+        are_numbers = all(type(item) in (int, float) for item in value)
+        return not value or (len(value) == 2 and are_numbers and value[0] < value[1])
+
+    return Key([], "[] or [LOW, HIGH], two numbers, the first below the second", is_range)
+
+
+def bands() -> Key:
+    return Key(
+        [],
+        "[], or one or three numbers of channels from 1",
+        lambda value: (
+            len(value) in (0, 1, 3) and all(type(item) is int and item >= 1 for item in value)
+        ),
+    )
+
+
+def statistics(above: float = -math.inf) -> Key:
+    words = "" if above == -math.inf else f" above {above:g}"
+    return Key(
+        [],
+        f"[], or a list of one number{words} for each channel",
+        lambda value: all(type(item) in (int, float) and item > above for item in value),
     )
 
 
@@ -65,7 +95,9 @@ SCHEMA: dict[str, Key] = {
     "DATALOADER.ASPECT_RATIO_GROUPING": flag(False),
     "DATALOADER.SAMPLER_TRAIN": one_of("TrainingSampler"),
 
-    "INPUT.FORMAT": one_of(*CHANNELS),
+    "INPUT.FORMAT": one_of(*CHANNELS),                          # raw: IN_CHANS of them
+    "INPUT.VALUE_RANGE": value_range(),                         # that become 0 and 255
+    "INPUT.SHOW_BANDS": bands(),                                # in pictures; []: the first three
     "INPUT.MASK_FORMAT": one_of("bitmask", "polygon"),
     "INPUT.MIN_SIZE_TRAIN": numbers((800,), 1),                 # pixels of the shorter side
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": one_of("choice", "range"),
@@ -84,8 +116,8 @@ SCHEMA: dict[str, Key] = {
                         or (value.startswith("cuda:") and value[5:].isdecimal())),
     "MODEL.WEIGHTS": text(),                                    # a whole detector
     "MODEL.MASK_ON": flag(True),
-    "MODEL.PIXEL_MEAN": numbers([123.675, 116.28, 103.53], 0),  # of 0 to 255, in FORMAT's order
-    "MODEL.PIXEL_STD": numbers([58.395, 57.12, 57.375], 1e-3),
+    "MODEL.PIXEL_MEAN": statistics(),                           # of 0 to 255; []: the encoder's,
+    "MODEL.PIXEL_STD": statistics(above=0.0),                   # ImageNet's or measured
     "MODEL.BACKBONE.NAME": one_of("build_convnext_fpn_backbone"),
     "MODEL.BACKBONE.FREEZE_AT": number(0, 0, 5),                # 1: the stem, 2: and stage1, ...
     "MODEL.CONVNEXT.SIZE": one_of("convnextv2_atto", *(s for s in SIZES if s != "convnextv2_atto")),

@@ -40,6 +40,7 @@ class Reading:
         converts: whether grey may become RGB and RGB grey.
         value_range: the values that become 0 and 1; None for those of this module's header.
         channels_setting, range_setting: what to change, in messages.
+        all_channels: the setting for as many as ``{}``, as they are.
     """
 
     channels: int | None = 3
@@ -47,6 +48,7 @@ class Reading:
     value_range: tuple[float, float] | None = None
     channels_setting: str = "--in-chans"
     range_setting: str = "--value-range"
+    all_channels: str = "--in-chans {}"
 
     def check(self, picture: Picture) -> None:
         """Check that a rule of this module's header leads to the wanted channels.
@@ -62,7 +64,8 @@ class Reading:
         rules = "grey to 3, RGB to 1 and a dropped alpha are converted"
         raise ImageError(
             f"has {picture.channels} channel(s), not the {wanted} of {self.channels_setting}; only "
-            f"{rules if self.converts else 'a dropped alpha is converted'}"
+            f"{rules if self.converts else 'a dropped alpha is converted'}; to take them as they "
+            f"are: {self.all_channels.format(picture.channels)}"
             + (f" ({picture.note})" if picture.note else "")
         )
 

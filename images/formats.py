@@ -110,7 +110,7 @@ def _open_pillow(
         if (bits_white := _white_beyond_pillow(file, image)) is not None:
             return _by_opencv(file, image, bits_white)
         width, height = image.size
-        sides = sides_shown(*(stored or (height, width, _orientation(file, image))))
+        stored = stored or (height, width, _orientation(file, image))
     mode = READ_AS.get(image.mode, image.mode)
     if image.mode == "P" and "transparency" in image.info:
         mode = "RGBA"
@@ -132,7 +132,8 @@ def _open_pillow(
 
     eight_bit = mode in ("L", "LA", "RGB", "RGBA")
     bands, alpha = Image.getmodebands(mode), mode in ("LA", "RGBA")
-    return Picture(*sides, bands, alpha, decode, eight_bit, white)
+    sides = sides_shown(*stored)
+    return Picture(*sides, bands, alpha, decode, eight_bit, white, orientation=stored[2])
 
 
 def _white_of(mode: str, image_format: str | None) -> float | None:
@@ -232,7 +233,8 @@ def _by_opencv(file: BinaryIO, image: Image.Image, white: int) -> Picture:
         return turned(array[..., order], orientation)
 
     sides = sides_shown(image.height, image.width, orientation)
-    return Picture(*sides, len(order), image.mode in ("RGBA", "LA"), decode, False, white)
+    alpha = image.mode in ("RGBA", "LA")
+    return Picture(*sides, len(order), alpha, decode, False, white, orientation=orientation)
 
 
 def _open_tiff(file: BinaryIO) -> Picture:
@@ -284,7 +286,8 @@ def _open_tiff(file: BinaryIO) -> Picture:
     with damage(READ):
         refuse_absurd_size(sides["Y"], sides["X"], channels)
     shown = sides_shown(sides["Y"], sides["X"], orientation)
-    return Picture(*shown, channels, alpha, decode, dtype == np.uint8 and bits == 8, white)
+    eight_bit = dtype == np.uint8 and bits == 8
+    return Picture(*shown, channels, alpha, decode, eight_bit, white, orientation=orientation)
 
 
 def _open_npy(file: BinaryIO) -> Picture:
@@ -312,7 +315,7 @@ def _open_npy(file: BinaryIO) -> Picture:
     white = np.iinfo(dtype).max if white == 0 else white
     note = f"its array {list(shape)} is read as [height, width, channels]"
     eight_bit = dtype in (np.uint8, np.bool_)
-    return Picture(height, width, channels, False, decode, eight_bit, white, note)
+    return Picture(height, width, channels, False, decode, eight_bit, white, note=note)
 
 
 def _open_dicom(file: BinaryIO) -> Picture:

@@ -1,6 +1,6 @@
 """What to predict on: image files, folders, glob patterns and videos, checked before the start.
 
-Images are read by :mod:`images.decode`, videos by :mod:`images.video`, one frame at a time, so
+Images are read by :mod:`images.files`, videos by :mod:`images.video`, one frame at a time, so
 that a folder or a film of any length takes no more memory than its largest image.
 """
 
@@ -11,24 +11,30 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from backbones.errors import InputError
-from images.decode import decode_image
+from images.files import ImageError, Picture, Reading, read_image
 from images.folders import files_of_folder
 from images.formats import image_endings
+from images.picture import picture_of
 from images.threads import in_threads
 from images.video import VIDEOS, Frame, is_video, refuse_live, video_frames
 from training.progress import progress
 
 logger = logging.getLogger(__name__)
 
+RGB = Reading(3)
 
-def find_files(inputs: Sequence[str], skip_bad: bool = False) -> list[Path]:
+
+def find_files(inputs: Sequence[str], skip_bad: bool = False, reading: Reading = RGB) -> list[Path]:
     """The image and video files that files, folders (with those inside) and patterns stand for.
 
     In the order given, folders in the order of their names, each file once.
 
     Args:
         skip_bad: leave out files that do not decode, each with a warning.
+        reading: how images become arrays; one that cannot become one does not decode.
 
     Raises:
         InputError: naming every input that is not there or holds nothing, and every file that
@@ -44,7 +50,7 @@ def find_files(inputs: Sequence[str], skip_bad: bool = False) -> list[Path]:
             continue
         found = _expand(Path(item).expanduser(), problems)
         files |= dict.fromkeys(found)
-    bad = _unreadable(list(files))
+    bad = _unreadable(list(files), reading)
     if skip_bad and len(bad) < len(files):
         for fault in bad.values():
             logger.warning("left out: %s", fault)
@@ -79,30 +85,42 @@ def _expand(path: Path, problems: list[str]) -> list[Path]:
     return found
 
 
-def _unreadable(files: Sequence[Path]) -> dict[Path, str]:
+def _unreadable(files: Sequence[Path], reading: Reading) -> dict[Path, str]:
     """What is wrong with each file that cannot be read; decodes all images."""
-    faults = progress(in_threads(_fault, files), "checking", len(files), "file")
+    results = in_threads(lambda file: _fault(file, reading), files)
+    faults = progress(results, "checking", len(files), "file")
     return {file: fault for file, fault in zip(files, faults, strict=True) if fault}
 
 
-def _fault(path: Path) -> str:
+def _fault(path: Path, reading: Reading) -> str:
     try:
-        next(read_frames(path))
+        next(read_frames(path, reading=reading))
     except ValueError as error:
         return f"{error}; replace it or leave it out"
     return ""
 
 
-def read_frames(path: Path, every: int = 1) -> Iterator[Frame]:
+def read_frames(path: Path, every: int = 1, reading: Reading = RGB) -> Iterator[Frame]:
     """The image of a file, or each ``every``-th frame of a video, rotation applied.
+
+    Args:
+        reading: how images become arrays; frames are RGB of 8 bits before.
 
     Raises:
         InputError: if it does not decode; a video, if its first frame does not.
     """
     if not is_video(path):
-        yield Frame(decode_image(path))
+        yield Frame(read_image(path, reading))
         return
-    yield from video_frames(path, every)
+    for frame in video_frames(path, every):
+        yield frame._replace(pixels=_as_wanted(path, picture_of(frame.pixels), reading))
+
+
+def _as_wanted(path: Path, frame: Picture, reading: Reading) -> np.ndarray:
+    try:
+        return reading.read(frame)
+    except ImageError as error:
+        raise ImageError(f"{path}: a frame {error}") from error
 
 
 def output_names(files: Sequence[Path]) -> list[str]:

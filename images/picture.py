@@ -53,6 +53,7 @@ class Picture:
         eight_bit: whether values are 8-bit unsigned.
         white: the value that means 1, by the file's bits or its type; None for floating-point
             values, which mean themselves.
+        orientation: EXIF's, 1 to 8, by which ``decode`` turns the pixels.
         note: a hint for who finds the number of channels wrong.
     """
 
@@ -63,12 +64,21 @@ class Picture:
     decode: Callable[[int], np.ndarray]
     eight_bit: bool
     white: float | None
+    orientation: int = 1
     note: str = ""
 
     @property
     def colours(self) -> int:
         """Channels without alpha."""
         return self.channels - self.alpha
+
+    @property
+    def depth(self) -> str:
+        """Of a value, in words: "8 bits", "real numbers"."""
+        if self.white is None:
+            return "real numbers"
+        bits = int(self.white).bit_length()
+        return f"{bits + 1} bits with a sign" if bits in (7, 15, 31) else f"{bits} bits"
 
     def pixels(self, shrink: int = 1) -> np.ndarray:
         """Decode to ``[h, w, channels]``, in the file's own type, as shown.
@@ -81,6 +91,26 @@ class Picture:
             ImageError: if the pixels are damaged.
         """
         return self.decode(shrink)
+
+
+def picture_of(pixels: np.ndarray) -> Picture:
+    """An array ``[H, W]`` or ``[H, W, C]`` as if it came from a file.
+
+    Raises:
+        ImageError: if it is no image.
+    """
+    if pixels.ndim not in (2, 3) or 0 in pixels.shape or pixels.dtype.kind not in "buif":
+        raise ImageError(
+            f"an array {list(pixels.shape)} of {pixels.dtype} is no image: give [height, width] or "
+            "[height, width, channels] of integers or real numbers"
+        )
+    height, width, channels = (*pixels.shape, 1)[:3]
+    values = pixels.reshape(height, width, channels)
+    if values.dtype == np.bool_:
+        values = values.astype(np.uint8) * np.uint8(EIGHT_BITS)
+    white = None if values.dtype.kind == "f" else np.iinfo(values.dtype).max
+    eight_bit = values.dtype == np.uint8
+    return Picture(height, width, channels, False, lambda shrink: values, eight_bit, white)
 
 
 def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:

@@ -43,7 +43,7 @@ class Frame(NamedTuple):
     """An image, or a frame of a video.
 
     Attributes:
-        pixels: ``[H, W, 3]`` uint8 RGB.
+        pixels: ``[H, W, C]``: uint8 RGB, or of deep images float32 in 0..1.
         number: counted from 0.
         rate: the video's frames per second, on average.
         seconds: from the video's beginning until it is shown.

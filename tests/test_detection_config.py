@@ -57,7 +57,7 @@ def test_defaults_are_valid_and_contradict_nothing(tmp_path):
 
 def test_defaults_are_not_shared_between_configs():
     default_config().MODEL.PIXEL_MEAN.append(0.0)
-    assert default_config().MODEL.PIXEL_MEAN == [123.675, 116.28, 103.53]
+    assert default_config().MODEL.PIXEL_MEAN == []
 
 
 def test_bases_chain_and_later_ones_win(tmp_path):
@@ -103,7 +103,7 @@ def test_every_problem_is_reported_with_its_file(tmp_path):
         ("MODEL.CONVNEXT.OUT_FEATURES", "('stage1','stage5')", "stage1, stage2, stage3, stage4"),
         ("MODEL.CONVNEXT.DROP_PATH_RATE", "1", "a number of at least 0 and at most 0.99"),
         ("MODEL.DEVICE", "gpu", "'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'"),
-        ("MODEL.PIXEL_STD", "(1, 0, 1)", "a list of one or more numbers of at least 0.001"),
+        ("MODEL.PIXEL_STD", "(1, 0, 1)", "[], or a list of one number above 0 for each channel"),
         ("MODEL.ANCHOR_GENERATOR.SIZES", "[8, 16]", "a list of lists of positive numbers"),
         ("DATASETS.TRAIN", "('a', 'a')", "a list of different data sets"),
         ("INPUT.MIN_SIZE_TRAIN", "()", "a list of one or more integers of at least 1"),
@@ -122,7 +122,14 @@ def test_a_bad_value_is_told_what_is_allowed(tmp_path, key, value, message):
     [
         ("INPUT.LSJ.MIN_SCALE 3.0", "INPUT.LSJ.MIN_SCALE 3.0 is above MAX_SCALE 2.0"),
         ("INPUT.MIN_SIZE_TRAIN_SAMPLING range", "'range' needs (low, high)"),
-        ("INPUT.FORMAT L MODEL.CONVNEXT.IN_CHANS 1 MODEL.PIXEL_STD [1]", "MODEL.PIXEL_MEAN is for"),
+        (
+            "INPUT.FORMAT L MODEL.CONVNEXT.IN_CHANS 1 MODEL.PIXEL_MEAN [1,1] MODEL.PIXEL_STD [1]",
+            "MODEL.PIXEL_MEAN is for 2 channels, but INPUT.FORMAT 'L' has 1",
+        ),
+        ("MODEL.PIXEL_STD [1,1,1]", "MODEL.PIXEL_STD is given without MODEL.PIXEL_MEAN"),
+        ("MODEL.CONVNEXT.IN_CHANS 4", "INPUT.FORMAT 'RGB' has 3; 'raw' has IN_CHANS channels"),
+        ("INPUT.VALUE_RANGE [5,5]", "INPUT.VALUE_RANGE is [5, 5]; it must be [] or [LOW, HIGH]"),
+        ("INPUT.SHOW_BANDS [4]", "INPUT.SHOW_BANDS names [4], but images have 3 channels"),
         ("MODEL.CONVNEXT.OUT_FEATURES ('stage1','stage2','stage3')", "names ['stage4'], but"),
         ("MODEL.FPN.IN_FEATURES ('stage1','stage2','stage4')", "must be consecutive"),
         ("MODEL.RPN.IN_FEATURES ('p3','p4')", "ANCHOR_GENERATOR.SIZES is"),
@@ -384,6 +391,8 @@ def test_shared_keys_have_detectron2s_types():
         *(n for n in SCHEMA if n.startswith(("MODEL.CONVNEXT.", "INPUT.LSJ.")) or "SOFT_NMS" in n),
         "MODEL.CLASS_ALIASES",
         "MODEL.FREEZE",
+        "INPUT.VALUE_RANGE",
+        "INPUT.SHOW_BANDS",
         "SOLVER.ACCUMULATE",
         "SOLVER.EMA.ENABLED",
         "SOLVER.EMA.DECAY",
@@ -405,8 +414,10 @@ def test_shipped_config_means_the_same_in_detectron2(path):
     converted = to_detectron2(config)
     for name in SCHEMA:
         assert get(cfg, name) == get(config, name), name
-        if name != "MODEL.ROI_HEADS.NAME":
+        if name not in ("MODEL.ROI_HEADS.NAME", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
             assert get(converted, name) == get(config, name), name
+    assert converted.MODEL.PIXEL_MEAN == [123.675, 116.28, 103.53]
+    assert converted.MODEL.PIXEL_STD == [58.395, 57.12, 57.375]
     soft = "SoftNMS" if path.parent.name == "coco" else ""
     assert soft + config.MODEL.ROI_HEADS.NAME == converted.MODEL.ROI_HEADS.NAME
 

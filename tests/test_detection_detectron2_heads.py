@@ -18,7 +18,8 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import GeneralizedRCNNWithTTA
 
 from detection.config import to_detectron2
-from detection.data.transforms import prediction_sample, read_image
+from detection.data.pixels import read_record
+from detection.data.transforms import prediction_sample
 from detection.dataset import load_dataset
 from detection.engines import load_engine
 from detection.engines.detectron2.augmentation import write_augmented_predictions
@@ -104,7 +105,7 @@ def test_results_are_those_of_detectron2s_own_pasting_bit_for_bit(dataset, augme
     theirs = GeneralizedRCNNWithTTA(cfg, model) if augmented else model
     ours = AugmentedInBoxes(cfg, model) if augmented else InBoxes(model)
     for record in dataset.records:
-        image = read_image(record, cfg.INPUT.FORMAT)
+        image = read_record(record, cfg)
         item = prediction_sample(image, cfg, record["image_id"])
         pasted = detect(theirs, item)
         assert pasted.pred_masks.shape[1:] == image.shape[:2]

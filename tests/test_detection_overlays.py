@@ -141,7 +141,7 @@ def test_wandb_is_among_the_torchvision_engines_trackers(data, tmp_path, wandb, 
         config = configure("torchvision", data, tmp_path / "run", WANDB=asked)
         with pytest.raises(Stopped) as stopped:
             load_engine("torchvision").train(
-                torchvision_engine.with_num_classes(config, load_dataset(data)),
+                torchvision_engine.completed(config, load_dataset(data), continues=False),
                 load_dataset(data),
                 resume=False,
             )

@@ -218,7 +218,8 @@ def test_nothing_to_evaluate_is_an_error(data, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_names_the_images(data, tmp_path):
-    config = configure(data, tmp_path / "run", {"MODEL.PIXEL_MEAN": [1e38, 1e38, 1e38]})
+    changes = {"MODEL.PIXEL_MEAN": [1e38, 1e38, 1e38], "MODEL.PIXEL_STD": [1.0, 1.0, 1.0]}
+    config = configure(data, tmp_path / "run", changes)
     with pytest.raises(ValueError, match=r"not finite at step 0: .*batch: .*\.png"):
         run(config)
 

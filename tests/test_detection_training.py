@@ -34,7 +34,7 @@ from detection.engines.torchvision.model import build_mask_rcnn
 from detection.engines.weights import detectron2_to_torchvision
 from detection.evaluate import coco_metrics
 from detection.run import run
-from images.decode import decode_image
+from images.files import read_image
 from training import environment
 from training.checkpoints import list_checkpoints
 
@@ -194,9 +194,9 @@ def train_killed(reads: int, *arguments: Any) -> None:
     def read_or_die(*of_image: Any, **options: Any) -> Any:
         if next(images) > reads:
             os.kill(os.getpid(), signal.SIGKILL)
-        return decode_image(*of_image, **options)
+        return read_image(*of_image, **options)
 
-    detection.data.transforms.decode_image = read_or_die
+    detection.data.pixels.read_image = read_or_die
     work(0, 1, 0, *arguments)
 
 

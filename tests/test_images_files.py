@@ -11,7 +11,6 @@ import tifffile
 from image_formats import FORMATS, PIXELS, image_bytes
 from PIL import Image, ImageOps
 
-from images.decode import decode_image
 from images.files import ImageError, Reading, open_picture, read_image
 from images.formats import image_endings
 from images.picture import turned
@@ -97,7 +96,6 @@ def test_exif_behind_the_pixels_of_a_png_is_found(tmp_path):
     end = rest.index(b"IEND") - 4
     (tmp_path / "a.png").write_bytes(rest[:end] + chunk + rest[end:])
     np.testing.assert_array_equal(read_image(tmp_path / "a.png", Reading(3)), np.rot90(PIXELS, -1))
-    np.testing.assert_array_equal(decode_image(tmp_path / "a.png"), np.rot90(PIXELS, -1))
 
 
 def test_exif_that_is_damaged_turns_nothing_and_refuses_nothing():

@@ -12,7 +12,8 @@ from image_formats import image_bytes
 from images.bad_images import BadImages
 from images.folders import files_of_folder, is_passed_over, words_of
 from images.inputs import find_files
-from images.readers import class_names, fingerprint, open_images
+from images.labels import read_labels
+from images.readers import fingerprint, open_images
 
 PNG = image_bytes(".png")
 
@@ -35,7 +36,7 @@ def test_hidden_files_and_what_macos_and_jupyter_leave_are_passed_over_and_count
     found = files_of_folder(tmp_path)
     assert names(found, tmp_path) == ["a/2.png", "a/10.PNG", "b/1.jpg"]
     assert found.words() == "5 hidden files"
-    assert class_names(open_images(str(tmp_path))) == ["a", "a", "b"]
+    assert read_labels(open_images(str(tmp_path))).classes == ["a", "a", "b"]
     assert [f.name for f in find_files([str(tmp_path)])] == ["10.PNG", "2.png", "1.jpg"]
 
 

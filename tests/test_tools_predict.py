@@ -141,7 +141,7 @@ def test_all_bad_inputs_are_one_message_before_anything_is_written(trained, tmp_
     for part in (
         "error: 5 problems in the inputs:",
         f"{tmp_path / 'empty'} holds no image and no video",
-        f"{tmp_path / 'no.png'} does not decode",
+        f"{tmp_path / 'no.png'} cannot be read",
         f"{tmp_path / 'no.mp4'} does not decode: no frame",
         f"{tmp_path / 'gone.jpg'} is not there",
         f"{tmp_path / '*.tif'} matches no file",

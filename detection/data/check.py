@@ -20,8 +20,10 @@ Errors stop a training; warnings do not, but a reader of the results should know
   * crowds are not trained on, and images without objects are left out: warnings say how many;
   * an image's header must give the size that the annotations give, EXIF rotation applied, since
     that is how both engines read it; a rotation that leaves the size as it is is a warning;
-  * images have 8 or 16 bits a channel, of which the upper 8 are read (``images.decode``); that
-    there are such with 16, and with both, is a warning, and so is one that would be read as black.
+  * images are read by ``images.files``: any depth, and one number of channels in a set, where a
+    config says how many that number; other depths than most images have are a warning, and so are
+    16 bits of which a 12-bit camera uses the lower part; NaN and values beyond a stated range are
+    errors.
 
 Images are decoded in full where asked; otherwise only their headers are read.
 """
@@ -36,8 +38,16 @@ from typing import Any
 from detection.data.annotation_check import REPAIR, Demands, check_annotations, index_by_id, is_id
 from detection.data.coco_file import read_coco
 from detection.data.file_names import find_file, leaves_folder, only_file_of_name
-from detection.data.image_check import ImageFile, file_state, same_files, shared_images
+from detection.data.image_check import (
+    ANY,
+    FileState,
+    ImageFile,
+    file_state,
+    same_files,
+    shared_images,
+)
 from detection.data.problems import Findings, Problem, is_text
+from images.files import Reading
 from images.size_limit import size_fault
 from images.threads import in_threads
 from training.progress import progress
@@ -51,6 +61,7 @@ def check_coco(
     masks: bool = True,
     check_images: bool = True,
     decode: bool | None = None,
+    reading: Reading = ANY,
 ) -> tuple[dict[str, Any], list[Problem]]:
     """Read a COCO annotation file and find everything that is wrong with it and its images.
 
@@ -60,6 +71,7 @@ def check_coco(
         masks: whether every object must have a segmentation.
         check_images: open the image files at all.
         decode: decode each image in full; ``None`` decodes if there are at most 2000.
+        reading: how images become arrays.
 
     Returns:
         The parsed file (empty if there is none to speak of), and the problems, errors first.
@@ -67,7 +79,7 @@ def check_coco(
     findings = Findings(annotations)
     tree, _ = read_coco(annotations, findings)
     if tree:
-        check_tree(tree, image_folder, findings, masks, check_images, decode)
+        check_tree(tree, image_folder, findings, masks, check_images, decode, reading=reading)
     return tree, findings.problems()
 
 
@@ -79,12 +91,14 @@ def check_tree(
     check_images: bool = True,
     decode: bool | None = None,
     for_training: bool = True,
+    reading: Reading = ANY,
 ) -> None:
     """Find what is wrong in a file that :func:`read_coco` read; see :func:`check_coco`.
 
     File names that are found under another spelling get the one that the folder has.
 
     Args:
+        reading: how images become arrays.
         for_training: False for what only is evaluated: boxes are taken as they stand, wherever they
             reach, and nothing is said of what a training leaves out.
     """
@@ -96,7 +110,7 @@ def check_tree(
     if check_images and image_folder is not None:
         decode = len(images) <= DECODED_UP_TO if decode is None else decode
         usable = [image for image in images.values() if image]
-        _check_image_files(usable, image_folder, decode, findings)
+        _check_image_files(usable, image_folder, decode, findings, reading)
 
 
 def _check_images(
@@ -165,7 +179,9 @@ def _check_categories(categories: list[dict], findings: Findings) -> set[Any]:
     return set(by_id)
 
 
-def _check_image_files(images: list[dict], folder: Path, decode: bool, findings: Findings) -> None:
+def _check_image_files(
+    images: list[dict], folder: Path, decode: bool, findings: Findings, reading: Reading
+) -> None:
     if not folder.is_dir():
         findings.error("", "is not a folder", "give the folder of the images", file=str(folder))
         return
@@ -181,10 +197,10 @@ def _check_image_files(images: list[dict], folder: Path, decode: bool, findings:
         )
         return
     bar = progress(text=f"checking {folder.name}", total=len(images), unit="image")
-    depths: dict[int, list[str]] = {8: [], 16: []}
+    states: list[tuple[str, FileState]] = []
     with bar:
-        states = in_threads(lambda image: file_state(image, folder, decode), images)
-        for image, state in zip(images, states, strict=True):
+        found = in_threads(lambda image: file_state(image, folder, decode, reading), images)
+        for image, state in zip(images, found, strict=True):
             bar.update()
             where = f"image {image['id']} ({image['file_name']})"
             for fault in state.faults:
@@ -195,12 +211,36 @@ def _check_image_files(images: list[dict], folder: Path, decode: bool, findings:
                     findings.error(f"image {image['id']}", fault.message, remedy, file=path)
                 else:
                     findings.warn(where, fault.message, fault.remedy)
-            if state.bits:
-                depths[state.bits].append(where)
-    for where in depths[16]:
-        others = f", but {len(depths[8])} other images have 8" if depths[8] else ""
-        remedy = "the upper 8 are read, 65535 as 255: make sure that 65535 is white"
-        findings.warn(where, f"has 16 bits a channel{others}", remedy)
+            states.append((where, state))
+    _compare_images(states, findings)
+
+
+def _compare_images(states: list[tuple[str, FileState]], findings: Findings) -> None:
+    """Say which images have other channels or another depth than most of the set."""
+    readable = [(where, state) for where, state in states if state.depth]
+    for kind, channels in ((0, None), (1, (1, 3))):
+        counts = Counter(state[kind + 1] for _, state in readable)
+        if len(counts) < 2 or (channels and set(counts) <= set(channels)):
+            continue
+        usual = counts.most_common(1)[0][0]
+        for where, state in readable:
+            if state[kind + 1] == usual:
+                continue
+            if kind == 0:
+                findings.warn(
+                    where,
+                    f"has {state.depth} a channel, but {counts[usual]} other images have {usual}",
+                    "levels are kept, and the largest value of each depth counts as white: make "
+                    "sure that it is, or state INPUT.VALUE_RANGE",
+                )
+            else:
+                findings.error(
+                    where,
+                    f"has {state.colours} channel(s), but {counts[usual]} other images have "
+                    f"{usual}",
+                    "a set has one number of channels (grey beside RGB is converted): repair or "
+                    "remove it",
+                )
 
 
 def image_files(tree: dict[str, Any], folder: Path) -> list[ImageFile]:

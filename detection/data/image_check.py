@@ -9,17 +9,15 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
-import numpy as np
-from PIL import Image
-
-from images.decode import bits_per_channel, decode_image, with_8_bits
-from images.size_limit import refuse_absurd_size
+from backbones.errors import InputError
+from images.files import ImageError, Picture, Reading, open_picture, read_image
+from images.formats import SIXTEEN_BITS
 from images.threads import in_threads
 from training.progress import progress
 
 BLOCK = 2**20  # bytes
-LARGEST, DIM = 65535, 4095  # of 16 bits; below DIM are those of a 12-bit camera, not stretched
-EXIF_ORIENTATION = 0x0112
+DIM = 4095  # of 16 bits; values up to here are those of a 12-bit camera, not stretched
+ANY = Reading(None)
 # How such an image is shown; 5 to 8 swap its sides.
 ORIENTATIONS = {
     2: "mirrored",
@@ -58,10 +56,11 @@ class SharedImage(NamedTuple):
 
 
 class FileState(NamedTuple):
-    """What is wrong with an image file, and how many bits its channels have (0 if unreadable)."""
+    """What is wrong with an image file, and what it holds ("" and 0 if it cannot be read)."""
 
     faults: list[FileFault]
-    bits: int = 0
+    depth: str = ""
+    colours: int = 0
 
 
 def file_digest(path: str | Path) -> hashlib._Hash:
@@ -73,42 +72,43 @@ def file_digest(path: str | Path) -> hashlib._Hash:
     return digest
 
 
-def file_state(image: dict, folder: Path, decode: bool) -> FileState:
-    """Look at the file of one image entry: at its header, or at its pixels too."""
+def file_state(image: dict, folder: Path, decode: bool, reading: Reading = ANY) -> FileState:
+    """Look at the file of one image entry: at its header, or at its pixels too.
+
+    Args:
+        reading: how images become arrays; one that cannot become one is an error.
+    """
     name = image["file_name"]
     path = folder / name
     if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
         remedy = "add the image, or correct file_name or the image folder"
         return FileState([FileFault("error", "is missing", remedy)])
     try:
-        with Image.open(path) as file:
-            refuse_absurd_size(file.height, file.width)
-            bits, is_dim = bits_per_channel(file), False
-            if decode:
-                with_8_bits(file)
-                is_dim = file.mode.startswith("I") and np.asarray(file).max() <= DIM
-            # Pillow decodes a whole PNG to look for EXIF data behind its pixels.
-            in_header = decode or file.format != "PNG" or "exif" in file.info
-            orientation = file.getexif().get(EXIF_ORIENTATION, 1) if in_header else 1
-            size = file.size
-    except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
-        message = f"does not decode ({type(error).__name__}: {error})"
-        return FileState([FileFault("error", message, "replace or remove the image")])
+        with open(path, "rb") as file:
+            picture = open_picture(file)
+            reading.check(picture)
+            highest = float(reading.read(picture).max()) if decode else 1.0
+    except (ImageError, OSError) as error:
+        message, _, remedy = str(error).partition("; ")
+        return FileState([FileFault("error", message, remedy or "replace or remove the image")])
     faults = []
-    if fault := _size_fault(size, orientation, (image["width"], image["height"])):
+    if fault := _size_fault(picture, (image["width"], image["height"])):
         faults.append(fault)
-    if is_dim:
-        remedy = f"it is read nearly black: stretch its values to 0..{LARGEST}"
+    is_stated = reading.value_range is not None or picture.white != SIXTEEN_BITS
+    if highest * SIXTEEN_BITS < DIM + 0.5 and not is_stated:
+        remedy = (
+            f"its levels are kept, but it is dark beside others: if {DIM} is white, say so by "
+            f"INPUT.VALUE_RANGE [0, {DIM}]"
+        )
         faults.append(FileFault("warning", f"has 16 bits, but no value above {DIM}", remedy))
-    return FileState(faults, bits)
+    return FileState(faults, picture.depth, picture.colours)
 
 
-def _size_fault(
-    size: tuple[int, int], orientation: int, given: tuple[int, int]
-) -> FileFault | None:
+def _size_fault(picture: Picture, given: tuple[int, int]) -> FileFault | None:
     """Whether a file's width, height and EXIF orientation contradict the annotations."""
+    orientation, shown = picture.orientation, (picture.width, picture.height)
     how = ORIENTATIONS.get(orientation)
-    shown = (size[1], size[0]) if orientation in (5, 6, 7, 8) else size
+    size = shown[::-1] if orientation in (5, 6, 7, 8) else shown
     if shown == given:
         if how and (orientation in (2, 3, 4) or size[0] == size[1]):
             message = f"is {how} by its EXIF orientation, which its size does not tell"
@@ -208,7 +208,9 @@ def _digest_bytes(file: ImageFile) -> str | None:
 def _digest_pixels(file: ImageFile) -> str | None:
     """Of the size and the RGB pixels, EXIF rotation applied."""
     try:
-        pixels = decode_image(file.path)
-    except (ValueError, FileNotFoundError):
+        pixels = read_image(file.path, ANY)
+    except (InputError, FileNotFoundError):
         return None
+    if pixels.shape[2] == 1:  # grey that was saved as RGB is the same image
+        pixels = pixels.repeat(3, axis=2)
     return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()

@@ -26,15 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import pycocotools.mask as mask_util
-from PIL import Image
 
 from backbones.whole_files import write_atomically
 from detection.data.annotation_check import BOX_TOLERANCE, boxes_differ, is_id
 from detection.data.coco_file import LISTS, read_coco
 from detection.data.file_names import files_by_name, find_file, is_file, only_file_of_name
-from detection.data.image_check import EXIF_ORIENTATION
 from detection.data.problems import Findings, Problem
 from detection.data.segmentation_check import are_finite, as_rle, is_finite, mask_bounds
+from images.files import ImageError, open_picture
 from training.progress import progress
 
 GONE = "left out"
@@ -154,12 +153,11 @@ class _Repair:
         if not is_file(self.folder, name):
             return None
         try:
-            with Image.open(self.folder / name) as file:
-                turned = file.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-                width, height = file.size
-        except Exception:  # whatever Pillow says of it, the check says, too
+            with open(self.folder / name, "rb") as file:
+                picture = open_picture(file)
+        except (ImageError, OSError):  # the check says so, too
             return None
-        return (width, height) if turned else (height, width)
+        return picture.height, picture.width
 
     def _annotations(self) -> None:
         images = {image["id"]: image for image in self.tree["images"] if is_id(image.get("id"))}

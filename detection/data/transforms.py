@@ -32,8 +32,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from backbones.errors import InputError
+from detection.data.pixels import in_order, read_record, to_tensor, values_of
 from detection.dataset import CocoDataset
-from images.decode import decode_image, pixels_of
+from images.resizing import resized
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class Transform(Protocol):
     """A change of an image's geometry."""
 
     def pixels(self, image: np.ndarray, resample: Image.Resampling) -> np.ndarray:
-        """``[H, W]`` or ``[H, W, C]`` uint8 -> the same, transformed."""
+        """``[H, W]`` or ``[H, W, C]`` of uint8 or float32 -> the same, transformed."""
 
     def points(self, xy: np.ndarray) -> np.ndarray:
         """``[N, 2]`` float64 points -> the same, transformed."""
@@ -60,8 +61,7 @@ class Resize:
     new_width: int
 
     def pixels(self, image: np.ndarray, resample: Image.Resampling) -> np.ndarray:
-        resized = Image.fromarray(image).resize((self.new_width, self.new_height), resample)
-        return np.asarray(resized)
+        return resized(image, self.new_height, self.new_width, resample)
 
     def points(self, xy: np.ndarray) -> np.ndarray:
         return xy * [self.new_width * 1.0 / self.width, self.new_height * 1.0 / self.height]
@@ -160,12 +160,12 @@ def _draw_crop(size: int, height: int, width: int) -> Crop:
 class DetectionSamples(Dataset):
     """The samples of a data set, as a map-style torch data set.
 
-    ``samples[i]`` is a dictionary of ``image`` (uint8 ``[C, H, W]``, 0 to 255, in the channel
-    order of ``INPUT.FORMAT``), ``height``, ``width`` (of the original image), ``image_id``,
-    ``file_name``; in training also ``boxes`` (float32 ``[N, 4]``, x0, y0, x1, y1 in pixels of
-    ``image``), ``labels`` (int64 ``[N]``, class indices from 0) and, with ``MODEL.MASK_ON``,
-    ``masks`` (bool ``[N, H, W]``). Crowds are left out of the objects, and so is an object of which
-    nothing is left in the sample; N may be 0.
+    ``samples[i]`` is a dictionary of ``image`` (``[C, H, W]``, 0 to 255, uint8 or of deeper files
+    float32, in the channel order of ``INPUT.FORMAT``), ``height``, ``width`` (of the original
+    image), ``image_id``, ``file_name``; in training also ``boxes`` (float32 ``[N, 4]``, x0, y0, x1,
+    y1 in pixels of ``image``), ``labels`` (int64 ``[N]``, class indices from 0) and, with
+    ``MODEL.MASK_ON``, ``masks`` (bool ``[N, H, W]``). Crowds are left out of the objects, and so is
+    an object of which nothing is left in the sample; N may be 0.
 
     Args:
         dataset: the data set.
@@ -179,7 +179,7 @@ class DetectionSamples(Dataset):
     """
 
     def __init__(self, dataset: CocoDataset, config: CfgNode, training: bool) -> None:
-        self.options = config.INPUT
+        self.config, self.options = config, config.INPUT
         self.masks = config.MODEL.MASK_ON
         self.training = training
         self.records = dataset.records
@@ -202,7 +202,7 @@ class DetectionSamples(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.records[index]
-        image = read_image(record, self.options.FORMAT)
+        image = in_order(read_record(record, self.config), self.config)
         transforms = draw_transforms(self.options, record["height"], record["width"], self.training)
         image = _apply(transforms, image, Image.Resampling.BILINEAR)
         sample = {
@@ -243,49 +243,22 @@ def prediction_sample(pixels: np.ndarray, config: CfgNode, image_id: int) -> dic
     """The sample that :class:`DetectionSamples` makes of an image outside of training.
 
     Args:
-        pixels: ``[H, W, 3]`` uint8 RGB.
+        pixels: ``[H, W]`` or ``[H, W, C]`` (RGB), as a file of these values would be read.
     """
-    height, width = pixels.shape[:2]
-    image = pixels_of(Image.fromarray(pixels), config.INPUT.FORMAT)
+    return sample_of_values(values_of(pixels, config), config, image_id)
+
+
+def sample_of_values(values: np.ndarray, config: CfgNode, image_id: int) -> dict[str, Any]:
+    """The same of what was read already: ``[H, W, C]``, uint8, or float32 in 0..1."""
+    height, width = values.shape[:2]
     transforms = draw_transforms(config.INPUT, height, width, training=False)
-    image = _apply(transforms, image, Image.Resampling.BILINEAR)
+    image = _apply(transforms, in_order(values, config), Image.Resampling.BILINEAR)
     return {"image": to_tensor(image), "height": height, "width": width, "image_id": image_id}
-
-
-def to_tensor(image: np.ndarray) -> Tensor:
-    """``[H, W]`` or ``[H, W, C]`` -> ``[C, H, W]``."""
-    return torch.from_numpy(np.array(np.atleast_3d(image).transpose(2, 0, 1), order="C"))
 
 
 def collate(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A batch is the list of its samples, which differ in size."""
     return samples
-
-
-def read_image(record: dict[str, Any], channels: str) -> np.ndarray:
-    """Decode a record's image by :mod:`images.decode`: uint8 ``[H, W, 3]``, or ``[H, W]``.
-
-    Args:
-        record: a data set's record.
-        channels: ``INPUT.FORMAT``, "RGB", "BGR" or "L".
-
-    Raises:
-        InputError: if it does not decode, or not to the record's height and width.
-    """
-    path = record["file_name"]
-    try:
-        pixels = decode_image(path, channels)
-    except ValueError as error:
-        raise InputError(
-            f"{error}; replace the image, or remove image {record['image_id']} from the annotations"
-        ) from error
-    height, width = pixels.shape[:2]
-    if (height, width) != (record["height"], record["width"]):
-        raise InputError(
-            f"{path} is {width} x {height} pixels, but the annotations say {record['width']} x "
-            f"{record['height']}; correct one of them"
-        )
-    return pixels
 
 
 def transformed_box(

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from fvcore.common.config import CfgNode
 
-from detection.data.transforms import prediction_sample, read_image
+from detection.data.pixels import read_record
+from detection.data.transforms import sample_of_values
 from detection.dataset import CocoDataset
 from detection.drawing.instances import coco_instances, draw_instances
 from detection.engines.interface import Detect
+from images.display import shown
 from training.data import evenly_spread
 
 IMAGES = 4
@@ -42,15 +44,17 @@ def overlays(config: CfgNode, dataset: CocoDataset, detect: Detect) -> dict[str,
     ids = {index: key for key, index in dataset.contiguous_ids.items()}
     pictures = {}
     for record in _chosen(dataset):
-        pixels = read_image(record, "RGB")
-        sample = prediction_sample(pixels, config, record["image_id"])
+        values = read_record(record, config)
+        sample = sample_of_values(values, config, record["image_id"])
         found = [result for result in detect(sample) if result["score"] >= SCORE]
         truth = [
             annotation | {"category_id": ids[annotation["category_id"]]}
             for annotation in record["annotations"]
         ]
         name = Path(record["file_name"]).relative_to(dataset.image_folder).as_posix()
-        pictures[f"predictions/{name}"] = _side_by_side(pixels, (truth, found), names)
+        pictures[f"predictions/{name}"] = _side_by_side(
+            shown(values, config.INPUT.SHOW_BANDS), (truth, found), names
+        )
     return pictures
 
 

@@ -125,11 +125,22 @@ def _of_weights(read: Callable[[Run], Cell]) -> Callable[[Run], Cell]:
     return lambda run: "no weights" if run.facts.get("encoder", "") is None else read(run)
 
 
+def _pixels(run: Run) -> Cell:
+    """Mean and deviation that images were normalised by, and whence they came."""
+    origin = run.fact("pixel_statistics")
+    values = [run.config.get(f"MODEL.PIXEL_{name}") for name in ("MEAN", "STD")]
+    if not origin or not all(isinstance(row, list) and row for row in values):
+        return NOT_RECORDED
+    mean, std = (" ".join(f"{value:.5g}" for value in row) for row in values if row)
+    return f"mean {mean}, deviation {std} of 0 to 255 ({origin})"
+
+
 FACTS: dict[str, Callable[[Run], Cell]] = {
     "Engine": _plain("engine"),
     "Encoder's weights": encoder_sentence,
     "Weights' fingerprint": _of_weights(_code("encoder", "fingerprint")),
     "Weights' licence": _of_weights(_plain("encoder", "licence")),
+    "Pixels": _pixels,
     "Parameters": _number("parameters"),
     "Training data": _data("train"),
     "Training data's fingerprint": _code("datasets", "train", "fingerprint"),

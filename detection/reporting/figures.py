@@ -15,7 +15,7 @@ from detection.drawing.instances import Instance, coco_instances, draw_instances
 from detection.evaluation.inputs import read_ground_truth, read_results
 from detection.reporting.gallery import TYPICAL, Chosen
 from detection.reporting.run import Run
-from images.decode import decode_image
+from images.display import read_shown
 from reporting.blocks import Picture, Pictures, RunName
 from reporting.pictures import encode_jpeg
 from training.progress import progress
@@ -28,20 +28,26 @@ LISTED = 12  # instances that an alternative text names
 Entries = dict[Any, list[dict[str, Any]]]  # image id -> annotations or detections
 
 
-def read_image(path: Path) -> np.ndarray | None:
-    """An image as ``[H, W, 3]`` uint8 RGB, None where there is none that can be decoded."""
+def read_image(path: Path, bands: Sequence[int] = ()) -> np.ndarray | None:
+    """An image as ``[H, W, 3]`` uint8 RGB, None where there is none that can be decoded.
+
+    Args:
+        bands: of many, those to show, see :mod:`images.display`.
+    """
     try:
-        return decode_image(path)
+        return read_shown(path, bands)
     except (ValueError, OSError):
         return None
 
 
-def image_of(entry: dict[str, Any], image_root: Path) -> np.ndarray | None:
+def image_of(
+    entry: dict[str, Any], image_root: Path, bands: Sequence[int] = ()
+) -> np.ndarray | None:
     """The image of an entry of the annotations; None if that cannot or may not be read."""
     name = entry.get("file_name")
     if not is_text(name) or leaves_folder(name):
         return None
-    return read_image(image_root / name)
+    return read_image(image_root / name, bands)
 
 
 def prediction_panels(
@@ -79,13 +85,14 @@ def prediction_panels(
         kept = [r for r in found if r["score"] >= least.get(r["category_id"], 0)]
         sources.append((run_name, _by_image(kept)))
     images = {image["id"]: image for image in truth["images"]}
+    bands: list[int] = next((b for _, run in runs if (b := run.config.get("INPUT.SHOW_BANDS"))), [])
     long_side = 600 if len(sources) < 3 else 480  # as wide as the page shows them, and a bit more
     shown_twice = sum(len(choice.groups) > 1 for choice in chosen if TYPICAL in choice.groups)
     budget = PICTURE_BYTES // max(1, len(sources) * (len(chosen) + shown_twice))
     panels, missing, unlabelled = [], [], 0
     for number, choice in enumerate(progress(chosen, "drawing predictions", unit="image")):
         entry = images.get(choice.image_id, {})
-        image = image_of(entry, image_root)
+        image = image_of(entry, image_root, bands)
         if image is None or image.shape[:2] != (entry["height"], entry["width"]):
             missing.append(str(entry.get("file_name", choice.image_id)))
             continue

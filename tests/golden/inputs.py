@@ -64,6 +64,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 
+# Four channels of real numbers, with random weights alone.
+BANDS: dict[str, dict[str, Any]] = {
+    "bands": {
+        "INPUT.FORMAT": "raw",
+        "MODEL.CONVNEXT.IN_CHANS": 4,
+        "MODEL.PIXEL_MEAN": [110.0, 105.5, 100.0, 127.25],
+        "MODEL.PIXEL_STD": [60.0, 55.25, 50.0, 70.0],
+    }
+}
+
 # Gains that make an untrained detector decided: scores from 0 to 1, boxes and masks that vary.
 GAINS = {
     "objectness_logits": 3.0,
@@ -79,7 +89,7 @@ class Case:
     """One detector on one batch: the unit of what the engines must agree on.
 
     Args:
-        variant: of ``VARIANTS``.
+        variant: of ``VARIANTS`` or ``BANDS``.
         weights: "random" or "trained".
         batch: indices of ``IMAGES``.
         size: the encoder.
@@ -96,7 +106,8 @@ class Case:
     def config(self) -> CfgNode:
         """This detector's config; build it inside of :func:`tiny_encoder`."""
         config = default_config()
-        pairs = {"MODEL.CONVNEXT.SIZE": self.size} | OVERRIDES | VARIANTS[self.variant]
+        variant = (VARIANTS | BANDS)[self.variant]
+        pairs = {"MODEL.CONVNEXT.SIZE": self.size} | OVERRIDES | variant
         config.merge_from_list([item for pair in pairs.items() for item in pair])
         config.freeze()
         return config
@@ -113,13 +124,17 @@ class Case:
         found = []
         for index in self.batch:
             size, (height, width) = IMAGES[index]
-            found.append(sample(f"golden {index}", size) | {"height": height, "width": width})
+            made = sample(f"golden {index}", size)
+            if self.variant in BANDS:
+                made["image"] = with_a_band(made["image"], f"golden {index}")
+            found.append(made | {"height": height, "width": width})
         return found
 
 
 CASES = [
     *(Case(*options) for options in product(VARIANTS, ("random", "trained"), ((0,), (1, 2)))),
     Case("plain", "random", (0, 1, 2), "convnextv2_atto"),
+    *(Case("bands", "random", batch) for batch in ((0,), (1, 2))),
 ]
 
 
@@ -158,6 +173,14 @@ def weights(shapes: dict[str, list[int]]) -> dict[str, np.ndarray]:
             values[:, half:] = -values[:, :half]
         made[name] = values.astype(np.float32)
     return made
+
+
+def with_a_band(image: Tensor, name: str) -> Tensor:
+    """uint8 ``[3, H, W]`` -> float32 ``[4, H, W]`` of 0 to 255, between the whole numbers too."""
+    fractions = uniform(f"{name} fractions", (3, *image.shape[1:]))
+    colours = (image.numpy() + 0.4 * fractions).clip(0, 255)
+    band = 127.5 + 127.5 * uniform(f"{name} band", (1, *image.shape[1:]))
+    return torch.from_numpy(np.concatenate([colours, band]).astype(np.float32))
 
 
 def sample(name: str, size: tuple[int, int], objects: int = 3) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Data of the detectron2 engine: our checked records in, batches and test images out.
 
 detectron2's own mapper, augmentations and loader do the work. Two things are this project's:
-images are decoded by ``images.decode``, and the order of images and the seed of each sample's
+images are read by ``detection.data.pixels`` and resized with all of their channels and levels, and
+the order of images and the seed of each sample's
 augmentation are those of ``training.data``, so that both engines see the same samples and a
 resumed run continues where it stopped.
 """
@@ -16,7 +17,6 @@ from typing import Any
 
 import detectron2.data.transforms as T
 import numpy as np
-import torch
 from detectron2.data import (
     DatasetMapper,
     build_detection_test_loader,
@@ -24,12 +24,14 @@ from detectron2.data import (
 )
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.utils import comm
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from backbones.errors import InputError
+from detection.data.pixels import in_order, read_record, to_tensor
 from detection.data.records import Records
-from detection.data.transforms import read_image
 from detection.dataset import CocoDataset
+from images.resizing import resized
 from training.data import BatchOrder, SampleKey, seed_cpu_generators, seed_generators
 
 
@@ -49,15 +51,46 @@ class _BitmaskCrop(T.FixedSizeCrop):
         return _ShiftingCrop(crop.x0, crop.y0, crop.w, crop.h, crop.orig_w, crop.orig_h)
 
 
+class _ResizeAny(T.ResizeTransform):
+    """Resizes pixels of any number of channels and any depth as 8-bit RGB; masks as ever.
+
+    detectron2 itself takes four channels for colours with alpha, and does not antialias floats.
+    """
+
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        if interp is not None or img.ndim == 2:
+            return super().apply_image(img, interp)
+        return resized(img, self.new_h, self.new_w, Image.Resampling(self.interp))
+
+
+class _AnyImage(T.Augmentation):
+    """Another augmentation, drawn as ever, whose resizing is the one above."""
+
+    def __init__(self, inner: T.Augmentation) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        found = self.inner.get_transform(image)
+        if isinstance(found, T.ResizeTransform):
+            return _ResizeAny(found.h, found.w, found.new_h, found.new_w, found.interp)
+        return found
+
+
 class _OurReader(DatasetMapper):
-    """detectron2's mapper, but the image is decoded as the other engine does."""
+    """detectron2's mapper, but the image is read and resized as the other engine does."""
+
+    def __init__(self, cfg: Any, is_train: bool, **options: Any) -> None:
+        super().__init__(cfg, is_train, **options)
+        self.cfg = cfg
+        steps = vars(self)["augmentations"].augs
+        self.augmentations = T.AugmentationList([_AnyImage(step) for step in steps])
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
-        image = T.AugInput(np.atleast_3d(read_image(record, self.image_format)))
+        image = T.AugInput(in_order(read_record(record, self.cfg), self.cfg))
         transforms = self.augmentations(image)
         height, width = image.image.shape[:2]
-        pixels = np.array(np.atleast_3d(image.image).transpose(2, 0, 1), order="C")
-        sample = {**record, "image": torch.from_numpy(pixels)}
+        sample = {**record, "image": to_tensor(image.image)}
         if self.is_train:
             self._transform_annotations(sample, transforms, (height, width))
         else:

@@ -21,6 +21,7 @@ from fvcore.common.config import CfgNode
 
 from backbones.errors import InputError
 from detection.config import resolve_device, resolve_num_classes, to_detectron2
+from detection.data.statistics import with_statistics
 from detection.dataset import CocoDataset, load_test_sets
 from detection.engines.detectron2.augmentation import write_augmented_predictions
 from detection.engines.detectron2.results import detector_of, write_predictions
@@ -50,7 +51,7 @@ class Detectron2Engine:
             FileNotFoundError: for weights that do not exist.
         """
         test_sets = load_test_sets(config) if test_sets is None else test_sets
-        Trainer(prepare(config, dataset_train), dataset_train, resume, test_sets).train()
+        Trainer(prepare(config, dataset_train, resume), dataset_train, resume, test_sets).train()
         comm.synchronize()  # until the main process has written the last checkpoint
 
     def predict(
@@ -135,8 +136,11 @@ def join_process_group(on_gpu: bool) -> None:
     comm.synchronize()
 
 
-def prepare(config: CfgNode, dataset: CocoDataset) -> Any:
+def prepare(config: CfgNode, dataset: CocoDataset, continues: bool = True) -> Any:
     """The config as detectron2 wants it, checked against the data set and this machine.
+
+    Args:
+        continues: whether ``OUTPUT_DIR`` holds the run that this belongs to.
 
     Raises:
         InputError: if the classes or the device do not fit.
@@ -144,6 +148,7 @@ def prepare(config: CfgNode, dataset: CocoDataset) -> Any:
     join_process_group(on_gpu=resolve_device(config).startswith("cuda"))
     level = logging.INFO if comm.is_main_process() else logging.WARNING
     logging.getLogger("detectron2").setLevel(level)
+    config, _ = with_statistics(config, dataset, continues)
     cfg = to_detectron2(config)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = resolve_num_classes(config, dataset)
     # detectron2 accepts a step at the very end, where its scheduler then fails.

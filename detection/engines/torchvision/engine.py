@@ -26,6 +26,7 @@ from backbones.normalization import GRNOptions
 from backbones.weight_files import save_safetensors
 from backbones.whole_files import write_text
 from detection.config import flat_values, resolve_device, resolve_num_classes, resolve_precision
+from detection.data.statistics import with_statistics
 from detection.data.transforms import DetectionSamples, collate
 from detection.dataset import CocoDataset, load_test_sets, result_parts
 from detection.engines.interface import Detect
@@ -79,7 +80,7 @@ class TorchvisionEngine:
         resume: bool,
         test_sets: Sequence[CocoDataset] | None = None,
     ) -> None:
-        config = with_num_classes(config, dataset_train)
+        config = completed(config, dataset_train, continues=resume)
         test_sets = load_test_sets(config) if test_sets is None else test_sets
         solver, output_dir = config.SOLVER, Path(config.OUTPUT_DIR)
         device = use_device(config)
@@ -150,26 +151,27 @@ class TorchvisionEngine:
         weights: str | None,
         folder: str = "inference",
     ) -> Path:
-        config = with_num_classes(config, dataset)
+        config = completed(config, dataset, continues=True)
         state = process_state(use_device(config))
         model = build_mask_rcnn(config)
         read_detector(weights or newest_checkpoint(Path(config.OUTPUT_DIR)), model)
         return write_predictions(config, model.to(state.device), dataset, state, folder)
 
     def detector(self, config: CfgNode, dataset: CocoDataset, weights: str | None) -> Detect:
-        config = with_num_classes(config, dataset)
+        config = completed(config, dataset, continues=True)
         device = use_device(config)
         model = build_mask_rcnn(config)
         read_detector(weights or newest_checkpoint(Path(config.OUTPUT_DIR)), model)
         return detector_of(model.to(device).eval(), dataset)
 
 
-def with_num_classes(config: CfgNode, dataset: CocoDataset) -> CfgNode:
-    """A copy of the config whose ``NUM_CLASSES`` is the data set's number.
+def completed(config: CfgNode, dataset: CocoDataset, continues: bool) -> CfgNode:
+    """A copy of the config with the data set's number of classes, mean and deviation.
 
     Raises:
-        InputError: if the config gives another number.
+        InputError: if the config contradicts the data set.
     """
+    config, _ = with_statistics(config, dataset, continues)
     config = config.clone()
     config.defrost()
     config.MODEL.ROI_HEADS.NUM_CLASSES = resolve_num_classes(config, dataset)

@@ -34,6 +34,7 @@ from backbones.convnext import STRIDES, ConvNeXt, build_convnext
 from backbones.errors import InputError
 from backbones.normalization import NORM_EPS, GRNOptions
 from backbones.pyramid import Pyramid, all_levels_read, levels_of, plan_pyramid
+from detection.data.statistics import known_statistics
 from detection.engines.torchvision.roi import AlignedRoIPool, MaskRoIHeads, rescale_detections
 from detection.engines.torchvision.rpn import RPN, Anchors, Float32RPNHead
 from detection.suppression.soft_nms import SoftNMS
@@ -134,8 +135,8 @@ class MaskRCNN(nn.Module):
     """Mask R-CNN; :func:`build_mask_rcnn` makes one from a config.
 
     An input is a dictionary of one image, as :mod:`detection.data.transforms` makes it: ``image``
-    ``[C, H, W]`` in 0 to 255; in training ``boxes`` ``[N, 4]`` (x0, y0, x1, y1 in pixels),
-    ``labels`` ``[N]`` (0 is the data set's first class) and ``masks`` ``[N, H, W]`` bool;
+    ``[C, H, W]`` in 0 to 255, uint8 or float32; in training ``boxes`` ``[N, 4]`` (x0, y0, x1, y1 in
+    pixels), ``labels`` ``[N]`` (0 is the data set's first class) and ``masks`` ``[N, H, W]`` bool;
     in inference ``height`` and ``width`` of the original image.
     """
 
@@ -259,8 +260,7 @@ def build_mask_rcnn(config: CfgNode) -> MaskRCNN:
         backbone,
         _build_rpn(config, backbone.strides),
         _build_roi_heads(config, backbone.strides),
-        model.PIXEL_MEAN,
-        model.PIXEL_STD,
+        *known_statistics(config),
     )
     initialize_heads(mask_rcnn.roi_heads)
     return mask_rcnn

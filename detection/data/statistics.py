@@ -1,0 +1,183 @@
+"""Mean and deviation that a detector normalises its images by, and where they come from.
+
+The first that there is: ``MODEL.PIXEL_MEAN`` and ``PIXEL_STD`` of the config; those of the run that
+is continued or evaluated; of the detector in ``MODEL.WEIGHTS``; of the encoder in
+``MODEL.CONVNEXT.WEIGHTS``; ImageNet's for RGB of 8 bits; measured. A stated range of values
+(``INPUT.VALUE_RANGE``) travels with them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+from fvcore.common.config import CfgNode
+
+from backbones.checkpoint import open_encoder
+from backbones.errors import InputError
+from backbones.weight_files import read_metadata
+from detection.data.pixels import reading_of
+from detection.dataset import CocoDataset
+from images.files import EIGHT_BITS, ImageError, open_picture, read_image
+from images.statistics import IMAGENET, measure
+
+logger = logging.getLogger(__name__)
+
+MEASURED_IMAGES = 2000
+
+
+class PixelStatistics(NamedTuple):
+    """Of each channel in ``INPUT.FORMAT``'s order, of 0 to 255; ``origin``: whence, in words."""
+
+    mean: list[float]
+    std: list[float]
+    value_range: list[float]
+    origin: str
+
+
+def with_statistics(
+    config: CfgNode, dataset: CocoDataset | None, continues: bool = False
+) -> tuple[CfgNode, str]:
+    """The config with mean and deviation (and range) as this module's header says, and whence.
+
+    Args:
+        dataset: what is measured, if it comes to that.
+        continues: whether ``OUTPUT_DIR`` holds the run that this belongs to.
+
+    Raises:
+        InputError: if nothing tells them, or a channel is constant.
+        FileNotFoundError: if weights are not there.
+    """
+    if config.MODEL.PIXEL_MEAN:
+        return config, "the config"
+    found = _of_weights(config, continues) or _by_default(config, dataset)
+    if not config.INPUT.VALUE_RANGE and found.value_range:
+        logger.info("INPUT.VALUE_RANGE %s (%s)", found.value_range, found.origin)
+    logger.info(
+        "pixel mean %s, deviation %s of 0 to 255 (%s)",
+        *(" ".join(f"{value:.6g}" for value in values) for values in found[:2]),
+        found.origin,
+    )
+    config = config.clone()
+    config.defrost()
+    config.MODEL.PIXEL_MEAN, config.MODEL.PIXEL_STD = found.mean, found.std
+    config.INPUT.VALUE_RANGE = config.INPUT.VALUE_RANGE or found.value_range
+    config.freeze()
+    return config, found.origin
+
+
+def known_statistics(config: CfgNode) -> tuple[list[float], list[float]]:
+    """The config's mean and deviation, or ImageNet's for three channels where it has none.
+
+    Raises:
+        InputError: if it has none for another number of channels.
+    """
+    if config.MODEL.PIXEL_MEAN:
+        return list(config.MODEL.PIXEL_MEAN), list(config.MODEL.PIXEL_STD)
+    if config.MODEL.CONVNEXT.IN_CHANS != 3:
+        raise InputError(
+            f"MODEL.PIXEL_MEAN is empty, and ImageNet's is for 3 channels, not the "
+            f"{config.MODEL.CONVNEXT.IN_CHANS} of MODEL.CONVNEXT.IN_CHANS: give it and PIXEL_STD "
+            "(a training measures them)"
+        )
+    return _ordered(IMAGENET.mean, config), _ordered(IMAGENET.std, config)
+
+
+def _ordered(values: Any, config: CfgNode) -> list[float]:
+    """Values of 0 to 1, red first -> of 0 to 255, in the order of ``INPUT.FORMAT``."""
+    scaled = [float(f"{value * EIGHT_BITS:.8g}") for value in values]
+    return scaled[::-1] if config.INPUT.FORMAT == "BGR" else scaled
+
+
+def _of_weights(config: CfgNode, continues: bool) -> PixelStatistics | None:
+    """Of the run that is continued, the detector or the encoder; None where none tells."""
+    model, detectors = config.MODEL, []
+    run = Path(config.OUTPUT_DIR) / "config.yaml"
+    if continues and not model.WEIGHTS and run.is_file():
+        detectors.append((_read_yaml(run.read_text(encoding="utf-8")), str(run)))
+    if model.WEIGHTS:
+        detectors.append((_config_of(Path(model.WEIGHTS)), model.WEIGHTS))
+    for tree, source in detectors:
+        theirs = tree.get("MODEL", {})
+        if theirs.get("PIXEL_MEAN") and len(theirs["PIXEL_MEAN"]) == model.CONVNEXT.IN_CHANS:
+            stated = tree.get("INPUT", {}).get("VALUE_RANGE", [])
+            mean, std = list(theirs["PIXEL_MEAN"]), list(theirs["PIXEL_STD"])
+            return PixelStatistics(mean, std, list(stated), source)
+    if model.WEIGHTS or not model.CONVNEXT.WEIGHTS:
+        return None
+    encoder = open_encoder(model.CONVNEXT.WEIGHTS, model.CONVNEXT.IN_CHANS)
+    if encoder.statistics is None or encoder.in_chans != model.CONVNEXT.IN_CHANS:
+        return None
+    mean, std = (_ordered(values, config) for values in encoder.statistics)
+    stated = list(encoder.numbers("value_range") or ())
+    return PixelStatistics(mean, std, stated, f"the encoder {model.CONVNEXT.WEIGHTS}")
+
+
+def _config_of(weights: Path) -> Mapping[str, Any]:
+    """The config that a detector was trained with: in its file, or in its run's folder."""
+    if weights.is_file() and (text := read_metadata(weights).get("config")):
+        return _read_yaml(text)
+    folder = weights.absolute().parent
+    for place in (folder, folder.parent.parent if folder.parent.name == "checkpoints" else folder):
+        if (place / "config.yaml").is_file():
+            return _read_yaml((place / "config.yaml").read_text(encoding="utf-8"))
+    return {}
+
+
+def _read_yaml(text: str) -> Mapping[str, Any]:
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return {}
+    return tree if isinstance(tree, dict) else {}
+
+
+def _by_default(config: CfgNode, dataset: CocoDataset | None) -> PixelStatistics:
+    """ImageNet's for RGB of 8 bits, else measured.
+
+    Raises:
+        InputError: if there is nothing to measure, or a channel is constant.
+    """
+    images = _Images(dataset, config) if dataset is not None else None
+    if config.INPUT.FORMAT in ("RGB", "BGR") and (images is None or images.eight_bit()):
+        return PixelStatistics(*known_statistics(config), [], "ImageNet")
+    if images is None:
+        known_statistics(config)
+        raise InputError("MODEL.PIXEL_MEAN is empty, and there is no data set to measure it on")
+    logger.info(
+        "measuring mean and deviation: ImageNet's are for RGB of 8 bits; MODEL.PIXEL_MEAN and "
+        "PIXEL_STD would save this"
+    )
+    found = measure(images, MEASURED_IMAGES, config.SEED, config.DATALOADER.NUM_WORKERS)
+    mean, std = _ordered(found.mean, config), _ordered(found.std, config)
+    return PixelStatistics(mean, std, [], found.origin)
+
+
+class _Images:
+    """The images of a data set, see :class:`images.statistics.Images`."""
+
+    skip_bad_images = False
+
+    def __init__(self, dataset: CocoDataset, config: CfgNode) -> None:
+        self.paths = [record["file_name"] for record in dataset.records.heads()]
+        self.reading = reading_of(config)
+        self.in_chans = config.MODEL.CONVNEXT.IN_CHANS
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def whole_image(self, index: int) -> np.ndarray:
+        return read_image(self.paths[index], self.reading)
+
+    def eight_bit(self) -> bool:
+        for path in self.paths:
+            try:
+                with open(path, "rb") as file:
+                    return self.reading.is_eight_bit(open_picture(file))
+            except (ImageError, OSError):
+                continue  # whoever reads it says so
+        return True

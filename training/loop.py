@@ -175,7 +175,7 @@ def train(
     # A process that others wait for cannot leave in the midst of a step; only the first one, whose
     # checkpoint is the whole training's, may between steps. With FSDP all must write together.
     endings = Endings(run.lost, accelerator.is_main_process and not run.is_sharded)
-    with steps, endings, StallWatch(getattr(batches, "_workers", ())) as stalls:
+    with steps, endings, StallWatch(lambda: getattr(batches, "_workers", ())) as stalls:
         try:
             if start and after_step is not None:  # the interruption may have come before its end
                 run.call(after_step, start, endings)

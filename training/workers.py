@@ -7,12 +7,14 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
+
+from torch.utils.data import get_worker_info
 
 CHECK_EVERY = 2.0  # seconds
 STOPPED_AFTER = 5.0
@@ -45,6 +47,17 @@ class SigtermOnlyFromTrainer:
         os._exit(0)
 
 
+def prepare_worker() -> None:
+    """The same, called where a worker reads its first sample: for loaders made by libraries."""
+    global _is_prepared
+    if not _is_prepared and get_worker_info() is not None:
+        SigtermOnlyFromTrainer(os.getppid())(0)
+        _is_prepared = True
+
+
+_is_prepared = False
+
+
 def _end_worker(error: Exception, _batch: Any) -> None:
     os.write(2, f"a loader worker cannot hand over its batch: {error}\n".encode())
     os._exit(1)
@@ -71,10 +84,10 @@ class StallWatch:
     They are asked of Linux; elsewhere nothing is watched.
 
     Args:
-        workers: the loader's processes.
+        workers: returns the loader's processes.
     """
 
-    def __init__(self, workers: Sequence[Any]) -> None:
+    def __init__(self, workers: Callable[[], Sequence[Any]]) -> None:
         self.workers = workers
         self.problem: str | None = None  # what stood still, once it was ended
         self._since: float | None = None
@@ -107,7 +120,8 @@ class StallWatch:
             if since is None or time.monotonic() - since < CHECK_EVERY:
                 moved = time.monotonic()
                 continue
-            now = {worker.pid: _activity(worker.pid) for worker in self.workers}
+            workers = self.workers()
+            now = {worker.pid: _activity(worker.pid) for worker in workers}
             stopped = [pid for pid, line in now.items() if line.startswith(("T", "t"))]
             if now != last or not now:
                 last, moved = now, time.monotonic()
@@ -120,7 +134,7 @@ class StallWatch:
                 "waits for them: the disk or network of the images may hang. Look there, or load "
                 "without workers (--workers 0, DATALOADER.NUM_WORKERS 0)"
             )
-            for worker in self.workers:
+            for worker in workers:
                 worker.kill()
 
 

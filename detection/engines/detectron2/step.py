@@ -22,13 +22,21 @@ from backbones.errors import InputError
 from backbones.weight_files import save_pickle
 from detection.config import resolve_precision
 from detection.engines.detectron2.data import TrainingBatches
+from training.endings import Endings
+from training.workers import StallWatch
 
 
 class Step(SimpleTrainer):
     """One optimizer step, of ``SOLVER.ACCUMULATE`` micro-batches, in the config's precision.
 
     detectron2's ``AMPTrainer`` knows GPUs alone, and none of its steps accumulates.
+
+    Attributes:
+        endings, stalls: of the training, which may end while a step waits for its data.
     """
+
+    endings: Endings
+    stalls: StallWatch
 
     def __init__(
         self, cfg: Any, model: nn.Module, batches: TrainingBatches, optimizer: torch.optim.Optimizer
@@ -49,7 +57,8 @@ class Step(SimpleTrainer):
         self.optimizer.zero_grad()
         for micro in range(self.accumulate):
             began = time.perf_counter()
-            batch = next(self._data_loader_iter)
+            with self.endings.interruptible(), self.stalls.waiting():
+                batch = next(self._data_loader_iter)
             data_time += time.perf_counter() - began
             is_last = micro == self.accumulate - 1
             with nullcontext() if is_last else getattr(self.model, "no_sync", nullcontext)():

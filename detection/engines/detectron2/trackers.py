@@ -24,7 +24,8 @@ class OverlayHook(HookBase):
             return
         dataset = self.trainer.test_sets[0]
         model.eval()
-        pictures = overlays(cfg, dataset, detector_of(getattr(model, "module", model), dataset))
+        with self.trainer.endings.interruptible():
+            pictures = overlays(cfg, dataset, detector_of(getattr(model, "module", model), dataset))
         model.train()
         for name, picture in pictures.items():
             self.trainer.storage.put_image(name, picture.transpose(2, 0, 1))

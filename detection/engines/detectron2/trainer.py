@@ -18,19 +18,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model
 from detectron2.engine import hooks as d2_hooks
 from detectron2.modeling import build_model
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
+from detectron2.utils.events import TensorboardXWriter
 from torch import nn
 
 from backbones.d2_adapter import D2ConvNeXt
-from backbones.errors import InputError
-from backbones.weight_files import read_pickle
 from detection.config import resolve_precision
 from detection.dataset import CocoDataset, result_parts
+from detection.engines.detectron2.checkpoints import (
+    EndingHook,
+    StrictCheckpointer,
+    ended_with_checkpoint,
+    point_to_sound_checkpoint,
+)
 from detection.engines.detectron2.data import TrainingBatches
 from detection.engines.detectron2.results import write_predictions
 from detection.engines.detectron2.step import Average, Step
@@ -44,6 +48,7 @@ from training.environment import device_name, peak_memory_mb, warn_of_slow_bf16
 from training.loop import NonFiniteLossError
 from training.metrics import MetricsFile, train_seconds
 from training.progress import progress
+from training.run_folder import checkpoint_bytes, refuse_existing_run, refuse_full_disk
 
 logger = logging.getLogger(__name__)
 # detectron2 logs every exception with its traceback; a ValueError's message says it all.
@@ -85,13 +90,11 @@ class Trainer(DefaultTrainer):
         # DefaultTrainer's own __init__ fixes fp16, DDP's devices and lenient loading.
         super(DefaultTrainer, self).__init__()
         self.cfg, self.max_iter, self.start_iter = cfg, cfg.SOLVER.MAX_ITER, 0
+        self.done = 0  # steps behind the weights
         self.test_sets = test_sets
-        has_run = (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file()
-        if has_run and not resume:
-            raise InputError(
-                f"{cfg.OUTPUT_DIR} holds a run already; continue it with --resume or choose "
-                "another output folder"
-            )
+        if not resume:
+            refuse_existing_run(Path(cfg.OUTPUT_DIR), ["last_checkpoint", "metrics.json"])
+        has_run = resume and point_to_sound_checkpoint(Path(cfg.OUTPUT_DIR))
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         seed_generators(seed)
         batches = TrainingBatches(cfg, dataset, seed)
@@ -108,20 +111,36 @@ class Trainer(DefaultTrainer):
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=devices)
         self._trainer = Step(cfg, model, batches, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = _StrictCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = StrictCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.register_hooks(self.build_hooks())
         if has_run:
             self.checkpointer.resume_or_load("", resume=True)
-            self.start_iter = batches.first_step = self.iter + 1
+            self.start_iter = batches.first_step = self.done = self.iter + 1
             logger.info("resumed from %s", self.checkpointer.get_checkpoint_file())
         if comm.is_main_process():
             warn_of_slow_bf16(resolve_precision(cfg), cfg.MODEL.DEVICE)
+            average = self.average.module if self.average is not None else None
+            size = checkpoint_bytes(model, average)
+            refuse_full_disk(Path(cfg.OUTPUT_DIR), size, KEEP_CHECKPOINTS)
             Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
             MetricsFile(Path(cfg.OUTPUT_DIR) / "metrics.json", self.start_iter)
             # Only now, since the writers open the file that was just put in place.
             wandb = [WandbWriter(cfg)] if cfg.WANDB else []
             writers = [*wandb, *self.build_writers()]
+            if resume:  # steps beyond the checkpoint, which an earlier session logged, go
+                writers[-1] = TensorboardXWriter(cfg.OUTPUT_DIR, purge_step=self.start_iter)
             self.register_hooks([OverlayHook(), d2_hooks.PeriodicWriter(writers, period=20)])
+
+    def train(self) -> None:
+        """Train; signals end it with a checkpoint.
+
+        Raises:
+            EndedError: after SIGINT, SIGTERM or SIGHUP.
+        """
+        with ended_with_checkpoint(self) as (self.endings, self._trainer.stalls):
+            self._trainer.endings = self.endings
+            self.register_hooks([EndingHook(self.endings)])
+            super().train()
 
     def build_hooks(self) -> list[HookBase]:
         """Timing, schedule, checkpoints and evaluation; the writers follow in ``__init__``."""
@@ -147,6 +166,7 @@ class Trainer(DefaultTrainer):
         """One step; a loss that is not finite ends the run before it reaches the weights."""
         try:
             super().run_step()
+            self.done = self.iter + 1
         except FloatingPointError as error:
             raise NonFiniteLossError(
                 f"the loss is not finite at step {self.iter}: {error}; "
@@ -156,9 +176,10 @@ class Trainer(DefaultTrainer):
             ) from error
 
     def _evaluate(self) -> dict[str, Any]:
-        found = self._metrics(self.model, "inference")
-        if self.average is not None:
-            found |= {"ema": self._metrics(self.average.module, AVERAGE_FOLDER)}
+        with self.endings.interruptible():
+            found = self._metrics(self.model, "inference")
+            if self.average is not None:
+                found |= {"ema": self._metrics(self.average.module, AVERAGE_FOLDER)}
         return found if comm.is_main_process() else {}
 
     def _metrics(self, model: nn.Module, folder: str) -> dict[str, Any]:
@@ -218,22 +239,6 @@ class _Bar(HookBase):
 
     def after_train(self) -> None:
         self.bar.close()
-
-
-class _StrictCheckpointer(DetectionCheckpointer):
-    """Resumes the same detector or not at all, and runs no code that is in a pickle."""
-
-    def _load_file(self, f: str) -> dict[str, Any]:
-        checkpoint = read_pickle(f)  # detectron2 unpickles .pkl and .pyth whatever they do
-        if not isinstance(checkpoint, dict) or "model" not in checkpoint:
-            raise InputError(f"{f} is no checkpoint to resume from: it holds no 'model'")
-        return checkpoint
-
-    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        result = super()._load_model(checkpoint)
-        if any((result.missing_keys, result.unexpected_keys, result.incorrect_shapes)):
-            raise InputError(f"the checkpoint to resume from is of another detector: {result}")
-        return result
 
 
 def build_detector(

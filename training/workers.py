@@ -14,8 +14,6 @@ from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import get_worker_info
-
 CHECK_EVERY = 2.0  # seconds
 STOPPED_AFTER = 5.0
 STALLED_AFTER = 60.0
@@ -49,6 +47,8 @@ class SigtermOnlyFromTrainer:
 
 def prepare_worker() -> None:
     """The same, called where a worker reads its first sample: for loaders made by libraries."""
+    from torch.utils.data import get_worker_info  # here, so that commands without torch start soon
+
     global _is_prepared
     if not _is_prepared and get_worker_info() is not None:
         SigtermOnlyFromTrainer(os.getppid())(0)

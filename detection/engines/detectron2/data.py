@@ -33,6 +33,7 @@ from detection.data.records import Records
 from detection.dataset import CocoDataset
 from images.resizing import resized
 from training.data import BatchOrder, SampleKey, seed_cpu_generators, seed_generators
+from training.workers import prepare_worker
 
 
 class _ShiftingCrop(T.CropTransform):
@@ -144,6 +145,7 @@ class _SeededRecords(Dataset):
         return len(self.records)
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        prepare_worker()
         epoch, index = key
         seed_cpu_generators(self.seed, 0, epoch, index)
         return self.mapper(self.records[index])

@@ -35,8 +35,8 @@ class Step(SimpleTrainer):
         endings, stalls: of the training, which may end while a step waits for its data.
     """
 
-    endings: Endings
-    stalls: StallWatch
+    endings = Endings(lambda: "nothing")
+    stalls = StallWatch(list)
 
     def __init__(
         self, cfg: Any, model: nn.Module, batches: TrainingBatches, optimizer: torch.optim.Optimizer

@@ -44,6 +44,7 @@ from detection.engines.weights import AVERAGE_FOLDER, freeze_parts, read_detecto
 from detection.evaluate import metrics_of
 from detection.evaluation.inputs import read_evaluation
 from training.data import seed_generators
+from training.endings import Endings
 from training.environment import device_name, peak_memory_mb, warn_of_slow_bf16
 from training.loop import NonFiniteLossError
 from training.metrics import MetricsFile, train_seconds
@@ -91,6 +92,7 @@ class Trainer(DefaultTrainer):
         super(DefaultTrainer, self).__init__()
         self.cfg, self.max_iter, self.start_iter = cfg, cfg.SOLVER.MAX_ITER, 0
         self.done = 0  # steps behind the weights
+        self.endings = Endings(lambda: "nothing")  # until it trains
         self.test_sets = test_sets
         if not resume:
             refuse_existing_run(Path(cfg.OUTPUT_DIR), ["last_checkpoint", "metrics.json"])

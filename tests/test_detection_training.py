@@ -266,6 +266,30 @@ def test_killed_and_resumed_a_run_ends_with_the_same_bits(engine, data, whole, t
         assert all(torch.equal(state[name], states[1][key][name]) for name in state)
 
 
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_a_signal_while_data_are_read_loses_no_step_and_a_damaged_checkpoint_is_passed_over(
+    engine, data, whole, tmp_path, monkeypatch, caplog, is_damaged
+):
+    images = itertools.count(1)
+
+    def read_and_signal(*of_image: Any, **options: Any) -> Any:
+        if next(images) == 4 * 3 + 2:  # in the fourth step, two behind a checkpoint
+            os.kill(os.getpid(), signal.SIGTERM)
+        return read_image(*of_image, **options)
+
+    monkeypatch.setattr(detection.data.pixels, "read_image", read_and_signal)
+    with pytest.raises(SystemExit) as ended:
+        train(engine, data, tmp_path, NOISY)
+    assert ended.value.code == 128 + signal.SIGTERM
+    folders = list_checkpoints(tmp_path)
+    newest = folders[-1] / "model.safetensors" if folders else tmp_path / "model_0000002.pth"
+    assert "3" in newest.parent.name or not folders
+    if is_damaged:
+        newest.write_bytes(newest.read_bytes()[:-1000])
+    assert difference(train(engine, data, tmp_path, NOISY, resume=True), final(whole)) == 0
+    assert ("is damaged and passed over" in caplog.text) is is_damaged
+
+
 def optimizer_state(folder: Path) -> dict[int, dict[str, torch.Tensor]]:
     if checkpoints := list_checkpoints(folder):
         return torch.load(checkpoints[-1] / "optimizer.bin", weights_only=True)["state"]

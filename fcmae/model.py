@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.convnext import Block, ConvNeXt, init_weights
@@ -38,6 +39,8 @@ class FCMAEOutput(NamedTuple):
     Attributes:
         loss: scalar; mean squared error over the pixels of removed patches.
         prediction: ``[B, 32*32*C, H/32, W/32]``; of normalised pixels if the model normalises.
+            0 at visible patches, which no loss asks for, but for a UNet's, whose pixels come from
+            the whole map.
         mask: bool ``[B, H/32, W/32]``, True = removed.
     """
 
@@ -53,6 +56,18 @@ def patchify(images: Tensor, side: int = PATCH) -> Tensor:
     rows, columns = height // side, width // side
     x = images.reshape(b, c, rows, side, columns, side).permute(0, 3, 5, 1, 2, 4)
     return x.reshape(b, side * side * c, rows, columns)
+
+
+def removed_patches(images: Tensor, mask: Tensor) -> Tensor:
+    """The N removed patches of images ``[B, C, H, W]`` as ``[N, 32*32*C]``, see :func:`patchify`.
+
+    Args:
+        mask: bool ``[B, H/32, W/32]``, True = removed.
+    """
+    b, c, height, width = images.shape
+    rows, columns = grid_size(height, width)
+    x = images.reshape(b, c, rows, PATCH, columns, PATCH).permute(0, 2, 4, 3, 5, 1)
+    return x[mask].flatten(1)
 
 
 def unpatchify(patches: Tensor, side: int = PATCH) -> Tensor:
@@ -148,11 +163,11 @@ class FCMAE(nn.Module):
             mask = draw_mask(len(images), (height, width), ratio, patch, generator, images.device)
         # 2. encode what is left
         features = self.forward_encoder(images, mask)
-        # 3. decode: project, put the mask token at removed sites, mix, predict pixels
+        # 3. decode: project, put the mask token at removed sites, mix, predict their pixels
         removed = plain_mask(mask)
-        prediction = self.forward_decoder(features, removed)
+        patches, prediction = self._predict(features, removed)
         # 4. mean squared error on removed patches
-        loss = self.reconstruction_loss(images, prediction, removed)
+        loss = self._loss(images, patches, removed)
         return FCMAEOutput(loss, prediction, removed)
 
     def forward_encoder(self, images: Tensor, mask: Tensor | PackedMask) -> dict[str, Tensor]:
@@ -166,35 +181,60 @@ class FCMAE(nn.Module):
         return MaskedDenseEncoder(self.encoder).features(images, removed, names)
 
     def forward_decoder(self, features: Mapping[str, Tensor], mask: Tensor) -> Tensor:
-        """The encoder's stages -> predicted patches ``[B, 32*32*C, h, w]``."""
+        """The encoder's stages -> predicted patches, see :attr:`FCMAEOutput.prediction`."""
+        return self._predict(features, mask)[1]
+
+    def _predict(self, features: Mapping[str, Tensor], mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The N removed patches ``[N, 32*32*C]``, and all as a map.
+
+        The prediction is four tenths of the decoder's arithmetic, and two fifths of it would be at
+        visible patches: it is left out there.
+        """
         x = self.proj(features["stage4"])
         if self.mask_token is not None:
             x = torch.where(mask.unsqueeze(1), self.mask_token.to(x.dtype), x)
         if isinstance(self.decoder, UNet):
             small_patches = self.pred(self.decoder(x, features, mask))
-            return patchify(unpatchify(small_patches, UNET_PATCH))
-        return self.pred(self.decoder(x))
+            prediction = patchify(unpatchify(small_patches, UNET_PATCH))
+            return prediction.permute(0, 2, 3, 1)[mask], prediction
+        removed_nc = self.decoder(x).permute(0, 2, 3, 1)[mask]
+        patches = F.linear(removed_nc, self.pred.weight.flatten(1), self.pred.bias)
+        prediction = patches.new_zeros(*mask.shape, patches.shape[1])
+        return patches, prediction.masked_scatter(mask.unsqueeze(-1), patches).permute(0, 3, 1, 2)
 
-    def targets(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What is predicted: patches, and the mean and standard deviation that normalised them.
+    def normalised(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What is predicted of patches, and the mean and standard deviation that normalised them.
+
+        Args:
+            patches: ``[..., 32*32*C]`` of pixels.
 
         Returns:
-            ``[B, 32*32*C, h, w]`` and twice ``[B, 1, h, w]`` (0 and 1 where nothing is
-            normalised), float32 at least.
+            The same shape and twice ``[..., 1]`` (0 and 1 where nothing is normalised), float32 at
+            least.
         """
-        patches = patchify(images).to(torch.promote_types(images.dtype, torch.float32))
+        patches = patches.to(torch.promote_types(patches.dtype, torch.float32))
         if not self.norm_pix_loss:
-            zero = patches.new_zeros(patches.shape[0], 1, *patches.shape[2:])
+            zero = patches.new_zeros(*patches.shape[:-1], 1)
             return patches, zero, zero + 1
-        mean = patches.mean(1, keepdim=True)
-        std = (patches.var(1, keepdim=True) + PIXEL_EPS).sqrt()
+        mean = patches.mean(-1, keepdim=True)
+        std = (patches.var(-1, keepdim=True) + PIXEL_EPS).sqrt()
         return (patches - mean) / std, mean, std
+
+    def targets(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What is predicted of images, see :meth:`normalised`, as maps ``[B, 32*32*C, h, w]``."""
+        found = self.normalised(patchify(images).permute(0, 2, 3, 1).contiguous())
+        patches, mean, std = (part.permute(0, 3, 1, 2) for part in found)
+        return patches, mean, std
 
     def reconstruction_loss(self, images: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
         """Mean squared error over removed patches (0 when none is removed)."""
-        target, _, _ = self.targets(images)
-        error = (prediction.to(target.dtype) - target).square().mean(1)
-        return (error * mask).sum() / mask.sum().clamp(min=1)
+        return self._loss(images, prediction.permute(0, 2, 3, 1)[mask], mask)
+
+    def _loss(self, images: Tensor, patches: Tensor, mask: Tensor) -> Tensor:
+        """The same of the N removed patches' prediction, ``[N, 32*32*C]``."""
+        target, _, _ = self.normalised(removed_patches(images, mask))
+        error = (patches.to(target.dtype) - target).square().mean(1)
+        return error.sum() / mask.sum().clamp(min=1)
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, mask: Tensor, prediction: Tensor) -> Tensor:
@@ -205,6 +245,5 @@ class FCMAE(nn.Module):
         and average colour of a removed patch are therefore given, only its content is predicted.
         """
         target, mean, std = self.targets(images)
-        removed = mask.unsqueeze(1)
-        patches = torch.where(removed, prediction.to(target.dtype), target) * std + mean
+        patches = torch.where(mask.unsqueeze(1), prediction.to(target.dtype), target) * std + mean
         return unpatchify(patches)

@@ -150,3 +150,29 @@ def test_a_few_steps_on_one_batch_lower_the_loss():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_predicting_removed_patches_alone_changes_neither_loss_nor_gradients():
+    """Against the decoder's 1x1 convolution over the whole map and the loss over all patches."""
+    torch.manual_seed(0)
+    model = FCMAE(build_convnext("convnextv2_atto"), decoder_dim=32).double()
+    for name, parameter in model.named_parameters():
+        if "grn" in name:
+            torch.nn.init.normal_(parameter)
+    images, mask = torch.randn(2, 3, 96, 64).double(), random_mask(2, (3, 2), 0.6)
+    output = model(images, mask)
+    output.loss.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    model.zero_grad()
+    x = model.proj(model.forward_encoder(images, mask)["stage4"])
+    x = torch.where(mask.unsqueeze(1), model.mask_token, x)
+    whole = model.pred(model.decoder(x))
+    target, _, _ = model.targets(images)
+    ((whole - target).square().mean(1) * mask).sum().div(mask.sum()).backward()
+    shown = mask.unsqueeze(1).expand_as(whole)
+    torch.testing.assert_close(output.prediction[shown], whole[shown])
+    assert (output.prediction[~shown] == 0).all()
+    for name, expected in model.named_parameters():
+        if expected.grad is not None:
+            torch.testing.assert_close(gradients[name], expected.grad)

@@ -50,23 +50,13 @@ from training.cli import is_main_process, log_to
 from training.config_files import flatten
 from training.environment import peak_memory_mb
 from training.metrics import train_seconds
-from training.resume import compare_settings, say_changes
+from training.resume import compare_settings, is_free_key, say_changes
 from training.run_folder import held, refuse_existing_run, refuse_fewer_steps
 from training.trackers import tracker_problems
 
 logger = logging.getLogger(__name__)
 
-# With these changed, a resumed run's weights and optimizer state would not fit.
-FIXED_ON_RESUME = (
-    "MODEL.",
-    "ENGINE",
-    "SEED",
-    "SOLVER.OPTIMIZER",
-    "SOLVER.LAYER_DECAY",
-    "SOLVER.EMA.ENABLED",
-)
 MEASURED_KEYS = ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.VALUE_RANGE")
-FREE_ON_RESUME = (".WEIGHTS", ".DEVICE", "_TEST")
 
 
 def run(
@@ -187,10 +177,6 @@ def check_output_dir(config: CfgNode, resume: bool, eval_only: bool) -> list[str
     return []
 
 
-def is_free_on_resume(name: str) -> bool:
-    return not name.startswith(FIXED_ON_RESUME) or name.endswith(FREE_ON_RESUME)
-
-
 def _changes(earlier: Path, config: CfgNode) -> list[str]:
     """What has changed since an earlier part of the run wrote its ``config.yaml``.
 
@@ -209,7 +195,7 @@ def _changes(earlier: Path, config: CfgNode) -> list[str]:
         if new[name] == value:
             new[name] = old.get(name, value)
     new["OUTPUT_DIR"] = old.get("OUTPUT_DIR")  # the folder may have been moved
-    return compare_settings(old, new, is_free_on_resume)
+    return compare_settings(old, new, is_free_key)
 
 
 def steps_done(output_dir: Path) -> int:

@@ -7,6 +7,7 @@ of floating-point ones as they are (``images.files``).
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from backbones.errors import InputError
 from images.files import EIGHT_BITS, ImageError
 from training.progress import progress
+from training.workers import SigtermOnlyFromTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -189,7 +191,11 @@ def measure(samples: Images, images: int, seed: int, workers: int = 0) -> Statis
     if images < total:
         chosen = np.sort(np.random.default_rng([seed, 3]).choice(total, images, replace=False))
     loader = DataLoader(
-        _Moments(samples, chosen), batch_size=None, num_workers=workers, collate_fn=_unchanged
+        _Moments(samples, chosen),
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        worker_init_fn=SigtermOnlyFromTrainer(os.getpid()),
     )
     count, mean, squares = 0, np.zeros(samples.in_chans), np.zeros(samples.in_chans)
     read = 0

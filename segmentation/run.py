@@ -27,6 +27,10 @@ from segmentation.report import write_report
 from training.checkpoints import list_checkpoints
 from training.cli import is_main_process, log_to
 from training.environment import device_name, git_commit, peak_memory_mb, versions
+from training.metrics import train_seconds
+from training.resume import compare_settings, is_free_key, say_changes
+from training.run_folder import held, refuse_existing_run, refuse_fewer_steps
+from training.schedule import warn_of_schedule
 
 logger = logging.getLogger(__name__)
 
@@ -49,18 +53,25 @@ def run(
         InputError: for a config, data or weights that cannot be used, and for an ``OUTPUT_DIR``
             that holds a run when not resuming.
     """
+    with held(Path(config.OUTPUT_DIR)):
+        return _run(config, resume, eval_only, config_file)
+
+
+def _run(config: CfgNode, resume: bool, eval_only: bool, config_file: str) -> dict[str, Any]:
     output_dir, is_main = Path(config.OUTPUT_DIR), is_main_process()
     holds_run = (output_dir / "last_checkpoint").is_file() or bool(list_checkpoints(output_dir))
     if eval_only and not config.MODEL.WEIGHTS and not holds_run:
         raise InputError(
             f"nothing to evaluate: {output_dir} holds no run and MODEL.WEIGHTS is empty"
         )
-    if holds_run and not resume and not eval_only:
-        raise InputError(
-            f"OUTPUT_DIR {output_dir} holds a run already: continue it with --resume, or choose "
-            "another OUTPUT_DIR"
-        )
+    if not eval_only and not resume:
+        refuse_existing_run(output_dir)
+    changes: list[str] = []
+    if resume and holds_run and not eval_only:
+        refuse_fewer_steps(output_dir, config.SOLVER.MAX_ITER)
+        changes = _changes(output_dir / "config.yaml", config)
     log_to(output_dir if is_main else None, logging.INFO if is_main else logging.ERROR)
+    say_changes(changes)
     datasets = load_datasets(config, eval_only)
     config = complete(config, datasets, resume)
     checked = checked_or_refused(datasets, reading(config)) if is_main else {}
@@ -72,9 +83,18 @@ def run(
             write_text(output_dir / "config.yaml", config.dump())
             write_json(output_dir / "run.json", facts, indent=1)
     if not eval_only:
-        began = time.perf_counter()
-        train_segmenter(config, datasets["train"], datasets.get("test"), resume)
-        facts["train_seconds"] = time.perf_counter() - began
+        if is_main:
+            warn_of_schedule(
+                config.SOLVER.MAX_ITER,
+                config.SOLVER.WARMUP_ITERS,
+                first_factor=config.SOLVER.WARMUP_FACTOR,
+            )
+        try:
+            train_segmenter(config, datasets["train"], datasets.get("test"), resume)
+        finally:  # an interrupted session has trained, too
+            if is_main:
+                facts["train_seconds"] = train_seconds(output_dir / "metrics.json")
+                write_json(output_dir / "run.json", facts, indent=1)
     metrics: dict[str, Any] = {}
     if test_set := datasets.get("test"):
         weights = Path(config.MODEL.WEIGHTS) if eval_only and config.MODEL.WEIGHTS else None
@@ -88,6 +108,24 @@ def run(
             )
         write_report([output_dir], output_dir / "report.html")
     return metrics
+
+
+def _changes(earlier: Path, config: CfgNode) -> list[str]:
+    """What has changed since an earlier part of the run wrote its ``config.yaml``.
+
+    Raises:
+        InputError: for what may not change.
+    """
+    if not earlier.is_file():
+        return []
+    old = yaml.safe_load(earlier.read_text(encoding="utf-8"))
+    new = yaml.safe_load(config.dump())
+    old.pop("OUTPUT_DIR", None)
+    if new["SEED"] < 0:
+        new.pop("SEED")
+    if not new["MODEL"]["SEM_SEG_HEAD"]["NUM_CLASSES"]:
+        new["MODEL"]["SEM_SEG_HEAD"].pop("NUM_CLASSES")
+    return compare_settings(old, new, is_free_key)
 
 
 def load_datasets(config: CfgNode, eval_only: bool) -> dict[str, SegmentationDataset]:

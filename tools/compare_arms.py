@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from backbones.whole_files import write_text
 from detection.reporting.arms import compare, curves, read_arms
 from training.cli import ToolParser, run_tool
 
@@ -43,7 +44,7 @@ def main() -> None:
     arms = read_arms({name: [Path(run) for run in runs] for name, *runs in options.arm})
     print(compare(arms), end="")
     if options.curves:
-        options.curves.write_text(curves(arms, options.metric), encoding="utf-8")
+        write_text(options.curves, curves(arms, options.metric))
 
 
 if __name__ == "__main__":

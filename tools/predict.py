@@ -13,6 +13,7 @@ from pathlib import Path
 from detection.predict import predict
 from training.cli import ToolParser, log_to, run_tool
 from training.devices import DEVICES
+from training.run_folder import held
 from training.tasks import task_of
 
 EXAMPLES = """\
@@ -90,9 +91,14 @@ def segment(arguments: argparse.Namespace) -> None:
 def main() -> None:
     arguments = parse()
     log_to()
-    if task_of(arguments.run) == "segmentation":
-        segment(arguments)
-        return
+    with held(arguments.output_dir):
+        if task_of(arguments.run) == "segmentation":
+            segment(arguments)
+        else:
+            detect(arguments)
+
+
+def detect(arguments: argparse.Namespace) -> None:
     engine = ["ENGINE", arguments.engine] if arguments.engine else []
     device = ["MODEL.DEVICE", arguments.device] if arguments.device else []
     counts = predict(

@@ -20,6 +20,7 @@ from training.cli import ToolParser, run_tool
 from training.commands import child_command, shown_command
 from training.devices import DEVICES
 from training.jobs import Job, run_jobs
+from training.run_folder import held
 
 CONFIG = "quick/mask_rcnn_convnextv2_atto_{}_quick.yaml"
 PRETRAINING_STEPS = 300
@@ -90,6 +91,11 @@ def main() -> None:
     out = Path(arguments.output_dir).resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is not an empty folder; choose another --output-dir")
+    with held(out):
+        quickstart(arguments, out)
+
+
+def quickstart(arguments: argparse.Namespace, out: Path) -> None:
     print("drawing scenes ...", file=sys.stderr)
     write_scenes(out / "data", arguments.train, arguments.val, arguments.unlabelled, arguments.seed)
     pretraining, arms = jobs_for(arguments, out)

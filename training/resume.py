@@ -15,6 +15,22 @@ from training.config_files import flatten
 
 logger = logging.getLogger(__name__)
 
+# Of a config's keys: with these changed, a resumed run's weights and optimizer state would not fit.
+FIXED_KEYS = (
+    "MODEL.",
+    "ENGINE",
+    "SEED",
+    "SOLVER.OPTIMIZER",
+    "SOLVER.LAYER_DECAY",
+    "SOLVER.EMA.ENABLED",
+)
+FREE_ENDINGS = (".WEIGHTS", ".DEVICE", "_TEST")
+
+
+def is_free_key(name: str) -> bool:
+    """Whether a resumed run's config may have another value of a key."""
+    return not name.startswith(FIXED_KEYS) or name.endswith(FREE_ENDINGS)
+
 
 def compare_settings(
     earlier: Mapping[str, Any], now: Mapping[str, Any], is_free: Callable[[str], bool]

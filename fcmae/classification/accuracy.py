@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from fcmae.run_files import CONFIG, write_json
 from images.files import ImageError
 from training.devices import find_device
 from training.progress import progress
+from training.run_folder import held
+from training.workers import SigtermOnlyFromTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +60,11 @@ def accuracy(
     places = [place % total for place in range(rank, -(-total // world) * world, world)]
     counted = len(range(rank, total, world))
     loader = DataLoader(
-        Subset(_Dataset(samples), places), batch_size, num_workers=workers, collate_fn=collate
+        Subset(_Dataset(samples), places),
+        batch_size,
+        num_workers=workers,
+        collate_fn=collate,
+        worker_init_fn=SigtermOnlyFromTrainer(os.getpid()),
     )
     device = next(model.parameters()).device
     was_training = model.training
@@ -107,6 +114,11 @@ def evaluate_classifier(options: FinetuneOptions) -> dict[str, Any]:
         InputError, FileNotFoundError: for bad options or images, or a classifier without rows for
             all classes of the data.
     """
+    with held(Path(options.output_dir)):
+        return _evaluate(options)
+
+
+def _evaluate(options: FinetuneOptions) -> dict[str, Any]:
     output_dir = Path(options.output_dir)
     of_run = options.init is None
     if of_run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 
 import torch
@@ -15,6 +16,7 @@ from fcmae.classification.transforms import CROP_PCT, resized_and_cropped
 from fcmae.data import pretraining_samples
 from images.labels import read_labels
 from images.statistics import Statistics
+from training.workers import SigtermOnlyFromTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +87,12 @@ class AnalysisImages(Dataset):
     ) -> Iterator[tuple[Tensor, list[int] | None]]:
         """Normalised images ``[B, C, H, W]`` on the device, and their classes."""
         place = 0
-        for images in DataLoader(self, batch_size, num_workers=workers):
+        for images in DataLoader(
+            self,
+            batch_size,
+            num_workers=workers,
+            worker_init_fn=SigtermOnlyFromTrainer(os.getpid()),
+        ):
             labels = self.labels[place : place + len(images)] if self.labels else None
             place += len(images)
             yield statistics.normalise(images.to(device)), labels

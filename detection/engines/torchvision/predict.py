@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from detection.dataset import CocoDataset
 from detection.engines.interface import Detect
 from detection.engines.masks import encode_masks
 from training.progress import progress
+from training.workers import SigtermOnlyFromTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ def detect(
         sampler=share,
         num_workers=config.DATALOADER.NUM_WORKERS,
         collate_fn=collate,
+        worker_init_fn=SigtermOnlyFromTrainer(os.getpid()),
     )
     model.eval()
     for index, batch in zip(share, progress(loader, "predicting", unit="image"), strict=True):

@@ -1,31 +1,28 @@
-"""Prediction with a finished run: overlays, and COCO results with a list of what the ids mean.
+"""Prediction with a finished run: overlays, COCO results and annotations, counts per image.
 
 Written to the output folder:
 
   * ``overlays/``: a picture for each image (JPEG for JPEG, else PNG), a video for each video or, if
     asked for, a folder of its frames; detections from ``score_threshold`` on, tiny images enlarged
     until their labels can be read;
-  * ``predictions.json``: every detection in COCO's results format, those below the threshold too
-    (``MODEL.ROI_HEADS.SCORE_THRESH_TEST`` decides), equal to what an evaluation writes;
-  * ``images.json``: ``images`` (``id``, ``file_name``, ``width``, ``height``, ``overlay``, and
-    ``frame`` and ``seconds`` in a video) and the run's ``categories``.
+  * the files of :mod:`detection.prediction.outputs`, when all is done.
 
-The two JSON files appear when all is done. Each image is read, detected on, drawn and written
-before the next, so memory does not grow with their number.
+Each image is read, detected on, drawn and written before the next, so memory does not grow with
+their number; its detections are kept at once (:mod:`detection.prediction.journal`).
 """
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fvcore.common.config import CfgNode
 
 from backbones.errors import InputError
-from backbones.whole_files import write_atomically
 from detection.config import load_config
 from detection.data.pixels import reading_of
 from detection.data.records import Records
@@ -33,16 +30,27 @@ from detection.data.transforms import sample_of_values
 from detection.dataset import CocoDataset
 from detection.engines import load_engine
 from detection.engines.classes import trained_classes
+from detection.engines.weights import newest_checkpoint
+from detection.prediction.journal import (
+    IMAGES,
+    JOURNAL,
+    PREDICTIONS,
+    Journal,
+    refuse_other_settings,
+)
+from detection.prediction.outputs import write_outputs
 from detection.prediction.overlays import OverlayWriter, draw
 from images.display import shown
 from images.inputs import (
     Frame,
-    find_files,
     is_video,
+    list_files,
     output_names,
     read_frames,
+    readable_files,
 )
 from training.progress import progress
+from training.run_folder import held
 
 logger = logging.getLogger(__name__)
 
@@ -57,62 +65,136 @@ def predict(
     weights: str | None = None,
     overrides: Sequence[str] = (),
     skip_bad_images: bool = False,
+    classes: Sequence[str] | None = None,
+    resume: bool = False,
 ) -> dict[str, int]:
     """Detect on images and videos with a run's detector and write what the header lists.
 
     Args:
         run: the ``OUTPUT_DIR`` of a training.
-        inputs: files, folders and glob patterns.
-        output_dir: must not hold predictions.
-        score_threshold: of what overlays show.
+        inputs: files, folders and glob patterns; what earlier predictions drew is left out.
+        output_dir: must not hold predictions, but for ``resume``.
+        score_threshold: of overlays, annotations and counts, 0 to 1.
         every: detect on each ``every``-th frame of a video.
         frames: write a video's overlays as JPEG files instead of a video.
         weights: a detector instead of the run's newest checkpoint.
         overrides: ``KEY VALUE ...`` that change the run's config.
         skip_bad_images: leave out files that do not decode, each with a warning.
+        classes: names of the classes to detect; None for all.
+        resume: go on where an earlier call with the same settings ended.
 
     Returns:
         The numbers of ``images`` (frames counted), ``detections`` and ``shown`` detections.
 
     Raises:
         InputError: for every input that cannot be read, before any prediction; for a folder that
-            is not a run or holds predictions already.
+            is not a run, holds predictions already or is written by another process; for settings
+            that cannot be, or differ from those of what is to go on.
         FileNotFoundError: if ``weights`` does not exist.
     """
-    if (output_dir / "predictions.json").exists():
+    if not 0 <= score_threshold <= 1:
+        raise InputError(f"the score threshold is {score_threshold}; scores go from 0 to 1")
+    config, dataset = read_run(run, overrides, weights)
+    names = _chosen(dataset.category_names, classes)
+    reading, bands = reading_of(config), config.INPUT.SHOW_BANDS
+    settings = {
+        "run": str(run.resolve()),
+        "weights": str(weights or newest_checkpoint(Path(config.OUTPUT_DIR))),
+        "score_threshold": score_threshold,
+        "every": every,
+        "frames": frames,
+        "overrides": list(overrides),
+        "classes": list(names.values()),
+    }
+    with held(output_dir):
+        finished = read_finished(output_dir, settings, resume)
+        files = list_files(inputs, reading)
+        if finished:
+            if new := [file for file in files if str(file) not in finished.files]:
+                raise InputError(
+                    f"{output_dir} holds finished predictions, and {len(new)} of {len(files)} "
+                    f"files are not among them, such as {new[0]}: choose another folder for these"
+                )
+            logger.info("%s: all %d files are predicted already", output_dir, len(files))
+            return finished.counts
+        if not (output_dir / JOURNAL).exists():
+            files = readable_files(files, skip_bad_images, reading)
+        detect = load_engine(config.ENGINE).detector(config, dataset, weights)
+        journal = Journal(output_dir, settings)
+        try:
+            if journal.done:
+                left = [file for file in files if str(file) not in journal.done]
+                done = len(files) - len(left)
+                logger.info("%d of %d files are predicted already", done, len(files))
+                files = readable_files(left, skip_bad_images, reading) if left else []
+            bar = progress(text="predicting", total=len(files), unit="file")
+            for file, name in zip(files, output_names(files, journal.done.values()), strict=True):
+                with OverlayWriter(output_dir, file, name, frames) as overlays:
+                    for frame in read_frames(file, every, reading):
+                        entry = image_entry(journal.counts["images"] + 1, file, frame)
+                        found = detect(sample_of_values(frame.pixels, config, entry["id"]))
+                        found = [result for result in found if result["category_id"] in names]
+                        sure = [result for result in found if result["score"] >= score_threshold]
+                        overlay = draw(shown(frame.pixels, bands), sure, names)
+                        entry["overlay"] = overlays.write(frame, overlay)
+                        journal.add(entry, found)
+                journal.finish(file, name)
+                bar.update()
+            bar.close()
+            write_outputs(output_dir, journal, names)
+        except BaseException:
+            journal.close()
+            raise
+        journal.close(remove=True)
+    return journal.counts
+
+
+class Finished(NamedTuple):
+    """Files that were predicted, and the numbers that :func:`predict` returned."""
+
+    files: set[str]
+    counts: dict[str, int]
+
+
+def read_finished(output_dir: Path, settings: Mapping[str, Any], resume: bool) -> Finished | None:
+    """What a finished prediction left in its folder; None where there is none.
+
+    Raises:
+        InputError: if there is one, or an unfinished one, and ``resume`` is False; if its settings
+            differ.
+    """
+    path = output_dir / IMAGES
+    if (output_dir / JOURNAL).is_file():
+        if not resume:
+            raise InputError(
+                f"{output_dir} holds an unfinished prediction: go on with it by --resume, or "
+                "choose another folder"
+            )
+        return None
+    if not (output_dir / PREDICTIONS).exists():
+        return None
+    tree = json.loads(path.read_text(encoding="utf-8")) if resume and path.is_file() else {}
+    if "info" not in tree:
         raise InputError(f"{output_dir} holds predictions already: choose another folder")
-    config, classes = read_run(run, overrides, weights)
-    reading = reading_of(config)
-    files = find_files(inputs, skip_bad_images, reading)
-    detect = load_engine(config.ENGINE).detector(config, classes, weights)
-    bands = config.INPUT.SHOW_BANDS
-    category_names = classes.category_names
-    output_dir.mkdir(parents=True, exist_ok=True)
-    images: list[dict[str, Any]] = []
-    counts = {"images": 0, "detections": 0, "shown": 0}
+    refuse_other_settings(output_dir, tree["info"]["settings"], settings)
+    return Finished({image["file_name"] for image in tree["images"]}, tree["info"]["counts"])
 
-    def all_results() -> Iterator[dict[str, Any]]:
-        bar = progress(text="predicting", total=len(files), unit="file")
-        for file, name in zip(files, output_names(files), strict=True):
-            with OverlayWriter(output_dir, file, name, frames) as overlays:
-                for frame in read_frames(file, every, reading):
-                    entry = image_entry(len(images) + 1, file, frame)
-                    found = detect(sample_of_values(frame.pixels, config, entry["id"]))
-                    kept = [result for result in found if result["score"] >= score_threshold]
-                    overlay = draw(shown(frame.pixels, bands), kept, category_names)
-                    images.append(entry | {"overlay": overlays.write(frame, overlay)})
-                    counts["detections"] += len(found)
-                    counts["shown"] += len(kept)
-                    yield from found
-            bar.update()
-        bar.close()
 
-    write_atomically(output_dir / "predictions.json", lambda path: write_list(path, all_results()))
-    categories = [{"id": key, "name": name} for key, name in category_names.items()]
-    tree = {"images": images, "categories": categories}
-    write_atomically(output_dir / "images.json", lambda path: write_json(path, tree))
-    counts["images"] = len(images)
-    return counts
+def _chosen(names: Mapping[Any, str], classes: Sequence[str] | None) -> dict[Any, str]:
+    """category id -> name of the classes that were asked for.
+
+    Raises:
+        InputError: for names that the run does not have, all at once.
+    """
+    known = list(names.values())
+    if unknown := [name for name in classes or () if name not in known]:
+        close = [difflib.get_close_matches(name, known, n=1) for name in unknown]
+        hints = [
+            f"{name!r}" + (f" (did you mean {found[0]!r}?)" if found else "")
+            for name, found in zip(unknown, close, strict=True)
+        ]
+        raise InputError(f"the run has no class {', '.join(hints)}; it has: {', '.join(known)}")
+    return {key: name for key, name in names.items() if classes is None or name in classes}
 
 
 def read_run(
@@ -152,17 +234,3 @@ def image_entry(key: int, file: Path, frame: Frame) -> dict[str, Any]:
     if is_video(file):
         entry |= {"frame": frame.number, "seconds": round(frame.seconds, 3)}
     return entry
-
-
-def write_json(path: Path, tree: dict[str, Any]) -> None:
-    path.write_text(json.dumps(tree, indent=1), encoding="utf-8")
-
-
-def write_list(path: Path, items: Iterator[dict[str, Any]]) -> None:
-    """Write a JSON list item by item, one a line."""
-    with path.open("w", encoding="utf-8") as stream:
-        separator = "["
-        for item in items:
-            stream.write(f"{separator}{json.dumps(item)}")
-            separator = ",\n"
-        stream.write("[]" if separator == "[" else "]")

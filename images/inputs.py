@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import glob
 import logging
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from backbones.errors import InputError
 from images.files import ImageError, Picture, Reading, read_image
-from images.folders import files_of_folder
+from images.folders import files_of_folder, words_of
 from images.formats import image_endings
 from images.picture import picture_of
 from images.threads import in_threads
@@ -25,20 +26,25 @@ from training.progress import progress
 logger = logging.getLogger(__name__)
 
 RGB = Reading(3)
+EARLIER = "of earlier predictions"
+DRAWN = {"overlays", "maps"}  # folders of what a prediction draws, beside one of these files:
+PREDICTED = ("predictions.json", "unfinished.jsonl", "areas.csv")
 
 
 def find_files(inputs: Sequence[str], skip_bad: bool = False, reading: Reading = RGB) -> list[Path]:
+    """The files of :func:`list_files`, of which each is read by :func:`readable_files`."""
+    return readable_files(list_files(inputs, reading), skip_bad, reading)
+
+
+def list_files(inputs: Sequence[str], reading: Reading = RGB) -> list[Path]:
     """The image and video files that files, folders (with those inside) and patterns stand for.
 
-    In the order given, folders in the order of their names, each file once.
-
-    Args:
-        skip_bad: leave out files that do not decode, each with a warning.
-        reading: how images become arrays; one that cannot become one does not decode.
+    In the order given, folders in the order of their names, each file once. What an earlier
+    prediction drew is left out of folders and patterns, and counted.
 
     Raises:
         InputError: naming every input that is not there or holds nothing, and every file that
-            does not decode; with ``skip_bad``, only if none decodes.
+            does not decode.
     """
     files: dict[Path, None] = {}
     problems: list[str] = []
@@ -50,39 +56,72 @@ def find_files(inputs: Sequence[str], skip_bad: bool = False, reading: Reading =
             continue
         found = _expand(Path(item).expanduser(), problems)
         files |= dict.fromkeys(found)
-    bad = _unreadable(list(files), reading)
-    if skip_bad and len(bad) < len(files):
-        for fault in bad.values():
-            logger.warning("left out: %s", fault)
-        if bad:
-            logger.warning("%d of %d files do not decode and are left out", len(bad), len(files))
-        files = {file: None for file in files if file not in bad}
-    else:
-        problems += bad.values()
     if problems:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise InputError("\n  ".join([f"{count} in the inputs:", *problems]))
+        problems += _unreadable(list(files), reading).values()  # all that is wrong, at once
+        raise InputError(_listed(problems))
     return list(files)
 
 
+def readable_files(
+    files: Sequence[Path], skip_bad: bool = False, reading: Reading = RGB
+) -> list[Path]:
+    """The files of these that decode.
+
+    Args:
+        skip_bad: leave out files that do not decode, each with a warning.
+        reading: how images become arrays; one that cannot become one does not decode.
+
+    Raises:
+        InputError: naming every file that does not decode; with ``skip_bad``, only if none does.
+    """
+    bad = _unreadable(files, reading)
+    if bad and not (skip_bad and len(bad) < len(files)):
+        raise InputError(_listed(list(bad.values())))
+    for fault in bad.values():
+        logger.warning("left out: %s", fault)
+    if bad:
+        logger.warning("%d of %d files do not decode and are left out", len(bad), len(files))
+    return [file for file in files if file not in bad]
+
+
+def _listed(problems: Sequence[str]) -> str:
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return "\n  ".join([f"{count} in the inputs:", *problems])
+
+
 def _expand(path: Path, problems: list[str]) -> list[Path]:
-    if path.is_dir():
-        files = files_of_folder(path, also=VIDEOS)
-        if not files.images:
-            there = f"; it holds {files.words()}" if files.left_out else ""
-            known = ", ".join(sorted(image_endings() | VIDEOS))
-            problems.append(f"{path} holds no image and no video{there} (known: {known})")
-        elif files.left_out:
-            logger.warning("%s: left out: %s", path, files.words())
-        return sorted(files.images)
     if path.is_file():
         return [path]
-    found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
-    found = [file for file in found if file.is_file()]
-    if not found:
+    is_folder, also = path.is_dir(), Counter[str]()
+    if is_folder:
+        files = files_of_folder(path, also=VIDEOS)
+        found, also = sorted(files.images), files.left_out
+    else:
+        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
+        found = [file for file in found if file.is_file()]
+    kept = [file for file in found if not _is_drawn(file.parent)]
+    if len(kept) < len(found):
+        also[EARLIER] += len(found) - len(kept)
+    if kept:
+        if also:
+            logger.warning("%s: left out: %s", path, words_of(also))
+        return kept
+    there = f"; it holds {words_of(also)}" if also else ""
+    if is_folder:
+        known = ", ".join(sorted(image_endings() | VIDEOS))
+        problems.append(f"{path} holds no image and no video{there} (known: {known})")
+    else:
         is_pattern = glob.has_magic(str(path))
-        problems.append(f"{path} {'matches no file' if is_pattern else 'is not there'}")
-    return found
+        problems.append(f"{path} {'matches no file' if is_pattern else 'is not there'}{there}")
+    return []
+
+
+def _is_drawn(folder: Path) -> bool:
+    """Whether a folder holds what a prediction has drawn."""
+    return any(
+        parent.name in DRAWN and any((parent.parent / name).is_file() for name in PREDICTED)
+        for parent in (folder, *folder.parents)
+    )
 
 
 def _unreadable(files: Sequence[Path], reading: Reading) -> dict[Path, str]:
@@ -123,9 +162,9 @@ def _as_wanted(path: Path, frame: Picture, reading: Reading) -> np.ndarray:
         raise ImageError(f"{path}: a frame {error}") from error
 
 
-def output_names(files: Sequence[Path]) -> list[str]:
+def output_names(files: Sequence[Path], taken_before: Iterable[str] = ()) -> list[str]:
     """A name without suffix for each file, its own where no other file has it."""
-    taken: set[str] = set()
+    taken = {name.casefold() for name in taken_before}
     names = []
     for file in files:
         name, number = file.stem, 1

@@ -79,7 +79,7 @@ def test_predictions_are_what_the_evaluation_wrote(trained, tmp_path, run_tool):
 def test_overlays_show_what_is_above_the_threshold_enlarged_to_be_read(trained, tmp_path, run_tool):
     run, images = trained
     arguments = ["predict", "--run", run, "--input", images / "3.png", "--output-dir"]
-    assert run_tool(*arguments, tmp_path / "none", "--score-threshold", "1.1").code == 0
+    assert run_tool(*arguments, tmp_path / "none", "--score-threshold", "1").code == 0
     done = run_tool(*arguments, tmp_path / "all", "--score-threshold", "0")
     assert "5 detections on 1 images, 5 of them drawn" in done.out
     plain, drawn = (

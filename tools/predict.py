@@ -1,8 +1,10 @@
 """Detect on images, folders and videos with a finished run.
 
 Writes to --output-dir: overlays/ (pictures and videos with the detections drawn), predictions.json
-(all detections as COCO results) and images.json (which file or frame each image id is, and the
-categories). Of a segmentation run: maps/ (the class of every pixel), overlays/, areas.csv.
+(all detections as COCO results), images.json (which file or frame each image id is, and the
+categories), annotations.json (the detections as a COCO data set, for labelling tools) and
+counts.csv (how many there are and how many pixels they cover, per image and class).
+Of a segmentation run: maps/ (the class of every pixel), overlays/, areas.csv.
 """
 
 from __future__ import annotations
@@ -23,6 +25,11 @@ examples:
       --score-threshold 0.3
   # a video: each fifth frame; overlays as a video, or with --frames as pictures
   python tools/predict.py --run runs/detector --input street.mp4 --output-dir out --every 5
+  # cells alone, sure ones; later go on where it was interrupted
+  python tools/predict.py --run runs/detector --input scans --output-dir out --classes cell \
+      --score-threshold 0.7
+  python tools/predict.py --run runs/detector --input scans --output-dir out --classes cell \
+      --score-threshold 0.7 --resume
   # larger test images, on the CPU, by the other engine
   python tools/predict.py --run runs/detector --input photos --output-dir out \\
       --engine detectron2 MODEL.DEVICE cpu INPUT.MIN_SIZE_TEST 1000
@@ -56,9 +63,11 @@ def parse() -> argparse.Namespace:
         "--score-threshold",
         type=float,
         default=0.5,
-        help="overlays show detections of at least this score (default: 0.5); predictions.json "
-        "holds those below, too",
+        help="of overlays, annotations.json and counts.csv, 0 to 1 (default: 0.5); "
+        "predictions.json holds detections below it, too",
     )
+    add("--classes", nargs="+", metavar="NAME", help="of these classes alone (default: all)")
+    add("--resume", action="store_true", help="go on where an earlier call ended")
     add("--every", type=positive, default=1, metavar="N", help="each Nth frame of videos")
     add("--frames", action="store_true", help="overlays of videos as JPEG files")
     add("--weights", metavar="FILE", help="a detector instead of the run's newest checkpoint")
@@ -111,6 +120,8 @@ def detect(arguments: argparse.Namespace) -> None:
         arguments.weights,
         [*arguments.opts, *engine, *device],
         arguments.skip_bad_images,
+        arguments.classes,
+        arguments.resume,
     )
     print(
         f"{counts['detections']} detections on {counts['images']} images, {counts['shown']} of "

@@ -117,16 +117,14 @@ def predict(
                 )
             logger.info("%s: all %d files are predicted already", output_dir, len(files))
             return finished.counts
-        if not (output_dir / JOURNAL).exists():
-            files = readable_files(files, skip_bad_images, reading)
-        detect = load_engine(config.ENGINE).detector(config, dataset, weights)
         journal = Journal(output_dir, settings)
-        try:
-            if journal.done:
-                left = [file for file in files if str(file) not in journal.done]
-                done = len(files) - len(left)
-                logger.info("%d of %d files are predicted already", done, len(files))
-                files = readable_files(left, skip_bad_images, reading) if left else []
+        left = [file for file in files if str(file) not in journal.done]
+        if journal.done:
+            done = len(files) - len(left)
+            logger.info("%d of %d files are predicted already", done, len(files))
+        files = readable_files(left, skip_bad_images, reading) if left else []
+        detect = load_engine(config.ENGINE).detector(config, dataset, weights)
+        with journal:
             bar = progress(text="predicting", total=len(files), unit="file")
             for file, name in zip(files, output_names(files, journal.done.values()), strict=True):
                 with OverlayWriter(output_dir, file, name, frames) as overlays:
@@ -142,10 +140,7 @@ def predict(
                 bar.update()
             bar.close()
             write_outputs(output_dir, journal, names)
-        except BaseException:
-            journal.close()
-            raise
-        journal.close(remove=True)
+        journal.remove()
     return journal.counts
 
 

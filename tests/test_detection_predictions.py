@@ -156,6 +156,20 @@ def test_an_interrupted_prediction_goes_on_to_the_same_files(
     assert everything(tmp_path / "out") == everything(tmp_path / "whole")
 
 
+def test_what_was_interrupted_before_its_first_image_checks_its_files_when_it_goes_on(
+    engine, run, photos, tmp_path
+):
+    engine.stop_at = 1
+    with pytest.raises(Interrupted):
+        predict(run, [str(photos)], tmp_path / "out")
+    engine.stop_at = None
+    (photos / "bad.jpg").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"1 problem in the inputs:\n.*bad\.jpg does not decode"):
+        predict(run, [str(photos)], tmp_path / "out", resume=True)
+    counts = predict(run, [str(photos)], tmp_path / "out", resume=True, skip_bad_images=True)
+    assert counts["images"] == 7
+
+
 def test_a_finished_prediction_is_told_and_not_made_again(engine, run, photos, tmp_path):
     first = predict(run, [str(photos)], tmp_path / "out")
     before, engine.calls = everything(tmp_path / "out"), 0

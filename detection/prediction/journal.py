@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -38,7 +37,8 @@ def refuse_other_settings(folder: Path, earlier: Mapping[str, Any], now: Mapping
 class Journal:
     """The lines of ``unfinished.jsonl``: the settings, then images, and files that are done.
 
-    One that is there already goes on behind the last file that is done.
+    One that is there already goes on behind the last file that is done. It is a context manager,
+    which writes.
 
     Args:
         folder: of the predictions.
@@ -57,14 +57,21 @@ class Journal:
         self.done: dict[str, str] = {}
         self.counts = {"images": 0, "detections": 0, "shown": 0}
         self.settings = dict(settings)
-        kept = 0
-        if self.path.is_file():
-            kept = self._read(folder)
-        self.stream: BinaryIO = self.path.open("r+b" if kept else "wb")
-        self.stream.truncate(kept)
-        self.stream.seek(kept)
-        if not kept:
+        self.kept = self._read(folder) if self.path.is_file() else 0  # bytes
+
+    def __enter__(self) -> Journal:
+        self.stream: BinaryIO = self.path.open("r+b" if self.kept else "wb")
+        self.stream.truncate(self.kept)
+        self.stream.seek(self.kept)
+        if not self.kept:
             self._write({"settings": self.settings})
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stream.close()
+
+    def remove(self) -> None:
+        self.path.unlink()
 
     def _read(self, folder: Path) -> int:
         """Take over what is finished; how many bytes of the file that is."""
@@ -105,11 +112,6 @@ class Journal:
                 entry = json.loads(line)
                 if "image" in entry:
                     yield entry["image"], entry["results"]
-
-    def close(self, remove: bool = False) -> None:
-        self.stream.close()
-        if remove:
-            os.unlink(self.path)
 
     def _write(self, entry: Mapping[str, Any]) -> None:
         self.stream.write(json.dumps(entry).encode() + b"\n")

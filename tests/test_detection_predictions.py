@@ -164,7 +164,7 @@ def test_what_was_interrupted_before_its_first_image_checks_its_files_when_it_go
         predict(run, [str(photos)], tmp_path / "out")
     engine.stop_at = None
     (photos / "bad.jpg").write_bytes(b"no image")
-    with pytest.raises(InputError, match=r"1 problem in the inputs:\n.*bad\.jpg does not decode"):
+    with pytest.raises(InputError, match=r"1 problem in the inputs:\n.*bad\.jpg cannot be read"):
         predict(run, [str(photos)], tmp_path / "out", resume=True)
     counts = predict(run, [str(photos)], tmp_path / "out", resume=True, skip_bad_images=True)
     assert counts["images"] == 7

@@ -35,7 +35,14 @@ from torch import Tensor, nn
 
 from backbones.checkpoint import LoadResult, load_encoder
 from backbones.convnext import SIZES, STAGES, ConvNeXt
-from backbones.d2_config import add_convnext_config, config_problems, foreign_pixels, freezing
+from backbones.d2_config import (
+    RGB_MEAN,
+    RGB_STD,
+    add_convnext_config,
+    config_problems,
+    foreign_pixels,
+    freezing,
+)
 from backbones.errors import InputError
 from backbones.key_adapters import ENCODER
 from backbones.normalization import GRNOptions
@@ -316,6 +323,8 @@ def _build_encoder(
         resumable = (Path(cfg.OUTPUT_DIR) / "last_checkpoint").is_file()
         if encoder.missing is not None and not (cfg.MODEL.WEIGHTS or resumable):
             raise encoder.missing
+    if not cfg.MODEL.PIXEL_MEAN:
+        _take_statistics(cfg, encoder)
     unlike = list(freezing(cfg.MODEL))
     if encoder.loaded is not None and encoder.loaded.statistics is not None:
         mean, std = ([255 * v for v in row] for row in encoder.loaded.statistics)
@@ -323,6 +332,33 @@ def _build_encoder(
     if unlike:
         logger.warning("\n  ".join(["this config is not as the encoder's weights are:", *unlike]))
     return encoder
+
+
+def _take_statistics(cfg: CfgNode, encoder: D2ConvNeXt) -> None:
+    """Fill an empty ``PIXEL_MEAN`` and ``PIXEL_STD``, which detectron2 reads after the backbone.
+
+    They are the encoder's, or ImageNet's where it tells none.
+
+    Raises:
+        InputError: if nothing tells those of so many channels.
+    """
+    channels, told = cfg.MODEL.CONVNEXT.IN_CHANS, None
+    if encoder.loaded is not None:
+        told = encoder.loaded.statistics
+    if told is None and channels != 3:
+        raise InputError(
+            f"MODEL.PIXEL_MEAN is empty, and nothing tells that of {channels} channels: give it "
+            "and MODEL.PIXEL_STD"
+        )
+    rows = [[255 * v for v in row] for row in told] if told is not None else [RGB_MEAN, RGB_STD]
+    order = -1 if cfg.INPUT.FORMAT == "BGR" else 1
+    is_frozen = cfg.is_frozen()
+    cfg.defrost()
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = (list(row)[::order] for row in rows)
+    if is_frozen:
+        cfg.freeze()
+    whose = "the encoder's" if told is not None else "ImageNet's"
+    logger.info("MODEL.PIXEL_MEAN %s, PIXEL_STD %s: %s", *map(str, rows), whose)
 
 
 def _holds(detector: str, prefix: str, encoder: D2ConvNeXt) -> bool:

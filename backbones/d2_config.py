@@ -122,7 +122,7 @@ def config_problems(cfg: Any, extra: int | None, unchosen: bool = False) -> list
         lines.append(
             f"MODEL.CONVNEXT.SIZE is {model.CONVNEXT.SIZE!r}; the sizes are {', '.join(SIZES)}"
         )
-    if len(model.PIXEL_MEAN) != model.CONVNEXT.IN_CHANS:
+    if len(model.PIXEL_MEAN or [0] * model.CONVNEXT.IN_CHANS) != model.CONVNEXT.IN_CHANS:
         lines.append(
             f"MODEL.CONVNEXT.IN_CHANS is {model.CONVNEXT.IN_CHANS}, but MODEL.PIXEL_MEAN has "
             f"{len(model.PIXEL_MEAN)} values: give one value for each channel"
@@ -213,7 +213,8 @@ def foreign_pixels(
     if len(mean) == 3 and cfg.INPUT.FORMAT != "RGB":
         yield f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; {source} learnt from 'RGB'"
     for name, ours in (("PIXEL_MEAN", mean), ("PIXEL_STD", std)):
-        given = list(cfg.MODEL[name])
+        if not (given := list(cfg.MODEL[name])):
+            continue  # the encoder's are taken
         ordered = given[::-1] if cfg.INPUT.FORMAT == "BGR" else given
         if len(given) != len(ours) or any(
             abs(a - b) > 0.5 for a, b in zip(ordered, ours, strict=True)

@@ -14,6 +14,7 @@ from backbones.errors import InputError
 from backbones.export import Export
 from backbones.weight_files import read_metadata
 from detection.config import load_config
+from detection.data.statistics import known_statistics
 from detection.dataset import joined_classes, load_dataset
 from detection.engines.classes import trained_classes
 from detection.engines.torchvision.model import MaskRCNN, build_mask_rcnn
@@ -120,8 +121,10 @@ def detector_export(
         for part in (model.backbone, model.rpn.head, model.roi_heads):
             part.half()
     channels, height, width = config.MODEL.CONVNEXT.IN_CHANS, 150, 190
+    is_deep = config.INPUT.FORMAT == "raw" or bool(config.INPUT.VALUE_RANGE)
+    dtype = torch.float32 if is_deep else torch.uint8
     inputs = {
-        "images": torch.zeros(2, channels, height, width, dtype=torch.uint8),
+        "images": torch.zeros(2, channels, height, width, dtype=dtype),
         "sizes": torch.tensor([[height, width - 20], [height - 30, width]]),
     }
     outputs = ["image", "boxes", "scores", "labels"] + ["masks"] * model.has_mask
@@ -136,9 +139,10 @@ def detector_export(
             "class_names": json.dumps(classes[0]),
             "category_ids": json.dumps(classes[1]),
             "channels": config.INPUT.FORMAT,
-            "pixel_mean": json.dumps(config.MODEL.PIXEL_MEAN),
-            "pixel_std": json.dumps(config.MODEL.PIXEL_STD),
+            "pixel_mean": json.dumps(known_statistics(config)[0]),
+            "pixel_std": json.dumps(known_statistics(config)[1]),
             "pixel_range": "0 to 255; the graph normalises",
+            "value_range": json.dumps(list(config.INPUT.VALUE_RANGE)),
             "min_size": str(config.INPUT.MIN_SIZE_TEST),
             "max_size": str(config.INPUT.MAX_SIZE_TEST),
             "score_threshold": str(config.MODEL.ROI_HEADS.SCORE_THRESH_TEST),

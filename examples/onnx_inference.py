@@ -19,9 +19,27 @@ facts = session.get_modelmeta().custom_metadata_map
 class_names, shortest, longest = (
     json.loads(facts[name]) for name in ("class_names", "min_size", "max_size")
 )
-picture = cv2.imread(sys.argv[2])
-colours = {"RGB": cv2.COLOR_BGR2RGB, "L": cv2.COLOR_BGR2GRAY}.get(facts["channels"])
-image = picture if colours is None else cv2.cvtColor(picture, colours)
+deep = session.get_inputs()[0].type == "tensor(float)"  # of any number of channels and any depth
+if sys.argv[2].endswith(".npy"):
+    picture = np.atleast_3d(np.load(sys.argv[2]))
+else:
+    picture = cv2.imread(sys.argv[2], cv2.IMREAD_UNCHANGED if deep else cv2.IMREAD_COLOR)
+if picture is None:
+    sys.exit(f"{sys.argv[2]} is not there, or no image that OpenCV reads")
+if deep:  # values as the detector was trained on: a stated range, or that of the type, as 0 to 255
+    if picture.ndim == 3 and picture.shape[2] in (3, 4) and not sys.argv[2].endswith(".npy"):
+        picture = picture[..., [2, 1, 0, 3][: picture.shape[2]]]
+    low, high = json.loads(facts["value_range"]) or (
+        (0, 1) if picture.dtype.kind == "f" else (0, np.iinfo(picture.dtype).max)
+    )
+    image = ((np.atleast_3d(picture).astype(np.float64) - low) / (high - low) * 255).astype("f4")
+    low, high = np.percentile(image[..., :3], (1, 99))
+    picture = ((image[..., :3] - low) / max(high - low, 1e-9)).clip(0, 1)
+    picture = np.uint8(255 * picture.repeat(3 if picture.shape[2] < 3 else 1, 2)[..., 2::-1])
+    picture = np.ascontiguousarray(picture)
+else:
+    colours = {"RGB": cv2.COLOR_BGR2RGB, "L": cv2.COLOR_BGR2GRAY}.get(facts["channels"])
+    image = picture if colours is None else cv2.cvtColor(picture, colours)
 
 # The shorter side becomes min_size, the longer at most max_size; a min_size of 0 keeps the size.
 height, width = image.shape[:2]

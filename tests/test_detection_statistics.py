@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import tifffile
+import torch
 from small_coco import small_coco, write_small_coco
 from small_detector import small_config
 
@@ -150,3 +151,33 @@ def test_a_run_of_deep_bands_records_and_keeps_its_statistics(tmp_path, encoders
     images = name.rpartition(":")[2]
     counts = predict(tmp_path / "run", [images], tmp_path / "out")
     assert counts["images"] == 4
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize("frozen", [True, False])
+def test_detectron2s_own_trainer_takes_the_encoders(encoders, frozen):
+    from detectron2.engine import DefaultTrainer
+
+    import backbones.d2_adapter  # noqa: F401 - registers the builders
+    from detection.config import to_detectron2
+
+    cfg = to_detectron2(small_config())
+    cfg.MODEL.CONVNEXT.WEIGHTS = str(encoders / "3.safetensors")
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [], []
+    cfg.freeze() if frozen else None
+    model = DefaultTrainer.build_model(cfg)
+    np.testing.assert_allclose(model.pixel_mean.flatten(), [25.5, 51, 76.5], rtol=1e-6)
+    np.testing.assert_allclose(model.pixel_std.flatten(), [12.75, 15.3, 17.85], rtol=1e-6)
+    assert cfg.is_frozen() is frozen
+
+
+def test_an_export_of_deep_bands_takes_real_numbers():
+    from detection.engines.torchvision.model import build_mask_rcnn
+    from detection.export import detector_export
+
+    given = {"MODEL.PIXEL_MEAN": [1.0] * 4, "MODEL.PIXEL_STD": [2.0] * 4}
+    config = small_config(BANDS | given | {"INPUT.VALUE_RANGE": [0, 4095]})
+    export = detector_export(config, build_mask_rcnn(config), ".onnx")
+    assert export.inputs["images"].dtype == torch.float32
+    assert export.inputs["images"].shape[1] == 4
+    assert json.loads(export.metadata["value_range"]) == [0, 4095]

@@ -72,6 +72,16 @@ def file_digest(path: str | Path) -> hashlib._Hash:
     return digest
 
 
+def shown_size(path: str | Path) -> tuple[int, int] | None:
+    """Height and width of an image as it is shown, by its header; None for no image."""
+    try:
+        with open(path, "rb") as file:
+            picture = open_picture(file)
+    except (ImageError, OSError):
+        return None
+    return picture.height, picture.width
+
+
 def file_state(image: dict, folder: Path, decode: bool, reading: Reading = ANY) -> FileState:
     """Look at the file of one image entry: at its header, or at its pixels too.
 

@@ -30,10 +30,10 @@ import pycocotools.mask as mask_util
 from backbones.whole_files import write_atomically
 from detection.data.annotation_check import BOX_TOLERANCE, boxes_differ, is_id
 from detection.data.coco_file import LISTS, read_coco
-from detection.data.file_names import files_by_name, find_file, is_file, only_file_of_name
+from detection.data.file_names import files_by_name, find_file, only_file_of_name
+from detection.data.image_check import shown_size
 from detection.data.problems import Findings, Problem
 from detection.data.segmentation_check import are_finite, as_rle, is_finite, mask_bounds
-from images.files import ImageError, open_picture
 from training.progress import progress
 
 GONE = "left out"
@@ -144,20 +144,9 @@ class _Repair:
             image["file_name"] = other
             self._say(f"{where} ({name})", "file_name leads to no file", "the one of this name is")
         lacks_size = image.get("height") is None or image.get("width") is None
-        if lacks_size and (size := self._size(str(image["file_name"]))):
+        if lacks_size and (size := shown_size(self.folder / image["file_name"])):
             image["height"], image["width"] = size
             self._say(where, "has no height or width", "its file's are written")
-
-    def _size(self, name: str) -> tuple[int, int] | None:
-        """Height and width of a file, as it is shown."""
-        if not is_file(self.folder, name):
-            return None
-        try:
-            with open(self.folder / name, "rb") as file:
-                picture = open_picture(file)
-        except (ImageError, OSError):  # the check says so, too
-            return None
-        return picture.height, picture.width
 
     def _annotations(self) -> None:
         images = {image["id"]: image for image in self.tree["images"] if is_id(image.get("id"))}

@@ -86,6 +86,12 @@ def as_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     return mask_util.merge(mask_util.frPyObjects(usable, height, width))
 
 
+def rle_of(mask: np.ndarray) -> dict[str, Any]:
+    """A mask ``[height, width]`` as a compressed RLE, as json takes it."""
+    rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": list(mask.shape), "counts": rle["counts"].decode()}
+
+
 def pixel_bounds(segmentation: Any, height: int, width: int) -> list[float]:
     """The [x0, y0, x1, y1] of the mask's pixels."""
     x, y, w, h = mask_util.toBbox(as_rle(segmentation, height, width)).tolist()

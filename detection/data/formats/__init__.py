@@ -1,0 +1,1 @@
+"""Labels of other tools, read into COCO and written back, with what changed counted."""

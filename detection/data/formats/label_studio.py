@@ -1,0 +1,165 @@
+"""Label Studio's JSON export: tasks with rectangles, polygons, ellipses and brushes, in percent."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import numpy as np
+
+from backbones.errors import InputError
+from detection.data.coco_file import decode_json
+from detection.data.formats.labels import Builder, ImageFinder, ellipse, turned
+from training.progress import progress
+
+
+def read_label_studio(source: Path, images: Path | None) -> dict[str, Builder]:
+    """Read an export, or all of a folder; images are found by their names.
+
+    Raises:
+        InputError: if no file there is such an export.
+    """
+    files = [source] if source.is_file() else sorted(source.rglob("*.json"))
+    root = (images or (source.parent if source.is_file() else source)).resolve()
+    builder, finder = Builder(root), ImageFinder(root)
+    tasks = [task for file in files for task in _tasks(file)]
+    if not tasks:
+        raise InputError(f"{source}: it is no JSON export of Label Studio")
+    found = {}
+    for place, task in enumerate(tasks):
+        named = _image_names(task)
+        if image := finder.find(*named):
+            found[place] = image
+        else:
+            builder.note(f"task {task.get('id', place)} ({named[0]})", "its image is not there")
+    sizes = builder.sizes(list(found.values()))
+    for place, path in progress(found.items(), "reading labels", len(found), "image"):
+        if path in sizes:
+            _read_task(builder, builder.image(path, sizes[path]), tasks[place])
+    return {"annotations": builder}
+
+
+def _tasks(file: Path) -> list[dict[str, Any]]:
+    try:
+        tree = json.loads(decode_json(file.read_bytes()))
+    except (ValueError, RecursionError):
+        return []
+    if not isinstance(tree, list):
+        return []
+    return [
+        task
+        for task in tree
+        if isinstance(task, dict) and ({"annotations", "completions", "image"} & task.keys())
+    ]
+
+
+def _image_names(task: dict[str, Any]) -> list[str]:
+    """What the image may be called: the path in a URL, and without the prefix of uploads."""
+    data = task.get("data")
+    values = (
+        [*data.values(), task.get("file_upload")] if isinstance(data, dict) else [task["image"]]
+    )
+    names: list[str] = []
+    for value in values:
+        if not isinstance(value, str) or not value:
+            continue
+        parts = urlsplit(value)
+        path = parse_qs(parts.query).get("d", [unquote(parts.path)])[0]
+        base = path.rsplit("/", 1)[-1]
+        names += [path.lstrip("/"), base, re.sub(r"^[0-9a-f]{8}-", "", base)]
+    return names or [""]
+
+
+def _read_task(builder: Builder, image: dict[str, Any], task: dict[str, Any]) -> None:
+    where = f"task {task.get('id', image['file_name'])}"
+    if "image" in task and "annotations" not in task:  # the export JSON-MIN
+        results = [{"value": one} for one in task.get("label") or [] if isinstance(one, dict)]
+    else:
+        every = task.get("annotations") or task.get("completions") or []
+        done = [one for one in every if isinstance(one, dict) and not one.get("was_cancelled")]
+        if len(done) > 1:
+            builder.note(where, "was labelled several times", "the first labelling is taken")
+        results = (done[0].get("result") or []) if done else []
+    for number, result in enumerate(results, 1):
+        if isinstance(result, dict):
+            _read_result(builder, image, f"{where}, result {number}", result)
+
+
+def _read_result(
+    builder: Builder, image: dict[str, Any], where: str, result: dict[str, Any]
+) -> None:
+    value = result.get("value")
+    if not isinstance(value, dict) or result.get("type") in ("choices", "textarea", "rating"):
+        builder.note(where, f"is a {result.get('type', 'result')}, which is no object")
+        return
+    labels = next((v for k, v in value.items() if k.endswith("labels") and v), None)
+    if not labels:
+        builder.read += 1
+        builder.note(where, "has no label")
+        return
+    if len(labels) > 1:
+        builder.note(where, "has several labels", "the first is taken")
+    name, scale = str(labels[0]), np.array([image["width"], image["height"]]) / 100
+    try:
+        if "rle" in value:
+            mask = decode_brush(value["rle"], image["height"], image["width"])
+            builder.mask(image, where, name, mask)
+        elif "points" in value:
+            points = np.asarray(value["points"], np.float64) * scale
+            builder.polygons(image, where, name, [points.reshape(-1).tolist()])
+        elif "radiusX" in value:
+            centre = np.array([value["x"], value["y"]]) * scale
+            radii = np.array([value["radiusX"], value["radiusY"]]) * scale
+            builder.note(where, "is an ellipse", "a polygon of 64 points")
+            turn = float(value.get("rotation") or 0)
+            builder.polygons(image, where, name, [ellipse(centre, radii, turn)])
+        else:
+            corner = np.array([value["x"], value["y"]]) * scale
+            sides = np.array([value["width"], value["height"]]) * scale
+            if turn := float(value.get("rotation") or 0):  # around the corner
+                corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * sides
+                points = turned(corners, turn) + corner
+                builder.polygons(image, where, name, [points.reshape(-1).tolist()])
+            else:
+                builder.box(image, where, name, [*corner, *sides])
+    except (KeyError, TypeError, ValueError, IndexError):
+        builder.read += 1
+        builder.note(where, "is no shape that is known, or lacks its numbers")
+
+
+def decode_brush(data: list[int], height: int, width: int) -> np.ndarray:
+    """A brush's mask: its alpha channel, of Label Studio's run-length code of RGBA values.
+
+    32 bits: how many values; 5: bits of a value less 1; 4 x 4: bits of four lengths less 1. Then
+    runs: a bit that says whether one value is repeated, 2 bits for which of the lengths counts it.
+
+    Raises:
+        ValueError, IndexError: if the values are not those of the image.
+    """
+    bits = "".join(f"{byte:08b}" for byte in data)
+    at = 0
+
+    def read(count: int) -> int:
+        nonlocal at
+        at += count
+        if at > len(bits):
+            raise IndexError("the code ends too early")
+        return int(bits[at - count : at], 2)
+
+    total, word = read(32), read(5) + 1
+    sizes = [read(4) + 1 for _ in range(4)]
+    if total != height * width * 4:
+        raise ValueError(f"{total} values are not those of {width} x {height} pixels")
+    values, place = np.zeros(total, np.uint8), 0
+    while place < total:
+        repeated = read(1)
+        end = place + 1 + read(sizes[read(2)])
+        if repeated:
+            values[place:end] = read(word)
+        else:
+            values[place:end] = [read(word) for _ in range(end - place)]
+        place = end
+    return values.reshape(height, width, 4)[..., 3] > 0

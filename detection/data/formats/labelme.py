@@ -1,0 +1,187 @@
+"""LabelMe: a JSON file for each image, shapes of points in pixels.
+
+Shapes of one label and one ``group_id`` are one object. Rectangles are boxes where a file set has
+nothing else, and polygons of four corners among others, as LabelMe's own exporter has them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from backbones.errors import InputError
+from backbones.whole_files import write_json
+from detection.data.coco_file import decode_json
+from detection.data.formats.labels import Builder, ImageFinder, ellipse
+from detection.data.formats.outlines import outlines
+from detection.data.segmentation_check import rle_of
+from training.progress import progress
+
+Shape = dict[str, Any]
+
+
+def read_labelme(source: Path, images: Path | None) -> dict[str, Builder]:
+    """Read all JSON files of a folder, or one; images are found by ``imagePath`` or by name.
+
+    Raises:
+        InputError: if no JSON file there is one of LabelMe.
+    """
+    folder = source.parent if source.is_file() else source
+    root = (images or folder).resolve()
+    builder, finder = Builder(root), ImageFinder(root)
+    trees, found = {}, {}
+    files = [source] if source.is_file() else sorted(source.rglob("*.json"))
+    for file in progress(files, "reading labels", unit="file"):
+        tree = _parsed(file)
+        if tree is None:
+            builder.note(file.name, "is no file of LabelMe")
+            continue
+        trees[file] = tree
+        image = finder.find(str(tree["imagePath"]), file.stem)
+        if image is None:
+            builder.note(file.name, "its image is not there")
+        else:
+            found[file] = image
+    if not trees:
+        raise InputError(f"{source}: no JSON file of LabelMe is in it")
+    sizes = builder.sizes(list(found.values()))
+    kinds = {shape.get("shape_type") for tree in trees.values() for shape in tree["shapes"]}
+    boxes_only = kinds <= {"rectangle"}
+    for file, path in found.items():
+        if path not in sizes:
+            continue
+        tree, size = trees[file], sizes[path]
+        stated = (tree.get("imageHeight"), tree.get("imageWidth"))
+        entry = builder.image(path, size)
+        if stated != size and None not in stated:
+            builder.note(
+                file.name, "states another size than its image has", "the image's is taken"
+            )
+        groups: dict[Any, list[tuple[int, Shape]]] = {}
+        for number, shape in enumerate(tree["shapes"], 1):
+            group = shape.get("group_id")
+            key = number if group is None else (str(shape.get("label")), str(group))
+            groups.setdefault(key, []).append((number, shape))
+        for members in groups.values():
+            _object(builder, entry, file.name, members, boxes_only)
+    return {"annotations": builder}
+
+
+def _parsed(file: Path) -> dict[str, Any] | None:
+    try:
+        tree = json.loads(decode_json(file.read_bytes()))
+    except (ValueError, RecursionError):
+        return None
+    is_labelme = isinstance(tree, dict) and isinstance(tree.get("shapes"), list)
+    return tree if is_labelme and "imagePath" in tree else None
+
+
+def _object(
+    builder: Builder,
+    image: dict[str, Any],
+    file: str,
+    members: list[tuple[int, Shape]],
+    boxes_only: bool,
+) -> None:
+    """Add one object of one or more shapes."""
+    polygons: list[list[float]] = []
+    name = str(members[0][1].get("label"))
+    where = f"{file}, shape {', '.join(str(number) for number, _ in members)}"
+    size = image["height"], image["width"]
+    for number, shape in members:
+        kind, place = shape.get("shape_type") or "polygon", f"{file}, shape {number}"
+        points = np.asarray(shape.get("points") or [], np.float64)
+        if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
+            builder.read += 1
+            builder.note(place, "has no points in numbers")
+        elif kind == "mask":
+            mask = _mask(shape, points, size)
+            if mask is None:
+                builder.read += 1
+                builder.note(place, "has a mask that does not decode")
+            elif len(members) == 1:
+                builder.mask(image, place, name, mask)
+            else:
+                polygons += outlines(rle_of(mask), *size)
+        elif kind == "polygon":
+            polygons.append(points.reshape(-1).tolist())
+        elif kind == "rectangle" and len(points) >= 2:
+            (left, top), (right, bottom) = points.min(0), points.max(0)
+            if boxes_only:
+                builder.box(image, place, name, [left, top, right - left, bottom - top])
+            else:
+                builder.note(place, "is a rectangle among polygons", "its corners are a polygon")
+                polygons.append([left, top, right, top, right, bottom, left, bottom])
+        elif kind == "circle" and len(points) == 2:
+            radius = math.dist(*points)
+            builder.note(place, "is a circle", "a polygon of 64 points")
+            polygons.append(ellipse(points[0], (radius, radius)))
+        else:
+            builder.read += 1
+            builder.note(place, f"is a {kind}, which has no area")
+    if polygons:
+        builder.polygons(image, where, name, polygons)
+
+
+def _mask(shape: Shape, points: np.ndarray, size: tuple[int, int]) -> np.ndarray | None:
+    """A shape's PNG in its box as a mask of the image."""
+    try:
+        data = base64.b64decode(shape.get("mask") or "")
+        with Image.open(io.BytesIO(data)) as picture:
+            inside = np.asarray(picture.convert("L")) > 0
+    except (binascii.Error, OSError, ValueError, TypeError):
+        return None
+    x, y = (int(value) for value in np.rint(points.min(0)))
+    mask = np.zeros(size, bool)
+    top, left = max(0, y), max(0, x)
+    part = inside[top - y : top - y + size[0] - top, left - x : left - x + size[1] - left]
+    mask[top : top + part.shape[0], left : left + part.shape[1]] = part
+    return mask
+
+
+def write_labelme(tree: dict[str, Any], folder: Path) -> None:
+    """A JSON file for each image; the parts of a mask are polygons of one group."""
+    names = {one["id"]: one["name"] for one in tree["categories"]}
+    of_image: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in tree["images"]}
+    for item in tree["annotations"]:
+        of_image[item["image_id"]].append(item)
+    for image in tree["images"]:
+        shapes: list[Shape] = []
+        for number, item in enumerate(of_image[image["id"]], 1):
+            label = {"label": names[item["category_id"]], "flags": {}}
+            if not item.get("segmentation"):
+                x, y, w, h = item["bbox"]
+                points = [[x, y], [x + w, y + h]]
+                shapes.append(
+                    label | {"points": points, "group_id": None, "shape_type": "rectangle"}
+                )
+                continue
+            parts = outlines(item["segmentation"], image["height"], image["width"])
+            for part in parts:
+                points = [list(pair) for pair in zip(part[::2], part[1::2], strict=True)]
+                group = number if len(parts) > 1 else None
+                shapes.append(
+                    label | {"points": points, "group_id": group, "shape_type": "polygon"}
+                )
+        path = folder / Path(image["file_name"]).with_suffix(".json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(
+            path,
+            {
+                "version": "5.0.0",
+                "flags": {},
+                "shapes": shapes,
+                "imagePath": Path(image["file_name"]).name,
+                "imageData": None,
+                "imageHeight": image["height"],
+                "imageWidth": image["width"],
+            },
+        )

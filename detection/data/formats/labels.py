@@ -1,0 +1,230 @@
+"""What every reader of another format fills: a COCO tree, and what was changed or left out, why.
+
+Nothing is dropped in silence: a reader says by :meth:`Builder.note` what it did to each place.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+from numpy.typing import ArrayLike
+
+from detection.data.image_check import shown_size
+from detection.data.problems import Findings, Problem
+from detection.data.segmentation_check import rle_of
+from images.folders import ending_of, files_of_folder
+from images.formats import image_endings
+from images.threads import in_threads
+from training.progress import progress
+
+GONE = "left out"
+
+
+class Builder:
+    """A COCO file in the making.
+
+    Args:
+        root: what file names will be relative to.
+        classes: their names, in order; others are added as they come.
+
+    Attributes:
+        read: how many labels were met.
+    """
+
+    def __init__(self, root: Path, classes: Iterable[str] = ()) -> None:
+        self.root = root
+        self.classes: dict[str, int] = {}
+        self.images: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
+        self.notes = Findings(root)
+        self.read = 0
+        for name in classes:
+            self.class_id(name)
+
+    def class_id(self, name: str) -> int:
+        return self.classes.setdefault(name, len(self.classes) + 1)
+
+    def note(self, where: str, what: str, done: str = GONE) -> None:
+        self.notes.warn(where, what, done)
+
+    def sizes(self, files: Sequence[Path]) -> dict[Path, tuple[int, int]]:
+        """Height and width of image files as they are shown, but for those that are none."""
+        found = {}
+        with progress(text="reading image sizes", total=len(files), unit="image") as bar:
+            for file, size in zip(files, in_threads(shown_size, files), strict=True):
+                bar.update()
+                if size is None:
+                    self.note(self.name(file), "is no image that can be read")
+                else:
+                    found[file] = size
+        return found
+
+    def name(self, file: Path) -> str:
+        """A file's name relative to the root."""
+        return os.path.relpath(file, self.root).replace(os.sep, "/")
+
+    def image(self, file: Path, size: tuple[int, int]) -> dict[str, Any]:
+        """Add an image; its entry is what objects are added to."""
+        height, width = size
+        entry = {
+            "id": len(self.images) + 1,
+            "file_name": self.name(file),
+            "height": height,
+            "width": width,
+        }
+        self.images.append(entry)
+        return entry
+
+    def box(
+        self, image: dict[str, Any], where: str, name: str, box: Sequence[float], crowd: int = 0
+    ) -> None:
+        """Add an object that has a box only: x, y, width, height in pixels."""
+        self.read += 1
+        x, y, w, h = box
+        left, top = max(0.0, x), max(0.0, y)
+        right, bottom = min(image["width"], x + w), min(image["height"], y + h)
+        if not (w > 0 and h > 0 and right > left and bottom > top):
+            self.note(where, "has no area in its image")
+            return
+        if max(left - x, top - y, x + w - right, y + h - bottom) > 0.01:
+            self.note(where, "box leaves its image", "cut to it")
+        found = [left, top, right - left, bottom - top]
+        self._add(image, name, found, None, found[2] * found[3], crowd)
+
+    def polygons(
+        self,
+        image: dict[str, Any],
+        where: str,
+        name: str,
+        polygons: Sequence[Sequence[float]],
+        crowd: int = 0,
+    ) -> None:
+        """Add an object of one or more polygons [x, y, x, y, ...] in pixels."""
+        self.read += 1
+        kept, moved = [], False
+        for polygon in polygons:
+            points = np.asarray(polygon, np.float64).reshape(-1, 2)
+            inside = points.clip(0, [image["width"], image["height"]])
+            moved |= bool(np.abs(inside - points).max(initial=0) > 0.01)
+            if len(points) >= 3 and enclosed(inside) > 0:
+                kept.append(inside)
+            elif len(polygons) > 1:
+                self.note(where, "has a part without area", f"the part is {GONE}")
+        if not kept:
+            self.note(where, "polygon has no area in its image")
+            return
+        if moved:
+            self.note(where, "polygon leaves its image", "its points are moved to the border")
+        every = np.concatenate(kept)
+        low, high = every.min(0), every.max(0)
+        box = [*low.tolist(), *(high - low).tolist()]
+        flat = [points.reshape(-1).tolist() for points in kept]
+        self._add(image, name, box, flat, float(sum(map(enclosed, kept))), crowd)
+
+    def mask(
+        self, image: dict[str, Any], where: str, name: str, mask: np.ndarray, crowd: int = 0
+    ) -> None:
+        """Add an object by its mask, bool ``[height, width]``."""
+        self.read += 1
+        if mask.shape != (image["height"], image["width"]):
+            size = f"{mask.shape[1]} x {mask.shape[0]}"
+            self.note(f"{where} ({size})", "mask has another size than its image")
+            return
+        rle = rle_of(mask)
+        if not (area := float(mask_util.area(rle))):
+            self.note(where, "mask is empty")
+            return
+        box = mask_util.toBbox(rle).tolist()
+        self._add(image, name, box, rle, area, crowd)
+
+    def _add(
+        self,
+        image: dict[str, Any],
+        name: str,
+        box: list[float],
+        segmentation: Any,
+        area: float,
+        crowd: int,
+    ) -> None:
+        entry = {
+            "id": len(self.annotations) + 1,
+            "image_id": image["id"],
+            "category_id": self.class_id(name),
+            "bbox": [round(value, 4) for value in box],
+            "area": round(area, 4),
+            "iscrowd": crowd,
+        }
+        if segmentation is not None:
+            entry["segmentation"] = (
+                segmentation
+                if isinstance(segmentation, dict)
+                else [[round(value, 4) for value in polygon] for polygon in segmentation]
+            )
+        self.annotations.append(entry)
+
+    def tree(self) -> dict[str, Any]:
+        """The COCO file."""
+        return {
+            "images": self.images,
+            "annotations": self.annotations,
+            "categories": [{"id": key, "name": name} for name, key in self.classes.items()],
+        }
+
+    def problems(self) -> list[Problem]:
+        """What was changed or left out, each kind once."""
+        return self.notes.problems()
+
+
+def enclosed(points: np.ndarray) -> float:
+    """The area of a polygon ``[N, 2]`` by the shoelace formula."""
+    x, y = points[:, 0], points[:, 1]
+    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+
+
+def ellipse(centre: ArrayLike, radii: ArrayLike, degrees: float = 0.0) -> list[float]:
+    """A polygon of 64 points on an ellipse, turned clockwise as it is seen."""
+    angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+    points = np.stack([np.cos(angles), np.sin(angles)], -1) * np.asarray(radii)
+    return (turned(points, degrees) + np.asarray(centre)).reshape(-1).tolist()
+
+
+def turned(points: np.ndarray, degrees: float) -> np.ndarray:
+    """Points ``[N, 2]`` turned around the origin, clockwise as it is seen (y points down)."""
+    angle = np.deg2rad(degrees)
+    cos, sin = np.cos(angle), np.sin(angle)
+    return points @ np.array([[cos, sin], [-sin, cos]])
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images of a folder and its folders, in natural order."""
+    return files_of_folder(folder).images
+
+
+class ImageFinder:
+    """Finds images in a folder by what a label file calls them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.by_name: dict[str, list[Path]] = {}
+        self.by_stem: dict[str, list[Path]] = {}
+        for path in image_files(folder):
+            self.by_name.setdefault(path.name, []).append(path)
+            self.by_stem.setdefault(path.stem, []).append(path)
+
+    def find(self, *names: str) -> Path | None:
+        """The first of these paths or names that one image fits, its ending aside at last."""
+        for name in names:
+            path = self.folder / name.replace("\\", "/")
+            if name and path.is_file() and ending_of(path.name) in image_endings():
+                return path
+        for index, part in ((self.by_name, "name"), (self.by_stem, "stem")):
+            for name in names:
+                found = index.get(getattr(Path(name.replace("\\", "/")), part), [])
+                if len(found) == 1:
+                    return found[0]
+        return None

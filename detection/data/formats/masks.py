@@ -1,0 +1,150 @@
+"""Masks as pictures: a map of instance ids for each image, or one black-and-white mask per object.
+
+A map lies in a folder of masks under its image's name, with or without an ending such as ``_masks``
+(Cellpose); 0 is background, every other value or colour an object. Masks of single objects lie in a
+folder that is called as the image, or in ``masks`` beside ``images`` (Data Science Bowl 2018).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import pycocotools.mask as mask_util
+from PIL import Image
+
+from backbones.errors import InputError
+from backbones.whole_files import write_atomically
+from detection.data.formats.labels import Builder, image_files
+from detection.data.segmentation_check import as_rle
+from training.progress import progress
+
+ENDINGS = ("", "_masks", "_cp_masks", "_mask", "_label", "_labels", "_instances", "_instance_ids")
+MASK_FILES = (".png", ".tif", ".tiff", ".bmp", ".gif")
+
+
+def read_masks(source: Path, images: Path | None, class_name: str = "object") -> dict[str, Builder]:
+    """Read the masks of a folder.
+
+    Args:
+        source: the folder of the masks; or that of a data set whose folders ``images`` and
+            ``masks`` lie beside each other.
+        images: the folder of the images.
+        class_name: the one class that all objects have.
+
+    Raises:
+        InputError: if no mask there belongs to an image.
+    """
+    root = (images or source).resolve()
+    builder = Builder(root, [class_name])
+    files = [file for file in image_files(root) if images or "masks" not in file.parts[-3:-1]]
+    found = {file: _masks_of(file, source.resolve(), images) for file in files}
+    pairs = {file: masks for file, masks in found.items() if masks.files}
+    if not pairs:
+        raise InputError(
+            f"{source}: no mask there is called as an image of {root}: give --images DIR and the "
+            "folder of the masks"
+        )
+    sizes = builder.sizes(files)
+    for file in progress(files, "reading masks", unit="image"):
+        if file not in sizes:
+            continue
+        if file not in pairs:
+            builder.note(builder.name(file), "has no mask", "kept, without objects")
+        image = builder.image(file, sizes[file])
+        for path in found[file].files:
+            _read_mask(builder, image, path, class_name, found[file].is_map)
+    return {"annotations": builder}
+
+
+class _Masks(NamedTuple):
+    """The files that show an image's objects: one map of all, or one file for each."""
+
+    files: list[Path]
+    is_map: bool
+
+
+def _masks_of(image: Path, source: Path, images: Path | None) -> _Masks:
+    """Masks in a folder that is called as the image, or beside it; else one map."""
+    home = image.parent.parent
+    folders = [source / image.stem]
+    if images is None:
+        folders.append(home / "masks" / image.stem)
+        if home.name == image.stem:  # Data Science Bowl: STEM/images/STEM.png, STEM/masks/*.png
+            folders.insert(0, home / "masks")
+    for folder in folders:
+        if folder.is_dir() and (inside := sorted(filter(_is_mask, folder.iterdir()))):
+            return _Masks(inside, False)
+    for folder in [source, *([home / "masks"] if images is None else [])]:
+        for ending in ENDINGS:
+            for suffix in MASK_FILES:
+                path = folder / f"{image.stem}{ending}{suffix}"
+                if path.is_file() and path.resolve() != image.resolve():
+                    return _Masks([path], True)
+    return _Masks([], True)
+
+
+def _is_mask(path: Path) -> bool:
+    return path.suffix.lower() in MASK_FILES and not path.name.startswith(".")
+
+
+def _read_mask(
+    builder: Builder, image: dict[str, Any], path: Path, class_name: str, is_map: bool
+) -> None:
+    where = path.name if is_map else f"{path.parent.name}/{path.name}"
+    try:
+        with Image.open(path) as picture:
+            values = np.asarray(picture)
+    except Exception:  # Pillow's decoders raise nearly everything on damaged files
+        builder.read += 1
+        builder.note(where, "is no image that can be read")
+        return
+    if values.ndim == 3:
+        colours = values[..., : 3 if values.shape[2] >= 3 else 1].astype(np.int64)
+        values = (colours * 256 ** np.arange(colours.shape[2])).sum(-1)
+    if values.shape != (image["height"], image["width"]):
+        builder.read += 1
+        size = f"{values.shape[1]} x {values.shape[0]}"
+        builder.note(f"{where} ({size})", "mask has another size than its image")
+        return
+    ids = [value for value in np.unique(values).tolist() if value]
+    if not is_map:
+        builder.mask(image, where, class_name, values > 0)
+        return
+    if len(ids) == 1 and ids[0] in (1, 255, 65535, 256**3 - 1):
+        count, parts = cv2.connectedComponents((values > 0).astype(np.uint8))
+        if count > 2:
+            builder.note(where, "tells no objects apart", "each connected part is an object")
+        values, ids = parts, list(range(1, count))
+    for value in ids:
+        builder.mask(image, f"{where}, id {value}", class_name, values == value)
+
+
+def write_masks(tree: dict[str, Any], folder: Path) -> None:
+    """``masks/*.png`` of 16 bits: 0 is background, n the n-th object of its image.
+
+    Classes are not in a map, and where objects overlap the later one, in front, is seen.
+
+    Raises:
+        InputError: for over 65535 objects in an image.
+    """
+    of_image: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in tree["images"]}
+    for item in tree["annotations"]:
+        of_image[item["image_id"]].append(item)
+    for image in tree["images"]:
+        height, width = image["height"], image["width"]
+        if len(of_image[image["id"]]) > np.iinfo(np.uint16).max:
+            raise InputError(f"{image['file_name']} has more objects than 16 bits can tell")
+        ids = np.zeros((height, width), np.uint16)
+        for number, item in enumerate(of_image[image["id"]], 1):
+            if item.get("segmentation"):
+                ids[mask_util.decode(as_rle(item["segmentation"], height, width)) > 0] = number
+            else:
+                x, y, w, h = (round(value) for value in item["bbox"])
+                ids[max(0, y) : y + h, max(0, x) : x + w] = number
+        path = folder / "masks" / Path(image["file_name"]).with_suffix(".png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, partial(Image.fromarray(ids).save, format="PNG"))

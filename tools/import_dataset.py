@@ -1,0 +1,76 @@
+"""Make COCO json of labels in another format, and say what was read, changed and left out.
+
+YOLO (boxes and polygons, data.yaml), Pascal VOC, LabelMe, CVAT for images, Label Studio's JSON, and
+masks as PNG (a map of instance ids for each image, or a folder of one mask per object).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from backbones.errors import InputError
+from detection.data.formats.convert import READERS, read_labels
+from detection.data.formats.labels import Builder
+from detection.data.repair import write_coco
+from training.cli import ToolParser, run_tool
+
+EXAMPLES = """
+examples:
+  python tools/import_dataset.py yolo/data.yaml --output-dir coco
+  python tools/import_dataset.py VOC2012/Annotations --images VOC2012/JPEGImages --output-dir coco
+  python tools/import_dataset.py labelme_folder --output-dir coco
+  python tools/import_dataset.py annotations.xml --from cvat --images images --output-dir coco
+  python tools/import_dataset.py export.json --from labelstudio --images images --output-dir coco
+  python tools/import_dataset.py masks --images images --class-name cell --output-dir coco
+
+What comes out is train.json, val.json, ... of a data.yaml's splits, else annotations.json; the last
+lines name it as tools/train_net.py and tools/check_dataset.py take it.
+"""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = ToolParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("source", type=Path, help="the labels: a file or a folder")
+    add("--from", dest="kind", choices=["auto", *READERS], default="auto", help="their format")
+    add("--images", type=Path, metavar="DIR", help="the images' folder, if it is another")
+    add("--output-dir", type=Path, required=True, metavar="DIR", help="where the COCO files go")
+    add("--class-name", default="object", metavar="NAME", help="the class of masks' objects")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse_arguments()
+    found = read_labels(options.source, options.kind, options.images, options.class_name)
+    paths = {split: options.output_dir / f"{split}.json" for split in found}
+    if there := [str(path) for path in paths.values() if path.exists()]:
+        raise InputError(f"{', '.join(there)}: there already; choose another --output-dir")
+    for split, builder in found.items():
+        write_coco(builder.tree(), paths[split])
+        report(split, builder, paths[split])
+
+
+def report(split: str, builder: Builder, path: Path) -> None:
+    """Print what became of a split."""
+    for problem in builder.problems():
+        print(problem)
+    objects = len(builder.annotations)
+    without = sum("segmentation" not in item for item in builder.annotations)
+    print(
+        f"{split}: {builder.read} labels read, {objects} objects of {len(builder.classes)} classes "
+        f"written on {len(builder.images)} images"
+    )
+    if without and without < objects:
+        print(
+            f"{without} of them have a box and no mask: check_dataset.py --repair leaves them out"
+        )
+    elif without:
+        print("they have boxes and no masks: train with MODEL.MASK_ON False")
+    print(f"json:{path}:{builder.root}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_tool(main))

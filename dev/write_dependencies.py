@@ -53,6 +53,7 @@ PURPOSES = {
     "pytest-xdist": "tests side by side",
     "setuptools": "the wheel that the tests install",
     "hypothesis": "tests of properties",
+    "scikit-learn": "the reference of probes, confusion matrices and class weights in the tests",
     "mkdocs-material": "this documentation",
     "ruff": "linter and formatter",
     "mypy": "types",

@@ -20,6 +20,7 @@ from training.resume import compare_settings, say_changes
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
+CLASSIFIER = "classifier.safetensors"
 
 
 def as_yaml(values: Any) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""Detect on images, folders and videos with a finished run.
+"""Detect on images, folders and videos with a finished run, or classify them with a classifier's.
 
 Writes to --output-dir: overlays/ (pictures and videos with the detections drawn), predictions.json
 (all detections as COCO results), images.json (which file or frame each image id is, and the
 categories), annotations.json (the detections as a COCO data set, for labelling tools) and
 counts.csv (how many there are and how many pixels they cover, per image and class).
-Of a segmentation run: maps/ (the class of every pixel), overlays/, areas.csv.
+Of a segmentation run: maps/ (the class of every pixel), overlays/, areas.csv. Of a classifier's:
+predictions.csv and predictions.json, each image's class and probabilities.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from backbones.errors import InputError
 from detection.predict import predict
 from training.cli import ToolParser, log_to, run_tool
 from training.devices import DEVICES
@@ -33,6 +35,9 @@ examples:
   # larger test images, on the CPU, by the other engine
   python tools/predict.py --run runs/detector --input photos --output-dir out \\
       --engine detectron2 MODEL.DEVICE cpu INPUT.MIN_SIZE_TEST 1000
+
+  # the class of each image, from a classifier's run
+  python tools/predict.py --run runs/classifier --input photos --output-dir classes --pictures
 
 exit code: 0; 1 for inputs that cannot be used, all listed before anything is detected; 2 on wrong
 usage
@@ -69,6 +74,7 @@ def parse() -> argparse.Namespace:
     add("--classes", nargs="+", metavar="NAME", help="of these classes alone (default: all)")
     add("--resume", action="store_true", help="go on where an earlier call ended")
     add("--every", type=positive, default=1, metavar="N", help="each Nth frame of videos")
+    add("--pictures", action="store_true", help="of a classifier: each image with its class")
     add("--frames", action="store_true", help="overlays of videos as JPEG files")
     add("--weights", metavar="FILE", help="a detector instead of the run's newest checkpoint")
     add("--engine", choices=["torchvision", "detectron2"], help="instead of the run's ENGINE")
@@ -97,14 +103,34 @@ def segment(arguments: argparse.Namespace) -> None:
     print(f"class maps of {counts['images']} images: {arguments.output_dir}")
 
 
+def classify(arguments: argparse.Namespace) -> None:
+    from fcmae.classification.predict import predict_classes
+
+    flags = ("opts", "engine", "weights", "frames", "classes", "resume")
+    if given := [name for name in flags if getattr(arguments, name)]:
+        words = ["KEY VALUE" if name == "opts" else f"--{name}" for name in given]
+        raise InputError(f"{arguments.run} is a classifier's run: {', '.join(words)} does not fit")
+    counts = predict_classes(
+        arguments.run,
+        arguments.input,
+        arguments.output_dir,
+        arguments.every,
+        arguments.pictures,
+        arguments.skip_bad_images,
+        arguments.device,
+    )
+    print(
+        f"{counts['images']} images, {counts['classes']} classes found: "
+        f"{arguments.output_dir / 'predictions.csv'}"
+    )
+
+
 def main() -> None:
     arguments = parse()
     log_to()
+    tasks = {"detection": detect, "segmentation": segment, "classification": classify}
     with held(arguments.output_dir):
-        if task_of(arguments.run) == "segmentation":
-            segment(arguments)
-        else:
-            detect(arguments)
+        tasks[task_of(arguments.run)](arguments)
 
 
 def detect(arguments: argparse.Namespace) -> None:

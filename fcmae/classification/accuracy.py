@@ -1,99 +1,29 @@
-"""Top-1 and top-5 of a classifier, by timm's definition and in float32."""
+"""Top-1 and top-5 of a finished classifier: ``--eval-only``."""
 
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 import yaml
-from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset
 
 from backbones.errors import InputError
 from backbones.kernels import use_kernels
-from fcmae.classification.data import LabelledSamples, Sample, collate
+from fcmae.classification.evaluation import evaluate
 from fcmae.classification.head import build_classifier
 from fcmae.classification.options import FinetuneOptions
+from fcmae.classification.report import write_report
 from fcmae.classification.setup import set_up
-from fcmae.run_files import CONFIG, write_json
-from images.files import ImageError
+from fcmae.run_files import CLASSIFIER, CONFIG, write_json
 from training.devices import find_device
-from training.progress import progress
 from training.run_folder import held
-from training.workers import SigtermOnlyFromTrainer
 
 logger = logging.getLogger(__name__)
 
-CLASSIFIER, EVALUATION = "classifier.safetensors", "evaluation.json"
-TOP = 5
+EVALUATION = "evaluation.json"
 SPLIT_OPTIONS = ("val_split", "val_fraction", "split_seed")
-
-
-@torch.no_grad()
-def accuracy(
-    model: nn.Module, samples: LabelledSamples, batch_size: int, workers: int = 0
-) -> dict[str, float]:
-    """Evaluate on every usable image exactly once; each process of several takes its share.
-
-    Args:
-        model: from images ``[B, C, H, W]`` to logits; its mode is restored afterwards.
-        samples: with an evaluation transform. Where bad images are skipped, none takes the place
-            of one here: they are left out, which is logged.
-
-    Returns:
-        ``top1`` and ``top5`` in percent (with fewer than five classes the latter is 100, as in
-        timm), and ``loss``, the mean cross-entropy.
-
-    Raises:
-        ImageError: for a bad image where they are not skipped, or if no image can be used.
-    """
-    world, rank = 1, 0
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
-    total = len(samples)
-    # Every process runs as many batches (FSDP gathers weights in each): the last may count none.
-    places = [place % total for place in range(rank, -(-total // world) * world, world)]
-    counted = len(range(rank, total, world))
-    loader = DataLoader(
-        Subset(_Dataset(samples), places),
-        batch_size,
-        num_workers=workers,
-        collate_fn=collate,
-        worker_init_fn=SigtermOnlyFromTrainer(os.getpid()),
-    )
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    sums = torch.zeros(4, dtype=torch.float64)  # on the CPU: Apple's GPU knows no float64
-    seen = 0
-    bad: dict[int, str] = {}
-    for images, labels, met in progress(loader, "evaluating", unit="batch"):
-        number = max(0, min(len(labels), counted - seen))
-        seen += len(labels)
-        bad |= met
-        truth = labels[:number]
-        logits = model(images.to(device)).float().cpu()[:number][truth >= 0]
-        truth = truth[truth >= 0]
-        best = logits.topk(min(TOP, logits.shape[1])).indices == truth[:, None]
-        losses = F.cross_entropy(logits, truth, reduction="sum")
-        sums += torch.stack((best[:, 0].sum(), best.sum(), losses, torch.tensor(len(truth))))
-    model.train(was_training)
-    for index, why in bad.items():
-        logger.warning("left out of the evaluation: %s: %s", samples.reader.name(index), why)
-    if world > 1:
-        on_device = sums.to(device)
-        torch.distributed.all_reduce(on_device)
-        sums = on_device.cpu()
-    top1, top5, loss, used = sums.tolist()
-    if not used:
-        raise ImageError(f"none of the {total} images to evaluate can be used")
-    left_out = {"left_out": total - used} if used < total else {}
-    return {"top1": 100 * top1 / used, "top5": 100 * top5 / used, "loss": loss / used, **left_out}
 
 
 def evaluate_classifier(options: FinetuneOptions) -> dict[str, Any]:
@@ -146,9 +76,10 @@ def _evaluate(options: FinetuneOptions) -> dict[str, Any]:
     )
     val.transform = setup.evaluation()
     with use_kernels(options.kernels):
-        figures = accuracy(
+        evaluation = evaluate(
             model.to(find_device(options.device)), val, options.batch_size, options.workers
         )
+    figures = evaluation.figures()
     result = {
         **figures,
         "images": len(val),
@@ -158,6 +89,9 @@ def _evaluate(options: FinetuneOptions) -> dict[str, Any]:
         **setup.vision(),
     }
     write_json(output_dir / EVALUATION, result)
+    names = setup.source.classes if options.eval_classes == "all" else setup.data.classes
+    classes = names or [str(row) for row in rows]
+    write_report(output_dir, f"Evaluation of {options.init}", classes, val, evaluation, result)
     logger.info(
         "top-1 %.2f  top-5 %.2f  of %d images", figures["top1"], figures["top5"], result["images"]
     )
@@ -182,15 +116,3 @@ def _as_the_run_split(options: FinetuneOptions) -> FinetuneOptions:
 
 def _default(name: str) -> Any:
     return next(field.default for field in fields(FinetuneOptions) if field.name == name)
-
-
-class _Dataset(Dataset):
-    def __init__(self, samples: LabelledSamples) -> None:
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, place: int) -> Sample:
-        image, label, met = self.samples[place]
-        return image, -1 if met else label, met

@@ -33,15 +33,16 @@ from backbones.convnext import SIZES, ConvNeXt, GRNOptions
 from backbones.errors import InputError
 from backbones.kernels import use_kernels
 from backbones.param_groups import parameter_groups
-from fcmae.classification.accuracy import CLASSIFIER, accuracy
 from fcmae.classification.data import Batch, collate
+from fcmae.classification.evaluation import Evaluation, evaluate
 from fcmae.classification.head import build_classifier
 from fcmae.classification.options import FREE, FinetuneOptions
 from fcmae.classification.recipes import BATCHES, Recipe, choose_recipe, schedule, step_of_chain
+from fcmae.classification.report import write_report
 from fcmae.classification.setup import Setup, set_up
 from fcmae.classification.transforms import training_transform
 from fcmae.features.collapse import WATCHED_IMAGES, CollapseWatch, steps_between_measures
-from fcmae.run_files import as_yaml, check_resumed, write_config, write_json
+from fcmae.run_files import CLASSIFIER, as_yaml, check_resumed, write_config, write_json
 from images.bad_images import BadImages
 from images.readers import fingerprint
 from training.cli import is_main_process, process_count
@@ -250,12 +251,19 @@ def _finetune(options: FinetuneOptions, resume: bool) -> Path:
     }
     _save(trained, path, {**metadata, "weights": "trained"}, grn)
     summary: dict[str, Any] = {"steps": steps, "images": len(data.val), "classes": len(classes)}
-    summary |= evaluations.latest
+    summary |= evaluations.figures()
     if ema is not None:
         averaged = ema.module
         assert isinstance(averaged, ConvNeXt)
         _save(averaged, output_dir / CLASSIFIER_EMA, {**metadata, "weights": "averaged"}, grn)
     write_json(output_dir / SUMMARY, summary)
+    facts = {"recipe": step, "steps": steps, "validation": data.split, **setup.vision()}
+    for name, figures in evaluations.figures().items():
+        facts[f"top-1 of {name} weights"] = figures["top1"]
+    write_report(
+        *(output_dir, f"Classifier of {len(classes)} classes", classes, data.val),
+        *(evaluations.latest["trained"], facts, data.train.labels),
+    )
     logger.info("wrote %s", path)
     return path
 
@@ -270,7 +278,7 @@ class _Evaluations:
         epoch = math.ceil(len(setup.data.train) / options.batch_size)
         self.every = options.eval_every or max(epoch, last // 10)
         self.path = Path(options.output_dir) / "metrics.json"
-        self.latest: dict[str, dict[str, float]] = {}
+        self.latest: dict[str, Evaluation] = {}
 
     def __call__(self, step: int, model: nn.Module) -> dict[str, float]:
         if step % self.every and step != self.last:
@@ -280,11 +288,11 @@ class _Evaluations:
             models["averaged"] = self.ema.module
         samples, options = self.setup.data.val, self.options
         self.latest = {
-            name: accuracy(each, samples, options.batch_size, options.workers)
+            name: evaluate(each, samples, options.batch_size, options.workers)
             for name, each in models.items()
         }
         entry: dict[str, float] = {}
-        for name, figures in self.latest.items():
+        for name, figures in self.figures().items():
             logger.info(
                 "step %d  %s weights: top-1 %.2f  top-5 %.2f  loss %.4f",
                 *(step, name, figures["top1"], figures["top5"], figures["loss"]),
@@ -292,6 +300,10 @@ class _Evaluations:
             entry |= {f"{name}/{key}": value for key, value in figures.items()}
         # a resumed run evaluates once more the step that it resumes from
         return {} if self._is_recorded({"iteration": step, **entry}) else entry
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        """Of the latest evaluation, by the kind of weights."""
+        return {name: evaluation.figures() for name, evaluation in self.latest.items()}
 
     def _is_recorded(self, entry: Mapping[str, float]) -> bool:
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []

@@ -17,7 +17,7 @@ import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor
 
-from backbones.checkpoint import OWN_WEIGHTS, load_encoder, open_encoder
+from backbones.checkpoint import OWN_WEIGHTS, EncoderFile, load_encoder, open_encoder
 from backbones.convnext import SIZES, ConvNeXt, GRNOptions, build_convnext
 from backbones.errors import InputError
 from backbones.sources import numbers
@@ -37,21 +37,24 @@ class Source:
         head: ``norm.*`` and ``head.*`` by our names; empty for an encoder alone.
         classes: names of the head's rows; None where nothing tells them.
         metadata: of the file.
-        in_chans: channels of its images; None where there is no checkpoint.
-        head_problem: why a classifier that is there is not taken: it is of another kind.
+        file: the file itself; None where there is no checkpoint.
     """
 
     name: str
     head: dict[str, Tensor]
     classes: list[str] | None
     metadata: dict[str, str]
-    in_chans: int | None = None
-    head_problem: str | None = None
+    file: EncoderFile | None = None
 
     @property
     def rows(self) -> int:
         """Rows of the head, 0 without one."""
         return len(self.head["head.weight"]) if "head.weight" in self.head else 0
+
+    @property
+    def head_problem(self) -> str | None:
+        """Why a classifier that is there is not taken: it is of another kind."""
+        return self.file.recognised.head_problem if self.file else None
 
     def numbers(self, key: str) -> tuple[float, ...] | None:
         """A list in the metadata, such as ``mean`` or ``image_size``."""
@@ -91,7 +94,7 @@ def read_classifier(source: str | None, in_chans: int | None = None) -> Source:
     subset = infer_imagenet_subset({"num_classes": rows})
     if classes is None and subset is not None:
         classes = ImageNetInfo(subset).label_names()
-    return Source(source, head, classes, metadata, file.in_chans, file.recognised.head_problem)
+    return Source(source, head, classes, metadata, file)
 
 
 def build_classifier(
@@ -129,9 +132,9 @@ def build_classifier(
     built = build_convnext(
         model, in_chans=in_chans, num_classes=classes, drop_path_rate=drop_path, grn=grn
     )
-    if source.name:
+    if source.file is not None:
         load_encoder(
-            *(source.name, built), allow_other_grn=allow_other_grn, adapt_channels=adapt_channels
+            *(source.file, built), allow_other_grn=allow_other_grn, adapt_channels=adapt_channels
         )
     own = built.state_dict()
     for name, tensor in source.head.items():

@@ -65,7 +65,9 @@ def set_up(options: FinetuneOptions, only_val: bool = False) -> Setup:
         InputError, FileNotFoundError: for those that cannot be used, or do not fit each other.
     """
     source = read_classifier(options.init, options.in_chans)
-    in_chans = options.in_chans or source.in_chans or len(options.mean or (0, 0, 0))
+    in_chans = options.in_chans
+    if in_chans is None:
+        in_chans = source.file.in_chans if source.file else len(options.mean or (0, 0, 0))
     data = labelled_data(
         options.data,
         options.val_data,

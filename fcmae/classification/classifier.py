@@ -1,0 +1,151 @@
+"""A finished classifier: its weights with all that is needed to use them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from backbones.convnext import ConvNeXt
+from backbones.errors import InputError
+from backbones.export import Export
+from backbones.structure import size_name
+from fcmae.classification.head import build_classifier, read_classifier
+from fcmae.classification.setup import DEFAULT_SIZE
+from fcmae.classification.transforms import Transform, evaluation_transform
+from fcmae.run_files import CLASSIFIER
+from images.files import Reading
+from images.statistics import IMAGENET, Statistics
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A classifier and how it sees images.
+
+    Args:
+        source: the file.
+        model: in evaluation mode.
+        classes: their names, by number.
+        transform: from an array ``[h, w, C]`` as ``reading`` gives it to what the model takes.
+        reading: how image files become arrays.
+        image_size: height and width in pixels.
+        crop_pct: see :func:`fcmae.classification.transforms.evaluation_transform`.
+        statistics: normalise the images.
+        licence: of the weights.
+    """
+
+    source: str
+    model: ConvNeXt
+    classes: list[str]
+    transform: Transform
+    reading: Reading
+    image_size: tuple[int, int]
+    crop_pct: float | None
+    statistics: Statistics
+    licence: str
+
+    @torch.no_grad()
+    def probabilities(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Images ``[h, w, C]`` of any sizes -> probabilities float32 ``[B, classes]``."""
+        device = next(self.model.parameters()).device
+        batch = torch.stack([self.transform(image) for image in images])
+        return self.model(batch.to(device)).float().softmax(-1).cpu().numpy()
+
+
+def load_classifier(source: str | Path) -> Classifier:
+    """Load a classifier: a run's folder, a file of any format, or ``timm:NAME``.
+
+    What a file does not tell is as in the evaluation of classifiers: 224 pixels, ImageNet's mean
+    and deviation, and classes that are called by their numbers.
+
+    Raises:
+        FileNotFoundError: if it does not exist.
+        InputError: if it has no head, or is of other channels and does not tell their statistics.
+    """
+    if Path(source).is_dir():
+        source = Path(source) / CLASSIFIER
+    found = read_classifier(str(source))
+    if not found.rows:
+        raise InputError(
+            f"{source} holds an encoder without a head of classes: fine-tune it by "
+            "tools/finetune_classifier.py, and give the folder of that run"
+        )
+    assert found.file is not None  # as it has a head
+    in_chans, statistics = found.file.in_chans, IMAGENET
+    mean, std = found.numbers("mean"), found.numbers("std")
+    if mean and std:
+        statistics = Statistics(mean, std, str(source))
+    elif in_chans != 3:
+        raise InputError(f"{source} is of {in_chans} channels and does not tell their mean and std")
+    height, width = (int(side) for side in found.numbers("image_size") or DEFAULT_SIZE)
+    crop_pct = json.loads(found.metadata.get("crop_pct", "null"))
+    rows = list(range(found.rows))
+    model, _ = build_classifier(found, size_name(found.file.size), len(rows), rows, 0.0, in_chans)
+    return Classifier(
+        source=str(source),
+        model=model.eval(),
+        classes=found.classes or [str(row) for row in rows],
+        transform=evaluation_transform((height, width), statistics.mean, statistics.std, crop_pct),
+        reading=Reading(in_chans, value_range=found.range_of_values()),
+        image_size=(height, width),
+        crop_pct=crop_pct,
+        statistics=statistics,
+        licence=found.metadata.get("licence", "unknown"),
+    )
+
+
+class ClassifierGraph(nn.Module):
+    """Images ``[B, C, H, W]``, float32 in 0..1 -> ``logits`` and ``probabilities`` ``[B, K]``."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.model = classifier.model
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(classifier.statistics, name))
+            self.register_buffer(name, values.view(1, -1, 1, 1))
+        self.dtype = next(self.model.parameters()).dtype
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        normalised = (images - self.mean) / self.std
+        logits = self.model(normalised.to(self.dtype)).float()
+        return {"logits": logits, "probabilities": logits.softmax(-1)}
+
+
+def classifier_export(source: str | Path, precision: str = "fp32") -> Export:
+    """A classifier's export, its head and normalisation included.
+
+    Args:
+        source: see :func:`load_classifier`.
+        precision: one of ``backbones.export.PRECISIONS``.
+
+    Raises:
+        FileNotFoundError, InputError: as :func:`load_classifier`.
+    """
+    classifier = load_classifier(source)
+    if precision == "fp16":
+        classifier.model.half()
+    return Export(
+        ClassifierGraph(classifier),
+        {"images": torch.zeros(2, len(classifier.statistics.mean), 96, 128)},
+        {"images": {0: "batch", 2: "height", 3: "width"}},
+        ["logits", "probabilities"],
+        {
+            "kind": "classifier",
+            "size": size_name(classifier.model.size),
+            "class_names": json.dumps(classifier.classes),
+            "licence": classifier.licence,
+            "image_size": json.dumps(classifier.image_size),
+            "crop_pct": json.dumps(classifier.crop_pct),
+            "pixel_mean": json.dumps(classifier.statistics.mean),
+            "pixel_std": json.dumps(classifier.statistics.std),
+            "pixel_range": "0 to 1; the graph normalises",
+        },
+    )

@@ -1,0 +1,230 @@
+"""The page of a classifier: figures by class, the confusion matrix, best and worst images.
+
+``report.html`` and ``report.md`` in the run's folder, of the images that it was evaluated on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from backbones.whole_files import write_files
+from fcmae.classification.data import LabelledSamples
+from fcmae.classification.evaluation import Evaluation
+from fcmae.run_files import CONFIG
+from images.display import shown
+from images.files import ImageError
+from reporting.blocks import (
+    Block,
+    Cards,
+    Cell,
+    Chart,
+    Charts,
+    Details,
+    Number,
+    Page,
+    Paragraph,
+    Picture,
+    Pictures,
+    RunName,
+    Section,
+    Series,
+    Table,
+    Term,
+)
+from reporting.html import render_html
+from reporting.markdown import markdown_files
+from reporting.pictures import encode_jpeg
+
+logger = logging.getLogger(__name__)
+
+REPORT = "report.html"
+MATRIX_CLASSES = 30  # at most; of more classes, so many pairs are listed
+PICTURES, SIDE, MAX_BYTES = 12, 224, 30_000
+CHARTS = {"total_loss": "training loss", "trained/top1": "top-1 (%)", "trained/loss": "loss"}
+
+
+def write_report(
+    output_dir: Path,
+    title: str,
+    classes: Sequence[str],
+    samples: LabelledSamples,
+    evaluation: Evaluation,
+    facts: Mapping[str, Any],
+    trained_on: Sequence[int] = (),
+) -> Path:
+    """Write ``report.html`` and ``report.md``.
+
+    Args:
+        output_dir: the run's folder; its ``metrics.json`` and ``config.yaml`` are shown.
+        title: of the page.
+        classes: the names of the classifier's classes, by number.
+        samples: the images that were evaluated.
+        evaluation: what the classifier said of them.
+        facts: shown as they are, by name.
+        trained_on: the class of each image of the training.
+    """
+    blocks = {
+        "headline": ("Figures", _headline(classes, evaluation)),
+        "classes": ("Classes", _by_class(classes, evaluation, trained_on)),
+        "confusion": ("Confusion", _confusion(classes, evaluation)),
+        "pictures": ("Images", _pictures(classes, samples, evaluation)),
+        "training": ("Training", _curves(output_dir)),
+        "facts": ("Settings", _facts(output_dir, facts)),
+    }
+    sections = [Section(key, name, found) for key, (name, found) in blocks.items() if found]
+    figures = evaluation.figures()
+    page = Page(title, f"top-1 {figures['top1']:.1f} % of {len(evaluation.truth)} images", sections)
+    path = output_dir / REPORT
+    write_files({path: render_html(page), **markdown_files(page, path.with_suffix(".md"))})
+    logger.info("wrote %s", path)
+    return path
+
+
+def _recalls(evaluation: Evaluation) -> dict[int, float]:
+    """The percentage of each class's images that are predicted as it."""
+    pairs = list(zip(evaluation.truth, evaluation.predicted, strict=True))
+    images, right = Counter(evaluation.truth), Counter(a for a, b in pairs if a == b)
+    return {label: 100 * right[label] / count for label, count in images.items()}
+
+
+def _headline(classes: Sequence[str], evaluation: Evaluation) -> list[Block]:
+    figures, recalls = evaluation.figures(), _recalls(evaluation)
+    worst = min(recalls, key=lambda label: (recalls[label], label))
+    mean = sum(recalls.values()) / len(recalls)
+    cards: list[tuple[str, Cell, str]] = [
+        ("top-1 (%)", Number(figures["top1"]), "the most probable class is the true one"),
+        ("top-5 (%)", Number(figures["top5"]), "the true one is among the five most probable"),
+        ("mean of classes (%)", Number(mean), "top-1 of each class, each class counted alike"),
+        ("loss", Number(figures["loss"], 3), "mean cross-entropy"),
+        ("lowest class (%)", Number(recalls[worst]), classes[worst]),
+    ]
+    found: list[Block] = [Cards(cards)]
+    if without := len(classes) - len(recalls):
+        found.append(Paragraph(f"{without} of {len(classes)} classes have no image here.", "note"))
+    if evaluation.left_out:
+        found.append(Paragraph(f"{evaluation.left_out} images could not be used.", "warning"))
+    return found
+
+
+def _by_class(
+    classes: Sequence[str], evaluation: Evaluation, trained_on: Sequence[int]
+) -> list[Block]:
+    recalls = _recalls(evaluation)
+    pairs = Counter(zip(evaluation.truth, evaluation.predicted, strict=True))
+    images, said = Counter(evaluation.truth), Counter(evaluation.predicted)
+    trained = Counter(trained_on)
+    rows: list[list[Cell]] = []
+    for label in sorted(recalls, key=lambda label: (recalls[label], label)):
+        right = pairs[label, label]
+        wrong = Counter({b: n for (a, b), n in pairs.items() if a == label != b})
+        taken = ", ".join(f"{classes[b]} ({n})" for b, n in wrong.most_common(2))
+        precision = 100 * right / said[label] if said[label] else None
+        cells: list[Cell] = [classes[label]]
+        cells += [Number(trained[label], 0)] if trained_on else []
+        cells += [
+            Number(images[label], 0),
+            Number(recalls[label], bar=recalls[label] / 100),
+            Number(precision),
+            taken,
+        ]
+        rows.append(cells)
+    columns: list[Cell] = ["class", *(["trained on"] if trained_on else []), "images"]
+    columns += [
+        Term("top-1 (%)", "of the images of the class, predicted as it"),
+        Term("precision (%)", "of the images predicted as the class, truly of it"),
+        "most often taken for",
+    ]
+    return [Table(columns, rows, "Each class, the lowest first", long=len(rows) > 20)]
+
+
+def _confusion(classes: Sequence[str], evaluation: Evaluation) -> list[Block]:
+    pairs = Counter(zip(evaluation.truth, evaluation.predicted, strict=True))
+    met = sorted({*evaluation.truth, *evaluation.predicted})
+    if len(met) > MATRIX_CLASSES:
+        wrong = Counter({pair: n for pair, n in pairs.items() if pair[0] != pair[1]})
+        rows: list[list[Cell]] = [
+            [classes[a], classes[b], Number(n, 0)]
+            for (a, b), n in wrong.most_common(MATRIX_CLASSES)
+        ]
+        caption = f"The most frequent confusions of {len(met)} classes"
+        return [Table(["is", "predicted as", "images"], rows, caption)] if rows else []
+    images = Counter(evaluation.truth)
+    matrix: list[list[Cell]] = [
+        [
+            classes[a],
+            *(Number(pairs[a, b], 0, shade=pairs[a, b] / max(1, images[a])) for b in met),
+        ]
+        for a in met
+    ]
+    caption = "Images by their class (rows) and the predicted one (columns)"
+    return [
+        Table(["is \N{RIGHTWARDS ARROW} predicted", *(classes[b] for b in met)], matrix, caption)
+    ]
+
+
+def _pictures(
+    classes: Sequence[str], samples: LabelledSamples, evaluation: Evaluation
+) -> list[Block]:
+    order = np.argsort(evaluation.loss, kind="stable").tolist()
+    wrong = [i for i in reversed(order) if evaluation.truth[i] != evaluation.predicted[i]]
+    right = [i for i in order if evaluation.truth[i] == evaluation.predicted[i]]
+    groups = {
+        "Worst: the true class was least probable": wrong[:PICTURES],
+        "Best: the true class was most probable": right[:PICTURES],
+    }
+    blocks: list[Block] = []
+    for title, chosen in groups.items():
+        members = [_picture(classes, samples, evaluation, index) for index in chosen]
+        if members := [member for member in members if member is not None]:
+            blocks.append(Pictures(title, members))
+    return blocks
+
+
+def _picture(
+    classes: Sequence[str], samples: LabelledSamples, evaluation: Evaluation, index: int
+) -> Picture | None:
+    place = evaluation.places[index]
+    try:
+        image = shown(samples.whole_image(place))
+    except ImageError:  # it could be read a moment ago
+        return None
+    factor = SIDE / max(image.shape[:2])
+    size = [max(1, round(side * factor)) for side in image.shape[1::-1]]
+    smooth = cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST
+    image = cv2.resize(image, size, interpolation=smooth)
+    truth, predicted = (classes[of[index]] for of in (evaluation.truth, evaluation.predicted))
+    share = f"{100 * evaluation.probability[index]:.0f} %"
+    said = "" if truth == predicted else f"; predicted {predicted}"
+    label = f"{truth}{said}, {share}"
+    name = Path(samples.describe(place)).name
+    return Picture(encode_jpeg(image, MAX_BYTES), f"{label} ({name})", f"{name}: {label}")
+
+
+def _curves(output_dir: Path) -> list[Block]:
+    path = output_dir / "metrics.json"
+    if not path.is_file():
+        return []
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    run = RunName(0, output_dir.name)
+    points = {
+        key: [(line["iteration"], line[key]) for line in lines if key in line] for key in CHARTS
+    }
+    charts = [Chart(CHARTS[key], [Series(run, found)]) for key, found in points.items() if found]
+    return [Charts(charts)] if charts else []
+
+
+def _facts(output_dir: Path, facts: Mapping[str, Any]) -> list[Block]:
+    rows: list[list[Cell]] = [[name, str(value)] for name, value in facts.items()]
+    blocks: list[Block] = [Table(["setting", "value"], rows, "How it was evaluated", prose=True)]
+    config = output_dir / CONFIG
+    if config.is_file():
+        blocks.append(Details("config.yaml", config.read_text(encoding="utf-8")))
+    return blocks

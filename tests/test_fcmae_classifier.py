@@ -1,0 +1,154 @@
+"""A finished classifier: predictions, its export and its page, against the run's own evaluation."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import confusion_matrix
+
+from backbones.checkpoint import read_source, save_encoder
+from backbones.convnext import build_convnext
+from fcmae.classification.classifier import load_classifier
+from fcmae.classification.finetune import finetune
+from fcmae.classification.options import FinetuneOptions
+from fcmae.classification.setup import set_up
+
+COLOURS = {"blue": (40, 40, 220), "gr|een<b>": (40, 200, 60), "red": (220, 50, 40)}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of three colours, of which it knows some: ``folder / data`` and ``folder / run``."""
+    folder = tmp_path_factory.mktemp("classifier")
+    generator = np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        (folder / "data" / name).mkdir(parents=True)
+        for number in range(8):
+            pixels = np.array(colour) + generator.integers(-120, 120, (40, 48, 3))
+            image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+            image.save(folder / "data" / name / f"{number}.png")
+    finetune(options(folder))
+    return folder
+
+
+def options(folder):
+    values = {"base_lr": 1e-5, "head_init_scale": 1.0, "rand_augment": "", "random_erasing": 0.0}
+    return FinetuneOptions(
+        model="convnextv2_atto",
+        data=str(folder / "data"),
+        output_dir=str(folder / "run"),
+        val_fraction=0.5,
+        image_size=(32, 32),
+        batch_size=6,
+        max_steps=1,
+        workers=0,
+        device="cpu",
+        trackers=(),
+        overrides=values,
+    )
+
+
+def expected(folder):
+    """Paths, classes and probabilities of the validation images, by plain PyTorch."""
+    setup = set_up(options(folder))
+    val = setup.data.val
+    val.transform = setup.evaluation()
+    model = build_convnext("convnextv2_atto", num_classes=3)
+    model.load_state_dict(read_source(folder / "run/classifier.safetensors")[0])
+    with torch.no_grad():
+        logits = model.eval()(torch.stack([image for image, _, _ in val]))
+    paths = [val.describe(place) for place in range(len(val))]
+    return paths, list(val.labels), logits.softmax(-1).numpy()
+
+
+def test_predictions_are_the_evaluations_in_csv_and_json(run_tool, run, tmp_path):
+    paths, _, probabilities = expected(run)
+    out = tmp_path / "out"
+    arguments = ["--run", run / "run", "--input", *paths, "--output-dir", out, "--device", "cpu"]
+    result = run_tool("predict", *arguments)
+    assert result.code == 0, result.err
+    with (out / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    classes = sorted(COLOURS)
+    assert [row["image"] for row in rows] == paths
+    assert [row["class"] for row in rows] == [classes[k] for k in probabilities.argmax(1)]
+    for k, name in enumerate(classes):
+        said = [float(row[f"probability of {name}"]) for row in rows]
+        np.testing.assert_allclose(said, probabilities[:, k], atol=2e-6)
+    tree = json.loads((out / "predictions.json").read_text())
+    assert tree["classes"] == classes
+    assert [len(entry["top"]) for entry in tree["images"]] == [3] * len(paths)
+    assert tree["images"][0]["probability"] == float(rows[0]["probability"])
+    assert not (out / "pictures").exists()
+    again = run_tool("predict", *arguments)
+    assert again.code == 1
+    assert "holds predictions already" in again.err
+    arguments[-3:] = [tmp_path / "more", "--pictures", "--device", "cpu"]
+    assert run_tool("predict", *arguments).code == 0
+    pictures = list((tmp_path / "more/pictures").iterdir())
+    assert len(pictures) == len(paths)
+    assert Image.open(pictures[0]).size == (160, 133 + 16)
+
+
+def test_what_is_no_classifier_and_what_is_for_detectors_is_refused(run_tool, run, tmp_path):
+    save_encoder(build_convnext("convnextv2_atto"), tmp_path / "e.safetensors", {})
+    with pytest.raises(ValueError, match="holds an encoder without a head of classes"):
+        load_classifier(tmp_path / "e.safetensors")
+    arguments = ["--run", run / "run", "--input", run / "data", "--output-dir", tmp_path / "o"]
+    result = run_tool("predict", *arguments, "INPUT.MIN_SIZE_TEST", 3)
+    assert result.code == 1
+    assert "is a classifier's run: KEY VALUE does not fit" in result.err
+
+
+def test_the_exported_classifier_has_its_head_and_normalises(run_tool, run, tmp_path):
+    """onnxruntime on images in 0..1, at sizes that were not traced, against PyTorch."""
+    path = tmp_path / "classifier.onnx"
+    result = run_tool("export", "--run", run / "run", "--output", path)
+    assert result.code == 0, result.err
+    facts = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert facts["kind"] == "classifier"
+    assert json.loads(facts["class_names"]) == sorted(COLOURS)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    classifier = load_classifier(run / "run")
+    mean, std = (
+        torch.tensor(getattr(classifier.statistics, name)).view(1, 3, 1, 1)
+        for name in ("mean", "std")
+    )
+    for shape in ((1, 3, 32, 32), (3, 3, 64, 45)):
+        images = torch.rand(shape)
+        logits, probabilities = session.run(None, {"images": images.numpy()})
+        with torch.no_grad():
+            wanted = classifier.model((images - mean) / std)
+        np.testing.assert_allclose(logits, wanted.numpy(), atol=1e-4)
+        np.testing.assert_allclose(probabilities, wanted.softmax(-1).numpy(), atol=1e-5)
+
+
+def test_the_page_shows_scikit_learns_confusion_matrix_and_the_worst_images(run):
+    _, truth, probabilities = expected(run)
+    predicted = probabilities.argmax(1)
+    text = (run / "run/report.md").read_text()
+    matrix = confusion_matrix(truth, predicted)
+    assert (predicted != truth).any(), "the test wants mistakes to show"
+    table = text[text.index("## Confusion") : text.index("## Images")]
+    rows = [line for line in table.splitlines() if line.startswith("|")][2:]
+    found = [[int(cell) for cell in re.findall(r"\| (\d+)", row)] for row in rows]
+    assert found == matrix[matrix.sum(1) + matrix.sum(0) > 0].tolist()
+    page = (run / "run/report.html").read_text()
+    assert "gr|een<b>" not in page  # escaped
+    assert "gr|een&lt;b&gt;" in page
+    worst = int(np.argmax(-np.log(probabilities[range(len(truth)), truth])))
+    names = sorted(COLOURS)
+    shown = text[text.index("Worst") :]
+    first = next(line for line in shown.splitlines() if "predicted" in line)
+    share = f"{100 * probabilities[worst].max():.0f} %"
+    assert share in first
+    assert names[truth[worst]][:2] in first
+    assert "10 images" not in page

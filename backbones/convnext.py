@@ -67,6 +67,10 @@ SIZES = {
     "convnextv2_base": Size((128, 256, 512, 1024), (3, 3, 27, 3), 2),
     "convnextv2_large": Size((192, 384, 768, 1536), (3, 3, 27, 3), 2),
     "convnextv2_huge": Size((352, 704, 1408, 2816), (3, 3, 27, 3), 2),
+    "convnext_atto": Size((40, 80, 160, 320), (2, 2, 6, 2), 1),  # V1 below tiny: timm's
+    "convnext_femto": Size((48, 96, 192, 384), (2, 2, 6, 2), 1),
+    "convnext_pico": Size((64, 128, 256, 512), (2, 2, 6, 2), 1),
+    "convnext_nano": Size((80, 160, 320, 640), (2, 2, 8, 2), 1),
     "convnext_tiny": Size((96, 192, 384, 768), (3, 3, 9, 3), 1),
     "convnext_small": Size((96, 192, 384, 768), (3, 3, 27, 3), 1),
     "convnext_base": Size((128, 256, 512, 1024), (3, 3, 27, 3), 1),

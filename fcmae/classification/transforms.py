@@ -130,7 +130,11 @@ def _refuse_rgb(image: Image.Image) -> Tensor:
 
 
 def resized_and_cropped(
-    image: Tensor, size: Sequence[int], crop_pct: float, squashed: bool = False
+    image: Tensor,
+    size: Sequence[int],
+    crop_pct: float,
+    squashed: bool = False,
+    interpolation: InterpolationMode = InterpolationMode.BICUBIC,
 ) -> Tensor:
     """What :func:`evaluation_transform` shows of an image ``[C, h, w]`` of any type: its centre.
 
@@ -141,5 +145,5 @@ def resized_and_cropped(
     wanted = [s * to // side for s in image.shape[1:]]
     if squashed:
         wanted = [to for to, _ in sides]
-    resized = F.resize(image, wanted, InterpolationMode.BICUBIC, antialias=True)
+    resized = F.resize(image, wanted, interpolation, antialias=True)
     return F.center_crop(resized, list(size))

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from timm.utils.misc import natural_key
 from torch import Tensor
@@ -78,9 +79,16 @@ class AnalysisImages(Dataset):
 
     def __getitem__(self, place: int) -> Tensor:
         """``[C, H, W]``, uint8, or float32 in 0..1 of files of more than 8 bits."""
-        pixels = self._samples.whole_image(self.indices[place])
-        image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+        image = torch.from_numpy(self.whole(place).copy()).permute(2, 0, 1)
         return resized_and_cropped(image, self._samples.image_size, CROP_PCT)
+
+    def name(self, place: int) -> str:
+        """The file that an image comes from."""
+        return self._samples.describe(self.indices[place])
+
+    def whole(self, place: int) -> np.ndarray:
+        """An image as it is, ``[h, w, C]``: uint8, or float32 in 0..1."""
+        return self._samples.whole_image(self.indices[place])
 
     def batches(
         self, statistics: Statistics, batch_size: int, workers: int, device: torch.device

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from backbones.checkpoint import EncoderFile, build_encoder, open_encoder
-from backbones.convnext import SIZES, build_convnext
+from backbones.convnext import SIZES, ConvNeXt, build_convnext
 from backbones.errors import InputError
 from backbones.weight_files import read_state_dict
 from images.statistics import IMAGENET, Statistics
@@ -65,6 +65,21 @@ def load_model(
     if kind in ("random", "timm"):
         return _timm_model(name, source, image_size)
     return _own_model(name, source)
+
+
+def load_convnext(source: str, seed: int = 0) -> tuple[ConvNeXt, AnalysedModel]:
+    """An encoder of ours: a file of any format, ``timm:NAME`` or ``random:NAME``.
+
+    Raises:
+        FileNotFoundError, InputError: as :func:`load_model`.
+    """
+    if source.startswith("random:"):
+        found = load_model("encoder", source, seed=seed)
+    else:
+        found = _own_model("encoder", source)
+    if not isinstance(found.model, ConvNeXt):
+        raise InputError(f"{source} is none of our encoders: {', '.join(SIZES)}")
+    return found.model, found
 
 
 def _timm_model(name: str, source: str, image_size: tuple[int, int]) -> AnalysedModel:

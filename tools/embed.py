@@ -1,0 +1,106 @@
+"""Embed a folder of images by an encoder: one vector each, neighbours, probes, what to label next.
+
+Writes --output, a NumPy archive: features, names, labels and classes (of folders of classes),
+neighbours and similarities (cosine), options. --probe and --masks print how well frozen features
+tell classes; --choose writes a list and a page of the images to label next.
+docs/feature_analysis.md tells what these are worth.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from backbones.convnext import STAGES
+from fcmae.features.choose import CHOICES
+from fcmae.features.embeddings import (
+    POOLINGS,
+    EmbedOptions,
+    embed_folder,
+    write_embeddings,
+)
+from fcmae.features.next_images import probe_classes, probe_masks, write_next
+from fcmae.pretrain_options import parse_image_size
+from training.cli import HelpFormatter, ToolParser, log_to, run_tool
+from training.devices import DEVICES
+
+EXAMPLES = """\
+examples:
+  python tools/embed.py --encoder runs/fcmae/encoder.safetensors --data my_images \\
+      --output features.npz
+
+  # which 32 images to label next, beside those of a list
+  python tools/embed.py --encoder runs/fcmae/encoder.safetensors --data my_images \\
+      --output features.npz --choose 32 --labelled labelled.txt
+
+  # how well frozen features tell folders of classes, and the classes of masks (NAME.png)
+  python tools/embed.py --encoder timm:convnextv2_atto.fcmae --data my_classes \\
+      --output features.npz --probe
+  python tools/embed.py --encoder runs/fcmae/encoder.safetensors --data my_images \\
+      --output features.npz --masks my_masks --stage stage3
+"""
+
+
+def parse() -> argparse.Namespace:
+    defaults = EmbedOptions("", "")
+    parser = ToolParser(description=__doc__, epilog=EXAMPLES, formatter_class=HelpFormatter)
+    add = parser.add_argument
+    add("--encoder", required=True, help="a checkpoint of any format, timm:NAME or random:NAME")
+    add("--data", required=True, help="images: a folder, .tar shards, hfds/NAME")
+    add("--output", type=Path, required=True, help="the archive, an .npz file")
+    add("--stage", choices=STAGES, default=defaults.stage, help="whose output is pooled")
+    add("--pooling", choices=POOLINGS, default=defaults.pooling, help="over the sites")
+    add("--image-size", default="224", help="pixels, 224 or 160x96")
+    add("--neighbours", type=int, default=defaults.neighbours, help="of each image")
+    add("--probe", action="store_true", help="accuracy of kNN and a linear probe, by the folders")
+    add("--masks", type=Path, help="a folder of NAME.png of classes: the dense probe")
+    add("--choose", type=int, metavar="N", help="so many images to label next")
+    add("--by", choices=list(CHOICES), default="k-centre", help="how they are chosen")
+    add("--labelled", type=Path, help="a list of the images that are labelled already")
+    add("--seed", type=int, default=0, help="of the choice")
+    add("--batch-size", type=int, default=defaults.batch_size, help="images")
+    add("--workers", type=int, default=defaults.workers, help="reading images")
+    add("--split", default=defaults.split, help="of hfds/ and some shards")
+    add("--device", choices=DEVICES, help="what computes; default: the best there is")
+    arguments = parser.parse_args()
+    if arguments.output.suffix != ".npz":
+        parser.error(f"--output {arguments.output} must end in .npz")
+    if arguments.labelled and not arguments.choose:
+        parser.error("--labelled is for --choose")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse()
+    log_to()
+    options = EmbedOptions(
+        encoder=arguments.encoder,
+        data=arguments.data,
+        stage=arguments.stage,
+        pooling=arguments.pooling,
+        image_size=parse_image_size(arguments.image_size),
+        neighbours=arguments.neighbours,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+        split=arguments.split,
+        device=arguments.device,
+    )
+    embeddings = embed_folder(options)
+    write_embeddings(arguments.output, embeddings, options)
+    print(f"{len(embeddings.names)} images: {arguments.output}")
+    if arguments.probe:
+        found = probe_classes(embeddings)
+        print("accuracy (%) " + ", ".join(f"{name} {value:.1f}" for name, value in found.items()))
+    if arguments.masks:
+        found = probe_masks(embeddings, arguments.masks, options.stage, options.image_size)
+        print("patches (%) " + ", ".join(f"{name} {value:.1f}" for name, value in found.items()))
+    if arguments.choose:
+        for name in write_next(
+            *(arguments.output, embeddings, arguments.choose, arguments.by),
+            *(arguments.labelled, arguments.seed),
+        ):
+            print(name)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_tool(main))

@@ -16,6 +16,7 @@ from test_project_imports import ROOT, imported
 IMPORTED_AS = {
     "Pillow": "PIL",
     "PyYAML": "yaml",
+    "scikit-learn": "sklearn",
     "Jinja2": "jinja2",
     "opencv-python-headless": "cv2",
     "pytest-timeout": "pytest_timeout",

@@ -19,7 +19,7 @@ EXAMPLES = """examples:
   python tools/export.py --run runs/mine --output mine_int8.onnx --precision int8
   python tools/export.py --run runs/mine --weights runs/mine/model_0000299.pth --output mine.pt2
   python tools/export.py --encoder runs/fcmae/encoder.safetensors --output encoder.onnx
-  python tools/export.py --classifier runs/classifier --output classifier.onnx
+  python tools/export.py --run runs/classifier --output classifier.onnx
 
   # a run with soft-NMS, which cannot be exported: with ordinary suppression instead
   python tools/export.py --run runs/mine --output mine.onnx MODEL.ROI_HEADS.SOFT_NMS.ENABLED False
@@ -35,9 +35,8 @@ def parse() -> argparse.Namespace:
     )
     source = parser.add_mutually_exclusive_group(required=True)
     add = source.add_argument
-    add("--run", type=Path, metavar="DIR", help="a finished run of detection or segmentation")
+    add("--run", type=Path, metavar="DIR", help="a finished run of any task")
     add("--encoder", metavar="FILE", help="an encoder of any format, or timm:NAME")
-    add("--classifier", metavar="RUN", help="a classifier: its run, its file, or timm:NAME")
     add = parser.add_argument
     add("--output", type=Path, metavar="FILE", help="ends in .onnx or .pt2")
     add("--precision", choices=PRECISIONS, default="fp32")
@@ -82,10 +81,10 @@ def main() -> None:
     check_target(output, precision)
     if arguments.encoder:
         export = encoder_export(arguments.encoder, precision, arguments.in_chans)
-    elif arguments.classifier or task_of(arguments.run) == "classification":
+    elif task_of(arguments.run) == "classification":
         from fcmae.classification.classifier import classifier_export
 
-        export = classifier_export(arguments.classifier or arguments.run, precision)
+        export = classifier_export(arguments.run, precision)
     else:
         if task_of(arguments.run) == "segmentation":
             from segmentation.export import run_export as segmentation_export

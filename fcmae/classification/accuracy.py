@@ -22,7 +22,7 @@ from training.run_folder import held
 
 logger = logging.getLogger(__name__)
 
-EVALUATION = "evaluation.json"
+EVALUATION, PAGE = "evaluation.json", "evaluation.html"
 SPLIT_OPTIONS = ("val_split", "val_fraction", "split_seed")
 
 
@@ -91,7 +91,9 @@ def _evaluate(options: FinetuneOptions) -> dict[str, Any]:
     write_json(output_dir / EVALUATION, result)
     names = setup.source.classes if options.eval_classes == "all" else setup.data.classes
     classes = names or [str(row) for row in rows]
-    write_report(output_dir, f"Evaluation of {options.init}", classes, val, evaluation, result)
+    write_report(
+        output_dir / PAGE, f"Evaluation of {options.init}", classes, val, evaluation, result
+    )
     logger.info(
         "top-1 %.2f  top-5 %.2f  of %d images", figures["top1"], figures["top5"], result["images"]
     )

@@ -56,7 +56,7 @@ from training.schedule import cosine_with_warmup, warn_of_schedule
 logger = logging.getLogger(__name__)
 
 CLASSIFIER_EMA = "classifier_ema.safetensors"
-SUMMARY = "metrics_summary.json"
+SUMMARY, REPORT = "metrics_summary.json", "report.html"
 EMA_WARMUP = 10
 
 
@@ -261,7 +261,7 @@ def _finetune(options: FinetuneOptions, resume: bool) -> Path:
     for name, figures in evaluations.figures().items():
         facts[f"top-1 of {name} weights"] = figures["top1"]
     write_report(
-        *(output_dir, f"Classifier of {len(classes)} classes", classes, data.val),
+        *(output_dir / REPORT, f"Classifier of {len(classes)} classes", classes, data.val),
         *(evaluations.latest["trained"], facts, data.train.labels),
     )
     logger.info("wrote %s", path)

@@ -1,6 +1,6 @@
 """The page of a classifier: figures by class, the confusion matrix, best and worst images.
 
-``report.html`` and ``report.md`` in the run's folder, of the images that it was evaluated on.
+A training writes ``report.html``, ``--eval-only`` ``evaluation.html``, of the images evaluated.
 """
 
 from __future__ import annotations
@@ -45,14 +45,13 @@ from reporting.pictures import encode_jpeg
 
 logger = logging.getLogger(__name__)
 
-REPORT = "report.html"
 MATRIX_CLASSES = 30  # at most; of more classes, so many pairs are listed
 PICTURES, SIDE, MAX_BYTES = 12, 224, 30_000
 CHARTS = {"total_loss": "training loss", "trained/top1": "top-1 (%)", "trained/loss": "loss"}
 
 
 def write_report(
-    output_dir: Path,
+    path: Path,
     title: str,
     classes: Sequence[str],
     samples: LabelledSamples,
@@ -60,10 +59,11 @@ def write_report(
     facts: Mapping[str, Any],
     trained_on: Sequence[int] = (),
 ) -> Path:
-    """Write ``report.html`` and ``report.md``.
+    """Write a page, and the same as Markdown beside it.
 
     Args:
-        output_dir: the run's folder; its ``metrics.json`` and ``config.yaml`` are shown.
+        path: the page, an ``.html`` file; ``metrics.json`` and ``config.yaml`` of its folder are
+            shown.
         title: of the page.
         classes: the names of the classifier's classes, by number.
         samples: the images that were evaluated.
@@ -76,13 +76,12 @@ def write_report(
         "classes": ("Classes", _by_class(classes, evaluation, trained_on)),
         "confusion": ("Confusion", _confusion(classes, evaluation)),
         "pictures": ("Images", _pictures(classes, samples, evaluation)),
-        "training": ("Training", _curves(output_dir)),
-        "facts": ("Settings", _facts(output_dir, facts)),
+        "training": ("Training", _curves(path.parent)),
+        "facts": ("Settings", _facts(path.parent, facts)),
     }
     sections = [Section(key, name, found) for key, (name, found) in blocks.items() if found]
     figures = evaluation.figures()
     page = Page(title, f"top-1 {figures['top1']:.1f} % of {len(evaluation.truth)} images", sections)
-    path = output_dir / REPORT
     write_files({path: render_html(page), **markdown_files(page, path.with_suffix(".md"))})
     logger.info("wrote %s", path)
     return path

@@ -13,6 +13,8 @@ from PIL import Image
 from small_coco import write_small_coco
 from small_detector import small_config
 
+from detection.data.formats.convert import read_labels
+from detection.data.segmentation_check import as_rle
 from detection.dataset import load_dataset
 from detection.engines import load_engine
 from detection.run_record import collect_facts, write_facts
@@ -202,3 +204,35 @@ def test_wrong_usage_is_exit_code_2_and_help_shows_commands(run_tool):
     shown = run_tool("predict", "--help")
     assert shown.code == 0
     assert "python tools/predict.py --run runs/detector --input photos" in shown.out
+
+
+def test_detections_are_labels_of_other_tools_that_come_back(trained, tmp_path, run_tool):
+    run, images = trained
+    out = tmp_path / "out"
+    done = run_tool(
+        *("predict", "--run", run, "--input", images, "--output-dir", out),
+        *("--score-threshold", "0.0", "--format", "coco", "yolo", "labelme", "cvat", "masks"),
+    )
+    assert done.code == 0, done.err
+    written = json.loads((out / "annotations.json").read_text())
+    names = {image["id"]: image["file_name"] for image in written["images"]}
+    expected = sorted(
+        (names[one["image_id"]], one["segmentation"]["counts"])
+        for one in written["annotations"]
+        if one["area"]
+    )
+    assert expected
+    for kind in ("yolo", "labelme", "cvat"):
+        source = out / f"labels_{kind}" / ("labels" if kind == "yolo" else "")
+        (builder,) = read_labels(source, kind, images).values()
+        back = builder.tree()
+        by_id = {image["id"]: image for image in back["images"]}
+        found = []
+        for one in back["annotations"]:
+            image = by_id[one["image_id"]]
+            rle = as_rle(one["segmentation"], image["height"], image["width"])
+            counts = rle["counts"]
+            text = counts if isinstance(counts, str) else counts.decode()
+            found.append((image["file_name"], text))
+        assert sorted(found) == expected
+    assert len(list((out / "labels_masks/masks").iterdir())) == len(names)

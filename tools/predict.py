@@ -14,7 +14,9 @@ import argparse
 from pathlib import Path
 
 from backbones.errors import InputError
+from detection.data.formats.convert import WRITERS
 from detection.predict import predict
+from detection.prediction.labels import write_labels
 from training.cli import ToolParser, log_to, run_tool
 from training.devices import DEVICES
 from training.run_folder import held
@@ -35,6 +37,8 @@ examples:
   # larger test images, on the CPU, by the other engine
   python tools/predict.py --run runs/detector --input photos --output-dir out \\
       --engine detectron2 MODEL.DEVICE cpu INPUT.MIN_SIZE_TEST 1000
+  # as labels that LabelMe opens, to be corrected and trained on
+  python tools/predict.py --run runs/detector --input photos --output-dir out --format labelme
 
   # the class of each image, from a classifier's run
   python tools/predict.py --run runs/classifier --input photos --output-dir classes --pictures
@@ -82,6 +86,15 @@ def parse() -> argparse.Namespace:
         "--skip-bad-images",
         action="store_true",
         help="leave out files that do not decode, named in the log, instead of stopping",
+    )
+    add(
+        "--format",
+        nargs="+",
+        default=[],
+        choices=list(WRITERS),
+        help="write the detections from the threshold on as labels of other tools, too, to be "
+        "corrected there: labels_FORMAT/, which tools/import_dataset.py reads; coco is "
+        "annotations.json",
     )
     add("--device", choices=DEVICES, help="instead of the run's MODEL.DEVICE")
     add("opts", nargs="*", metavar="KEY VALUE", help="settings that override the run's")
@@ -149,6 +162,7 @@ def detect(arguments: argparse.Namespace) -> None:
         arguments.classes,
         arguments.resume,
     )
+    write_labels(arguments.output_dir, arguments.format)
     print(
         f"{counts['detections']} detections on {counts['images']} images, {counts['shown']} of "
         f"them drawn: {arguments.output_dir}"

@@ -393,7 +393,7 @@ TWO_PROCESSES = """
 import sys
 from detection.config import load_config
 from detection.dataset import load_dataset
-from detection.engines.detectron2.engine import Detectron2Engine, launch
+from detection.engines.detectron2.engine import Detectron2Engine
 
 
 def work(config):
@@ -403,7 +403,7 @@ def work(config):
 
 
 if __name__ == "__main__":
-    launch(work, 2, args=(load_config(sys.argv[1]),))
+    work(load_config(sys.argv[1]))
 """
 
 
@@ -414,7 +414,10 @@ def test_two_processes_on_a_cpu_train_and_predict_as_one_does(dataset, tmp_path)
     (tmp_path / "config.yaml").write_text(config.dump())
     (tmp_path / "work.py").write_text(TWO_PROCESSES)
     done = subprocess.run(
-        [sys.executable, tmp_path / "work.py", tmp_path / "config.yaml"],
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", "2", tmp_path / "work.py", tmp_path / "config.yaml"),
+        ],
         capture_output=True,
         text=True,
         timeout=400,

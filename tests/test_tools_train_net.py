@@ -108,11 +108,6 @@ def test_a_missing_image_is_one_message_before_training(command, call, tmp_path)
     assert not (out / "metrics.json").exists()
 
 
-def test_several_gpus_with_torchvision_name_the_torchrun_command(command, call):
-    arguments, _ = command
-    assert_one_message(call(*arguments, "--num-gpus", "4"), "torchrun --nproc-per-node 4")
-
-
 def test_wrong_usage_is_exit_code_2_and_help_shows_commands(call, capfd):
     for arguments, code in (
         ([], 2),

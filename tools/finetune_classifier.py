@@ -13,6 +13,7 @@ from fcmae.classification.options import FinetuneOptions
 from fcmae.classification.recipes import VALUES, Recipe
 from fcmae.pretrain_options import parse_image_size
 from training.cli import NUMBERS, OptionsParser, log_to, run_tool
+from training.launch import add_launch_flags, launch_values, start_processes
 
 EXAMPLES = """\
 examples:
@@ -41,7 +42,7 @@ examples:
 """
 
 
-def main() -> None:
+def main() -> int:
     parser = OptionsParser(FinetuneOptions, __doc__, EXAMPLES)
     parser.add_argument(
         "--eval-only",
@@ -56,7 +57,9 @@ def main() -> None:
         flag = "--" + field.name.replace("_", "-")
         add(flag, help=VALUES[field.name], metavar=NUMBERS.get(settings.get("type")), **settings)
     add_grn_flags(parser)
+    add_launch_flags(parser)
     values, resume = parser.parse_options()
+    launch = launch_values(values)
     eval_only = values.pop("eval_only", False)
     values["grn"] = pop_grn_options(values)
     if "image_size" in values:
@@ -64,11 +67,14 @@ def main() -> None:
     recipe = [field.name for field in fields(Recipe)]
     overrides = {name: values.pop(name) for name in recipe if name in values}
     options = FinetuneOptions(**values, overrides=overrides)
+    if (code := start_processes(*launch)) >= 0:
+        return code
     log_to(Path(options.output_dir))
     if eval_only:
         evaluate_classifier(options)
     else:
         finetune(options, resume)
+    return 0
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from backbones.normalization import GRNOptions
 from fcmae.pretrain import pretrain
 from fcmae.pretrain_options import PretrainOptions, parse_image_size
 from training.cli import OptionsParser, log_to, run_tool
+from training.launch import add_launch_flags, launch_values, start_processes
 
 EXAMPLES = """\
 examples:
@@ -33,19 +34,24 @@ examples:
 """
 
 
-def main() -> None:
+def main() -> int:
     parser = OptionsParser(PretrainOptions, __doc__, EXAMPLES)
     parser.add_argument(
         "--raw-pixels", help="do not normalise the targets per patch", action="store_true"
     )
     add_grn_flags(parser)
+    add_launch_flags(parser)
     values, resume = parser.parse_options()
+    launch = launch_values(values)
     values["grn"] = pop_grn_options(values) or GRNOptions()
     values["norm_pix_loss"] = not values.pop("raw_pixels", False)
     values["image_size"] = parse_image_size(values["image_size"])
     options = PretrainOptions(**values)
+    if (code := start_processes(*launch)) >= 0:
+        return code
     log_to(Path(options.output_dir))
     pretrain(options, resume)
+    return 0
 
 
 if __name__ == "__main__":

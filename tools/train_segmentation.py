@@ -11,6 +11,7 @@ import argparse
 from segmentation.config import load_config
 from segmentation.run import run
 from training.cli import ToolParser, run_tool
+from training.launch import add_launch_flags, launch_values, start_processes
 
 EXAMPLES = """\
 examples:
@@ -39,7 +40,7 @@ environment variable DETECTRON2_DATASETS names.
 """
 
 
-def main() -> None:
+def main() -> int:
     parser = ToolParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -49,10 +50,14 @@ def main() -> None:
     add("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, or OUTPUT_DIR's run")
     add("--wandb", action="store_true", help="log to Weights & Biases too (extra: wandb)")
     add("opts", nargs="*", metavar="KEY VALUE", help="settings that override the file's")
+    add_launch_flags(parser)
     arguments = parser.parse_intermixed_args()
     wandb = ["WANDB", "True"] if arguments.wandb else []
     config = load_config(arguments.config_file, [*arguments.opts, *wandb])
+    if (code := start_processes(*launch_values(vars(arguments)))) >= 0:
+        return code
     run(config, arguments.resume, arguments.eval_only, arguments.config_file)
+    return 0
 
 
 if __name__ == "__main__":

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.engine import launch as d2_launch
 from detectron2.utils import comm
 from fvcore.common.config import CfgNode
 
-from backbones.errors import InputError
 from detection.config import resolve_device, resolve_num_classes, to_detectron2
 from detection.data.statistics import with_statistics
 from detection.dataset import CocoDataset, load_test_sets
@@ -28,8 +25,8 @@ from detection.engines.detectron2.results import detector_of, write_predictions
 from detection.engines.detectron2.trainer import Trainer, build_detector
 from detection.engines.interface import Detect
 from detection.engines.weights import newest_checkpoint
-from training.cli import run_tool
 from training.devices import find_device
+from training.processes import check_joined
 
 
 class Detectron2Engine:
@@ -83,48 +80,6 @@ class Detectron2Engine:
         return detector_of(build_detector(cfg, newest).eval(), dataset)
 
 
-def launch(
-    function: Callable[..., Any],
-    num_gpus: int,
-    num_machines: int = 1,
-    machine_rank: int = 0,
-    dist_url: str = "auto",
-    args: tuple = (),
-) -> None:
-    """Call ``function(*args)`` in each process, as detectron2's ``launch`` does.
-
-    Each has torchrun's environment variables (``RANK``, ...). Without a GPU the processes run on
-    the CPU.
-
-    Raises:
-        InputError: if this machine has fewer GPUs.
-        SystemExit: if a process failed; it has printed why.
-    """
-    if torch.cuda.is_available() and num_gpus > torch.cuda.device_count():
-        raise InputError(
-            f"--num-gpus is {num_gpus}, but this machine has {torch.cuda.device_count()} GPU(s)"
-        )
-    arguments = (function, *args)
-    try:
-        d2_launch(_call_as_torchrun, num_gpus, num_machines, machine_rank, dist_url, arguments)
-    except torch.multiprocessing.ProcessExitedException as error:
-        raise SystemExit(error.exit_code) from None
-
-
-def _call_as_torchrun(function: Callable[..., Any], *args: Any) -> None:
-    if comm.get_world_size() == 1:
-        function(*args)
-        return
-    os.environ.update(
-        RANK=str(comm.get_rank()),
-        WORLD_SIZE=str(comm.get_world_size()),
-        LOCAL_RANK=str(comm.get_local_rank()),
-        LOCAL_WORLD_SIZE=str(comm.get_local_size()),
-    )
-    if code := run_tool(lambda: function(*args) and None):
-        sys.exit(code)
-
-
 def join_process_group(on_gpu: bool) -> None:
     """Join the processes that ``torchrun`` started, if it did and nobody has joined yet."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or torch.distributed.is_initialized():
@@ -132,6 +87,7 @@ def join_process_group(on_gpu: bool) -> None:
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
+    check_joined(comm.get_world_size())
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     comm.synchronize()
 

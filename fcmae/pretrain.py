@@ -10,6 +10,7 @@ import json
 import logging
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,13 +21,16 @@ from backbones.checkpoint import OWN_WEIGHTS, load_encoder, save_encoder
 from backbones.convnext import build_convnext
 from backbones.kernels import use_kernels
 from backbones.param_groups import parameter_groups
+from fcmae.classification.data import labelled_data
 from fcmae.data import Batch, PretrainingSamples, collate, pretraining_samples
 from fcmae.features.collapse import WATCHED_IMAGES, CollapseWatch, steps_between_measures
+from fcmae.features.probes import probe_images
 from fcmae.model import FCMAE
 from fcmae.pretrain_options import FREE, PretrainOptions, total_steps
 from fcmae.run_files import CONFIG, as_yaml, check_resumed, write_config
 from fcmae.visualize import reconstruction_panel, save_panel
 from images.bad_images import BadImages
+from images.files import Reading
 from images.readers import fingerprint
 from images.statistics import Statistics, choose_statistics
 from training.cli import is_main_process
@@ -42,6 +46,7 @@ from training.trackers import Pictures
 logger = logging.getLogger(__name__)
 
 PANEL_IMAGES = 6
+PROBE_HELD_OUT = 0.3  # of each class, where the data have no part val or test
 LOW_LEARNING_RATE = 1e-4
 
 
@@ -144,6 +149,11 @@ def _pretrain(options: PretrainOptions, resume: bool) -> Path:
     bad_images.add(samples.bad)
     every = options.panel_every or max(1, steps // 10)
     panels = _Panels(samples, statistics, bad_images, output_dir, every, steps)
+    probe = _Probe(options, statistics, every, steps) if options.probe else None
+
+    def after_step(step: int, model: nn.Module) -> dict[str, Any]:
+        return {**panels(step, model), **(probe(step, model) if probe else {})}
+
     images, masks = _fixed_batch(samples, bad_images, WATCHED_IMAGES)
     watch = CollapseWatch(
         (statistics.normalise(images), torch.zeros_like(masks)),
@@ -164,7 +174,7 @@ def _pretrain(options: PretrainOptions, resume: bool) -> Path:
             collate,
             PretrainingStep(statistics, bad_images),
             loop,
-            panels,
+            after_step,
             measure=watch,
         )
     bad_images.summary()
@@ -227,6 +237,27 @@ class _Panels:
         if is_main_process():
             save_panel(panel, self.folder / f"step_{step:08d}.png")
         return {"reconstructions": np.asarray(panel)}
+
+
+class _Probe:
+    """How well the frozen encoder tells the classes of labelled images, now and then."""
+
+    def __init__(
+        self, options: PretrainOptions, statistics: Statistics, every: int, last: int
+    ) -> None:
+        assert options.probe is not None
+        reading = Reading(options.in_chans)
+        self.data = labelled_data(options.probe, val_fraction=PROBE_HELD_OUT, reading=reading)
+        self.statistics, self.image_size = statistics, options.image_size
+        self.every, self.last = every, last
+
+    def __call__(self, step: int, model: nn.Module) -> dict[str, float]:
+        if step % self.every and step != self.last:
+            return {}
+        assert isinstance(model, FCMAE)
+        found = probe_images(model.encoder, self.data, self.statistics, self.image_size)
+        logger.info("step %d  probe: kNN %.1f%%  linear %.1f%%", step, *found.values())
+        return {f"probe/{name}": value for name, value in found.items()}
 
 
 def _learning_rate(options: PretrainOptions) -> float:

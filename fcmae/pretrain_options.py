@@ -44,9 +44,14 @@ DATA = (
 )
 
 
+PROBE = (
+    "labelled images, a folder for each class: now and then kNN and a linear probe of the frozen "
+    "encoder tell them apart"
+)
+
 # What a resumed run may change, beside what every training may; its statistics are checked apart.
 FREE = (
-    "epochs", "mean", "std", "statistics_images", "skip_bad_images", "panel_every",
+    "epochs", "probe", "mean", "std", "statistics_images", "skip_bad_images", "panel_every",
     "measure_features_every",
 )  # fmt: skip
 
@@ -65,6 +70,7 @@ class PretrainOptions(TrainingOptions):
         adapt_channels: ``init`` may be of other channels; its stem is turned into the model's.
         decoder, decoder_dim, decoder_depth, norm_pix_loss: see :class:`fcmae.model.FCMAE`.
         measure_features_every: see :mod:`fcmae.features.collapse`.
+        probe: see :mod:`fcmae.features.probes`.
         clip_norm: none by default, as in the paper.
     """
 
@@ -125,8 +131,10 @@ class PretrainOptions(TrainingOptions):
         metadata=flag("encoder weights to start from: a file or timm:NAME", metavar="ENCODER"),
     )
     panel_every: int = field(
-        default=0, metadata=flag("steps between two pictures of progress; 0: ten over the run")
+        default=0,
+        metadata=flag("steps between two pictures of progress (and probes); 0: ten over the run"),
     )
+    probe: str | None = field(default=None, metadata=flag(PROBE))
     measure_features_every: float | None = field(
         default=None, metadata=flag(MEASURE, metavar="EPOCHS")
     )

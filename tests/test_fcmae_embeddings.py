@@ -13,11 +13,15 @@ from sklearn.metrics import jaccard_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from backbones.checkpoint import save_encoder
+from backbones.checkpoint import read_source, save_encoder
 from backbones.convnext import build_convnext
+from fcmae.classification.data import labelled_data
 from fcmae.features.choose import choose, k_centre_greedy, k_means, typicality
 from fcmae.features.embeddings import embed, nearest
-from fcmae.features.probes import knn, linear_probe, patch_labels, probe_patches
+from fcmae.features.probes import knn, linear_probe, patch_labels, probe_images, probe_patches
+from fcmae.pretrain import pretrain
+from fcmae.pretrain_options import PretrainOptions
+from images.statistics import IMAGENET
 
 
 def planted(classes, per_class=30, channels=12, spread=1.5, seed=0):
@@ -176,3 +180,41 @@ def test_the_tool_writes_features_probes_and_the_next_images(run_tool, tmp_path)
     result = run_tool("embed", *command, "--choose", 3, "--labelled", tmp_path / "done.txt")
     assert result.code == 1
     assert "0.png is none of the images; no.png is none" in result.err
+
+
+def test_a_probe_during_pretraining_is_recorded_and_changes_nothing(tmp_path):
+    generator = np.random.default_rng(0)
+    for name, base in (("dark", 60), ("light", 190)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(4):
+            pixels = generator.integers(base - 50, base + 50, (40, 40, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / f"data/{name}/{number}.png")
+    values = {
+        "model": "convnextv2_atto",
+        "data": str(tmp_path / "data"),
+        "image_size": (64, 64),
+        "decoder_dim": 16,
+        "batch_size": 4,
+        "max_steps": 2,
+        "workers": 0,
+        "panel_every": 1,
+        "device": "cpu",
+        "trackers": (),
+    }
+    probed = {"output_dir": tmp_path / "probed", "probe": str(tmp_path / "data")}
+    paths = [
+        pretrain(PretrainOptions(**values, **more))
+        for more in ({"output_dir": tmp_path / "plain"}, probed)
+    ]
+    plain, with_probe = (read_source(path)[0] for path in paths)
+    assert all(torch.equal(plain[name], with_probe[name]) for name in plain)
+    lines = [json.loads(line) for line in (tmp_path / "probed/metrics.json").open()]
+    found = [line for line in lines if "probe/knn" in line]
+    assert [line["iteration"] for line in found] == [1, 2]
+    assert all(0 <= line[f"probe/{kind}"] <= 100 for line in found for kind in ("knn", "linear"))
+    # the last is that of the encoder which was written
+    encoder = build_convnext("convnextv2_atto")
+    encoder.load_state_dict(with_probe)
+    data = labelled_data(str(tmp_path / "data"), val_fraction=0.3)
+    again = probe_images(encoder, data, IMAGENET, (64, 64))
+    assert again == {kind: found[-1][f"probe/{kind}"] for kind in ("knn", "linear")}

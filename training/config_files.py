@@ -140,7 +140,9 @@ def read_layers(
         return
     bases = tree.pop(BASE_KEY, [])
     bases = [bases] if isinstance(bases, str) else bases
-    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+    if not isinstance(bases, list) or not all(
+        isinstance(base, str) and "\0" not in base for base in bases
+    ):
         problems.append(f"{path}: {BASE_KEY} is {bases!r:.80}; give a file's name, or a list")
         return
     for base in bases:

@@ -369,8 +369,13 @@ class _Run:
         with endings.interruptible():
             shown = after_step(done, self.bare_model) or {}
         pictures = {n: value for n, value in shown.items() if isinstance(value, np.ndarray)}
-        if numbers := {n: value for n, value in shown.items() if n not in pictures}:
-            self.record({"iteration": done, **numbers})
+        entry: dict[str, Any] = {
+            "iteration": done,
+            **{n: v for n, v in shown.items() if n not in pictures},
+        }
+        is_known = self.accelerator.is_main_process and self.metrics_file.holds(entry)
+        if len(entry) > 1 and not is_known:
+            self.record(entry)
         if pictures:
             log_pictures(self.accelerator.trackers, pictures, done)
         self.model.train()

@@ -7,6 +7,7 @@ import logging
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from backbones.whole_files import write_text
 from training.environment import peak_memory_mb
@@ -29,6 +30,10 @@ class MetricsFile:
         kept = [line for line in lines if _iteration(line, path) <= resumed_step]
         write_text(path, "".join(line + "\n" for line in kept))
         self.seconds = train_seconds(path)  # of earlier sessions
+
+    def holds(self, entry: dict[str, Any]) -> bool:
+        """Whether it has this very line: of a step that a resumed run evaluates once more."""
+        return json.dumps(entry) in self.path.read_text(encoding="utf-8").splitlines()
 
     def write(self, entry: dict[str, float | int]) -> None:
         with self.path.open("a", encoding="utf-8") as stream:

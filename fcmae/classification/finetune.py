@@ -277,7 +277,6 @@ class _Evaluations:
         self.options, self.setup, self.ema, self.last = options, setup, ema, last
         epoch = math.ceil(len(setup.data.train) / options.batch_size)
         self.every = options.eval_every or max(epoch, last // 10)
-        self.path = Path(options.output_dir) / "metrics.json"
         self.latest: dict[str, Evaluation] = {}
 
     def __call__(self, step: int, model: nn.Module) -> dict[str, float]:
@@ -298,16 +297,11 @@ class _Evaluations:
                 *(step, name, figures["top1"], figures["top5"], figures["loss"]),
             )
             entry |= {f"{name}/{key}": value for key, value in figures.items()}
-        # a resumed run evaluates once more the step that it resumes from
-        return {} if self._is_recorded({"iteration": step, **entry}) else entry
+        return entry
 
     def figures(self) -> dict[str, dict[str, float]]:
         """Of the latest evaluation, by the kind of weights."""
         return {name: evaluation.figures() for name, evaluation in self.latest.items()}
-
-    def _is_recorded(self, entry: Mapping[str, float]) -> bool:
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
-        return json.dumps(entry) in lines
 
 
 def check_batch(options: FinetuneOptions, recipe: Recipe, processes: int) -> None:

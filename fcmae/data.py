@@ -8,6 +8,7 @@ flip. Images of 8 bits stay so until they are on the training's device, where th
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -182,21 +183,32 @@ def find_bad_headers(
     """Index and reason of every file that is no image, or not of the wanted channels.
 
     Damage behind a good header shows when an image is first used; so does all damage in sources
-    whose headers cannot be read alone.
+    whose headers cannot be read alone. That there are several depths is a warning.
 
     Args:
         among: the indices of the images to look at; None for all.
     """
-    bad = {}
+    bad, depths = {}, defaultdict[str, list[int]](list)
     indices: Sequence[int] = range(len(reader)) if among is None else among
     if not reader.header_is_cheap:
         indices = ()
     for index in progress(indices, "checking images", unit="image"):
         try:
-            with opened_picture(reader, index, reading):
-                pass
+            with opened_picture(reader, index, reading) as picture:
+                depths[picture.depth].append(index)
         except ImageError as error:
             bad[index] = str(error)
+    if len(depths) > 1 and reading.value_range is None:
+        counts = (
+            f"{len(found)} of {depth} such as {reader.name(found[0])}"
+            for depth, found in depths.items()
+        )
+        logger.warning(
+            "images of several depths: %s. Levels are kept, and the largest value of each depth "
+            "counts as white: make sure that it is, or state %s",
+            ", ".join(counts),
+            reading.range_setting,
+        )
     return bad
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,7 @@ def _pretrain(options: PretrainOptions, resume: bool) -> Path:
         options.split,
         options.skip_bad_images,
         options.patch_size,
+        tuple(options.value_range) if options.value_range else None,  # type: ignore[arg-type]
     )
     steps = total_steps(options, len(samples))
     refuse_fewer_steps(output_dir, steps)
@@ -148,7 +150,9 @@ def _pretrain(options: PretrainOptions, resume: bool) -> Path:
     bad_images = BadImages(output_dir, samples.reader)
     bad_images.add(samples.bad)
     every = options.panel_every or max(1, steps // 10)
-    panels = _Panels(samples, statistics, bad_images, output_dir, every, steps)
+    panels = _Panels(
+        samples, statistics, bad_images, output_dir, every, steps, options.show_bands or ()
+    )
     probe = _Probe(options, statistics, every, steps) if options.probe else None
 
     def after_step(step: int, model: nn.Module) -> dict[str, Any]:
@@ -191,6 +195,7 @@ def _pretrain(options: PretrainOptions, resume: bool) -> Path:
             "steps": str(steps),
             "mean": json.dumps(statistics.mean),
             "std": json.dumps(statistics.std),
+            **({"value_range": json.dumps(options.value_range)} if options.value_range else {}),
             "config": yaml.safe_dump(as_yaml(options), sort_keys=False),
             **({"licence": licence} if licence else {}),
             **origin,
@@ -221,8 +226,9 @@ class _Panels:
         output_dir: Path,
         every: int,
         last: int,
+        bands: Sequence[int],
     ) -> None:
-        self.statistics = statistics
+        self.statistics, self.bands = statistics, bands
         self.folder = output_dir / "reconstructions"
         self.every, self.last = every, last
         self.images, self.masks = _fixed_batch(samples, bad_images, PANEL_IMAGES)
@@ -233,7 +239,10 @@ class _Panels:
         assert isinstance(model, FCMAE)
         device = model.pred.weight.device
         images = self.statistics.normalise(self.images.to(device))
-        panel = reconstruction_panel(model, images, self.masks.to(device), *self.statistics.shown())
+        is_deep = self.images.is_floating_point()
+        seen = (self.statistics.mean, self.statistics.std) if is_deep else self.statistics.shown()
+        masks = self.masks.to(device)
+        panel = reconstruction_panel(model, images, masks, *seen, self.bands, stretch=is_deep)
         if is_main_process():
             save_panel(panel, self.folder / f"step_{step:08d}.png")
         return {"reconstructions": np.asarray(panel)}

@@ -13,6 +13,8 @@ from backbones.kernels import Kernels, why_no_triton
 from backbones.normalization import GRNOptions
 from fcmae.decoders import check_decoder
 from fcmae.masking import PATCH, grid_size, visible_count
+from images.display import bands_problems
+from images.files import range_problems
 from images.statistics import problems_of
 from training.devices import find_device
 from training.options import TrainingOptions, flag, training_problems
@@ -52,6 +54,7 @@ PROBE = (
 # What a resumed run may change, beside what every training may; its statistics are checked apart.
 FREE = (
     "epochs", "probe", "mean", "std", "statistics_images", "skip_bad_images", "panel_every",
+    "show_bands",
     "measure_features_every",
 )  # fmt: skip
 
@@ -81,6 +84,13 @@ class PretrainOptions(TrainingOptions):
         metadata=flag("of hfds/, or of shards whose folder has webdataset's _info.json"),
     )
     in_chans: int = field(default=3, metadata=flag(CHANNELS))
+    value_range: tuple[float, ...] | None = field(
+        default=None,
+        metadata=flag("LOW HIGH: the values that count as 0 and 1; by default those of the type"),
+    )
+    show_bands: tuple[int, ...] | None = field(
+        default=None, metadata=flag("one or three channels, from 1, that pictures show")
+    )
     mean: tuple[float, ...] | None = field(
         default=None, metadata=flag("of each channel, of values scaled to 0..1")
     )
@@ -153,6 +163,9 @@ class PretrainOptions(TrainingOptions):
             except ValueError as error:
                 problems.append(str(error))
         problems += problems_of(self.mean, self.std, self.statistics, self.in_chans)
+        problems += range_problems(self.value_range) + bands_problems(
+            self.show_bands, self.in_chans
+        )
         if self.base_lr <= 0:
             problems.append(f"base_lr is {self.base_lr}; it must be positive")
         if self.measure_features_every is not None and self.measure_features_every < 0:

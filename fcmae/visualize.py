@@ -14,6 +14,7 @@ from torch import Tensor
 from backbones.whole_files import write_atomically
 from fcmae.masking import PATCH, upsample_mask
 from fcmae.model import FCMAE
+from images.display import PERCENTILES
 
 GAP, HEADER, REMOVED_GREY = 6, 22, 0.5
 IN_A_ROW = 2
@@ -24,15 +25,19 @@ def to_pixels(
     images: Tensor,
     mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
     std: Sequence[float] = IMAGENET_DEFAULT_STD,
+    bands: Sequence[int] = (),
 ) -> Tensor:
-    """Undo the normalisation: ``[B, C, H, W]`` -> ``[B, 3, H, W]``, float in [0, 1].
+    """Undo the normalisation: ``[B, C, H, W]`` -> ``[B, 3, H, W]``, float.
 
-    The first three channels as red, green and blue; the first as grey where there are fewer.
+    Args:
+        bands: numbers of one or three channels, from 1; by default the first three, or the first as
+            grey where there are fewer.
     """
     shape = (1, -1, 1, 1)
     mean_t, std_t = images.new_tensor(mean).view(shape), images.new_tensor(std).view(shape)
-    pixels = (images * std_t + mean_t).clamp(0, 1)
-    return pixels[:, :3] if pixels.shape[1] >= 3 else pixels[:, :1].expand(-1, 3, -1, -1)
+    pixels = images * std_t + mean_t
+    chosen = [band - 1 for band in bands] or list(range(3 if pixels.shape[1] >= 3 else 1))
+    return pixels[:, chosen].expand(-1, 3, -1, -1)
 
 
 @torch.no_grad()
@@ -42,6 +47,8 @@ def reconstruction_panel(
     mask: Tensor,
     mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
     std: Sequence[float] = IMAGENET_DEFAULT_STD,
+    bands: Sequence[int] = (),
+    stretch: bool = False,
 ) -> Image.Image:
     """Draw a panel of the model's reconstructions.
 
@@ -49,7 +56,9 @@ def reconstruction_panel(
         model: in any mode; it is put into evaluation mode and back.
         images: normalised ``[B, C, H, W]``, on the model's device.
         mask: bool ``[B, H/32, W/32]``, True = removed.
-        mean, std: undo the normalisation, see :func:`to_pixels`.
+        mean, std, bands: see :func:`to_pixels`.
+        stretch: show each band from its 1st to its 99th percentile over the images, and not from
+            0 to 1.
 
     Returns:
         An RGB picture of rows of image | masked | reconstruction, two images in a row.
@@ -58,13 +67,16 @@ def reconstruction_panel(
     model.eval()
     prediction = model(images, mask).prediction
     model.train(was_training)
-    pixels = to_pixels(images.float(), mean, std)
+    pixels = to_pixels(images.float(), mean, std, bands)
+    made = to_pixels(model.reconstruct(images.float(), mask, prediction), mean, std, bands)
+    if stretch:
+        of_bands = pixels.transpose(0, 1).flatten(1).cpu().numpy()
+        ends = np.percentile(of_bands, PERCENTILES, axis=1).reshape(2, 1, 3, 1, 1)
+        low, high = (pixels.new_tensor(end) for end in ends)
+        pixels, made = ((p - low) / (high - low).clamp(min=1e-12) for p in (pixels, made))
+    pixels, made = pixels.clamp(0, 1), made.clamp(0, 1)
     removed = upsample_mask(mask, PATCH).unsqueeze(1)
-    columns = (
-        pixels,
-        torch.where(removed, torch.full_like(pixels, REMOVED_GREY), pixels),
-        to_pixels(model.reconstruct(images.float(), mask, prediction), mean, std),
-    )
+    columns = (pixels, torch.where(removed, torch.full_like(pixels, REMOVED_GREY), pixels), made)
     return _grid([(c * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy() for c in columns])
 
 

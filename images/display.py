@@ -36,6 +36,17 @@ def shown(pixels: np.ndarray, bands: Sequence[int] = ()) -> np.ndarray:
     return np.ascontiguousarray(values if len(chosen) == 3 else values.repeat(3, axis=-1))
 
 
+def bands_problems(bands: Sequence[int] | None, channels: int) -> list[str]:
+    """What is wrong with the numbers of bands to show, in words."""
+    given = list(bands or ())
+    if len(given) not in (0, 1, 3) or not all(1 <= band <= channels for band in given):
+        return [
+            f"--show-bands is {' '.join(map(str, given))}; give one or three of the channels 1 to "
+            f"{channels}"
+        ]
+    return []
+
+
 def stretched(values: np.ndarray) -> np.ndarray:
     """``[H, W, C]`` -> uint8, each channel from its 1st to its 99th percentile."""
     low, high = np.percentile(values, PERCENTILES, axis=(0, 1), keepdims=True)

@@ -16,6 +16,7 @@ PNM's maximum) or else of their type; real numbers mean themselves. A stated ran
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -26,7 +27,10 @@ from PIL import Image
 from images.formats import open_any
 from images.picture import EIGHT_BITS, ImageError, Picture
 
-__all__ = ["EIGHT_BITS", "ImageError", "Picture", "Reading", "open_picture", "read_image"]
+__all__ = [
+    "EIGHT_BITS", "ImageError", "Picture", "Reading", "open_picture", "range_problems",
+    "read_image",
+]  # fmt: skip
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
@@ -110,6 +114,14 @@ class Reading:
         if low is None or low == 0:
             return pixels.astype(np.float32) / np.float32(high)
         return ((pixels.astype(np.float64) - low) / (high - low)).astype(np.float32)
+
+
+def range_problems(value_range: Sequence[float] | None) -> list[str]:
+    """What is wrong with a range of values that was given, in words."""
+    if value_range is None or (len(value_range) == 2 and value_range[0] < value_range[1]):
+        return []
+    given = " ".join(f"{value:g}" for value in value_range)
+    return [f"--value-range is {given}; give LOW and HIGH, the first below the second"]
 
 
 def open_picture(file: BinaryIO) -> Picture:

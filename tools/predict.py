@@ -96,6 +96,13 @@ def parse() -> argparse.Namespace:
         "corrected there: labels_FORMAT/, which tools/import_dataset.py reads; coco is "
         "annotations.json",
     )
+    add(
+        "--show-bands",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="of images of many bands, the one or three channels (from 1) that overlays show",
+    )
     add("--device", choices=DEVICES, help="instead of the run's MODEL.DEVICE")
     add("opts", nargs="*", metavar="KEY VALUE", help="settings that override the run's")
     return parser.parse_intermixed_args()
@@ -149,6 +156,7 @@ def main() -> None:
 def detect(arguments: argparse.Namespace) -> None:
     engine = ["ENGINE", arguments.engine] if arguments.engine else []
     device = ["MODEL.DEVICE", arguments.device] if arguments.device else []
+    bands = ["INPUT.SHOW_BANDS", str(arguments.show_bands)] if arguments.show_bands else []
     counts = predict(
         arguments.run,
         arguments.input,
@@ -157,7 +165,7 @@ def detect(arguments: argparse.Namespace) -> None:
         arguments.every,
         arguments.frames,
         arguments.weights,
-        [*arguments.opts, *engine, *device],
+        [*arguments.opts, *engine, *device, *bands],
         arguments.skip_bad_images,
         arguments.classes,
         arguments.resume,

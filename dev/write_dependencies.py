@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 from backbones.errors import InputError
+from reporting.tables import markdown_table
 from training.cli import ToolParser, run_tool
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,28 +86,23 @@ def licence(package: str) -> str:
     return kinds[-1].rpartition(" :: ")[2] if kinds else facts["License"].splitlines()[0]
 
 
-def table() -> list[str]:
-    """The table's lines.
+def table() -> str:
+    """The table.
 
     Raises:
         InputError: naming what is not installed, or has no line in ``PURPOSES``.
     """
-    lines = [
-        "| package | at least | extra | licence | what for |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    problems = []
+    rows, problems = [], []
     for name, (lowest, extras) in requirements().items():
         try:
-            cells = (name, lowest, extras, licence(name), PURPOSES[name])
-            lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |"))
+            rows.append((name, lowest, extras, licence(name), PURPOSES[name]))
         except PackageNotFoundError:
             problems.append(f"{name} is not installed")
         except KeyError:
             problems.append(f"{name} has no purpose in dev/write_dependencies.py")
     if problems:
         raise InputError("; ".join(problems))
-    return lines
+    return markdown_table(("package", "at least", "extra", "licence", "what for"), rows)
 
 
 def main() -> None:
@@ -117,9 +113,7 @@ def main() -> None:
     page = parser.parse_args().output
     before, _, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
     after = rest.partition(MARKS[1])[2]
-    page.write_text(
-        f"{before}{MARKS[0]}\n{chr(10).join(table())}\n{MARKS[1]}{after}", encoding="utf-8"
-    )
+    page.write_text(f"{before}{MARKS[0]}\n{table()}\n{MARKS[1]}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

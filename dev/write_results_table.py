@@ -12,10 +12,11 @@ from typing import Any
 
 from backbones.errors import InputError
 from detection.reporting.run import read_run
+from reporting.tables import markdown_table
 from training.cli import ToolParser, run_tool
 
 MARKS = ("<!-- results -->", "<!-- end of results -->")
-HEAD = "| run | config | engine | box AP | mask AP | date | torch |"
+TITLES = ("run", "config", "engine", "box AP", "mask AP", "date", "torch")
 NOT_RUN = "not yet run"
 EXAMPLES = """\
 examples:
@@ -57,18 +58,16 @@ def entry_of(name: str, folder: Path) -> dict[str, Any]:
     return entry | {"date": str(entry["date"])[:10]}
 
 
-def row(entry: dict[str, Any]) -> str:
+def row(entry: dict[str, Any]) -> list[str]:
     """A line of the table."""
     aps = [entry.get(key) for key in ("box AP", "mask AP")]
     if aps[0] is None:
         shown = [NOT_RUN] * 2
     else:
         shown = ["" if ap is None else f"{ap:.1f}" for ap in aps]
-    name = entry["name"].replace("|", "\\|")
     config = entry["config"].removeprefix("det_configs/")
-    cells = [name, f"`{config}`", entry["engine"], *shown]
-    cells += [entry.get("date", ""), entry.get("versions", {}).get("torch", "")]
-    return f"| {' | '.join(cells)} |"
+    about = [entry.get("date", ""), entry.get("versions", {}).get("torch", "")]
+    return [entry["name"], f"`{config}`", entry["engine"], *shown, *about]
 
 
 def main() -> None:
@@ -81,8 +80,7 @@ def main() -> None:
     table, end, after = rest.partition(MARKS[1])
     if not mark or not end:
         raise InputError(f"{options.page} has no lines {MARKS[0]} and {MARKS[1]} for the table")
-    lines = [HEAD, "| --- | --- | --- | ---: | ---: | --- | --- |", *map(row, entries.values())]
-    written = "\n" + "\n".join(lines) + "\n"
+    written = f"\n{markdown_table(TITLES, map(row, entries.values()), right=(3, 4))}\n"
     if options.check:
         if table != written:
             raise InputError(f"{options.page} is out of date: run dev/write_results_table.py")

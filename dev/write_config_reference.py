@@ -10,7 +10,6 @@ from pathlib import Path
 import detection.schema
 from backbones.errors import InputError
 from detection.schema import SCHEMA, TORCHVISION_ONLY
-from reporting.tables import markdown_table
 from training.cli import ToolParser, run_tool
 
 EXAMPLES = """
@@ -39,15 +38,17 @@ def comments() -> dict[str, str]:
 
 def render() -> str:
     remarks, parts = comments(), [HEAD]
-    groups: dict[str, list[list[str]]] = {}
+    group = ""
     for name, key in SCHEMA.items():
+        head = name.rpartition(".")[0] or "Top level"
+        if head != group:
+            group = head
+            parts.append(f"\n## {group}\n\n| key | default | allowed | torchvision | |")
+            parts.append("| --- | --- | --- | --- | --- |")
         limited = ", ".join(map(repr, TORCHVISION_ONLY.get(name, ())))
         cells = [f"`{name.rpartition('.')[2]}`", f"`{key.default!r}`", key.allowed]
         cells += [f"only {limited}" if limited else "", remarks.get(name, "")]
-        groups.setdefault(name.rpartition(".")[0] or "Top level", []).append(cells)
-    for group, rows in groups.items():
-        titles = ["key", "default", "allowed", "torchvision", ""]
-        parts.append(f"\n## {group}\n\n{markdown_table(titles, rows)}")
+        parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(parts) + "\n"
 
 

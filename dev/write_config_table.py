@@ -17,7 +17,6 @@ from fvcore.common.config import CfgNode
 from backbones.errors import InputError
 from detection.benchmarks.complexity import Complexity, complexity
 from detection.config import load_config
-from reporting.tables import markdown_table
 from training.cli import ToolParser, run_tool
 
 FOLDERS = ("quick", "coco")
@@ -71,11 +70,13 @@ def same_model(config: CfgNode) -> str:
     return model.dump()
 
 
-def table(folder: Path) -> str:
+def rows(folder: Path) -> list[str]:
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     counted: dict[str, Complexity] = {}
-    titles = ["config", "engine", "parameters", "FLOPs", "box / mask AP published", "here"]
-    rows = []
+    lines = [
+        "| config | engine | parameters | FLOPs | box / mask AP published | here |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for path in sorted(path for name in FOLDERS for path in (folder / name).glob("*rcnn*.yaml")):
         config = load_config(path, CLASSES)
         key = same_model(config)
@@ -86,9 +87,11 @@ def table(folder: Path) -> str:
         here = "; ".join(
             f"{r['box AP']:.1f} / {r['mask AP']:.1f} ({r['engine']})" for r in results.get(name, [])
         )
-        sizes = [f"{count.parameters / 1e6:.1f} M", f"{count.flops / 1e9:.0f} G"]
-        rows.append([f"`{name}`", config.ENGINE, *sizes, published(path), here or "not yet run"])
-    return markdown_table(titles, rows)
+        lines.append(
+            f"| `{name}` | {config.ENGINE} | {count.parameters / 1e6:.1f} M "
+            f"| {count.flops / 1e9:.0f} G | {published(path)} | {here or 'not yet run'} |"
+        )
+    return lines
 
 
 def main() -> None:
@@ -102,8 +105,8 @@ def main() -> None:
     readme = arguments.configs / "README.md"
     before, _, rest = readme.read_text(encoding="utf-8").partition(MARKS[0])
     after = rest.partition(MARKS[1])[2]
-    text = f"{before}{MARKS[0]}\n{table(arguments.configs)}\n{MARKS[1]}{after}"
-    readme.write_text(text, encoding="utf-8")
+    table = "\n".join(rows(arguments.configs))
+    readme.write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 from backbones.errors import InputError
-from reporting.tables import markdown_table
 from training.cli import ToolParser, run_tool
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,6 +35,7 @@ PURPOSES = {
     "Pillow": "images in and out, text on pictures",
     "tifffile": "TIFF of any number of channels",
     "PyYAML": "configs",
+    "scipy": "quantiles of Student's t",
     "Jinja2": "the pages of reports",
     "matplotlib": "curves in reports",
     "tensorboard": "logs; imported by torch, accelerate and detectron2, not by this project",
@@ -86,23 +86,28 @@ def licence(package: str) -> str:
     return kinds[-1].rpartition(" :: ")[2] if kinds else facts["License"].splitlines()[0]
 
 
-def table() -> str:
-    """The table.
+def table() -> list[str]:
+    """The table's lines.
 
     Raises:
         InputError: naming what is not installed, or has no line in ``PURPOSES``.
     """
-    rows, problems = [], []
+    lines = [
+        "| package | at least | extra | licence | what for |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    problems = []
     for name, (lowest, extras) in requirements().items():
         try:
-            rows.append((name, lowest, extras, licence(name), PURPOSES[name]))
+            cells = (name, lowest, extras, licence(name), PURPOSES[name])
+            lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |"))
         except PackageNotFoundError:
             problems.append(f"{name} is not installed")
         except KeyError:
             problems.append(f"{name} has no purpose in dev/write_dependencies.py")
     if problems:
         raise InputError("; ".join(problems))
-    return markdown_table(("package", "at least", "extra", "licence", "what for"), rows)
+    return lines
 
 
 def main() -> None:
@@ -113,7 +118,9 @@ def main() -> None:
     page = parser.parse_args().output
     before, _, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
     after = rest.partition(MARKS[1])[2]
-    page.write_text(f"{before}{MARKS[0]}\n{table()}\n{MARKS[1]}{after}", encoding="utf-8")
+    page.write_text(
+        f"{before}{MARKS[0]}\n{chr(10).join(table())}\n{MARKS[1]}{after}", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

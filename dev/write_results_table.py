@@ -12,11 +12,10 @@ from typing import Any
 
 from backbones.errors import InputError
 from detection.reporting.run import read_run
-from reporting.tables import markdown_table
 from training.cli import ToolParser, run_tool
 
 MARKS = ("<!-- results -->", "<!-- end of results -->")
-TITLES = ("run", "config", "engine", "box AP", "mask AP", "date", "torch")
+HEAD = "| run | config | engine | box AP | mask AP | date | torch |"
 NOT_RUN = "not yet run"
 EXAMPLES = """\
 examples:
@@ -58,16 +57,18 @@ def entry_of(name: str, folder: Path) -> dict[str, Any]:
     return entry | {"date": str(entry["date"])[:10]}
 
 
-def row(entry: dict[str, Any]) -> list[str]:
+def row(entry: dict[str, Any]) -> str:
     """A line of the table."""
     aps = [entry.get(key) for key in ("box AP", "mask AP")]
     if aps[0] is None:
         shown = [NOT_RUN] * 2
     else:
         shown = ["" if ap is None else f"{ap:.1f}" for ap in aps]
+    name = entry["name"].replace("|", "\\|")
     config = entry["config"].removeprefix("det_configs/")
-    about = [entry.get("date", ""), entry.get("versions", {}).get("torch", "")]
-    return [entry["name"], f"`{config}`", entry["engine"], *shown, *about]
+    cells = [name, f"`{config}`", entry["engine"], *shown]
+    cells += [entry.get("date", ""), entry.get("versions", {}).get("torch", "")]
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -80,7 +81,8 @@ def main() -> None:
     table, end, after = rest.partition(MARKS[1])
     if not mark or not end:
         raise InputError(f"{options.page} has no lines {MARKS[0]} and {MARKS[1]} for the table")
-    written = f"\n{markdown_table(TITLES, map(row, entries.values()), right=(3, 4))}\n"
+    lines = [HEAD, "| --- | --- | --- | ---: | ---: | --- | --- |", *map(row, entries.values())]
+    written = "\n" + "\n".join(lines) + "\n"
     if options.check:
         if table != written:
             raise InputError(f"{options.page} is out of date: run dev/write_results_table.py")

@@ -265,12 +265,12 @@ def test_shipped_config_is_valid_and_its_header_complete(path):
 
 
 def test_every_v2_size_has_its_configs():
-    """The paper's recipe where it is published, from base on; 1x for the smaller sizes."""
     names = {path.stem for path in SHIPPED}
     for size in (size for size in SIZES if size.startswith("convnextv2_")):
         is_small = size not in ("convnextv2_base", "convnextv2_large", "convnextv2_huge")
-        for init in ("scratch", "fcmae"):
-            assert f"mask_rcnn_{size}_{init}_{'1x' if is_small else 'lsj3x'}" in names
+        for init in ("scratch", "fcmae", "fcmae_in1k"):
+            for schedule in ("lsj3x", "1x") if is_small else ("lsj3x",):
+                assert f"mask_rcnn_{size}_{init}_{schedule}" in names
     assert "mask_rcnn_convnext_base_in1k_lsj3x" in names
     assert "cascade_mask_rcnn_convnextv2_base_fcmae_lsj3x" in names
 

@@ -25,8 +25,9 @@ BY_OTHERS = {
     "tensorboard",
     "imagecodecs",
 }  # torch and accelerate import the one, tifffile the other
-UNDECLARED = {  # no index has it, or they come with torch and with Jinja2
+UNDECLARED = {  # no index has it, or they come with it, with torch and with Jinja2
     "detectron2",
+    "omegaconf",
     "triton",
     "markupsafe",
 }
@@ -57,8 +58,6 @@ EVERY = requirements("test", "export", "wandb", "tiff", "hf")
 def third_party(*folders: str) -> set[str]:
     """What the files of these folders import, lazily or not, from neither Python nor here."""
     paths = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
-    # LazyConfigs are read by detectron2, with its own dependencies, and import each other bare
-    paths = [path for path in paths if path.parent.name != "lazy"]
     names = {name.split(".")[0] for path in paths for name in imported(path)}
     return names - set(sys.stdlib_module_names) - {*PACKAGES, "tools", "tests"}
 

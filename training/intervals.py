@@ -1,4 +1,4 @@
-"""Means of repeated runs with their spread and 95% confidence interval (Student's t)."""
+"""Means of repeated runs with their spread and confidence interval (Student's t)."""
 
 from __future__ import annotations
 
@@ -6,34 +6,25 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+
+from scipy.stats import t as students_t
 
 from backbones.errors import InputError
 
-# the 97.5% quantile for 1, 2, ... 10 degrees of freedom; the expansion below serves from there
-QUANTILES = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
-NORMAL = 1.9599640
+LEVEL = 0.05  # of what lies outside of an interval, on both sides together
 
 
-def t_quantile(degrees: int) -> float:
-    """The 97.5% quantile of Student's t, to 1e-3.
+@cache
+def t_quantile(degrees: int, level: float = LEVEL) -> float:
+    """What Student's t leaves ``level / 2`` above.
 
     Raises:
         InputError: for fewer than 1 degree of freedom.
-
-    References:
-        Abramowitz and Stegun, 26.7.5: the expansion for many degrees of freedom.
     """
     if degrees < 1:
         raise InputError(f"an interval has {degrees} degrees of freedom; it needs at least 1")
-    if degrees <= len(QUANTILES):
-        return QUANTILES[degrees - 1]
-    z = NORMAL
-    return (
-        z
-        + (z**3 + z) / (4 * degrees)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
-    )
+    return float(students_t.ppf(1 - level / 2, degrees))
 
 
 @dataclass(frozen=True)
@@ -43,7 +34,8 @@ class Estimate:
     Args:
         mean: of them.
         deviation: their standard deviation (n - 1); None for a single run.
-        half_width: of the mean's 95% confidence interval; None for a single run.
+        half_width: of the mean's confidence interval, 95% if nothing else is said; None for a
+            single run.
         runs: how many.
     """
 
@@ -53,8 +45,11 @@ class Estimate:
     runs: int
 
 
-def estimate(values: Sequence[float]) -> Estimate:
+def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate:
     """The mean of one or more runs.
+
+    Args:
+        level: how often the interval may miss the true mean.
 
     Raises:
         InputError: if there is none.
@@ -65,7 +60,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     if runs == 1:
         return Estimate(values[0], None, None, 1)
     deviation = statistics.stdev(values)
-    half_width = t_quantile(runs - 1) * deviation / math.sqrt(runs)
+    half_width = t_quantile(runs - 1, level) * deviation / math.sqrt(runs)
     return Estimate(statistics.fmean(values), deviation, half_width, runs)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,7 +24,6 @@ from fcmae.features.plots import (
     draw_selectivity,
 )
 from fcmae.features.taps import DEFAULT_TAP, Tap, tap_points
-from reporting.tables import by_column, csv_text
 from training.devices import find_device
 from training.progress import progress
 
@@ -166,5 +167,10 @@ def draw_runs(runs: Mapping[str, Path], output_dir: Path) -> None:
 
 
 def _write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    write_text(path, csv_text(*by_column(list(rows))))
+    rows = list(rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
     logger.info("wrote %s", path)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from pathlib import Path
 
 from backbones.whole_files import write_text
 from fcmae.grids.grid import METRICS, Grid
-from reporting.tables import by_column, csv_text, markdown_table
 from training.intervals import Estimate, estimate, paired_difference
 
 # row name -> metric -> seed -> value
 Results = dict[str, dict[str, dict[int, float]]]
 COLUMNS = ("row", "metric", "runs", "mean", "deviation", "half_width", "difference",
            "difference_half_width", "paired_runs", "paper", "paper_difference")  # fmt: skip
-RUN_COLUMNS = ("row", "metric", "seed", "value")
 
 
 def write_tables(grid: Grid, results: Results, output_dir: Path) -> None:
@@ -26,8 +26,8 @@ def write_tables(grid: Grid, results: Results, output_dir: Path) -> None:
         for seed, value in sorted(values.items())
     ]
     write_text(output_dir / "table.md", _markdown(grid, rows))
-    write_text(output_dir / "table.csv", csv_text(*by_column(rows, COLUMNS)))
-    write_text(output_dir / "runs.csv", csv_text(*by_column(runs, RUN_COLUMNS)))
+    write_text(output_dir / "table.csv", _csv(rows, COLUMNS))
+    write_text(output_dir / "runs.csv", _csv(runs, ("row", "metric", "seed", "value")))
 
 
 def _rows(grid: Grid, results: Results) -> list[dict]:
@@ -63,6 +63,14 @@ def _rows(grid: Grid, results: Results) -> list[dict]:
     return rows
 
 
+def _csv(rows: list[dict], columns: tuple[str, ...]) -> str:
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
 def _markdown(grid: Grid, rows: list[dict]) -> str:
     lines = [f"# {grid.title}", ""]
     if grid.source:
@@ -76,20 +84,22 @@ def _markdown(grid: Grid, rows: list[dict]) -> str:
         if not (of_metric := [row for row in rows if row["metric"] == metric]):
             continue
         digits = 3 if metric.endswith("hours") else 2
-        titles = [metric, "mean", "deviation", "runs", "difference", "paper", "paper's difference"]
-        cells = [
-            (
+        lines += [
+            "",
+            f"| {metric} | mean | deviation | runs | difference | paper | paper's difference |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        for row in of_metric:
+            cells = (
                 row["row"],
                 _interval(row["mean"], row["half_width"], digits),
                 _number(row["deviation"], digits),
-                row["runs"],
+                str(row["runs"]),
                 _interval(row["difference"], row["difference_half_width"], digits, "+"),
                 _number(row["paper"], 1),
                 _number(row["paper_difference"], 1, "+"),
             )
-            for row in of_metric
-        ]
-        lines += ["", markdown_table(titles, cells)]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,20 +15,48 @@ def shares(low, high, pixels, cells):
     return np.maximum(0, 1 - abs(at[:, None] - np.arange(cells)))
 
 
-session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+def read(path, how):
+    """What ``how`` makes of a file, or an end that names it."""
+    if not path.is_file():
+        sys.exit(f"{path} is not there, or no file")
+    try:
+        found = how(path)
+    except Exception as error:  # onnxruntime has its own types, one for each status
+        found, cause = None, str(error)
+    else:
+        cause = "it is damaged, or of another format"
+    return found if found is not None else sys.exit(f"{path} cannot be read: {cause}")
+
+
+if len(sys.argv) != 4:
+    sys.exit(__doc__)
+graph, source, target = map(Path, sys.argv[1:])
+if not target.parent.is_dir():
+    sys.exit(f"{target.parent} is not there: make the folder of the overlay first")
+if not cv2.haveImageWriter(str(target)):
+    sys.exit(f"{target}: an overlay's name ends in .png or .jpg")
+session = read(
+    graph, lambda path: onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+)
 facts = session.get_modelmeta().custom_metadata_map
+if "class_names" not in facts or "channels" not in facts:
+    sys.exit(f"{graph} is no detector of tools/export.py: it names no classes")
 class_names, shortest, longest = (
     json.loads(facts[name]) for name in ("class_names", "min_size", "max_size")
 )
 deep = session.get_inputs()[0].type == "tensor(float)"  # of any number of channels and any depth
-if sys.argv[2].endswith(".npy"):
-    picture = np.atleast_3d(np.load(sys.argv[2]))
-else:
-    picture = cv2.imread(sys.argv[2], cv2.IMREAD_UNCHANGED if deep else cv2.IMREAD_COLOR)
-if picture is None:
-    sys.exit(f"{sys.argv[2]} is not there, or no image that OpenCV reads")
+
+
+def pixels_of(path):
+    if path.suffix == ".npy":
+        return np.atleast_3d(np.load(path))
+    kind = cv2.IMREAD_UNCHANGED if deep else cv2.IMREAD_COLOR
+    return cv2.imdecode(np.fromfile(path, np.uint8), kind)
+
+
+picture = read(source, pixels_of)
 if deep:  # values as the detector was trained on: a stated range, or that of the type, as 0 to 255
-    if picture.ndim == 3 and picture.shape[2] in (3, 4) and not sys.argv[2].endswith(".npy"):
+    if picture.ndim == 3 and picture.shape[2] in (3, 4) and source.suffix != ".npy":
         picture = picture[..., [2, 1, 0, 3][: picture.shape[2]]]
     low, high = json.loads(facts["value_range"]) or (
         (0, 1) if picture.dtype.kind == "f" else (0, np.iinfo(picture.dtype).max)
@@ -40,11 +69,14 @@ if deep:  # values as the detector was trained on: a stated range, or that of th
 else:
     colours = {"RGB": cv2.COLOR_BGR2RGB, "L": cv2.COLOR_BGR2GRAY}.get(facts["channels"])
     image = picture if colours is None else cv2.cvtColor(picture, colours)
+channels = 1 if image.ndim == 2 else image.shape[2]
+if channels != session.get_inputs()[0].shape[1]:
+    sys.exit(f"{source} has {channels} channels, {graph} takes {session.get_inputs()[0].shape[1]}")
 
 # The shorter side becomes min_size, the longer at most max_size; a min_size of 0 keeps the size.
 height, width = image.shape[:2]
 scale = min(shortest / min(height, width), longest / max(height, width)) or 1
-size = int(width * scale + 0.5), int(height * scale + 0.5)
+size = max(1, int(width * scale + 0.5)), max(1, int(height * scale + 0.5))
 how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
 images = np.atleast_3d(cv2.resize(image, size, interpolation=how)).transpose(2, 0, 1)[None]
 values = session.run(None, {"images": images, "sizes": np.array([size[::-1]])})
@@ -61,4 +93,8 @@ for index, (x0, y0, x1, y1) in enumerate(found["boxes"]):
         picture[inside], pixels = picture[inside] // 2 + np.uint8([0, 100, 127]), inside.sum()
     cv2.rectangle(picture, (round(x0), round(y0)), (round(x1), round(y1)), (0, 200, 255))
     print(f"{name} {score:.4f} {x0:.2f} {y0:.2f} {x1:.2f} {y1:.2f} {pixels}")
-cv2.imwrite(sys.argv[3], picture)
+done, data = cv2.imencode(target.suffix, picture)
+try:
+    target.write_bytes(data.tobytes())
+except OSError as error:
+    sys.exit(f"{target} cannot be written: {error.strerror}")

@@ -275,6 +275,43 @@ def test_the_example_needs_no_pytorch_and_finds_what_the_model_does(
     assert (overlay != pixels).any()
 
 
+def test_the_example_says_in_a_line_what_it_cannot_read_or_write(
+    onnx_file: Path, tmp_path: Path
+) -> None:
+    image, text = tmp_path / "image.png", tmp_path / "text.png"
+    Image.new("RGB", (96, 64)).save(image)
+    text.write_text("no picture")
+    example = ROOT / "examples" / "onnx_inference.py"
+    cases = {
+        (onnx_file, tmp_path / "gone.jpg", tmp_path / "o.png"): "gone.jpg is not there",
+        (onnx_file, text, tmp_path / "o.png"): "text.png cannot be read: it is damaged",
+        (tmp_path / "gone.onnx", image, tmp_path / "o.png"): "gone.onnx is not there",
+        (text, image, tmp_path / "o.png"): "text.png cannot be read: ",
+        (onnx_file, image, tmp_path / "new" / "o.png"): "new is not there: make the folder",
+        (onnx_file, image, tmp_path / "o.xyz"): "o.xyz: an overlay's name ends in .png or .jpg",
+        (onnx_file, image): "Detect objects with an exported detector",
+    }
+    for arguments, message in cases.items():
+        result = subprocess.run(
+            [sys.executable, str(example), *map(str, arguments)],
+            capture_output=True, text=True, timeout=120, cwd=tmp_path,
+        )  # fmt: skip
+        assert result.returncode == 1
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
+    assert not (tmp_path / "o.png").exists()
+
+
+def test_padding_gives_rows_of_their_own(onnx_file: Path, tmp_path: Path) -> None:
+    """And changes results, since GRN's norm is over the padded map."""
+    item = sample(64, 96, 5)
+    alone, again, padded = (onnx_detector(onnx_file, times)(item) for times in (1, 1, 2))
+    assert torch.equal(alone["scores"], again["scores"])
+    assert alone["scores"].shape != padded["scores"].shape or not torch.allclose(
+        alone["scores"], padded["scores"], atol=1e-4
+    )
+
+
 def test_the_comparison_measures_every_file_on_the_data_set(
     onnx_file: Path, tmp_path: Path
 ) -> None:

@@ -29,6 +29,12 @@ EXAMPLES = """examples:
 """
 
 
+def at_least_one(text: str) -> float:
+    if not 1 <= (value := float(text)) < 100:
+        raise argparse.ArgumentTypeError(f"{text} is not from 1 to 100")
+    return value
+
+
 def parse() -> argparse.Namespace:
     parser = ToolParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -44,6 +50,15 @@ def parse() -> argparse.Namespace:
     add("--adapt-channels", action="store_true", help="turn a stem of other channels into those")
     add("--weights", type=Path, metavar="FILE", help="a checkpoint instead of the run's newest")
     add("--evaluate", type=Path, nargs="+", metavar="ONNX", help="compare these files instead")
+    add(
+        "--padded",
+        type=at_least_one,
+        nargs="+",
+        default=[],
+        metavar="TIMES",
+        help="of --evaluate: also with zeros that make each side so many times as long, as a batch "
+        "with a larger image does",
+    )
     add("opts", nargs="*", metavar="KEY VALUE", help="settings that override the run's")
     arguments = parser.parse_intermixed_args()
     if bool(arguments.output) == bool(arguments.evaluate):
@@ -68,7 +83,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         raise InputError("nothing to evaluate on: give DATASETS.TEST json:ANNOTATIONS:IMAGE_FOLDER")
     dataset = load_dataset(config.DATASETS.TEST[0], config.MODEL.MASK_ON)
     files = {path.name: path for path in arguments.evaluate}
-    print(markdown_table(compare(config, model, files, dataset)))
+    print(markdown_table(compare(config, model, files, dataset, padded=arguments.padded)))
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor
+from torch.nn import functional as F
 
 from backbones.errors import InputError
 from detection.data.transforms import DetectionSamples
@@ -22,6 +23,7 @@ from detection.engines.torchvision.model import MaskRCNN
 from detection.engines.torchvision.predict import coco_results
 from detection.engines.torchvision.roi import rescale_detections
 from detection.evaluate import coco_metrics
+from reporting import tables
 from training.measure import interleaved
 from training.progress import progress
 
@@ -31,8 +33,12 @@ ExportedForward = Callable[[dict[str, Any]], dict[str, Tensor]]
 TORCH = "PyTorch"
 
 
-def onnx_detector(path: str | Path) -> ExportedForward:
+def onnx_detector(path: str | Path, padded: float = 1.0) -> ExportedForward:
     """A function like the model's, of one sample, that runs an exported detector on the CPU.
+
+    Args:
+        padded: zeros below and at the right make each side that many times as long, as in a batch
+            with a larger image.
 
     Raises:
         InputError: if onnxruntime cannot read the file.
@@ -52,7 +58,9 @@ def onnx_detector(path: str | Path) -> ExportedForward:
     def detect(sample: dict[str, Any]) -> dict[str, Tensor]:
         image = sample["image"]
         size = (image.shape[1], image.shape[2])
-        inputs = {"images": image[None].numpy(), "sizes": torch.tensor([size]).numpy()}
+        more = [round((padded - 1) * side) for side in size]
+        images = F.pad(image[None], (0, more[1], 0, more[0]))
+        inputs = {"images": images.numpy(), "sizes": torch.tensor([size]).numpy()}
         values = map(torch.from_numpy, session.run(None, inputs))
         found = dict(zip(names, values, strict=True))
         del found["image"]
@@ -98,17 +106,22 @@ def compare(
     files: Mapping[str, Path],
     dataset: CocoDataset,
     timed_images: int = 10,
+    padded: Sequence[float] = (),
 ) -> list[dict[str, Any]]:
-    """A row for PyTorch and for each file: size (MB), AP of each task, seconds an image, ratio.
+    """A row for PyTorch and for each file: size (MB), AP of each task, seconds per image, ratio.
 
     Args:
         files: name -> ONNX file.
         dataset: AP is measured on all of it.
         timed_images: of it, how many are timed, all variants in turn, by processor time.
+        padded: a further row for each file and for each of these, see :func:`onnx_detector`.
     """
     samples = DetectionSamples(dataset, config, training=False)
     variants = {TORCH: torch_detector(model.eval())}
-    variants |= {name: onnx_detector(path) for name, path in files.items()}
+    for name, path in files.items():
+        variants[name] = onnx_detector(path)
+        for times in padded:
+            variants[f"{name}, sides padded to {times:g}x"] = onnx_detector(path, times)
     timed = [samples[index] for index in range(min(timed_images, len(samples)))]
 
     def over_images(detect: ExportedForward) -> Callable[[], None]:
@@ -123,7 +136,8 @@ def compare(
     parameters = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
     rows = []
     for name, detect in variants.items():
-        size = files[name].stat().st_size if name in files else parameters
+        file = files.get(name.partition(", sides padded")[0])
+        size = file.stat().st_size if file else parameters
         rows.append(
             {
                 "file": name,
@@ -141,16 +155,14 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     of_tasks = [task for task in ("bbox", "segm") if task in rows[0]]
     titles = {"bbox": "box AP", "segm": "mask AP"}
     head = ["", "MB", *(titles[task] for task in of_tasks), "ms an image", "of PyTorch's time"]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
-    for row in rows:
-        aps = ["–" if row[task] is None else f"{row[task]:.2f}" for task in of_tasks]
-        lines.append(
-            [
-                row["file"],
-                f"{row['mb']:.1f}",
-                *aps,
-                f"{1000 * row['seconds']:.0f}",
-                f"{row['ratio']:.2f}",
-            ]
-        )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    lines = [
+        [
+            row["file"],
+            f"{row['mb']:.1f}",
+            *("–" if row[task] is None else f"{row[task]:.2f}" for task in of_tasks),
+            f"{1000 * row['seconds']:.0f}",
+            f"{row['ratio']:.2f}",
+        ]
+        for row in rows
+    ]
+    return tables.markdown_table(head, lines, right=range(1, len(head)))

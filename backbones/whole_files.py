@@ -117,12 +117,16 @@ def remove_unfinished(folder: Path | None = None) -> None:
 
 
 def write_files(files: Mapping[Path, bytes | str]) -> None:
-    """Several files' bytes or texts (in UTF-8), all or none."""
+    """Several files' bytes or texts, all or none.
+
+    Texts are in UTF-8. Names of files in them that are not UTF-8 are written as the bytes they are.
+    """
     write_all({path: partial(_fill, data) for path, data in files.items()})
 
 
 def _fill(data: bytes | str, path: Path) -> None:
-    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    text = data.encode(errors="surrogateescape") if isinstance(data, str) else data
+    path.write_bytes(text)
 
 
 def write_text(path: str | Path, text: str) -> None:

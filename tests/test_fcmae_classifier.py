@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 
 import numpy as np
@@ -152,3 +153,25 @@ def test_the_page_shows_scikit_learns_confusion_matrix_and_the_worst_images(run)
     assert share in first
     assert names[truth[worst]][:2] in first
     assert "10 images" not in page
+
+
+def test_names_that_are_not_utf_8_train_predict_and_are_reported_as_they_are(run_tool, tmp_path):
+    """On Linux names are bytes; those of unpacked Windows zips are often Latin-1."""
+    generator = np.random.default_rng(0)
+    for folder in (b"gro\xdfe", b"klein"):
+        path = os.fsencode(tmp_path) + b"/data/" + folder
+        os.makedirs(path)
+        for number in range(3):
+            pixels = generator.integers(0, 255, (40, 40, 3), np.uint8)
+            with open(path + b"/b\xdf%d.png" % number, "wb") as file:
+                Image.fromarray(pixels).save(file, "png")
+    finetune(options(tmp_path))
+    assert (tmp_path / "run/report.html").is_file()
+    out = tmp_path / "out"
+    command = ["--run", tmp_path / "run", "--input", tmp_path / "data", "--output-dir", out]
+    result = run_tool("predict", *command, "--device", "cpu")
+    assert result.code == 0, result.err
+    assert (
+        os.fsencode(tmp_path) + b"/data/gro\xdfe/b\xdf0.png"
+        in (out / "predictions.csv").read_bytes()
+    )

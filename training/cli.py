@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import logging
 import os
 import re
@@ -190,6 +191,8 @@ def run_tool(main: Callable[[], int | None]) -> int:
         usage ends with 2 inside argparse. Other
         exceptions are this project's mistakes: 1, with their traceback and a request to report it.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files that are not UTF-8
     try:
         with ended_by_signals():
             end_with_parent()

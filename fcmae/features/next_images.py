@@ -73,7 +73,7 @@ def write_next(
 
 
 def _rows_of(listed: Path, names: Sequence[str]) -> list[int]:
-    wanted = [line.strip() for line in listed.read_text(encoding="utf-8").splitlines()]
+    wanted = [line.strip() for line in listed.read_text("utf-8", "surrogateescape").splitlines()]
     found: list[int] = []
     problems = []
     for line in filter(None, wanted):

@@ -11,8 +11,11 @@ import yaml
 from backbones.errors import InputError
 from detection.config import load_config
 from detection.schema import SCHEMA
+from fcmae.classification.recipes import choose_recipe
+from fcmae.features.run import AnalysisOptions, analyze_models
 from fcmae.grids.grid import load_grid
 from fcmae.grids.run import plan
+from fcmae.pretrain_options import PretrainOptions
 
 ODD = [
     None, 5, -1, 10**30, "x", "", "[1,", [], {}, [1], [[1]], ["x"], [[[1]]], {"a": 1}, {1: 2}, True,
@@ -144,3 +147,77 @@ def test_an_endless_override_is_a_message(tmp_path, value):
     file.write_text("{}", encoding="utf-8")
     with pytest.raises(InputError, match="SEED"):
         load_config(file, ["SEED", value])
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seed", -1), ("seed", 2**63), ("base_lr", NAN), ("base_lr", INF), ("base_lr", -1.0),
+        ("warmup_epochs", NAN), ("warmup_epochs", INF), ("warmup_epochs", -1.0), ("clip_norm", NAN),
+        ("clip_norm", -1.0), ("weight_decay", -0.1), ("weight_decay", NAN), ("mask_ratio", NAN),
+        ("measure_features_every", NAN), ("measure_features_every", INF), ("panel_every", -1),
+        ("mean", (NAN, 0.1, 0.1)), ("workers", -1), ("device", "gpu"), ("output_dir", ""),
+        ("data", ""), ("init", ""),
+    ],
+)  # fmt: skip
+def test_a_pretrainings_number_that_cannot_be_is_named_before_anything_is_read(name, value):
+    options = {"model": "convnextv2_atto", "data": "none", "output_dir": "none", name: value}
+    if name == "mean":
+        options["std"] = (0.1, 0.1, 0.1)
+    with pytest.raises(InputError, match=name.replace("mask_ratio", "mask ratio")):
+        PretrainOptions(**options)
+
+
+@pytest.mark.parametrize("name", ["base_lr", "mixup", "cutmix", "warmup_epochs", "layer_decay"])
+@pytest.mark.parametrize("value", [NAN, INF])
+def test_a_recipes_number_that_is_none_is_named(name, value):
+    with pytest.raises(InputError, match=f"{name} is {value}"):
+        choose_recipe("in1k", "convnextv2_atto", {name: value})
+
+
+@pytest.mark.parametrize(
+    "odd", [{"batch_size": 0}, {"seed": -1}, {"seed": 2**63}, {"images": -1}, {"workers": -1}]
+)
+def test_an_analysis_number_that_cannot_be_is_named(tmp_path, odd):
+    (name,) = odd
+    models = {"a": "random:convnextv2_atto"}
+    with pytest.raises(InputError, match=f"{name} is"):
+        analyze_models(AnalysisOptions(models, str(tmp_path), tmp_path / "out", **odd))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("quickstart", "--output-dir", "out", "--train", "0"), "--train: 0 is not at least 1"),
+        (("quickstart", "--output-dir", "out", "--seed", "-1"), "--seed: -1 is not at least 0"),
+        (("ablate", "mask_ratio.yaml", "--output-dir", "out", "--jobs", "0"), "--jobs: 0 is not"),
+        (("benchmark", "encoder", "--rounds", "0"), "--rounds: 0 is not at least 1"),
+    ],
+)
+def test_a_flags_number_that_cannot_be_is_wrong_usage(
+    fcmae, monkeypatch, tmp_path, arguments, said
+):
+    monkeypatch.chdir(tmp_path)
+    result = fcmae(*arguments)
+    assert result.code == 2
+    assert said in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--machine-rank", 2), "--machine-rank is 2 of 2 machine(s)"),
+        (("--machine-rank", 1), "2 machines meet at tcp://HOST:PORT"),
+    ],
+)
+def test_machines_that_cannot_meet_are_refused(fcmae, flags, said):
+    config = "quick/mask_rcnn_convnextv2_atto_scratch_quick.yaml"
+    result = fcmae(
+        *("train", "--config-file", config, "--engine", "detectron2", "--num-machines", 2), *flags
+    )
+    assert result.code == 1
+    assert said in result.err

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fcmae.grids.grid import load_grid
 from fcmae.grids.run import run_grid
-from training.cli import ToolParser, log_to, run_tool
+from training.cli import ToolParser, at_least, log_to, run_tool
 from training.commands import TOOLS
 
 EXAMPLES = """\
@@ -44,7 +44,13 @@ def parse() -> argparse.Namespace:
     add("grid", metavar="GRID.yaml", help="what to run; see ablations/ and docs/ablations.md")
     add("--output-dir", required=True, type=Path, help="for the table and every run's folder")
     add("--rows", nargs="+", default=[], metavar="NAME", help="run these rows alone")
-    add("--jobs", type=int, default=1, metavar="N", help="runs at a time; they share the machine")
+    add(
+        "--jobs",
+        type=at_least(1),
+        default=1,
+        metavar="N",
+        help="runs at a time; they share the machine",
+    )
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change values of the grid")
     return parser.parse_args()
 

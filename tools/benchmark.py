@@ -17,7 +17,7 @@ from fcmae.benchmarks.gpu import gpu_encoder_case
 from fcmae.benchmarks.growth import COLUMNS, draw_growth, measure_growth
 from fcmae.benchmarks.steps import EncoderCase, encoder_case, pretrain_case
 from reporting.tables import by_column, markdown_table
-from training.cli import ToolParser, run_tool
+from training.cli import ToolParser, at_least, run_tool
 from training.devices import DEVICES, find_device
 from training.environment import device_name, versions
 from training.measure import Row
@@ -68,10 +68,10 @@ def parse() -> argparse.Namespace:
     )
     add("--sizes", nargs="+", metavar="NAME", help="encoders (default: those of the table)")
     add("--precision", nargs="+", choices=["fp32", "bf16"], help="with --sizes")
-    add("--batch", type=int, nargs="+", help="images (default: 8, of detection 1)")
-    add("--image-size", type=int, nargs="+", help="pixels (default: 224, of detection 512)")
+    add("--batch", type=at_least(1), nargs="+", help="images (default: 8, of detection 1)")
+    add("--image-size", type=at_least(1), nargs="+", help="pixels (default: 224, of detection 512)")
     add("--mask-ratio", type=float, nargs="+", default=[0.6])
-    add("--rounds", type=int, default=7, help="rounds that are counted")
+    add("--rounds", type=at_least(1), default=7, help="rounds that are counted")
     add("--device", choices=DEVICES, default="cpu", help="what computes")
     add(
         "--kernels",
@@ -79,7 +79,7 @@ def parse() -> argparse.Namespace:
         default="auto",
         help="of the packed encoder; encoder --device cuda: auto measures each",
     )
-    add("--workers", type=int, default=2, help="of data: loader processes")
+    add("--workers", type=at_least(0), default=2, help="of data: loader processes")
     add("--data", type=Path, metavar="DIR", help="of data: images (default: synthetic ones)")
     add(
         "--images",

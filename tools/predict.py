@@ -17,7 +17,7 @@ from backbones.errors import InputError
 from detection.data.formats.convert import WRITERS
 from detection.predict import predict
 from detection.prediction.labels import write_labels
-from training.cli import ToolParser, log_to, run_tool
+from training.cli import ToolParser, at_least, log_to, run_tool
 from training.devices import DEVICES
 from training.run_folder import held
 from training.tasks import task_of
@@ -48,12 +48,6 @@ usage
 """
 
 
-def positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
-
-
 def parse() -> argparse.Namespace:
     parser = ToolParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -77,7 +71,7 @@ def parse() -> argparse.Namespace:
     )
     add("--classes", nargs="+", metavar="NAME", help="of these classes alone (default: all)")
     add("--resume", action="store_true", help="go on where an earlier call ended")
-    add("--every", type=positive, default=1, metavar="N", help="each Nth frame of videos")
+    add("--every", type=at_least(1), default=1, metavar="N", help="each Nth frame of videos")
     add("--pictures", action="store_true", help="of a classifier: each image with its class")
     add("--frames", action="store_true", help="overlays of videos as JPEG files")
     add("--weights", metavar="FILE", help="a detector instead of the run's newest checkpoint")

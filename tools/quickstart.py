@@ -16,7 +16,7 @@ from backbones.errors import InputError
 from backbones.whole_files import write_text
 from detection.data.scenes import write_scenes
 from detection.report import write_report
-from training.cli import ToolParser, run_tool
+from training.cli import ToolParser, at_least, run_tool
 from training.commands import child_command, shown_command
 from training.devices import DEVICES
 from training.jobs import Job, run_jobs
@@ -80,12 +80,12 @@ def main() -> None:
     )
     add = parser.add_argument
     add("--output-dir", required=True, help="a new or empty folder")
-    add("--seed", type=int, default=0, help="of the scenes and of both trainings")
-    add("--train", type=int, default=100, help="labelled scenes to train on")
-    add("--val", type=int, default=50, help="labelled scenes to evaluate on")
-    add("--unlabelled", type=int, default=400, help="scenes for pretraining")
-    add("--pretraining-steps", type=int, default=PRETRAINING_STEPS)
-    add("--iterations", type=int, default=500, help="of either fine-tuning")
+    add("--seed", type=at_least(0), default=0, help="of the scenes and of both trainings")
+    add("--train", type=at_least(1), default=100, help="labelled scenes to train on")
+    add("--val", type=at_least(1), default=50, help="labelled scenes to evaluate on")
+    add("--unlabelled", type=at_least(1), default=400, help="scenes for pretraining")
+    add("--pretraining-steps", type=at_least(1), default=PRETRAINING_STEPS)
+    add("--iterations", type=at_least(1), default=500, help="of either fine-tuning")
     add("--device", choices=DEVICES, default="cpu", help="what computes (default: cpu)")
     arguments = parser.parse_args()
     out = Path(arguments.output_dir).resolve()

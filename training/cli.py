@@ -100,6 +100,17 @@ class ToolParser(argparse.ArgumentParser):
             return _BAD
 
 
+def at_least(low: int) -> Callable[[str], int]:
+    """An ``add_argument`` type: an integer from ``low`` on."""
+
+    def integer(text: str) -> int:
+        if (value := int(text)) < low:
+            raise argparse.ArgumentTypeError(f"{value} is not at least {low}")
+        return value
+
+    return integer
+
+
 _BAD = object()  # a value that is noted as wrong already
 
 

@@ -7,6 +7,7 @@ see :class:`training.cli.OptionsParser`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any, Literal
 from backbones.errors import InputError
 from training.devices import DEVICES, find_device
 from training.trackers import tracker_problems
+
+LARGEST_SEED = 2**63 - 1  # torch's generators take no larger one
 
 
 def flag(text: str, **settings: Any) -> dict[str, Any]:
@@ -110,6 +113,16 @@ def loop_options(options: TrainingOptions, steps: int, resume: bool) -> LoopOpti
     return LoopOptions(**values, resume=resume, tracked_config=flat)
 
 
+def not_finite(values: Mapping[str, Any]) -> list[str]:
+    """What is NaN or infinite among numbers and tuples of numbers, in words."""
+    return [
+        f"{name} is {value}; it must be a finite number"
+        for name, value in values.items()
+        for number in (value if isinstance(value, tuple) else (value,))
+        if isinstance(number, float) and not math.isfinite(number)
+    ]
+
+
 def training_problems(options: TrainingOptions, further_counts: Sequence[str] = ()) -> list[str]:
     """What is wrong with a training's options, in words.
 
@@ -126,6 +139,16 @@ def training_problems(options: TrainingOptions, further_counts: Sequence[str] = 
         for name, value in values.items()
         if value is not None and value < 1
     ]
+    problems += not_finite({each.name: getattr(options, each.name) for each in fields(options)})
+    problems += [
+        f"{name} is empty; give a name, or leave it out"
+        for name in ("output_dir", "data", "init")
+        if getattr(options, name, None) == ""
+    ]
+    if not 0 <= options.seed <= LARGEST_SEED:
+        problems.append(f"seed is {options.seed}; it must be from 0 to {LARGEST_SEED}")
+    if options.clip_norm is not None and options.clip_norm <= 0:
+        problems.append(f"clip_norm is {options.clip_norm}; it must be positive")
     if options.workers < 0:
         problems.append(f"workers is {options.workers}; it must be at least 0")
     if options.precision not in ("no", "bf16", "fp16"):

@@ -23,6 +23,7 @@ from typing import Any
 
 from backbones.errors import InputError
 from backbones.param_groups import LayerDecayType
+from training.options import not_finite
 
 MANY_CLASSES = 10_000  # ImageNet-22K rather than -1K
 
@@ -150,7 +151,7 @@ def schedule(recipe: Recipe, images: int, batch: int, max_steps: int | None) -> 
 def _problems(recipe: Recipe) -> list[str]:
     below_1 = ("label_smoothing", "drop_path", "ema_decay")
     at_least_0 = ("weight_decay", "warmup_epochs", "mixup", "cutmix", "head_init_scale")
-    problems = []
+    problems = not_finite({each.name: getattr(recipe, each.name) for each in fields(Recipe)})
     for field in fields(Recipe):
         name, value = field.name, getattr(recipe, field.name)
         if name in below_1 and not 0 <= value < 1:

@@ -25,6 +25,7 @@ from fcmae.features.plots import (
 )
 from fcmae.features.taps import DEFAULT_TAP, Tap, tap_points
 from training.devices import find_device
+from training.options import LARGEST_SEED
 from training.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,15 @@ def analyze_models(options: AnalysisOptions) -> dict[str, list[BlockFeatures]]:
             models for images of different numbers of channels.
     """
     device = find_device(options.device)
+    least = {"images": 1, "batch_size": 1, "workers": 0, "seed": 0}
+    if problems := [
+        f"{name} is {value}; it must be at least {low}"
+        for name, low in least.items()
+        if (value := getattr(options, name)) is not None and value < low
+    ]:
+        raise InputError("; ".join(problems))
+    if options.seed > LARGEST_SEED:
+        raise InputError(f"seed is {options.seed}; it must be at most {LARGEST_SEED}")
     models = [
         load_model(name, source, options.image_size, options.seed)
         for name, source in options.models.items()

@@ -42,6 +42,7 @@ from segmentation.weights import load_segmenter
 from training.checkpoints import list_checkpoints
 from training.cli import process_count
 from training.data import seed_generators
+from training.devices import find_device
 from training.environment import git_commit, versions
 from training.loop import train
 from training.options import LoopOptions
@@ -129,7 +130,7 @@ def train_segmenter(
         resume: continue from the newest checkpoint, where there is one.
     """
     solver, output_dir = config.SOLVER, Path(config.OUTPUT_DIR)
-    device = torch.device(resolve_device(config))
+    device = find_device(resolve_device(config), "MODEL.DEVICE")
     refuse_shared_norm_on_cpus(config, device)
     seed_generators(config.SEED)
     model = build_segmenter(config)
@@ -157,7 +158,7 @@ def train_segmenter(
         clip_norm=solver.CLIP_GRADIENTS.CLIP_VALUE if solver.CLIP_GRADIENTS.ENABLED else None,
         seed=config.SEED,
         resume=resume,
-        device="cpu" if device.type == "cpu" else None,
+        device=device.type,
         trackers=("tensorboard", *(["wandb"] if config.WANDB else [])),
         tracked_config=flat_values(config),
     )
@@ -227,7 +228,7 @@ def predict_segmenter(
     config: CfgNode, dataset: SegmentationDataset, weights: Path, folder: str = "inference"
 ) -> dict[str, Any]:
     """Predict every image of a data set, and evaluate; see :func:`evaluate_model`."""
-    device = torch.device(resolve_device(config))
+    device = find_device(resolve_device(config), "MODEL.DEVICE")
     model = build_segmenter(config)
     load_segmenter(weights, model)
     return evaluate_model(config, model.to(device), dataset, Path(config.OUTPUT_DIR) / folder)

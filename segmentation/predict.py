@@ -41,6 +41,7 @@ from segmentation.figures import coloured, shown
 from segmentation.inference import InferenceOptions, segment
 from segmentation.model import UPerNet
 from segmentation.weights import load_segmenter
+from training.devices import find_device
 from training.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def predict(
     files = [file for file in find_files(inputs, skip_bad_images) if not is_video(file)]
     if not files:
         raise InputError("there is no image among the inputs; videos are not segmented")
-    device = torch.device(resolve_device(config))
+    device = find_device(resolve_device(config), "MODEL.DEVICE")
     model = build_segmenter(config)
     load_segmenter(weights or newest_weights(run), model)
     model.to(device).eval()

@@ -11,6 +11,7 @@ import argparse
 from segmentation.config import load_config
 from segmentation.run import run
 from training.cli import ToolParser, run_tool
+from training.devices import DEVICES
 from training.launch import add_launch_flags, launch_values, start_processes
 
 EXAMPLES = """\
@@ -46,14 +47,16 @@ def main() -> int:
     )
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="a YAML file, see det_configs/")
+    add("--device", choices=DEVICES, help="instead of the config's MODEL.DEVICE")
     add("--resume", action="store_true", help="continue the run in OUTPUT_DIR, where there is one")
     add("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, or OUTPUT_DIR's run")
     add("--wandb", action="store_true", help="log to Weights & Biases too (extra: wandb)")
     add("opts", nargs="*", metavar="KEY VALUE", help="settings that override the file's")
     add_launch_flags(parser)
     arguments = parser.parse_intermixed_args()
+    device = ["MODEL.DEVICE", arguments.device] if arguments.device else []
     wandb = ["WANDB", "True"] if arguments.wandb else []
-    config = load_config(arguments.config_file, [*arguments.opts, *wandb])
+    config = load_config(arguments.config_file, [*arguments.opts, *device, *wandb])
     if (code := start_processes(*launch_values(vars(arguments)))) >= 0:
         return code
     run(config, arguments.resume, arguments.eval_only, arguments.config_file)

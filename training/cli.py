@@ -42,13 +42,14 @@ class ToolParser(argparse.ArgumentParser):
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        for key in ("description", "epilog"):
-            options[key] = as_called(options.get(key) or "")
         if is_console():
             options.setdefault("prog", own_program())
         super().__init__(*args, **options)
         self._wrong: list[str] = []
         self._unknown: set[str] = set()
+
+    def format_help(self) -> str:
+        return as_called(super().format_help())
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         return self._whole(super().parse_args, args, namespace)

@@ -56,9 +56,7 @@ def start_processes(num_gpus: int, num_machines: int, machine_rank: int, dist_ur
     if asked == 1:
         return -1
     if not 0 <= machine_rank < num_machines:
-        raise InputError(
-            f"--machine-rank is {machine_rank} of {num_machines} machine(s): they are counted from 0"
-        )
+        raise InputError(f"--machine-rank is {machine_rank} of {num_machines} machine(s), from 0")
     gpus = torch.cuda.device_count()
     if gpus and num_gpus > gpus:
         raise InputError(f"--num-gpus is {num_gpus}, but this machine has {gpus} GPU(s)")

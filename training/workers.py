@@ -141,8 +141,10 @@ class StallWatch:
 def _activity(pid: int) -> str:
     """A process's state, and how much it has computed and read."""
     try:
-        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        read = Path(f"/proc/{pid}/io").read_text()
+        state, *rest = (
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        )
+        read = Path(f"/proc/{pid}/io").read_text(encoding="utf-8")
         return f"{state if state in 'Tt' else ''} {rest[10:12]} {read}"
     except OSError:
         return ""

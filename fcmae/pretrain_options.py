@@ -163,15 +163,12 @@ class PretrainOptions(TrainingOptions):
             except ValueError as error:
                 problems.append(str(error))
         problems += problems_of(self.mean, self.std, self.statistics, self.in_chans)
-<<<<<<< HEAD
         problems += range_problems(self.value_range) + bands_problems(
             self.show_bands, self.in_chans
         )
-=======
         for name in ("weight_decay", "warmup_epochs", "panel_every"):
             if getattr(self, name) < 0:
                 problems.append(f"{name} is {getattr(self, name)}; it must be at least 0")
->>>>>>> c44d455 (Numbers that cannot be, NaN and empty names among them, are named before anything is read or written)
         if self.base_lr <= 0:
             problems.append(f"base_lr is {self.base_lr}; it must be positive")
         if self.measure_features_every is not None and self.measure_features_every < 0:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -63,15 +64,8 @@ def training_transform(
 ) -> Transform:
     """As the authors have it: crop (0.08 to 1, bicubic), flip, RandAug, normalise, erase."""
     erasing = RandomErasing(recipe.random_erasing, mode="pixel", device="cpu")
-
-    def of_others(image: Tensor) -> Tensor:
-        crop = RandomResizedCrop.get_params(image, CROP_SCALE, CROP_RATIO)
-        resized = F.resized_crop(
-            image, *crop, list(size), InterpolationMode.BICUBIC, antialias=True
-        )
-        flipped = resized.flip(-1) if torch.rand(()) < 0.5 else resized
-        return erasing(F.normalize(flipped, list(mean), list(std)))
-
+    # not a function within this one: spawned workers could not be sent it
+    of_others = partial(_train_others, size=size, mean=mean, std=std, erasing=erasing)
     if len(mean) != 3:
         return Transform(_refuse_rgb, of_others)
     transform: Any = create_transform(
@@ -92,6 +86,30 @@ def training_transform(
     return Transform(transform, of_others)
 
 
+def _train_others(
+    image: Tensor,
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    erasing: Callable[[Tensor], Tensor],
+) -> Tensor:
+    crop = RandomResizedCrop.get_params(image, CROP_SCALE, CROP_RATIO)
+    resized = F.resized_crop(image, *crop, list(size), InterpolationMode.BICUBIC, antialias=True)
+    flipped = resized.flip(-1) if torch.rand(()) < 0.5 else resized
+    return erasing(F.normalize(flipped, list(mean), list(std)))
+
+
+def _evaluate_others(
+    image: Tensor,
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    crop_pct: float,
+    squashed: bool,
+) -> Tensor:
+    return F.normalize(resized_and_cropped(image, size, crop_pct, squashed), list(mean), list(std))
+
+
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
     """timm's largest magnitude keeps 0 bits: a black image, which Pillow 13 refuses to make."""
     return posterize(image, max(1, bits))
@@ -108,10 +126,9 @@ def evaluation_transform(
     squashed = crop_pct is None and min(size) >= SQUASHED_FROM
     share = crop_pct or (1.0 if squashed else CROP_PCT)
 
-    def of_others(image: Tensor) -> Tensor:
-        seen = resized_and_cropped(image, size, share, squashed)
-        return F.normalize(seen, list(mean), list(std))
-
+    of_others = partial(
+        _evaluate_others, size=size, mean=mean, std=std, crop_pct=share, squashed=squashed
+    )
     if len(mean) != 3:
         return Transform(_refuse_rgb, of_others)
     of_rgb: Any = create_transform(

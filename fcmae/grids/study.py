@@ -492,7 +492,8 @@ def log_of(job: GridRun) -> Path:
 
 def _step_seconds(folder: Path) -> float:
     """The mean seconds of a step, by ``metrics.json``."""
-    lines = [json.loads(line) for line in (folder / "metrics.json").read_text("utf-8", encoding="utf-8").splitlines()]
+    text = (folder / "metrics.json").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in text.splitlines()]
     times = [line["time"] for line in lines if "time" in line]
     return sum(times) / len(times)
 

@@ -110,7 +110,10 @@ def predict(
         finished = read_finished(output_dir, settings, resume)
         files = list_files(inputs, reading)
         if finished:
-            if new := [file for file in files if str(file) not in finished.files]:
+            new = [file for file in files if str(file) not in finished.files]
+            if skip_bad_images:
+                new = readable_files(new, True, reading, at_least=0)
+            if new:
                 raise InputError(
                     f"{output_dir} holds finished predictions, and {len(new)} of {len(files)} "
                     f"files are not among them, such as {new[0]}: choose another folder for these"
@@ -122,7 +125,7 @@ def predict(
         if journal.done:
             done = len(files) - len(left)
             logger.info("%d of %d files are predicted already", done, len(files))
-        files = readable_files(left, skip_bad_images, reading) if left else []
+        files = readable_files(left, skip_bad_images, reading, at_least=not journal.done)
         detect = load_engine(config.ENGINE).detector(config, dataset, weights)
         with journal:
             bar = progress(text="predicting", total=len(files), unit="file")

@@ -63,19 +63,20 @@ def list_files(inputs: Sequence[str], reading: Reading = RGB) -> list[Path]:
 
 
 def readable_files(
-    files: Sequence[Path], skip_bad: bool = False, reading: Reading = RGB
+    files: Sequence[Path], skip_bad: bool = False, reading: Reading = RGB, at_least: int = 1
 ) -> list[Path]:
     """The files of these that decode.
 
     Args:
         skip_bad: leave out files that do not decode, each with a warning.
         reading: how images become arrays; one that cannot become one does not decode.
+        at_least: how many must decode with ``skip_bad``.
 
     Raises:
-        InputError: naming every file that does not decode; with ``skip_bad``, only if none does.
+        InputError: naming every file that does not decode; with ``skip_bad``, only if too few do.
     """
     bad = _unreadable(files, reading)
-    if bad and not (skip_bad and len(bad) < len(files)):
+    if bad and not (skip_bad and len(files) - len(bad) >= at_least):
         raise InputError(_listed(list(bad.values())))
     for fault in bad.values():
         logger.warning("left out: %s", fault)

@@ -166,8 +166,15 @@ def test_what_was_interrupted_before_its_first_image_checks_its_files_when_it_go
     (photos / "bad.jpg").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"1 problem in the inputs:\n.*bad\.jpg cannot be read"):
         predict(run, [str(photos)], tmp_path / "out", resume=True)
-    counts = predict(run, [str(photos)], tmp_path / "out", resume=True, skip_bad_images=True)
-    assert counts["images"] == 7
+    engine.calls, engine.stop_at = 0, 7  # in the clip, which comes last, and once more
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            predict(run, [str(photos)], tmp_path / "out", resume=True, skip_bad_images=True)
+        engine.calls, engine.stop_at = 0, 3
+    (photos / "clip.mp4").write_bytes(b"no video")  # and only bad ones are left
+    for _ in range(2):
+        counts = predict(run, [str(photos)], tmp_path / "out", resume=True, skip_bad_images=True)
+        assert counts["images"] == 4
 
 
 def test_a_finished_prediction_is_told_and_not_made_again(engine, run, photos, tmp_path):

@@ -102,9 +102,21 @@ def parse() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
+def refuse_flags(arguments: argparse.Namespace, kind: str, *names: str) -> None:
+    """Raise for flags that a run of this kind would not heed.
+
+    Raises:
+        InputError: naming those that were given.
+    """
+    if given := [name for name in names if getattr(arguments, name)]:
+        words = ["KEY VALUE" if name == "opts" else f"--{name}" for name in given]
+        raise InputError(f"{arguments.run} is a {kind}'s run: {', '.join(words)} does not fit")
+
+
 def segment(arguments: argparse.Namespace) -> None:
     from segmentation.predict import predict as predict_maps
 
+    refuse_flags(arguments, "segmenter", "engine", "frames", "classes", "resume", "format")
     device = ["MODEL.DEVICE", arguments.device] if arguments.device else []
     counts = predict_maps(
         arguments.run,
@@ -120,10 +132,8 @@ def segment(arguments: argparse.Namespace) -> None:
 def classify(arguments: argparse.Namespace) -> None:
     from fcmae.classification.predict import predict_classes
 
-    flags = ("opts", "engine", "weights", "frames", "classes", "resume")
-    if given := [name for name in flags if getattr(arguments, name)]:
-        words = ["KEY VALUE" if name == "opts" else f"--{name}" for name in given]
-        raise InputError(f"{arguments.run} is a classifier's run: {', '.join(words)} does not fit")
+    flags = ("opts", "engine", "weights", "frames", "classes", "resume", "format")
+    refuse_flags(arguments, "classifier", *flags)
     counts = predict_classes(
         arguments.run,
         arguments.input,

@@ -160,8 +160,9 @@ def system_error(error: BaseException, folder: Path | None = None) -> int | None
         return error.errno
     if found := re.search(r"\(os error (\d+)\)|\[Errno (\d+)\]", str(error)):
         return int(found[1] or found[2])
-    if "Too many open files" in str(error):
-        return errno.EMFILE
+    for text, number in (("Too many open files", errno.EMFILE), ("Symlink loop", errno.ELOOP)):
+        if text in str(error):
+            return number
     if folder is not None and _is_of_torch(error) and _is_full(folder):
         return errno.ENOSPC
     return None

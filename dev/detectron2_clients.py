@@ -57,10 +57,7 @@ for split in ("train", "val"):
     )
     name = f"clients_stuff_{{split}}"
     DatasetCatalog.register(
-        name,
-        lambda split=split: load_sem_seg(
-            f"{{data}}/stuff_{{split}}", f"{{data}}/images", image_ext="png"
-        ),
+        name, lambda split=split: load_sem_seg(f"{{data}}/stuff_{{split}}", f"{{data}}/images")
     )
     MetadataCatalog.get(name).set(
         evaluator_type="sem_seg", stuff_classes={stuff!r}, ignore_label=255,
@@ -225,7 +222,6 @@ lr_multiplier = LazyConfig.load(str(zoo / "coco_schedule.py")).lr_multiplier_1x
 train = LazyConfig.load(str(zoo / "train.py")).train
 train.update(max_iter=2, device="cpu", eval_period=2, log_period=1, output_dir={folder!r})
 dataloader.train.dataset.names, dataloader.test.dataset.names = "clients_train", "clients_val"
-dataloader.train.mapper.instance_mask_format = "bitmask"
 dataloader.train.total_batch_size = 2
 dataloader.train.num_workers = dataloader.test.num_workers = 0
 for _mapper in (dataloader.train.mapper, dataloader.test.mapper):

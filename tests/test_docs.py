@@ -117,7 +117,7 @@ esac
 def test_the_slurm_job_waits_for_the_checkpoint_and_queues_again(tmp_path, fails):
     """With stand-ins for ``srun`` and ``scontrol``; one that fails by itself does not queue."""
     page = (ROOT / "docs/scaling.md").read_text()
-    (script,) = re.findall(r"```bash\n(#!/bin/bash\n#SBATCH.*?)```", page, re.DOTALL)
+    script, _ = re.findall(r"```bash\n(#!/bin/bash\n#SBATCH.*?)```", page, re.DOTALL)
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("job.sh", script)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
@@ -130,7 +130,7 @@ def test_the_slurm_job_waits_for_the_checkpoint_and_queues_again(tmp_path, fails
     while job.poll() is None and not (log.exists() and log.read_text()):
         time.sleep(0.02)
     if not fails:
-        job.send_signal(signal.SIGTERM)
+        job.send_signal(signal.SIGUSR1)
     assert job.wait(60) == (3 if fails else 0)
     started, *later = log.read_text().splitlines()
     assert started.startswith("torchrun --nnodes 2 ")

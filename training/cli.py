@@ -22,13 +22,22 @@ from backbones.errors import InputError
 from backbones.whole_files import REMEDIES, system_error, what_to_do
 from training.commands import as_called, is_console, own_program
 from training.endings import EndedError, end_soon, end_with_parent, ended_by_signals
-from training.workers import loader_problem
+from training.workers import hush_half_made_loaders, loader_problem
 
 # Problems of the user's input or machine; anything else is this project's own mistake.
 USER_ERRORS = (InputError, OSError)
 REPORT = (
     "error: this is a mistake in this program, not in your input. Please report it with the lines "
     "above, the command and the first lines of its log."
+)
+
+NO_MEMORY = (
+    r"OutOfMemoryError|can't allocate memory|Cannot allocate memory|not enough memory"
+    r"|failed to map segment"
+)
+MEMORY = (
+    "memory is used up: take a smaller batch (--batch-size, SOLVER.IMS_PER_BATCH), micro-batches "
+    "(--accumulate, SOLVER.ACCUMULATE), smaller images, or fewer loader workers"
 )
 
 HANDLER_NAME = "log_to"
@@ -210,7 +219,10 @@ def run_tool(main: Callable[[], int | None]) -> int:
             end_with_parent()
             return main() or 0
     except USER_ERRORS as error:
-        if isinstance(error, OSError) and error.errno:
+        hush_half_made_loaders()
+        if problem := loader_problem(error):
+            message = problem
+        elif isinstance(error, OSError) and error.errno:
             message = what_to_do(error)
         else:
             message = _of_worker(str(error))
@@ -224,11 +236,17 @@ def run_tool(main: Callable[[], int | None]) -> int:
         end_soon(error.number)
         return 128 + error.number
     except Exception as error:
+        hush_half_made_loaders()
         if problem := loader_problem(error):
             print(f"error: {problem}", file=sys.stderr)
             return 1
         if number := system_error(error):  # of a library that has errors of its own
-            print(f"error: {_of_worker(str(error))}; {REMEDIES.get(number, '')}", file=sys.stderr)
+            cause = os.strerror(number)
+            said = next((line for line in str(error).splitlines() if cause in line), cause).strip()
+            print(f"error: {said}; {REMEDIES.get(number, '')}", file=sys.stderr)
+            return 1
+        if isinstance(error, MemoryError) or re.search(NO_MEMORY, f"{type(error)} {error}"):
+            print(f"error: {MEMORY}", file=sys.stderr)
             return 1
         traceback.print_exc()
         print(REPORT, file=sys.stderr)

@@ -30,6 +30,7 @@ ENDING = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
 CHECKPOINT = getattr(signal, "SIGUSR1", None)
+CHILD = getattr(signal, "SIGCHLD", None)
 DEADLINE = 28.0  # seconds from the first signal; schedulers and torchrun kill after 30
 LEAVE_TO_CHILDREN = 6.0  # seconds
 SAME = 1.0  # seconds within which signals are one: Ctrl-C goes to a launcher, which sends its own
@@ -99,12 +100,16 @@ class Endings:
         self.lost, self.may_interrupt = lost, may_interrupt
         self.received: int | None = None
         self.checkpoint_asked = False
-        self._waits = False
+        self._waits = self._holds = False
+        self._child_ended: tuple[int, Any] | None = None
 
     def __enter__(self) -> Endings:
-        self._stack = _handlers(
-            dict.fromkeys([*ENDING, *([CHECKPOINT] if CHECKPOINT else [])], self._note)
-        )
+        handlers: dict[int, Callable[[int, Any], Any]]
+        handlers = dict.fromkeys([*ENDING, *([CHECKPOINT] if CHECKPOINT else [])], self._note)
+        self._of_child = signal.getsignal(CHILD) if CHILD else None
+        if CHILD and callable(self._of_child):  # torch's, which raises where a loader's worker died
+            handlers[CHILD] = self._note_child
+        self._stack = _handlers(handlers)
         self._stack.__enter__()
         self._sockets: tuple[socket.socket, ...] = ()
         if threading.current_thread() is threading.main_thread():
@@ -133,14 +138,22 @@ class Endings:
 
         Raises:
             EndedError: at a signal, or at once if one came before.
+            RuntimeError: torch's, for a loader's worker that died; elsewhere it is held back.
         """
-        self._waits = self.may_interrupt
+        self._holds, self._waits = True, self.may_interrupt
         try:
+            if self._child_ended:
+                self._note_child(*self._child_ended)
             if self._waits and self.received:
                 raise EndedError(self.received)
             yield
         finally:
-            self._waits = False
+            self._holds = self._waits = False
+
+    def _note_child(self, number: int, frame: Any) -> None:
+        self._child_ended = None if self._holds else (number, frame)
+        if self._holds and callable(self._of_child):
+            self._of_child(number, frame)
 
     def _note(self, number: int, _frame: Any) -> None:
         if number == CHECKPOINT:

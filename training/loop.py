@@ -72,7 +72,7 @@ from training.progress import progress
 from training.run_folder import checkpoint_bytes, refuse_existing_run, refuse_full_disk
 from training.schedule import LrFactor
 from training.trackers import PROJECT, LoggedValues, log_pictures
-from training.workers import StallWatch, loader_problem
+from training.workers import StallWatch, hold_dead_workers_back, loader_problem
 
 logger = logging.getLogger(__name__)
 
@@ -174,6 +174,7 @@ def train(
     run.model.train()
     # A process that others wait for cannot leave in the midst of a step; only the first one, whose
     # checkpoint is the whole training's, may between steps. With FSDP all must write together.
+    hold_dead_workers_back()
     endings = Endings(run.lost, accelerator.is_main_process and not run.is_sharded)
     with steps, endings, StallWatch(lambda: getattr(batches, "_workers", ())) as stalls:
         try:
@@ -206,8 +207,9 @@ def train(
             said = written if run.saved == run.done > 0 else f"lost: {run.lost()}"
             logger.warning("%s at step %d: %s", error, run.done, said)
             raise
-        except RuntimeError as error:
-            if (problem := stalls.problem or loader_problem(error)) is None:
+        except (RuntimeError, OSError, EOFError) as error:
+            problem = stalls.problem or loader_problem(error, options.workers > 0)
+            if problem is None:
                 raise
             run.save_alone(steps)
             if endings.received:  # which reached the workers, too

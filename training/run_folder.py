@@ -90,7 +90,7 @@ def held(output_dir: Path) -> Iterator[None]:
     Raises:
         InputError: if another process holds it, with its number, host and start.
     """
-    folder = output_dir.resolve()
+    folder = Path(os.path.realpath(output_dir))
     if folder in _held or not is_main_process():
         yield
         return
@@ -214,7 +214,7 @@ def refuse_full_disk(output_dir: Path, checkpoint: int, keep: int) -> None:
     Raises:
         InputError: with both sizes.
     """
-    place = output_dir.resolve()
+    place = Path(os.path.realpath(output_dir))
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free

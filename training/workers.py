@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -63,19 +65,52 @@ def _end_worker(error: Exception, _batch: Any) -> None:
     os._exit(1)
 
 
-def loader_problem(error: BaseException) -> str | None:
-    """What a dead loader worker means and what to do; None for errors of another kind."""
+def loader_problem(error: BaseException, waits: bool = False) -> str | None:
+    """What a dead loader worker means and what to do; None for errors of another kind.
+
+    Args:
+        waits: the error came while a batch was awaited from workers, when a broken connection is
+            one to a worker that is dead.
+    """
     found = re.search(
         r"DataLoader worker \(pid.*?(killed by signal: [\w ]+|exited unexpectedly)", str(error)
     )
-    if found is None:
+    how = found[1].strip() if found else ""
+    no_place = isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename
+    if no_place or re.search(r"shared memory|torch_\d+_\d+.*No space left", str(error)):
+        how = how or "no shared memory is left"
+    if waits and isinstance(error, (ConnectionError, EOFError)):
+        how = "its connection broke"
+    if not how:
         return None
     return (
-        f"a loader worker ended ({found[1].strip()}): most often shared memory (/dev/shm) is too "
+        f"a loader worker ended ({how}): most often shared memory (/dev/shm) is too "
         "small for its batches, or memory is used up. Load without workers (--workers 0, "
         "DATALOADER.NUM_WORKERS 0) or with fewer, or enlarge the shared memory: containers take "
         "--shm-size 8g or --ipc=host"
     )
+
+
+def hold_dead_workers_back() -> None:
+    """Let torch set its handler of workers' ends now, so that ``Endings`` can hold it back."""
+    from torch.utils.data._utils import signal_handling
+
+    with suppress(AttributeError):  # a part of torch that may change
+        signal_handling._set_SIGCHLD_handler()
+
+
+def hush_half_made_loaders() -> None:
+    """Pass over torch's own error where a loader that could not start its workers is removed."""
+    usual = sys.unraisablehook
+    if getattr(usual, "__name__", "") == "hook_of_loaders":
+        return
+
+    def hook_of_loaders(unraisable: sys.UnraisableHookArgs) -> None:
+        of_loader = "_MultiProcessingDataLoaderIter.__del__" in repr(unraisable.object)
+        if not (of_loader and isinstance(unraisable.exc_value, AttributeError)):
+            usual(unraisable)
+
+    sys.unraisablehook = hook_of_loaders
 
 
 class StallWatch:

@@ -28,7 +28,7 @@ from backbones.weight_files import read_pickle
 from backbones.whole_files import REMEDIES, write_atomically, write_text
 from training.checkpoints import CheckpointError
 from training.endings import CHECKPOINT, EndedError, Endings, requeue, requeue_is_asked
-from training.workers import StallWatch, loader_problem
+from training.workers import StallWatch, hold_dead_workers_back, loader_problem
 
 logger = logging.getLogger(__name__)
 
@@ -177,6 +177,7 @@ def ended_with_checkpoint(trainer: Any) -> Iterator[tuple[Endings, StallWatch]]:
         steps = trainer.done - (int(saved) + 1 if saved.isdigit() else 0)
         return f"{steps} steps after {newest}" if newest else f"{steps} steps of the whole run"
 
+    hold_dead_workers_back()
     endings = Endings(lost, may_interrupt=comm.is_main_process())
     with endings, StallWatch(multiprocessing.active_children) as stalls:
         try:
@@ -185,8 +186,11 @@ def ended_with_checkpoint(trainer: Any) -> Iterator[tuple[Endings, StallWatch]]:
             save_step(trainer)
             logger.warning("%s at step %d; --resume goes on", error, trainer.done)
             raise
-        except RuntimeError as error:
-            if (problem := stalls.problem or loader_problem(error)) is None:
+        except (RuntimeError, OSError, EOFError) as error:
+            problem = stalls.problem or loader_problem(
+                error, waits=trainer.cfg.DATALOADER.NUM_WORKERS > 0
+            )
+            if problem is None:
                 raise
             save_step(trainer)
             if endings.received:  # which reached the workers, too

@@ -31,7 +31,7 @@ from fcmae.pretrain_options import FREE, PretrainOptions, total_steps
 from fcmae.run_files import CONFIG, as_yaml, check_resumed, write_config
 from fcmae.visualize import reconstruction_panel, save_panel
 from images.bad_images import BadImages
-from images.files import Reading
+from images.files import Reading, as_range
 from images.readers import fingerprint
 from images.statistics import Statistics, choose_statistics
 from training.cli import is_main_process
@@ -99,7 +99,7 @@ def _pretrain(options: PretrainOptions, resume: bool) -> Path:
         options.split,
         options.skip_bad_images,
         options.patch_size,
-        tuple(options.value_range) if options.value_range else None,  # type: ignore[arg-type]
+        as_range(options.value_range),
     )
     steps = total_steps(options, len(samples))
     refuse_fewer_steps(output_dir, steps)
@@ -255,7 +255,7 @@ class _Probe:
         self, options: PretrainOptions, statistics: Statistics, every: int, last: int
     ) -> None:
         assert options.probe is not None
-        reading = Reading(options.in_chans)
+        reading = Reading(options.in_chans, value_range=as_range(options.value_range))
         self.data = labelled_data(options.probe, val_fraction=PROBE_HELD_OUT, reading=reading)
         self.statistics, self.image_size = statistics, options.image_size
         self.every, self.last = every, last

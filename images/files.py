@@ -28,8 +28,8 @@ from images.formats import open_any
 from images.picture import EIGHT_BITS, ImageError, Picture
 
 __all__ = [
-    "EIGHT_BITS", "ImageError", "Picture", "Reading", "open_picture", "range_problems",
-    "read_image",
+    "EIGHT_BITS", "ImageError", "Picture", "Reading", "as_range", "open_picture",
+    "range_problems", "read_image",
 ]  # fmt: skip
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
@@ -122,6 +122,11 @@ def range_problems(value_range: Sequence[float] | None) -> list[str]:
         return []
     given = " ".join(f"{value:g}" for value in value_range)
     return [f"--value-range is {given}; give LOW and HIGH, the first below the second"]
+
+
+def as_range(values: Sequence[float] | None) -> tuple[float, float] | None:
+    """Two numbers as a range; None for none."""
+    return (values[0], values[1]) if values else None
 
 
 def open_picture(file: BinaryIO) -> Picture:

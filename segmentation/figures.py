@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from backbones.errors import InputError
-from images.files import Reading, read_image
+from images.display import read_shown
 from reporting.blocks import Picture, Pictures, RunName
 from reporting.palette import PALETTE
 from reporting.pictures import encode_jpeg
@@ -66,7 +66,7 @@ def _panel(
     max_bytes: int,
 ) -> Pictures:
     record = dataset.records[row["index"]]
-    image = shrunk(shown(record.image), cv2.INTER_AREA)
+    image = shrunk(read_shown(record.image), cv2.INTER_AREA)
     truth = shrunk(dataset.class_map(record), cv2.INTER_NEAREST)
     name = Path(record.image).name
     names = dataset.classes.names
@@ -88,20 +88,6 @@ def _panel(
         wrong = encode_jpeg(differences(truth, prediction), max_bytes)
         pictures.append(Picture(wrong, "differences", "where it is wrong, in red", run))
     return Pictures(name, pictures, {"images": [group], "class": [*present.split(", ")]})
-
-
-def shown(path: str) -> np.ndarray:
-    """An image file of any channels and depth as a picture ``[H, W, 3]`` uint8.
-
-    Three channels or one are shown as they are, of others the first three (or one); values beyond
-    8 bits are stretched from their 1st to their 99th percentile.
-    """
-    pixels = read_image(path, Reading(channels=None))
-    pixels = pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, :1].repeat(3, 2)
-    if pixels.dtype == np.uint8:
-        return pixels
-    low, high = np.percentile(pixels, (1, 99), axis=(0, 1))
-    return (255 * np.clip((pixels - low) / np.maximum(high - low, 1e-6), 0, 1)).astype(np.uint8)
 
 
 def shrunk(array: np.ndarray, interpolation: int) -> np.ndarray:

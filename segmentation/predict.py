@@ -27,6 +27,7 @@ from PIL import Image
 
 from backbones.errors import InputError
 from backbones.whole_files import write_atomically, write_json, write_text
+from images.display import read_shown
 from images.inputs import find_files, is_video, output_names
 from reporting.palette import class_colour
 from reporting.tables import csv_text
@@ -37,7 +38,7 @@ from segmentation.config import (
     resolve_device,
 )
 from segmentation.engine import newest_weights, read_pixels
-from segmentation.figures import coloured, shown
+from segmentation.figures import coloured
 from segmentation.inference import InferenceOptions, segment
 from segmentation.model import UPerNet
 from segmentation.weights import load_segmenter
@@ -91,7 +92,7 @@ def predict(
         progress(files, "predicting", unit="image"), output_names(files), strict=True
     ):
         labels = class_indices(model, read_pixels(file, config), inference_options(config))
-        picture = coloured(shown(str(file)), labels)
+        picture = coloured(read_shown(str(file)), labels)
         write_atomically(output_dir / "maps" / f"{name}.png", partial(_save, labels, "PNG"))
         write_atomically(output_dir / "overlays" / f"{name}.jpg", partial(_save, picture, "JPEG"))
         counts = np.bincount(labels.ravel(), minlength=len(classes))

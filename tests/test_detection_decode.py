@@ -231,3 +231,27 @@ def test_both_engines_see_the_same_deep_images(tmp_path, changes, training):
         record = ours.records[index]
         assert image.dtype == torch.float32
         assert torch.equal(image, theirs(record)["image"])
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize(("channels", "dtype"), [(4, torch.uint8), (13, torch.uint8), (3, None)])
+def test_test_time_augmentation_keeps_every_channel_and_level(channels, dtype):
+    from detection.config import to_detectron2
+    from detection.engines.detectron2.augmentation import AugmentAny
+
+    changes = {"TEST.AUG.MIN_SIZES": (20, 50), "ENGINE": "detectron2"}
+    image = torch.from_numpy(GENERATOR.integers(64, 192, (channels, 40, 30))).to(torch.uint8)
+    if dtype is None:
+        image = image + torch.from_numpy(GENERATOR.random((channels, 40, 30))).float()
+    sample = {"image": image, "height": 40, "width": 30}
+    found = AugmentAny(to_detectron2(small_config(changes)))(sample)
+    assert [tuple(s["image"].shape) for s in found] == [
+        *[(channels, 27, 20)] * 2, *[(channels, 67, 50)] * 2
+    ]  # fmt: skip
+    for plain, flipped in (found[:2], found[2:]):
+        size = plain["image"].shape[1:]
+        pixels = image.permute(1, 2, 0).numpy()
+        expected = resized(pixels, *size, Image.Resampling.BILINEAR).transpose(2, 0, 1)
+        np.testing.assert_array_equal(plain["image"], expected)
+        np.testing.assert_array_equal(flipped["image"], expected[..., ::-1])
+        assert plain["image"].dtype == image.dtype

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from backbones.errors import InputError
 from detection.schema import CHANNELS
-from images.files import EIGHT_BITS, Reading, read_image
+from images.files import EIGHT_BITS, Reading, as_range, read_image
 from images.picture import picture_of
 
 
@@ -26,11 +26,10 @@ def reading_of(config: CfgNode) -> Reading:
         config: this project's or detectron2's.
     """
     channels = CHANNELS[config.INPUT.FORMAT]
-    stated = list(config.INPUT.VALUE_RANGE)
     return Reading(
         channels or config.MODEL.CONVNEXT.IN_CHANS,
         converts=channels is not None,
-        value_range=(stated[0], stated[1]) if stated else None,
+        value_range=as_range(config.INPUT.VALUE_RANGE),
         channels_setting=f"INPUT.FORMAT {config.INPUT.FORMAT!r}"
         + ("" if channels else " (MODEL.CONVNEXT.IN_CHANS)"),
         range_setting="INPUT.VALUE_RANGE",

@@ -124,7 +124,9 @@ def embed_folder(options: EmbedOptions) -> Embeddings:
     """
     encoder, loaded = load_convnext(options.encoder)
     encoder.to(find_device(options.device))
-    images = AnalysisImages(options.data, options.image_size, loaded.in_chans, None, options.split)
+    images = AnalysisImages(
+        options.data, options.image_size, loaded.in_chans, None, options.split, loaded.value_range
+    )
     batches = images.batches(
         loaded.statistics, options.batch_size, options.workers, torch.device("cpu")
     )

@@ -32,6 +32,7 @@ class AnalysisImages(Dataset):
         images: at most so many, spread evenly over all in the order of their classes, so that as
             many classes as possible are there; None for all.
         split: of sources that have several.
+        value_range: the values that count as 0 and 1, see ``images.files``.
 
     Attributes:
         classes: the names of the images' classes, see :func:`images.labels.read_labels`, in
@@ -50,10 +51,13 @@ class AnalysisImages(Dataset):
         in_chans: int = 3,
         images: int | None = 1000,
         split: str = "train",
+        value_range: tuple[float, float] | None = None,
     ) -> None:
         if images is not None and images < 1:
             raise InputError(f"the number of images is {images}; it must be at least 1")
-        self._samples = pretraining_samples(data, image_size, 0.0, in_chans, split)
+        self._samples = pretraining_samples(
+            data, image_size, 0.0, in_chans, split, value_range=value_range
+        )
         try:
             names = read_labels(self._samples.reader).classes
         except ValueError as error:

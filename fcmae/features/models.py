@@ -14,6 +14,7 @@ from backbones.checkpoint import EncoderFile, build_encoder, open_encoder
 from backbones.convnext import SIZES, ConvNeXt, build_convnext
 from backbones.errors import InputError
 from backbones.weight_files import read_state_dict
+from images.files import as_range
 from images.statistics import IMAGENET, Statistics
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class AnalysedModel:
         model: in evaluation mode.
         in_chans: channels of its images.
         statistics: normalise them.
+        value_range: the values that count as 0 and 1, see ``images.files``.
     """
 
     name: str
@@ -41,6 +43,7 @@ class AnalysedModel:
     model: nn.Module
     in_chans: int
     statistics: Statistics
+    value_range: tuple[float, float] | None = None
 
 
 def load_model(
@@ -110,7 +113,8 @@ def _timm_model(name: str, source: str, image_size: tuple[int, int]) -> Analysed
 def _own_model(name: str, source: str) -> AnalysedModel:
     file = open_encoder(source)
     model, _ = build_encoder(file, out_norms=())
-    return AnalysedModel(name, source, model.eval(), file.in_chans, _statistics(file))
+    stated = as_range(file.numbers("value_range"))
+    return AnalysedModel(name, source, model.eval(), file.in_chans, _statistics(file), stated)
 
 
 def _statistics(file: EncoderFile) -> Statistics:

@@ -98,8 +98,18 @@ def analyze_models(options: AnalysisOptions) -> dict[str, list[BlockFeatures]]:
             "the models take images of different numbers of channels: "
             + ", ".join(f"{model.name} {model.in_chans}" for model in models)
         )
+    if len({model.value_range for model in models}) > 1:
+        raise InputError(
+            "the models learnt from other ranges of values: "
+            + ", ".join(f"{model.name} {model.value_range or 'of the type'}" for model in models)
+        )
     images = AnalysisImages(
-        options.data, options.image_size, models[0].in_chans, options.images, options.split
+        options.data,
+        options.image_size,
+        models[0].in_chans,
+        options.images,
+        options.split,
+        models[0].value_range,
     )
     if not 0 <= options.map_image < len(images):
         raise InputError(f"the image of the maps is {options.map_image} of {len(images)}, from 0")

@@ -138,7 +138,7 @@ def test_the_page_shows_scikit_learns_confusion_matrix_and_the_worst_images(run)
     text = (run / "run/report.md").read_text()
     matrix = confusion_matrix(truth, predicted)
     assert (predicted != truth).any(), "the test wants mistakes to show"
-    table = text[text.index("## Confusion") : text.index("## Images")]
+    table = text[text.index("## Confusion") : text.index("## Training")]
     rows = [line for line in table.splitlines() if line.startswith("|")][2:]
     found = [[int(cell) for cell in re.findall(r"\| (\d+)", row)] for row in rows]
     assert found == matrix[matrix.sum(1) + matrix.sum(0) > 0].tolist()

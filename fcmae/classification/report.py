@@ -17,7 +17,7 @@ import numpy as np
 
 from backbones.whole_files import write_files
 from fcmae.classification.data import LabelledSamples
-from fcmae.classification.evaluation import Evaluation
+from fcmae.classification.evaluation import TOP, Evaluation
 from fcmae.run_files import CONFIG
 from images.display import shown
 from images.files import ImageError
@@ -37,7 +37,6 @@ from reporting.blocks import (
     Section,
     Series,
     Table,
-    Term,
 )
 from reporting.html import render_html
 from reporting.markdown import markdown_files
@@ -73,9 +72,9 @@ def write_report(
     """
     blocks = {
         "headline": ("Figures", _headline(classes, evaluation)),
+        "pictures": ("Images", _pictures(classes, samples, evaluation)),
         "classes": ("Classes", _by_class(classes, evaluation, trained_on)),
         "confusion": ("Confusion", _confusion(classes, evaluation)),
-        "pictures": ("Images", _pictures(classes, samples, evaluation)),
         "training": ("Training", _curves(path.parent)),
         "facts": ("Settings", _facts(path.parent, facts)),
     }
@@ -98,9 +97,10 @@ def _headline(classes: Sequence[str], evaluation: Evaluation) -> list[Block]:
     figures, recalls = evaluation.figures(), _recalls(evaluation)
     worst = min(recalls, key=lambda label: (recalls[label], label))
     mean = sum(recalls.values()) / len(recalls)
+    words = "the true one is among the five most probable"
     cards: list[tuple[str, Cell, str]] = [
         ("top-1 (%)", Number(figures["top1"]), "the most probable class is the true one"),
-        ("top-5 (%)", Number(figures["top5"]), "the true one is among the five most probable"),
+        *([("top-5 (%)", Number(figures["top5"]), words)] if len(classes) > TOP else []),
         ("mean of classes (%)", Number(mean), "top-1 of each class, each class counted alike"),
         ("loss", Number(figures["loss"], 3), "mean cross-entropy"),
         ("lowest class (%)", Number(recalls[worst]), classes[worst]),
@@ -136,12 +136,12 @@ def _by_class(
         ]
         rows.append(cells)
     columns: list[Cell] = ["class", *(["trained on"] if trained_on else []), "images"]
-    columns += [
-        Term("top-1 (%)", "of the images of the class, predicted as it"),
-        Term("precision (%)", "of the images predicted as the class, truly of it"),
-        "most often taken for",
-    ]
-    return [Table(columns, rows, "Each class, the lowest first", long=len(rows) > 20)]
+    columns += ["top-1 (%)", "precision (%)", "most often taken for"]
+    caption = (
+        "The lowest first. Top-1: of the images of the class, predicted as it; precision: of the "
+        "images predicted as the class, truly of it"
+    )
+    return [Table(columns, rows, caption, long=len(rows) > 20)]
 
 
 def _confusion(classes: Sequence[str], evaluation: Evaluation) -> list[Block]:

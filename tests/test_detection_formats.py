@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import random
 from xml.etree import ElementTree
 
 import cv2
@@ -11,7 +12,9 @@ import pycocotools.mask as mask_util
 import pytest
 from PIL import Image
 from small_coco import small_coco, write_small_coco
+from test_fuzz_inputs import mutated_bytes, mutated_tree
 
+from backbones.errors import InputError
 from detection.data.check import check_coco
 from detection.data.formats.convert import WRITERS, guess, read_labels
 from detection.data.formats.outlines import joined_outline, outlines
@@ -503,3 +506,37 @@ def test_a_written_coco_file_is_read_as_it_was(tmp_path):
     write_coco(small_coco(), tmp_path / "again.json")
     assert json.loads((tmp_path / "again.json").read_text()) == small_coco()
     assert check_coco(annotations, images)[0].keys() == small_coco().keys()
+
+
+@pytest.mark.parametrize("kind", ["labelme", "labelstudio", "voc", "cvat", "yolo"])
+def test_labels_of_any_content_are_read_or_counted_or_refused(tmp_path, kind):
+    draw = random.Random(kind)
+    picture(tmp_path / "a.jpg")
+    points = [[1, 2], [11, 2], [11, 22]]
+    shapes = [shape("polygon", points), shape("circle", [[60, 30], [60, 40]])]
+    tree = {"imagePath": "a.jpg", "shapes": [*shapes, shape("mask", points, mask="aGVsbG8=")]}
+    value = {"x": 1, "y": 2, "width": 5, "height": 6, "rectanglelabels": ["cat"]}
+    brushed = {"rle": [1, 2, 3, 4, 5, 6, 7], "brushlabels": ["cat"]}
+    results = [{"value": value}, {"value": brushed}]
+    task = {"data": {"image": "a.jpg"}, "annotations": [{"result": results}]}
+    texts = {
+        "voc": "<annotation><object><name>c</name><bndbox><xmin>1</xmin></bndbox></object>"
+        "</annotation>",
+        "cvat": '<annotations><image name="a.jpg"><box label="c" xtl="1" ytl="2" xbr="3" ybr="4"/>'
+        '<mask label="c" rle="3, 4" left="2" top="1" width="3" height="3"/></image></annotations>',
+        "yolo": "0 0.5 0.5 0.25 0.5\n1 0.25 0.5 0.5 0.5 0.5 0.75\n",
+    }
+    file = tmp_path / ("a." + {"voc": "xml", "cvat": "xml", "yolo": "txt"}.get(kind, "json"))
+    for _ in range(60):
+        if kind in texts:
+            file.write_bytes(mutated_bytes(texts[kind].encode(), draw))
+        else:
+            whole = tree if kind == "labelme" else [task]
+            file.write_text(json.dumps(mutated_tree(whole, draw)))
+        try:
+            found, _, builder = read(file if kind == "cvat" else tmp_path, kind)
+        except InputError:
+            continue
+        assert len(found["annotations"]) <= builder.read
+        write_coco(found, tmp_path / "coco.json")
+        (tmp_path / "coco.json").unlink()

@@ -12,7 +12,7 @@ import numpy as np
 
 from backbones.errors import InputError
 from detection.data.coco_file import decode_json
-from detection.data.formats.labels import Builder, ImageFinder, ellipse, turned
+from detection.data.formats.labels import Builder, ImageFinder, ellipse, points_of, turned
 from training.progress import progress
 
 
@@ -59,9 +59,8 @@ def _tasks(file: Path) -> list[dict[str, Any]]:
 def _image_names(task: dict[str, Any]) -> list[str]:
     """What the image may be called: the path in a URL, and without the prefix of uploads."""
     data = task.get("data")
-    values = (
-        [*data.values(), task.get("file_upload")] if isinstance(data, dict) else [task["image"]]
-    )
+    values = [*(data.values() if isinstance(data, dict) else ()), task.get("file_upload")]
+    values.append(task.get("image"))
     names: list[str] = []
     for value in values:
         if not isinstance(value, str) or not value:
@@ -76,14 +75,16 @@ def _image_names(task: dict[str, Any]) -> list[str]:
 def _read_task(builder: Builder, image: dict[str, Any], task: dict[str, Any]) -> None:
     where = f"task {task.get('id', image['file_name'])}"
     if "image" in task and "annotations" not in task:  # the export JSON-MIN
-        results = [{"value": one} for one in task.get("label") or [] if isinstance(one, dict)]
+        found = task.get("label")
+        results: Any = [{"value": one} for one in found] if isinstance(found, list) else []
     else:
-        every = task.get("annotations") or task.get("completions") or []
+        every = task.get("annotations") or task.get("completions")
+        every = every if isinstance(every, list) else []
         done = [one for one in every if isinstance(one, dict) and not one.get("was_cancelled")]
         if len(done) > 1:
             builder.note(where, "was labelled several times", "the first labelling is taken")
-        results = (done[0].get("result") or []) if done else []
-    for number, result in enumerate(results, 1):
+        results = done[0].get("result") if done else []
+    for number, result in enumerate(results if isinstance(results, list) else [], 1):
         if isinstance(result, dict):
             _read_result(builder, image, f"{where}, result {number}", result)
 
@@ -96,7 +97,7 @@ def _read_result(
         builder.note(where, f"is a {result.get('type', 'result')}, which is no object")
         return
     labels = next((v for k, v in value.items() if k.endswith("labels") and v), None)
-    if not labels:
+    if not isinstance(labels, list):
         builder.read += 1
         builder.note(where, "has no label")
         return
@@ -108,8 +109,10 @@ def _read_result(
             mask = decode_brush(value["rle"], image["height"], image["width"])
             builder.mask(image, where, name, mask)
         elif "points" in value:
-            points = np.asarray(value["points"], np.float64) * scale
-            builder.polygons(image, where, name, [points.reshape(-1).tolist()])
+            points = points_of(value["points"])
+            if points is None:
+                raise ValueError("no points")
+            builder.polygons(image, where, name, [(points * scale).reshape(-1).tolist()])
         elif "radiusX" in value:
             centre = np.array([value["x"], value["y"]]) * scale
             radii = np.array([value["radiusX"], value["radiusY"]]) * scale
@@ -125,7 +128,7 @@ def _read_result(
                 builder.polygons(image, where, name, [points.reshape(-1).tolist()])
             else:
                 builder.box(image, where, name, [*corner, *sides])
-    except (KeyError, TypeError, ValueError, IndexError):
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError):
         builder.read += 1
         builder.note(where, "is no shape that is known, or lacks its numbers")
 

@@ -20,7 +20,7 @@ from PIL import Image
 from backbones.errors import InputError
 from backbones.whole_files import write_json
 from detection.data.coco_file import decode_json
-from detection.data.formats.labels import Builder, ImageFinder, ellipse
+from detection.data.formats.labels import Builder, ImageFinder, ellipse, points_of
 from detection.data.formats.outlines import outlines
 from detection.data.segmentation_check import rle_of
 from training.progress import progress
@@ -53,7 +53,7 @@ def read_labelme(source: Path, images: Path | None) -> dict[str, Builder]:
     if not trees:
         raise InputError(f"{source}: no JSON file of LabelMe is in it")
     sizes = builder.sizes(list(found.values()))
-    kinds = {shape.get("shape_type") for tree in trees.values() for shape in tree["shapes"]}
+    kinds = {str(shape.get("shape_type")) for tree in trees.values() for shape in tree["shapes"]}
     boxes_only = kinds <= {"rectangle"}
     for file, path in found.items():
         if path not in sizes:
@@ -80,8 +80,11 @@ def _parsed(file: Path) -> dict[str, Any] | None:
         tree = json.loads(decode_json(file.read_bytes()))
     except (ValueError, RecursionError):
         return None
-    is_labelme = isinstance(tree, dict) and isinstance(tree.get("shapes"), list)
-    return tree if is_labelme and "imagePath" in tree else None
+    if not isinstance(tree, dict) or "imagePath" not in tree:
+        return None
+    shapes = tree.get("shapes")
+    is_labelme = isinstance(shapes, list) and all(isinstance(shape, dict) for shape in shapes)
+    return tree if is_labelme else None
 
 
 def _object(
@@ -97,9 +100,9 @@ def _object(
     where = f"{file}, shape {', '.join(str(number) for number, _ in members)}"
     size = image["height"], image["width"]
     for number, shape in members:
-        kind, place = shape.get("shape_type") or "polygon", f"{file}, shape {number}"
-        points = np.asarray(shape.get("points") or [], np.float64)
-        if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
+        kind, place = str(shape.get("shape_type") or "polygon"), f"{file}, shape {number}"
+        points = points_of(shape.get("points"))
+        if points is None or not len(points):
             builder.read += 1
             builder.note(place, "has no points in numbers")
         elif kind == "mask":

@@ -180,6 +180,17 @@ class Builder:
         return self.notes.problems()
 
 
+def points_of(value: Any) -> np.ndarray | None:
+    """A value of a file as points ``[N, 2]``; None if it is no list of pairs of finite numbers."""
+    try:
+        points = np.asarray(value, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return (
+        points if points.ndim == 2 and points.shape[1] == 2 and np.isfinite(points).all() else None
+    )
+
+
 def enclosed(points: np.ndarray) -> float:
     """The area of a polygon ``[N, 2]`` by the shoelace formula."""
     x, y = points[:, 0], points[:, 1]
@@ -220,7 +231,8 @@ class ImageFinder:
         """The first of these paths or names that one image fits, its ending aside at last."""
         for name in names:
             path = self.folder / name.replace("\\", "/")
-            if name and path.is_file() and ending_of(path.name) in image_endings():
+            is_image = ending_of(path.name) in image_endings() and "\0" not in name
+            if name and is_image and os.path.isfile(path):  # Path.is_file raises for long names
                 return path
         for index, part in ((self.by_name, "name"), (self.by_stem, "stem")):
             for name in names:

@@ -149,7 +149,8 @@ def _read_split(builder: Builder, files: list[Path], labels: Path | None, keypoi
             )
             continue
         seen = set()
-        for number, line in enumerate(text.read_text(encoding="utf-8-sig").split("\n"), 1):
+        lines = text.read_text(encoding="utf-8-sig", errors="replace").split("\n")
+        for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             where = f"{builder.name(text)}, line {number}"

@@ -146,7 +146,7 @@ def level_contradictions(
             (key, "MODEL.CONVNEXT.OUT_FEATURES"),
             f"{key} names {missing}, but MODEL.CONVNEXT.OUT_FEATURES gives {given}",
         )
-    stride = model["CONVNEXT"]["OUTPUT_STRIDE"]
+    stride = model["CONVNEXT"].get("OUTPUT_STRIDE", 32)  # detectron2 alone has the key
     if stride < 4 * 2 ** STAGES.index(stages[-1]):
         yield (
             (key, "MODEL.CONVNEXT.OUTPUT_STRIDE"),

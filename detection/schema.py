@@ -126,7 +126,6 @@ SCHEMA: dict[str, Key] = {
     "MODEL.CONVNEXT.DROP_PATH_RATE": number(0.0, 0, 0.99),
     "MODEL.CONVNEXT.OUT_FEATURES": names_of(list(STAGES), STAGES),
     "MODEL.CONVNEXT.OUT_NORMS": flag(True),                     # a LayerNorm on each OUT_FEATURE
-    "MODEL.CONVNEXT.OUTPUT_STRIDE": one_of(32, 16, 8),          # below 32 by dilation, without FPN
     "MODEL.CONVNEXT.CHECKPOINT_STAGES": names_of([], STAGES, empty=True),
     "MODEL.CONVNEXT.GRN.KIND": one_of(*get_args(Kind)),         # what stands in GRN's place
     "MODEL.CONVNEXT.GRN.AGGREGATE": one_of(*get_args(Aggregate)),

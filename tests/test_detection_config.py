@@ -447,3 +447,26 @@ def detectron2_defaults():
     from detectron2.config import get_cfg
 
     return get_cfg()
+
+
+@pytest.mark.detectron2
+def test_the_adapters_keys_are_those_of_the_schema_that_detectron2_lacks():
+    """The adapter, which may not import this package, has a table of its own."""
+    from backbones.d2_config import KEYS
+
+    theirs = detectron2_defaults()
+
+    def has(name):
+        node = theirs
+        for part in name.split("."):
+            if part not in node:
+                return False
+            node = node[part]
+        return True
+
+    ours = {name: key.default for name, key in SCHEMA.items() if not has(name)}
+    alone = {"MODEL.CONVNEXT.OUTPUT_STRIDE", "MODEL.CONVNEXT.ALLOW_IGNORED_KEYS"}
+    assert set(KEYS) - alone == set(ours)
+    # there they say what detectron2 itself does
+    differ = {name for name in ours if KEYS[name] != ours[name]}
+    assert differ == {"ENGINE", "SOLVER.OPTIMIZER"}

@@ -32,7 +32,7 @@ KNOWN_HEADS = {
     f"{prefix}{name}"
     for name in ("Res5ROIHeads", "StandardROIHeads", "CascadeROIHeads", "RROIHeads")
     for prefix in ("", "SoftNMS")
-}
+} | {"PerClassCascadeROIHeads"}
 # of a reader whose levels detectron2's config leaves as they are: nothing was chosen
 UNCHOSEN = ["res4"]
 Contradiction = tuple[tuple[str, ...], str]  # the keys that are involved, what is wrong

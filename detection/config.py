@@ -228,10 +228,21 @@ def _grn_contradictions(convnext: CfgNode) -> Iterator[tuple[tuple[str, ...], st
 
 def _cascade_contradictions(model: CfgNode) -> Iterator[tuple[tuple[str, ...], str]]:
     """What detectron2's Cascade heads would meet by an assert."""
-    if model.ROI_HEADS.NAME != "CascadeROIHeads":
+    name = model.ROI_HEADS.NAME
+    if name not in ("CascadeROIHeads", "PerClassCascadeROIHeads"):
         return
     cascade, first = model.ROI_BOX_CASCADE_HEAD, list(model.ROI_HEADS.IOU_THRESHOLDS)
-    if not model.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
+    if name == "PerClassCascadeROIHeads":
+        for key, value, why in (
+            ("ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", model.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG,
+             "has a box for each class"),
+            ("ROI_HEADS.SOFT_NMS.ENABLED", model.ROI_HEADS.SOFT_NMS.ENABLED,
+             "does not suppress softly"),
+        ):  # fmt: skip
+            if value:
+                keys = ("MODEL.ROI_HEADS.NAME", f"MODEL.{key}")
+                yield keys, f"MODEL.{key} is True, but MODEL.ROI_HEADS.NAME {name} {why}"
+    elif not model.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
         yield (
             ("MODEL.ROI_HEADS.NAME", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG"),
             "MODEL.ROI_HEADS.NAME is 'CascadeROIHeads', whose stages refine one box for all "

@@ -158,7 +158,8 @@ SCHEMA: dict[str, Key] = {
     "MODEL.RPN.POST_NMS_TOPK_TEST": number(1000, 1),
     "MODEL.RPN.NMS_THRESH": number(0.7, 0, 1),
     "MODEL.RPN.CONV_DIMS": numbers([-1], -1),                   # -1: as many as the input has
-    "MODEL.ROI_HEADS.NAME": one_of("StandardROIHeads", "CascadeROIHeads"),
+    "MODEL.ROI_HEADS.NAME": one_of(
+        "StandardROIHeads", "CascadeROIHeads", "PerClassCascadeROIHeads"),
     "MODEL.ROI_HEADS.NUM_CLASSES": number(0, 0),                # 0: as the annotations say
     "MODEL.ROI_HEADS.IN_FEATURES": names_of(list(LEVELS[:4]), LEVELS[:4]),
     "MODEL.ROI_HEADS.IOU_THRESHOLDS": numbers([0.5], 0.0, count=1),

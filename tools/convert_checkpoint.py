@@ -20,6 +20,7 @@ from backbones.key_adapters import FORMATS, from_ours
 from backbones.sources import read_source
 from backbones.structure import ENCODER, HEAD, check_head, guess_size, size_name
 from backbones.weight_files import save_pickle, save_safetensors
+from detection.engines.mmdetection import is_mmdetection, mmdetection_to_detectron2
 from training.cli import ToolParser, log_to, run_tool
 from training.progress import progress
 
@@ -130,6 +131,9 @@ def main() -> None:
     bar.update()
     check_complete(file)
     check_grn(file, target)
+    if is_mmdetection(state_dict) and target in DETECTORS:
+        state_dict = mmdetection_to_detectron2(state_dict)
+        file = recognised_file(file.source, state_dict, file.metadata)
     is_detector = target in DETECTORS and any(n.startswith("roi_heads.") for n in state_dict)
     in_chans = arguments.in_chans or file.in_chans
     if in_chans != file.in_chans:

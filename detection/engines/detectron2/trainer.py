@@ -26,6 +26,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import TensorboardXWriter
 from torch import nn
 
+import detection.engines.detectron2.cascade  # noqa: F401 - registers these heads
 from backbones.d2_adapter import D2ConvNeXt
 from detection.config import resolve_precision
 from detection.dataset import CocoDataset, result_parts

@@ -118,6 +118,10 @@ def test_parameter_counts_equal_timms(name: str) -> None:
         ("convnextv2_base", 89),
         ("convnextv2_large", 198),
         ("convnextv2_huge", 660),
+        ("convnext_atto", 3.7),  # timm's
+        ("convnext_femto", 5.2),
+        ("convnext_pico", 9.05),
+        ("convnext_nano", 15.6),
         ("convnext_tiny", 29),
         ("convnext_small", 50),
         ("convnext_base", 89),

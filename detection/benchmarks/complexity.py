@@ -53,6 +53,7 @@ class _CascadeLayers(nn.Module):
         from detectron2.modeling import build_model
 
         import backbones.d2_adapter  # noqa: F401 - registers the backbone
+        import detection.engines.detectron2.cascade  # noqa: F401 - registers heads
 
         cfg = to_detectron2(config)
         cfg.MODEL.DEVICE, cfg.MODEL.CONVNEXT.WEIGHTS = "cpu", ""
@@ -65,7 +66,11 @@ class _CascadeLayers(nn.Module):
         outputs, heads = [*objectness, *deltas], self.detector.roi_heads
         for head, predictor in zip(heads.box_head, heads.box_predictor, strict=True):
             outputs += predictor(head(boxes))
-        return [*outputs, heads.mask_head.layers(masks)] if heads.mask_on else outputs
+        if heads.mask_on:
+            is_list = isinstance(heads.mask_head, nn.ModuleList)
+            of_stages: list = list(heads.mask_head) if is_list else [heads.mask_head]
+            outputs += [head.layers(masks) for head in of_stages]
+        return outputs
 
 
 def build_on_meta(config: CfgNode) -> MaskRCNN:
@@ -86,7 +91,7 @@ def complexity(config: CfgNode, width: int = WIDTH, height: int = HEIGHT) -> Com
     Raises:
         ValueError: for Cascade heads where detectron2 is not installed.
     """
-    is_cascade = config.MODEL.ROI_HEADS.NAME == "CascadeROIHeads"
+    is_cascade = config.MODEL.ROI_HEADS.NAME.endswith("CascadeROIHeads")
     layers = (_CascadeLayers(config) if is_cascade else _Layers(build_mask_rcnn(config))).eval()
     channels = config.MODEL.FPN.OUT_CHANNELS
     box, mask = (config.MODEL[head].POOLER_RESOLUTION for head in ("ROI_BOX_HEAD", "ROI_MASK_HEAD"))

@@ -49,6 +49,7 @@ from images.inputs import (
     read_frames,
     readable_files,
 )
+from training.checkpoints import sha256_of
 from training.progress import progress
 from training.run_folder import held
 
@@ -97,9 +98,11 @@ def predict(
     config, dataset = read_run(run, overrides, weights)
     names = _chosen(dataset.category_names, classes)
     reading, bands = reading_of(config), config.INPUT.SHOW_BANDS
+    detector = Path(weights or newest_checkpoint(Path(config.OUTPUT_DIR)))
     settings = {
         "run": str(run.resolve()),
-        "weights": str(weights or newest_checkpoint(Path(config.OUTPUT_DIR))),
+        "weights": str(detector),
+        "weights_sha256": sha256_of(detector) if detector.is_file() else None,
         "score_threshold": score_threshold,
         "every": every,
         "frames": frames,

@@ -93,7 +93,7 @@ class Table:
     """A table whose first column names its rows.
 
     Args:
-        columns: one title a column; "" for none.
+        columns: one title per column; "" for none.
         rows: as many cells each as there are columns.
         caption: what the table says; read out by screen readers.
         groups: titles over several columns, each with the number of columns.

@@ -149,6 +149,10 @@ def test_an_interrupted_prediction_goes_on_to_the_same_files(
         predict(*arguments)
     with pytest.raises(InputError, match=r"score_threshold was 0\.5 and is now 0\.25"):
         predict(*arguments, score_threshold=0.25, resume=True)
+    (run / "model_final.pth").write_bytes(b"trained on")
+    with pytest.raises(InputError, match="weights_sha256 was"):
+        predict(*arguments, resume=True)
+    (run / "model_final.pth").write_bytes(b"")
     engine.calls, engine.stop_at = 0, None
     counts = predict(*arguments, resume=True)
     assert counts == {"images": 7, "detections": 21, "shown": 14}

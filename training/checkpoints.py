@@ -55,7 +55,7 @@ def damage(folder: Path) -> str | None:
                 return f"{name} is missing"
             if file.stat().st_size != expected["bytes"]:
                 return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
-            if _sha256(file) != expected["sha256"]:
+            if sha256_of(file) != expected["sha256"]:
                 return f"{name} is not what was written"
     except PermissionError:
         raise  # which is no damage
@@ -149,14 +149,15 @@ def _seal(folder: Path, step: int) -> None:
     mode = stat.S_IMODE((folder / STATE_FILE).stat().st_mode)  # the umask's
     for file in written:
         name = file.relative_to(folder).as_posix()
-        files[name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+        files[name] = {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
         flush(file)
         file.chmod(mode)
     (folder / STATE_FILE).write_text(json.dumps({"step": step, "files": files}), encoding="utf-8")
     flush(folder / STATE_FILE)
 
 
-def _sha256(file: Path) -> str:
+def sha256_of(file: Path) -> str:
+    """The sha256 (hex) of a file's bytes."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while block := stream.read(2**20):

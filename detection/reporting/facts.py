@@ -10,7 +10,7 @@ from reporting.blocks import NOT_RECORDED, Cell, Code, Number, RunName, Table
 
 
 def facts_table(runs: Sequence[Run], names: Sequence[RunName]) -> Table:
-    """One line a fact, one column a run."""
+    """One line per fact, one column per run."""
     rows = [[title, *(read(run) for run in runs)] for title, read in FACTS.items()]
     columns: list[Cell] = ["", *names] if len(runs) > 1 else ["", ""]
     return Table(columns, rows, "What was recorded when the runs were made", prose=True)

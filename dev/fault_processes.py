@@ -289,6 +289,14 @@ def small_file_system(folder: Path, size: str, options: str = "") -> None:
         subprocess.run(command, check=True, capture_output=True)  # fmt: skip
 
 
+def full_file_system(folder: Path) -> None:
+    """Mount one on which not a byte is left, for this process alone."""
+    small_file_system(folder, "64k")
+    with suppress(OSError), (folder / "filler").open("wb", buffering=0) as stream:
+        while True:
+            stream.write(bytes(1024))
+
+
 def limit_files(number: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (number, number))
 

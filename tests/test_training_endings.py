@@ -223,8 +223,8 @@ from training.cli import run_tool
 
 def main():
     run = Path(sys.argv[1])
-    run.mkdir()
     try:
+        run.mkdir()
         time.sleep(120)
     finally:
         (run / "checkpoint").touch()

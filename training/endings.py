@@ -53,7 +53,7 @@ class EndedError(SystemExit):
 def ended_by_signals() -> Iterator[None]:
     """Let SIGTERM and SIGHUP raise :class:`EndedError`, so that what is open is put in order.
 
-    Signals that are ignored stay so (``nohup``); Ctrl-C raises Python's own ``KeyboardInterrupt``.
+    SIGHUP stays ignored under ``nohup``; Ctrl-C raises Python's own ``KeyboardInterrupt``.
     SIGUSR1 ends nothing: where no training runs there is nothing to write.
     """
 
@@ -61,7 +61,8 @@ def ended_by_signals() -> Iterator[None]:
         raise EndedError(number)
 
     handlers: dict[int, Callable[[int, Any], Any]]
-    handlers = {number: end for number in ENDING if number != signal.SIGINT}
+    handlers = dict.fromkeys(ENDING, end)
+    handlers[signal.SIGINT] = signal.default_int_handler
     if CHECKPOINT is not None:
         handlers[CHECKPOINT] = lambda *_: None
     with _handlers(handlers):
@@ -76,13 +77,22 @@ def _handlers(handlers: dict[int, Callable[[int, Any], Any]]) -> Iterator[None]:
         return
     before: dict[int, Any] = {}
     for number, handler in handlers.items():
-        if signal.getsignal(number) not in (signal.SIG_IGN, None):
+        if not _is_ignored(number):
             before[number] = signal.signal(number, handler)
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _is_ignored(number: int) -> bool:
+    """Whether a signal is to be ignored: SIGHUP under ``nohup``.
+
+    SIGINT never is, though a script's shell has what it starts in the background ignore it.
+    """
+    now = signal.getsignal(number)
+    return now is None or (now == signal.SIG_IGN and number != signal.SIGINT)
 
 
 class Endings:
@@ -176,7 +186,7 @@ class Endings:
             for number in self._sockets[0].recv(4096):
                 if number == 0:
                     return
-                if number not in ENDING or signal.getsignal(number) == signal.SIG_IGN:
+                if number not in ENDING or _is_ignored(number):
                     continue
                 if first is None:
                     first, began = number, time.monotonic()

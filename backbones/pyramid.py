@@ -158,7 +158,10 @@ def level_contradictions(
         limited = reader == "MODEL.ROI_HEADS.IN_FEATURES" and not roi_extra
         offered = levels[: len(stages)] if limited else levels
         if missing := [name for name in wanted if name not in offered]:
-            yield (reader, key), f"{reader} names {missing}, but {key} gives {offered}"
+            hint = ""
+            if reader == "MODEL.RETINANET.IN_FEATURES" and extra == 1:
+                hint = "; build_retinanet_convnext_fpn_backbone makes p6 and p7 of the last stage"
+            yield (reader, key), f"{reader} names {missing}, but {key} gives {offered}{hint}"
         elif reader == "MODEL.ROI_HEADS.IN_FEATURES" and wanted != _run(wanted, offered):
             yield (reader,), f"{reader} is {wanted}; the levels of a pooler must be consecutive"
     yield from anchor_contradictions(model)

@@ -339,6 +339,14 @@ def test_retinanets_p6_without_p7_is_refused_for_its_convolution_would_be_idle()
         build_backbone(cfg)
 
 
+def test_a_retinanet_with_the_other_builder_is_told_the_right_one():
+    cfg = plain_config()
+    cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
+    cfg.MODEL.FPN.IN_FEATURES = ["stage2", "stage3", "stage4"]
+    with pytest.raises(InputError, match=r"\['p7'\].*build_retinanet_convnext_fpn_backbone"):
+        build_backbone(cfg)
+
+
 def saved(encoder, path, **metadata):
     save_encoder(encoder, path, metadata)
     return str(path)

@@ -111,7 +111,33 @@ def test_two_processes_and_accumulation_train_the_weights_of_one(image_folder, t
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
+FSDP_SCRIPT = """
+import runpy, shutil, sys
+from pathlib import Path
+import torch
+sys.path[:0] = [".", "tests"]
+from training.checkpoints import list_checkpoints
+
+folder = Path(sys.argv[sys.argv.index("--output-dir") + 1])
+def run(*more):
+    arguments = list(sys.argv)
+    sys.argv += more
+    try:
+        runpy.run_path("tools/pretrain_fcmae.py")["main"]()
+    finally:
+        sys.argv = arguments
+run()
+if torch.distributed.get_rank() == 0:
+    (folder / "encoder.safetensors").rename(folder / "first.safetensors")
+    shutil.rmtree(list_checkpoints(folder)[-1])
+torch.distributed.barrier()
+run("--resume")
+"""
+
+
 def test_fsdp_trains_the_weights_of_one_process_and_resumes(image_folder, tmp_path, run_tool):
+    """Trained and resumed in the same two processes, which are slow to start."""
+
     def arguments(folder):
         return (
             *("--model", "convnextv2_atto", "--data", image_folder, "--output-dir", folder),
@@ -120,26 +146,20 @@ def test_fsdp_trains_the_weights_of_one_process_and_resumes(image_folder, tmp_pa
             *("--panel-every", 2, "--checkpoint-every", 2, "--device", "cpu"),
         )
 
-    def launch_sharded(*more):
-        launch(
-            "accelerate.commands.accelerate_cli",
-            *("launch", "--config_file", "training/fsdp.yaml", "--num_processes", 2),
-            *("--main_process_port", free_port(), "tools/pretrain_fcmae.py"),
-            *(*arguments(sharded), *more),
-        )
-
     alone, sharded = tmp_path / "alone", tmp_path / "sharded"
     assert run_tool("pretrain_fcmae", *arguments(alone)).code == 0
-    launch_sharded()
+    script = tmp_path / "script.py"
+    script.write_text(FSDP_SCRIPT)
+    launch(
+        "accelerate.commands.accelerate_cli",
+        *("launch", "--config_file", "training/fsdp.yaml", "--num_processes", 2),
+        *("--main_process_port", free_port(), script, *arguments(sharded)),
+    )
     assert (list_checkpoints(sharded)[-1] / "pytorch_model_fsdp.bin").is_file()
-    encoder = load_file(sharded / "encoder.safetensors")
+    encoder = load_file(sharded / "first.safetensors")
     assert largest_difference(load_file(alone / "encoder.safetensors"), encoder) < 1e-4
     panels = [sorted(p.name for p in (r / "reconstructions").iterdir()) for r in (alone, sharded)]
     assert panels[0] == panels[1]
-
-    shutil.rmtree(list_checkpoints(sharded)[-1])
-    (sharded / "encoder.safetensors").unlink()
-    launch_sharded("--resume")
     assert largest_difference(encoder, load_file(sharded / "encoder.safetensors")) == 0
     shutil.rmtree(list_checkpoints(sharded)[-1])
     refused = run_tool("pretrain_fcmae", *arguments(sharded), "--resume")

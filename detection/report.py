@@ -7,7 +7,7 @@ is shown as "not recorded".
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from backbones.errors import InputError
 from backbones.whole_files import write_files
 from detection.evaluate import coco_metrics
 from detection.evaluation.diagnosis import diagnose
-from detection.evaluation.inputs import Evaluation
 from detection.reporting.diagnosis import TASKS, confusion_blocks, error_blocks, score_blocks
 from detection.reporting.facts import (
     data_mismatch,
@@ -26,7 +25,7 @@ from detection.reporting.facts import (
     started,
 )
 from detection.reporting.predictions import prediction_blocks
-from detection.reporting.run import Run, config_differences, read_runs
+from detection.reporting.run import EvaluatedRun, Run, config_differences, read_runs
 from detection.reporting.test_sets import test_set_blocks
 from detection.reporting.training import curve_blocks, pretraining_blocks, pretraining_folder
 from reporting.blocks import (
@@ -68,19 +67,19 @@ LOG_LINES = 40
 
 
 def write_report(
-    runs: Sequence[Path],
+    runs: Sequence[Path | EvaluatedRun],
     output: Path,
     names: Sequence[str] | None = None,
     notes: Sequence[str] = (),
     pretraining: Path | None = None,
     reconstructions: Sequence[Path] | None = None,
     test_set: tuple[Path, Path] | None = None,
-    evaluations: Mapping[Path, Evaluation] | None = None,
 ) -> None:
     """Write ``output`` (HTML, one file) and the same as Markdown beside it (``.md``).
 
     Args:
-        runs: output folders; with several, differences are to the first.
+        runs: output folders, with what was read of them already; with several, differences are to
+            the first.
         output: the HTML file; its folder is made where it is missing.
         names: what to call the runs; default: their folders' names.
         notes: paragraphs under the headline, such as what the comparison does not show.
@@ -89,7 +88,6 @@ def write_report(
         reconstructions: pictures of its progress; default: its first and last panel.
         test_set: annotations and image folder of runs that do not record theirs, such as those of
             detectron2's own trainers; metrics that are not there are computed.
-        evaluations: by run's folder, ground truth and results that were read already.
 
     Raises:
         InputError: for a folder that holds no run, names that do not fit the runs, an output that
@@ -98,8 +96,10 @@ def write_report(
     output = Path(output)
     if output.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"{output}: the report's name must end in .html")
-    found = read_runs([Path(run) for run in runs], names)
-    found = [replace(run, evaluation=(evaluations or {}).get(run.folder)) for run in found]
+    read = {run.folder: run.evaluation for run in runs if isinstance(run, EvaluatedRun)}
+    folders = [run.folder if isinstance(run, EvaluatedRun) else Path(run) for run in runs]
+    found = read_runs(folders, names)
+    found = [replace(run, evaluation=read.get(run.folder)) for run in found]
     found = [_completed(run, test_set) for run in found]
     if pretraining is None:
         pretraining = pretraining_folder(found)

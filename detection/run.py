@@ -39,6 +39,7 @@ from detection.evaluate import metrics_of, write_metrics_summary
 from detection.evaluation.diagnosis import diagnosis_of, write_diagnosis
 from detection.evaluation.inputs import Evaluation, read_evaluation
 from detection.report import write_report
+from detection.reporting.run import EvaluatedRun
 from detection.run_record import (
     check_resumed_data,
     collect_facts,
@@ -142,8 +143,8 @@ def _run(config: CfgNode, resume: bool, eval_only: bool, config_file: str) -> di
         if train_set or not earlier:
             facts["peak_memory_mb"] = peak_memory_mb()
         write_facts(output_dir, facts)
-        read = {output_dir: evaluations[""]} if evaluations else {}
-        write_report([output_dir], output_dir / "report.html", evaluations=read)
+        read = EvaluatedRun(output_dir, evaluations[""]) if evaluations else output_dir
+        write_report([read], output_dir / "report.html")
     return metrics
 
 

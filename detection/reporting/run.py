@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -81,6 +81,13 @@ class Run:
     def results(self) -> Path | None:
         path = self.folder / RESULTS
         return path if path.is_file() else None
+
+
+class EvaluatedRun(NamedTuple):
+    """A run's folder, with its ground truth and results, which were read already."""
+
+    folder: Path
+    evaluation: Evaluation
 
 
 def read_run(folder: Path, name: str | None = None) -> Run:

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 
-from backbones.checkpoint import read_source, save_encoder
-from backbones.convnext import build_convnext
+from backbones.checkpoint import read_source, save_encoder, save_ours
+from backbones.convnext import SIZES, Size, build_convnext
 from fcmae.classification.classifier import load_classifier
 from fcmae.classification.finetune import finetune
 from fcmae.classification.options import FinetuneOptions
@@ -109,25 +109,29 @@ def test_what_is_no_classifier_and_what_is_for_detectors_is_refused(run_tool, ru
     assert "is a classifier's run: KEY VALUE does not fit" in result.err
 
 
-def test_the_exported_classifier_has_its_head_and_normalises(run_tool, run, tmp_path):
+def test_the_exported_classifier_has_its_head_and_normalises(run_tool, tmp_path, monkeypatch):
     """onnxruntime on images in 0..1, at sizes that were not traced, against PyTorch."""
+    monkeypatch.setitem(SIZES, "convnextv2_least", Size((8, 16, 24, 32), (1, 1, 1, 1), 2))
+    model = build_convnext("convnextv2_least", num_classes=3)
+    torch.nn.init.normal_(model.head.weight)
+    mean, std = [0.1, 0.2, 0.3], [0.2, 0.3, 0.4]
+    facts = {"classes": sorted(COLOURS), "mean": mean, "std": std, "image_size": [32, 32]}
+    metadata = {name: json.dumps(value) for name, value in facts.items()}
+    save_ours(model.state_dict(), tmp_path / "classifier.safetensors", metadata)
     path = tmp_path / "classifier.onnx"
-    result = run_tool("export", "--run", run / "run", "--output", path)
+    result = run_tool("export", "--run", tmp_path, "--output", path)
     assert result.code == 0, result.err
-    facts = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    assert facts["kind"] == "classifier"
-    assert json.loads(facts["class_names"]) == sorted(COLOURS)
+    told = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert told["kind"] == "classifier"
+    assert json.loads(told["class_names"]) == sorted(COLOURS)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    classifier = load_classifier(run / "run")
-    mean, std = (
-        torch.tensor(getattr(classifier.statistics, name)).view(1, 3, 1, 1)
-        for name in ("mean", "std")
-    )
+    model.eval()
     for shape in ((1, 3, 32, 32), (3, 3, 64, 45)):
         images = torch.rand(shape)
         logits, probabilities = session.run(None, {"images": images.numpy()})
+        normalised = (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
         with torch.no_grad():
-            wanted = classifier.model((images - mean) / std)
+            wanted = model(normalised)
         np.testing.assert_allclose(logits, wanted.numpy(), atol=1e-4)
         np.testing.assert_allclose(probabilities, wanted.softmax(-1).numpy(), atol=1e-5)
 

@@ -10,6 +10,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -254,4 +255,10 @@ def save_pickle(
     if metadata:
         assert container, "metadata among the tensors would be read as one of them"
         content["metadata"] = dict(metadata)
-    write_atomically(path, lambda partial: torch.save(content, partial))
+    write_atomically(path, partial(save_stream, content))
+
+
+def save_stream(content: Any, path: Path) -> None:
+    """``torch.save`` through a stream: to a path, it puts the file's temporary name inside."""
+    with path.open("wb") as stream:
+        torch.save(content, stream)

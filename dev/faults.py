@@ -194,9 +194,9 @@ def _flip(file: Path, place: float) -> None:
     file.write_bytes(content)
 
 
-def _to_folder(file: Path) -> None:
+def _to_broken_link(file: Path) -> None:
     file.unlink()
-    file.mkdir()
+    file.symlink_to("nowhere")
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
@@ -210,7 +210,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     ),
     "removed": lambda f: f.unlink(),
     "a text in its place": lambda f: f.write_text("no weights"),
-    "a folder in its place": _to_folder,
+    "a broken link in its place": _to_broken_link,
     "all of it noise": lambda f: f.write_bytes(random.Random(0).randbytes(f.stat().st_size)),
 }
 

@@ -33,7 +33,7 @@ REPORT = (
 
 NO_MEMORY = (
     r"OutOfMemoryError|can't allocate memory|Cannot allocate memory|not enough memory"
-    r"|failed to map segment"
+    r"|failed to map segment|can't start new thread"
 )
 MEMORY = (
     "memory is used up: take a smaller batch (--batch-size, SOLVER.IMS_PER_BATCH), micro-batches "

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ class SigtermOnlyFromTrainer:
         for name in ("SIGINT", "SIGHUP", "SIGUSR1"):
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), signal.SIG_IGN)
+        sys.excepthook = partial(_pass_over_broken_connections, sys.excepthook)
         Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
         if hasattr(signal, "sigwaitinfo"):  # not on macOS
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
@@ -58,6 +60,12 @@ def prepare_worker() -> None:
 
 
 _is_prepared = False
+
+
+def _pass_over_broken_connections(usual: Any, kind: Any, value: Any, trace: Any) -> None:
+    """A worker's threads have nothing to say about a training that has stopped listening."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        usual(kind, value, trace)
 
 
 def _end_worker(error: Exception, _batch: Any) -> None:

@@ -15,6 +15,7 @@ import os
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from backbones.errors import InputError
-from backbones.weight_files import read_pickle
+from backbones.weight_files import read_pickle, save_stream
 from backbones.whole_files import REMEDIES, write_atomically, write_text
 from training.checkpoints import CheckpointError
 from training.endings import CHECKPOINT, EndedError, Endings, requeue, requeue_is_asked
@@ -51,7 +52,7 @@ class StrictCheckpointer(DetectionCheckpointer):
         path = Path(self.save_dir) / f"{name}.pth"
         logger.info("writing checkpoint %s", path)
         try:
-            write_atomically(path, lambda partial: torch.save(data | kwargs, partial))
+            write_atomically(path, partial(save_stream, data | kwargs))
             self.tag_last_checkpoint(path.name)
         except OSError as error:
             remedy = REMEDIES.get(error.errno or 0, "mend that")

@@ -99,8 +99,7 @@ class Average(HookBase):
         done, model = self.trainer.iter + 1, self.trainer.model
         self.average.update(getattr(model, "module", model), done)
         if done == self.trainer.max_iter and comm.is_main_process():
-            path = Path(self.trainer.cfg.OUTPUT_DIR) / "model_final_ema.pth"
-            save_pickle(self.average.module.state_dict(), path, "model")
+            save_average(self.trainer)
 
     def state_dict(self) -> dict[str, Any]:
         return self.average.module.state_dict()
@@ -108,3 +107,9 @@ class Average(HookBase):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.average.module.load_state_dict(state_dict)
         self.is_restored = True
+
+
+def save_average(trainer: Any) -> None:
+    """Write the averaged weights beside the final ones."""
+    path = Path(trainer.cfg.OUTPUT_DIR) / "model_final_ema.pth"
+    save_pickle(trainer.average.module.state_dict(), path, "model")

@@ -28,6 +28,7 @@ from torch import nn
 
 import detection.engines.detectron2.cascade  # noqa: F401 - registers these heads
 from backbones.d2_adapter import D2ConvNeXt
+from backbones.whole_files import system_error
 from detection.config import resolve_precision
 from detection.dataset import CocoDataset, result_parts
 from detection.engines.detectron2.checkpoints import (
@@ -38,7 +39,7 @@ from detection.engines.detectron2.checkpoints import (
 )
 from detection.engines.detectron2.data import TrainingBatches
 from detection.engines.detectron2.results import write_predictions
-from detection.engines.detectron2.step import Average, Step
+from detection.engines.detectron2.step import Average, Step, save_average
 from detection.engines.detectron2.trackers import OverlayHook, WandbWriter
 from detection.engines.optimizer import build_adamw, build_average
 from detection.engines.weights import AVERAGE_FOLDER, freeze_parts, read_detector, wanted_classes
@@ -51,12 +52,22 @@ from training.loop import NonFiniteLossError
 from training.metrics import MetricsFile, train_seconds
 from training.progress import progress
 from training.run_folder import checkpoint_bytes, refuse_existing_run, refuse_full_disk
+from training.workers import loader_problem
 
 logger = logging.getLogger(__name__)
-# detectron2 logs every exception with its traceback; a ValueError's message says it all.
-logging.getLogger("detectron2.engine.train_loop").addFilter(
-    lambda entry: not (entry.exc_info and isinstance(entry.exc_info[1], ValueError))
-)
+
+
+def _says_more_than_its_message(entry: logging.LogRecord) -> bool:
+    """detectron2 logs every exception with its traceback: not those that a message explains."""
+    error = entry.exc_info[1] if entry.exc_info else None
+    return error is None or not (
+        isinstance(error, (ValueError, OSError, EOFError))
+        or loader_problem(error)
+        or system_error(error)
+    )
+
+
+logging.getLogger("detectron2.engine.train_loop").addFilter(_says_more_than_its_message)
 
 ENCODER_PREFIX = "backbone.bottom_up."
 KEEP_CHECKPOINTS = 2
@@ -144,6 +155,13 @@ class Trainer(DefaultTrainer):
             self._trainer.endings = self.endings
             self.register_hooks([EndingHook(self.endings)])
             super().train()
+        newest = Path(self.checkpointer.get_checkpoint_file())
+        if self.start_iter >= self.max_iter and newest.stem != "model_final":
+            # Every step was done, but the final weights are missing or were damaged.
+            self.iter = self.max_iter - 1
+            self.checkpointer.save("model_final", iteration=self.iter)
+            if self.average is not None and comm.is_main_process():
+                save_average(self)
 
     def build_hooks(self) -> list[HookBase]:
         """Timing, schedule, checkpoints and evaluation; the writers follow in ``__init__``."""

@@ -226,7 +226,7 @@ def _finetune(options: FinetuneOptions, resume: bool) -> Path:
         trained = train(
             model,
             optimizer,
-            cosine_with_warmup(steps, warmup),
+            cosine_with_warmup(steps, warmup, options.min_lr / lr),
             data.train,
             collate,
             FinetuningStep(recipe, len(classes), bad_images, weights),

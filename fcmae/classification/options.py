@@ -46,6 +46,7 @@ class FinetuneOptions(TrainingOptions):
         overrides: fields of :class:`Recipe` that replace the recipe's.
         grn: the form of GRN, or what stands in its place (V2 only); None for that of ``init``.
         allow_other_grn: ``init`` may have been trained with another.
+        min_lr: the rate of the head at the schedule's end.
         adapt_channels: ``init`` may be of other channels; its stem is turned into the model's.
         batch_size: even for mixup and cutmix.
         max_steps: ends the run (and its schedule), whatever the recipe's epochs.
@@ -110,6 +111,9 @@ class FinetuneOptions(TrainingOptions):
     grn: GRNOptions | None = None
     allow_other_grn: bool = False
     adapt_channels: bool = False
+    min_lr: float = field(
+        default=0.0, metadata=flag("rate that the schedule ends at; the released code: 1e-6")
+    )
     image_size: tuple[int, int] | None = field(
         default=None, metadata=flag(IMAGE_SIZE, type=str, nargs=None)
     )
@@ -147,6 +151,8 @@ class FinetuneOptions(TrainingOptions):
             )
         if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
             problems.append(f"crop_pct is {self.crop_pct}; it must be in (0, 1]")
+        if self.min_lr < 0:
+            problems.append(f"min_lr is {self.min_lr}; it must be at least 0")
         if not 0 < self.val_fraction < 1:
             problems.append(f"val_fraction is {self.val_fraction}; it must be between 0 and 1")
         for name in ("eval_every", "measure_features_every"):

@@ -190,7 +190,10 @@ class Run:
     def workers(self) -> list[int]:
         pid = self.process.pid
         return [
-            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            int(child)
+            for child in Path(f"/proc/{pid}/task/{pid}/children")
+            .read_text(encoding="utf-8")
+            .split()
         ]
 
     def left_behind(self) -> list[int]:
@@ -198,7 +201,9 @@ class Run:
         found = []
         for stat in Path("/proc").glob("[0-9]*/stat"):
             with suppress(OSError, ValueError):
-                state, _, _, session, *_ = stat.read_text().rpartition(")")[2].split()
+                state, _, _, session, *_ = (
+                    stat.read_text(encoding="utf-8").rpartition(")")[2].split()
+                )
                 if int(session) == self.process.pid and state != "Z":
                     found.append(int(stat.parent.name))
         return found
@@ -303,7 +308,7 @@ def limit_files(number: int) -> None:
 
 def limit_memory(further: int) -> None:
     """Let this process have so many more bytes of address space."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
     size = pages * os.sysconf("SC_PAGE_SIZE") + further
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
 

@@ -114,7 +114,9 @@ class Bench:
         if not out.exists():
             run = self.train(training, out)
             if run.end() != 0:
-                raise AssertionError(f"{training.name} does not run: {run.log.read_text()}")
+                raise AssertionError(
+                    f"{training.name} does not run: {run.log.read_text(encoding='utf-8')}"
+                )
         return out
 
     def copy(self, training: Training) -> Path:
@@ -209,7 +211,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
         f.read_bytes()[: f.stat().st_size // 2].ljust(f.stat().st_size, b"\0")
     ),
     "removed": lambda f: f.unlink(),
-    "a text in its place": lambda f: f.write_text("no weights"),
+    "a text in its place": lambda f: f.write_text("no weights", encoding="utf-8"),
     "a broken link in its place": _to_broken_link,
     "all of it noise": lambda f: f.write_bytes(random.Random(0).randbytes(f.stat().st_size)),
 }
@@ -304,12 +306,16 @@ def rank(bench: Bench, training: Training) -> Row:
                f"tools/{training.tool}.py",
                *training.arguments(bench.inputs, out, 4000, 0)]  # fmt: skip
     log = bench.home / "ranks.log"
-    with log.open("w") as stream:
+    with log.open("w", encoding="utf-8") as stream:
         launcher = subprocess.Popen(command, cwd=ROOT, stdout=stream, stderr=stream)
         end = time.monotonic() + 120
         while not is_under_way(out) and launcher.poll() is None and time.monotonic() < end:
             time.sleep(0.1)
-        listed = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+        listed = (
+            Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
+            .read_text(encoding="utf-8")
+            .split()
+        )
         began = time.monotonic()
         subprocess.run(["kill", "-9", listed[-1]], check=False)
         try:
@@ -342,7 +348,7 @@ def _full(bench: Bench) -> tuple[Path, Callable[[], None] | None, str]:
 def _is_file(bench: Bench) -> tuple[Path, Callable[[], None] | None, str]:
     out = bench.fresh()
     out.parent.mkdir()
-    out.write_text("a file")
+    out.write_text("a file", encoding="utf-8")
     return out, None, ""
 
 

@@ -218,8 +218,8 @@ def refuse_full_disk(output_dir: Path, checkpoint: int, keep: int) -> None:
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
-    there = sum(file.stat().st_size for file in output_dir.glob("checkpoints/step_*/*"))
-    there += sum(file.stat().st_size for file in output_dir.glob("model_*.pth"))
+    kept = [*output_dir.glob("checkpoints/step_*/*"), *output_dir.glob("model_*.pth")]
+    there = sum(file.stat().st_size for file in kept if file.is_file())
     needed = (keep + 1) * checkpoint - there
     if free < needed:
         raise InputError(

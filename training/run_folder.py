@@ -129,8 +129,14 @@ def _lock(path: Path) -> int:
         logger.info(
             "%s: the lock of process %s, which has ended, is taken over", path, earlier["pid"]
         )
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(_this_process()).encode(), 0)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(_this_process()).encode(), 0)
+    except OSError as error:
+        with suppress(OSError):
+            path.unlink()
+        os.close(descriptor)
+        raise OSError(error.errno or 0, error.strerror, str(path)) from error
     return descriptor
 
 

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -84,8 +85,10 @@ def loader_problem(error: BaseException, waits: bool = False) -> str | None:
         r"DataLoader worker \(pid.*?(killed by signal: [\w ]+|exited unexpectedly)", str(error)
     )
     how = found[1].strip() if found else ""
-    no_place = isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename
-    if no_place or re.search(r"shared memory|torch_\d+_\d+.*No space left", str(error)):
+    no_place = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    if (no_place and _comes_from_multiprocessing(error)) or re.search(
+        r"shared memory|torch_\d+_\d+.*No space left", str(error)
+    ):
         how = how or "no shared memory is left"
     if waits and isinstance(error, (ConnectionError, EOFError)):
         how = "its connection broke"
@@ -97,6 +100,11 @@ def loader_problem(error: BaseException, waits: bool = False) -> str | None:
         "DATALOADER.NUM_WORKERS 0) or with fewer, or enlarge the shared memory: containers take "
         "--shm-size 8g or --ipc=host"
     )
+
+
+def _comes_from_multiprocessing(error: BaseException) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(Path(frame.filename).parent.name == "multiprocessing" for frame in frames)
 
 
 def hold_dead_workers_back() -> None:

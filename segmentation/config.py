@@ -12,7 +12,8 @@ from fvcore.common.config import CfgNode
 from backbones.convnext import SIZES, STAGES, ConvNeXt, build_convnext
 from backbones.errors import InputError
 from backbones.normalization import GRNOptions
-from images.files import Reading
+from images.files import EIGHT_BITS, Reading
+from images.statistics import IMAGENET
 from segmentation.dataset import SegmentationDataset
 from segmentation.inference import InferenceOptions
 from segmentation.model import UPerNet
@@ -42,17 +43,22 @@ def flat_values(config: CfgNode) -> dict[str, int | float | str]:
 
 def _contradictions(config: CfgNode) -> Iterator[tuple[tuple[str, ...], str]]:
     model, solver = config.MODEL, config.SOLVER
+    channels = CHANNELS.get(config.INPUT.FORMAT, model.CONVNEXT.IN_CHANS)
+    if bool(model.PIXEL_MEAN) != bool(model.PIXEL_STD):
+        yield (
+            ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"),
+            "one of MODEL.PIXEL_MEAN and PIXEL_STD is given without the other: give both or none",
+        )
     for name, count in (
         ("MODEL.CONVNEXT.IN_CHANS", model.CONVNEXT.IN_CHANS),
-        ("MODEL.PIXEL_MEAN", len(model.PIXEL_MEAN)),
-        ("MODEL.PIXEL_STD", len(model.PIXEL_STD)),
+        ("MODEL.PIXEL_MEAN", len(model.PIXEL_MEAN) or channels),
+        ("MODEL.PIXEL_STD", len(model.PIXEL_STD) or channels),
     ):
-        wanted = CHANNELS.get(config.INPUT.FORMAT, model.CONVNEXT.IN_CHANS)
-        if count != wanted:
+        if count != channels:
             yield (
                 (name, "INPUT.FORMAT", "MODEL.CONVNEXT.IN_CHANS"),
                 f"{name} is for {count} channels, but INPUT.FORMAT {config.INPUT.FORMAT!r} "
-                f"has {wanted}",
+                f"has {channels}",
             )
     try:
         options = GRNOptions.of_config(model.CONVNEXT.GRN)
@@ -163,9 +169,19 @@ def build_segmenter(config: CfgNode) -> UPerNet:
 
     Args:
         config: with ``NUM_CLASSES`` above 0.
+
+    Raises:
+        InputError: for other than three channels without their mean and deviation.
     """
-    model = config.MODEL
-    return UPerNet(build_encoder(config), head_options(config), model.PIXEL_MEAN, model.PIXEL_STD)
+    model, scale = config.MODEL, EIGHT_BITS
+    mean, std = model.PIXEL_MEAN, model.PIXEL_STD
+    if not mean and model.CONVNEXT.IN_CHANS == 3:
+        mean, std = [v * scale for v in IMAGENET.mean], [v * scale for v in IMAGENET.std]
+    if not mean:
+        raise InputError(
+            "MODEL.PIXEL_MEAN and PIXEL_STD are empty (a training measures them): give them"
+        )
+    return UPerNet(build_encoder(config), head_options(config), mean, std)
 
 
 def augmentation(config: CfgNode) -> Augmentation:

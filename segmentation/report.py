@@ -262,6 +262,7 @@ def _curves(named: Named) -> list[Block]:
 
 FACTS = {
     "encoder": "weights that it began from",
+    "statistics": "mean and deviation of the images",
     "engine": "engine",
     "device": "device",
     "seed": "seed",

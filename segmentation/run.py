@@ -24,6 +24,7 @@ from segmentation.config import reading, resolve_device, resolve_num_classes
 from segmentation.dataset import SegmentationDataset, load_segmentation
 from segmentation.engine import newest_weights, predict_segmenter, train_segmenter
 from segmentation.report import write_report
+from segmentation.statistics import with_statistics
 from training.checkpoints import list_checkpoints
 from training.cli import is_main_process, log_to
 from training.environment import device_name, git_commit, peak_memory_mb, versions
@@ -75,9 +76,12 @@ def _run(config: CfgNode, resume: bool, eval_only: bool, config_file: str) -> di
     datasets = load_datasets(config, eval_only)
     config = complete(config, datasets, resume)
     checked = checked_or_refused(datasets, reading(config)) if is_main else {}
+    first = next(iter(datasets.values()))
+    config, origin = with_statistics(config, first, resume or eval_only)
     facts: dict[str, Any] = {}
     if is_main:
         facts = collect_facts(config, datasets, checked, config_file)
+        facts["statistics"] = origin
         logger.info("full config:\n%s", config.dump())
         if not eval_only:
             write_text(output_dir / "config.yaml", config.dump())
@@ -123,6 +127,10 @@ def _changes(earlier: Path, config: CfgNode) -> list[str]:
     old.pop("OUTPUT_DIR", None)
     if new["SEED"] < 0:
         new.pop("SEED")
+    for name in ("PIXEL_MEAN", "PIXEL_STD"):
+        if not new["MODEL"][name]:
+            new["MODEL"].pop(name)
+            old["MODEL"].pop(name, None)
     if not new["MODEL"]["SEM_SEG_HEAD"]["NUM_CLASSES"]:
         new["MODEL"]["SEM_SEG_HEAD"].pop("NUM_CLASSES")
     return compare_settings(old, new, is_free_key)

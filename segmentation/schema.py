@@ -53,8 +53,10 @@ SCHEMA: dict[str, Key] = {
                         lambda value: value in ("auto", "cpu", "mps", "cuda")
                         or (value.startswith("cuda:") and value[5:].isdecimal())),
     "MODEL.WEIGHTS": text(),                          # a whole model
-    "MODEL.PIXEL_MEAN": numbers([123.675, 116.28, 103.53], 0),
-    "MODEL.PIXEL_STD": numbers([58.395, 57.12, 57.375], 1e-3),
+    "MODEL.PIXEL_MEAN": Key([], "[], or a list of one number for each channel",
+                            lambda value: all(type(v) in (int, float) for v in value)),
+    "MODEL.PIXEL_STD": Key([], "[], or a list of one positive number for each channel",
+                           lambda value: all(type(v) in (int, float) and v > 0 for v in value)),
     "MODEL.BACKBONE.NAME": one_of("build_convnext_backbone"),
     "MODEL.BACKBONE.FREEZE_AT": number(0, 0, 5),
     "MODEL.CONVNEXT.SIZE": one_of("convnextv2_atto", *(s for s in SIZES if s != "convnextv2_atto")),

@@ -155,9 +155,13 @@ def test_13_bands_of_16_bits_are_trained_on(tmp_path):
         path.unlink()
     name = f"masks:{tmp_path / 'images'}:{tmp_path / 'labels'}:{tmp_path / 'classes.json'}"
     bands = ["INPUT.FORMAT", "raw", "MODEL.CONVNEXT.IN_CHANS", "13"]
-    bands += ["MODEL.PIXEL_MEAN", str([10.0] * 13), "MODEL.PIXEL_STD", str([5.0] * 13)]
     metrics = run(config_of(tmp_path / "run", name, *bands, "SOLVER.MAX_ITER", "2"))
     assert metrics["counts"]["images"] == 6
+    facts = json.loads((tmp_path / "run/run.json").read_text(encoding="utf-8"))
+    assert facts["statistics"].startswith("measured over 6 of 6 images")
+    stored = load_config(tmp_path / "run/config.yaml").MODEL.PIXEL_MEAN
+    whole = [tifffile.imread(path) for path in sorted((tmp_path / "images").glob("*.tif"))]
+    assert stored == pytest.approx(list(np.mean(whole, (0, 1, 2)) / 65535 * 255), rel=1e-5)
     assert "Worst and best" in (tmp_path / "run/report.html").read_text(encoding="utf-8")
 
 
@@ -202,3 +206,19 @@ def test_tiles_of_a_large_image_join_without_a_seam(monkeypatch):
     image = np.random.default_rng(0).integers(0, 101, (75, 110, 3)).astype(np.uint8)
     found = prediction.class_indices(Local(), image, InferenceOptions(scale=None))
     assert np.array_equal(found, image[..., 0] > 50)
+
+
+def test_the_encoders_statistics_come_with_it(tmp_path, scenes):
+    from backbones.checkpoint import save_encoder
+    from backbones.convnext import build_convnext
+
+    encoder = tmp_path / "encoder.safetensors"
+    statistics = {"mean": "[0.1, 0.2, 0.3]", "std": "[0.4, 0.5, 0.6]"}
+    save_encoder(build_convnext("convnextv2_atto"), encoder, statistics)
+    output = tmp_path / "run"
+    run(config_of(output, scenes, "MODEL.CONVNEXT.WEIGHTS", encoder, "SOLVER.MAX_ITER", "1"))
+    stored = load_config(output / "config.yaml").MODEL
+    assert pytest.approx([25.5, 51.0, 76.5]) == stored.PIXEL_MEAN
+    assert pytest.approx([102.0, 127.5, 153.0]) == stored.PIXEL_STD
+    facts = json.loads((output / "run.json").read_text(encoding="utf-8"))
+    assert facts["statistics"] == f"the encoder {encoder}"

@@ -220,7 +220,7 @@ def run_tool(main: Callable[[], int | None]) -> int:
             return main() or 0
     except USER_ERRORS as error:
         hush_half_made_loaders()
-        if problem := loader_problem(error):
+        if not isinstance(error, InputError) and (problem := loader_problem(error)):
             message = problem
         elif isinstance(error, OSError) and error.errno:
             message = what_to_do(error)

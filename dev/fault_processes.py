@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import resource
 import runpy
 import shutil
 import signal
@@ -303,6 +302,8 @@ def full_file_system(folder: Path) -> None:
 
 
 def limit_files(number: int) -> None:
+    import resource  # Windows has none
+
     resource.setrlimit(resource.RLIMIT_NOFILE, (number, number))
 
 
@@ -310,6 +311,8 @@ def limit_memory(further: int) -> None:
     """Let this process have so many more bytes of address space."""
     pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
     size = pages * os.sysconf("SC_PAGE_SIZE") + further
+    import resource  # Windows has none
+
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
 
 

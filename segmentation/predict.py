@@ -13,9 +13,10 @@ scores of all classes are held for one tile alone.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ from training.progress import progress
 logger = logging.getLogger(__name__)
 
 WHOLE = 4_000_000  # pixels
+SETTINGS = "unfinished.json"  # what a part of predictions was begun with
 TILE, MARGIN = 1536, 128  # pixels of a tile's side, and around it
 
 
@@ -58,13 +60,15 @@ def predict(
     weights: str | None = None,
     overrides: Sequence[str] = (),
     skip_bad_images: bool = False,
+    resume: bool = False,
 ) -> dict[str, int]:
     """Predict class maps of images with a run's model; writes what this module's header lists.
 
     Args:
         run: the ``OUTPUT_DIR`` of a training by ``tools/train_segmentation.py``.
         inputs: files, folders and glob patterns.
-        output_dir: must not hold predictions.
+        output_dir: must not hold predictions; with ``resume`` those of the same images, weights
+            and settings go on.
         weights: a model instead of the run's newest checkpoint.
         overrides: ``KEY VALUE ...`` that change the run's config.
         skip_bad_images: leave out files that do not decode, each with a warning.
@@ -79,22 +83,31 @@ def predict(
     """
     if (output_dir / "areas.csv").exists():
         raise InputError(f"{output_dir} holds predictions already: choose another folder")
+    if (output_dir / SETTINGS).exists() and not resume:
+        raise InputError(f"{output_dir} holds a part of predictions: go on by --resume")
     config, classes = read_run(run, overrides)
     files = [file for file in find_files(inputs, skip_bad_images) if not is_video(file)]
     if not files:
         raise InputError("there is no image among the inputs; videos are not segmented")
     device = find_device(resolve_device(config), "MODEL.DEVICE")
     model = build_segmenter(config)
-    load_segmenter(weights or newest_weights(run), model)
+    source = Path(weights or newest_weights(run))
+    load_segmenter(source, model)
+    named_files = dict(zip(output_names(files), files, strict=True))
+    _begin(output_dir / SETTINGS, source, config, named_files)
     model.to(device).eval()
     rows: list[list[Any]] = []
-    for file, name in zip(
-        progress(files, "predicting", unit="image"), output_names(files), strict=True
-    ):
-        labels = class_indices(model, read_pixels(file, config), inference_options(config))
-        picture = coloured(read_shown(str(file)), labels)
-        write_atomically(output_dir / "maps" / f"{name}.png", partial(_save, labels, "PNG"))
-        write_atomically(output_dir / "overlays" / f"{name}.jpg", partial(_save, picture, "JPEG"))
+    for name, file in progress(named_files.items(), "predicting", len(files), "image"):
+        written = output_dir / "maps" / f"{name}.png"
+        if written.is_file():  # of an earlier session; its overlay was written before it
+            with Image.open(written) as image:
+                labels = np.asarray(image)
+        else:
+            labels = class_indices(model, read_pixels(file, config), inference_options(config))
+            picture = coloured(read_shown(str(file)), labels)
+            overlay = output_dir / "overlays" / f"{name}.jpg"
+            write_atomically(overlay, partial(_save, picture, "JPEG"))
+            write_atomically(written, partial(_save, labels, "PNG"))
         counts = np.bincount(labels.ravel(), minlength=len(classes))
         rows += [
             [file.as_posix(), name, int(count), float(count / labels.size)]
@@ -106,7 +119,30 @@ def predict(
     ]
     write_json(output_dir / "classes.json", named, indent=1)
     write_text(output_dir / "areas.csv", csv_text(["image", "class", "pixels", "share"], rows))
+    (output_dir / SETTINGS).unlink()
     return {"images": len(files)}
+
+
+def _begin(path: Path, weights: Path, config: CfgNode, files: Mapping[str, Path]) -> None:
+    """Note what is predicted by what, or check that a part of it was begun in the same way.
+
+    Raises:
+        InputError: naming what differs.
+    """
+    asked = {
+        "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "config": config.dump(),
+        "images": {name: file.as_posix() for name, file in files.items()},
+    }
+    if path.is_file():
+        begun = json.loads(path.read_text(encoding="utf-8"))
+        if changed := [key for key, value in asked.items() if begun.get(key) != value]:
+            raise InputError(
+                f"{path.parent} was begun with other {' and '.join(changed)}: give the same, or "
+                "another --output-dir"
+            )
+        return
+    write_json(path, asked)
 
 
 def read_run(run: Path, overrides: Sequence[str] = ()) -> tuple[CfgNode, list[str]]:

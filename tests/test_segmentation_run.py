@@ -222,3 +222,32 @@ def test_the_encoders_statistics_come_with_it(tmp_path, scenes):
     assert pytest.approx([102.0, 127.5, 153.0]) == stored.PIXEL_STD
     facts = json.loads((output / "run.json").read_text(encoding="utf-8"))
     assert facts["statistics"] == f"the encoder {encoder}"
+
+
+def test_a_prediction_goes_on_where_it_ended(tmp_path, finished, scenes, run_tool, monkeypatch):
+    from segmentation import predict as prediction
+
+    output, _ = finished
+    folder, whole, part = scenes.split(":")[1], tmp_path / "whole", tmp_path / "part"
+    prediction.predict(output, [folder], whole)
+    seen = []
+    read = prediction.read_pixels
+
+    def fails_at_the_fourth(file, config):
+        seen.append(file)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return read(file, config)
+
+    monkeypatch.setattr(prediction, "read_pixels", fails_at_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        prediction.predict(output, [folder], part)
+    again = ("--run", output, "--input", folder, "--output-dir", part)
+    assert "go on by --resume" in run_tool("predict", *again).err
+    other = run_tool("predict", *again, "--resume", "TEST.SCALE", "[48,32]")
+    assert "was begun with other config" in other.err
+    assert run_tool("predict", *again, "--resume").code == 0
+    assert len(seen) == 4 + 3  # the first three are not predicted again
+    files = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(part) for path in part.rglob("*") if path.is_file())
+    assert all((whole / name).read_bytes() == (part / name).read_bytes() for name in files)

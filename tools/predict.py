@@ -116,7 +116,7 @@ def refuse_flags(arguments: argparse.Namespace, kind: str, *names: str) -> None:
 def segment(arguments: argparse.Namespace) -> None:
     from segmentation.predict import predict as predict_maps
 
-    refuse_flags(arguments, "segmenter", "engine", "frames", "classes", "resume", "format")
+    refuse_flags(arguments, "segmenter", "engine", "frames", "classes", "format")
     device = ["MODEL.DEVICE", arguments.device] if arguments.device else []
     counts = predict_maps(
         arguments.run,
@@ -125,6 +125,7 @@ def segment(arguments: argparse.Namespace) -> None:
         arguments.weights,
         [*arguments.opts, *device],
         arguments.skip_bad_images,
+        arguments.resume,
     )
     print(f"class maps of {counts['images']} images: {arguments.output_dir}")
 

@@ -217,7 +217,7 @@ def test_the_wheel_brings_the_commands_but_no_package_called_tools(installed, tm
     backbone, ours, theirs = json.loads(done.stdout)
     packages = Path(backbone).parent.parent
     assert packages.is_relative_to(installed.parent)
-    assert ours == [str(packages / "fcmae_commands")]
+    assert ours[0] == str(packages / "fcmae_commands")  # an editable install around it comes after
     assert str(packages / "tools") not in theirs
 
 

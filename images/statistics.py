@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from backbones.errors import InputError
-from images.files import EIGHT_BITS, ImageError
+from images.files import EIGHT_BITS, ImageError, Reading, open_picture, read_image
 from training.progress import progress
 from training.workers import SigtermOnlyFromTrainer
 
@@ -100,6 +100,42 @@ class Images(Protocol):
 
     def eight_bit(self) -> bool:
         """Whether the first usable image has values of 8 bits."""
+
+
+class ImageFiles:
+    """The image files of a labelled data set as :class:`Images`.
+
+    Args:
+        paths: of the files.
+        reading: how they are read; ``channels`` must be given.
+    """
+
+    skip_bad_images = False
+
+    def __init__(self, paths: Sequence[str], reading: Reading) -> None:
+        assert reading.channels is not None
+        self.paths, self.reading, self.in_chans = paths, reading, reading.channels
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def whole_image(self, index: int) -> np.ndarray:
+        return read_image(self.paths[index], self.reading)
+
+    def eight_bit(self) -> bool:
+        for path in self.paths:
+            try:
+                with open(path, "rb") as file:
+                    return self.reading.is_eight_bit(open_picture(file))
+            except (ImageError, OSError):
+                continue  # whoever reads it says so
+        return True
+
+
+def to_pixel_scale(values: Sequence[float], input_format: str) -> list[float]:
+    """Values of 0 to 1, red first -> of 0 to 255, in the order of ``INPUT.FORMAT``."""
+    scaled = [float(f"{value * EIGHT_BITS:.8g}") for value in values]
+    return scaled[::-1] if input_format == "BGR" else scaled
 
 
 IMAGENET = Statistics(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, "ImageNet")

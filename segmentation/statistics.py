@@ -11,15 +11,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from fvcore.common.config import CfgNode
 
 from backbones.checkpoint import open_encoder
-from backbones.errors import InputError
 from backbones.weight_files import read_metadata
-from images.files import EIGHT_BITS, Reading, open_picture, read_image
-from images.statistics import IMAGENET, measure
+from images.statistics import IMAGENET, ImageFiles, measure, to_pixel_scale
 from segmentation.config import reading
 from segmentation.dataset import SegmentationDataset
 
@@ -70,45 +67,18 @@ def _known(config: CfgNode, continues: bool) -> tuple[list[float], list[float], 
     encoder = open_encoder(model.CONVNEXT.WEIGHTS, model.CONVNEXT.IN_CHANS)
     if encoder.statistics is None or encoder.in_chans != model.CONVNEXT.IN_CHANS:
         return None
-    mean, std = (_ordered(values, config) for values in encoder.statistics)
+    mean, std = (to_pixel_scale(values, config.INPUT.FORMAT) for values in encoder.statistics)
     return mean, std, f"the encoder {model.CONVNEXT.WEIGHTS}"
 
 
 def _of_data(config: CfgNode, dataset: SegmentationDataset) -> tuple[list[float], list[float], str]:
     """ImageNet's for RGB of 8 bits, else measured."""
-    images = _Images(dataset, reading(config), config.MODEL.CONVNEXT.IN_CHANS)
+    images = ImageFiles([record.image for record in dataset.records], reading(config))
     found = IMAGENET
     if config.INPUT.FORMAT not in ("RGB", "BGR") or not images.eight_bit():
         found = measure(images, MEASURED_IMAGES, config.SEED, config.DATALOADER.NUM_WORKERS)
-    return _ordered(found.mean, config), _ordered(found.std, config), found.origin
-
-
-def _ordered(values: Any, config: CfgNode) -> list[float]:
-    """Values of 0 to 1, red first -> of 0 to 255, in the order of ``INPUT.FORMAT``."""
-    scaled = [float(f"{value * EIGHT_BITS:.8g}") for value in values]
-    return scaled[::-1] if config.INPUT.FORMAT == "BGR" else scaled
-
-
-class _Images:
-    """The images of a data set, see :class:`images.statistics.Images`."""
-
-    skip_bad_images = False
-
-    def __init__(self, dataset: SegmentationDataset, how: Reading, in_chans: int) -> None:
-        self.paths = [record.image for record in dataset.records]
-        self.reading, self.in_chans = how, in_chans
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def whole_image(self, index: int) -> np.ndarray:
-        return read_image(self.paths[index], self.reading)
-
-    def eight_bit(self) -> bool:
-        for path in self.paths:
-            try:
-                with open(path, "rb") as file:
-                    return self.reading.is_eight_bit(open_picture(file))
-            except (InputError, OSError):
-                continue  # the check says so
-        return True
+    return (
+        to_pixel_scale(found.mean, config.INPUT.FORMAT),
+        to_pixel_scale(found.std, config.INPUT.FORMAT),
+        found.origin,
+    )

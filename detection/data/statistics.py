@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import yaml
 from fvcore.common.config import CfgNode
 
@@ -22,8 +21,7 @@ from backbones.errors import InputError
 from backbones.weight_files import read_metadata
 from detection.data.pixels import reading_of
 from detection.dataset import CocoDataset
-from images.files import EIGHT_BITS, ImageError, open_picture, read_image
-from images.statistics import IMAGENET, measure
+from images.statistics import IMAGENET, ImageFiles, measure, to_pixel_scale
 
 logger = logging.getLogger(__name__)
 
@@ -84,13 +82,9 @@ def known_statistics(config: CfgNode) -> tuple[list[float], list[float]]:
             f"{config.MODEL.CONVNEXT.IN_CHANS} of MODEL.CONVNEXT.IN_CHANS: give it and PIXEL_STD "
             "(a training measures them)"
         )
-    return _ordered(IMAGENET.mean, config), _ordered(IMAGENET.std, config)
-
-
-def _ordered(values: Any, config: CfgNode) -> list[float]:
-    """Values of 0 to 1, red first -> of 0 to 255, in the order of ``INPUT.FORMAT``."""
-    scaled = [float(f"{value * EIGHT_BITS:.8g}") for value in values]
-    return scaled[::-1] if config.INPUT.FORMAT == "BGR" else scaled
+    return to_pixel_scale(IMAGENET.mean, config.INPUT.FORMAT), to_pixel_scale(
+        IMAGENET.std, config.INPUT.FORMAT
+    )
 
 
 def _of_weights(config: CfgNode, continues: bool) -> PixelStatistics | None:
@@ -112,7 +106,7 @@ def _of_weights(config: CfgNode, continues: bool) -> PixelStatistics | None:
     encoder = open_encoder(model.CONVNEXT.WEIGHTS, model.CONVNEXT.IN_CHANS)
     if encoder.statistics is None or encoder.in_chans != model.CONVNEXT.IN_CHANS:
         return None
-    mean, std = (_ordered(values, config) for values in encoder.statistics)
+    mean, std = (to_pixel_scale(values, config.INPUT.FORMAT) for values in encoder.statistics)
     stated = list(encoder.numbers("value_range") or ())
     return PixelStatistics(mean, std, stated, f"the encoder {model.CONVNEXT.WEIGHTS}")
 
@@ -142,7 +136,10 @@ def _by_default(config: CfgNode, dataset: CocoDataset | None) -> PixelStatistics
     Raises:
         InputError: if there is nothing to measure, or a channel is constant.
     """
-    images = _Images(dataset, config) if dataset is not None else None
+    images = None
+    if dataset is not None:
+        paths = [record["file_name"] for record in dataset.records.heads()]
+        images = ImageFiles(paths, reading_of(config))
     if config.INPUT.FORMAT in ("RGB", "BGR") and (images is None or images.eight_bit()):
         return PixelStatistics(*known_statistics(config), [], "ImageNet")
     if images is None:
@@ -153,31 +150,8 @@ def _by_default(config: CfgNode, dataset: CocoDataset | None) -> PixelStatistics
         "PIXEL_STD would save this"
     )
     found = measure(images, MEASURED_IMAGES, config.SEED, config.DATALOADER.NUM_WORKERS)
-    mean, std = _ordered(found.mean, config), _ordered(found.std, config)
+    mean, std = (
+        to_pixel_scale(found.mean, config.INPUT.FORMAT),
+        to_pixel_scale(found.std, config.INPUT.FORMAT),
+    )
     return PixelStatistics(mean, std, [], found.origin)
-
-
-class _Images:
-    """The images of a data set, see :class:`images.statistics.Images`."""
-
-    skip_bad_images = False
-
-    def __init__(self, dataset: CocoDataset, config: CfgNode) -> None:
-        self.paths = [record["file_name"] for record in dataset.records.heads()]
-        self.reading = reading_of(config)
-        self.in_chans = config.MODEL.CONVNEXT.IN_CHANS
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def whole_image(self, index: int) -> np.ndarray:
-        return read_image(self.paths[index], self.reading)
-
-    def eight_bit(self) -> bool:
-        for path in self.paths:
-            try:
-                with open(path, "rb") as file:
-                    return self.reading.is_eight_bit(open_picture(file))
-            except (ImageError, OSError):
-                continue  # whoever reads it says so
-        return True

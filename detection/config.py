@@ -33,6 +33,8 @@ __all__ = ["add_convnext_config", "default_config", "load_config", "to_detectron
 
 logger = logging.getLogger(__name__)
 
+LEAST_TILE = 64  # pixels: the stride of a pyramid's p6
+
 
 def default_config() -> CfgNode:
     """All keys with their defaults: a Mask R-CNN with a feature pyramid on a ConvNeXt V2 atto."""
@@ -158,6 +160,7 @@ def _contradictions(config: CfgNode, training: bool) -> Iterator[tuple[tuple[str
             ("INPUT.LSJ.MIN_SCALE", "INPUT.LSJ.MAX_SCALE"),
             f"INPUT.LSJ.MIN_SCALE {lsj.MIN_SCALE} is above MAX_SCALE {lsj.MAX_SCALE}",
         )
+    yield from _tile_contradictions(config, training)
     yield from _channel_contradictions(config)
     yield from _grn_contradictions(model.CONVNEXT)
     yield from level_contradictions(model, extra=1, roi_extra=False)
@@ -182,6 +185,33 @@ def _contradictions(config: CfgNode, training: bool) -> Iterator[tuple[tuple[str
                     f"{name} is {get(config, name)!r}, but ENGINE torchvision only has "
                     f"{' or '.join(map(repr, allowed))}; change it, or use ENGINE detectron2",
                 )
+
+
+def _tile_contradictions(config: CfgNode, training: bool) -> Iterator[tuple[tuple[str, ...], str]]:
+    tiles, key = config.INPUT.TILES, "INPUT.TILES"
+    if not tiles.ENABLED:
+        return
+    if tiles.SIZE and tiles.SIZE < LEAST_TILE:
+        yield (
+            (f"{key}.SIZE",),
+            f"{key}.SIZE is {tiles.SIZE}, less than the {LEAST_TILE} pixels that one place of the "
+            f"coarsest level sees; give at least {LEAST_TILE}, or 0 to take it from the objects",
+        )
+    if tiles.SIZE and tiles.OVERLAP >= tiles.SIZE:
+        yield (
+            (f"{key}.OVERLAP", f"{key}.SIZE"),
+            f"{key}.OVERLAP is {tiles.OVERLAP}, but tiles of {key}.SIZE {tiles.SIZE} can share at "
+            f"most {tiles.SIZE - 1} pixels; half of SIZE is much already",
+        )
+    for others, wanted, remedy in (
+        ("INPUT.LSJ.ENABLED", False, "tiles keep their images' pixels: switch one of them off"),
+        ("TEST.AUG.ENABLED", False, "tiles are not augmented: switch one of them off"),
+        ("INPUT.MASK_FORMAT", "bitmask", "tiles cut masks as bitmaps: set it to bitmask"),
+    ):
+        is_late = others in IN_TRAINING_ALONE or others == "INPUT.LSJ.ENABLED"
+        if get(config, others) != wanted and (training or not is_late):
+            value = get(config, others)
+            yield (others, f"{key}.ENABLED"), f"{others} is {value!r} beside {key}, but {remedy}"
 
 
 def _channel_contradictions(config: CfgNode) -> Iterator[tuple[tuple[str, ...], str]]:

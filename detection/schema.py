@@ -3,9 +3,10 @@
 A key that detectron2 has keeps detectron2's name, type and meaning (the source is its
 ``config/defaults.py``), so that the same file merges into ``get_cfg()``. Keys of this project:
 ``ENGINE``, ``WANDB``, ``MODEL.CONVNEXT.*``, ``MODEL.ROI_HEADS.SOFT_NMS.*``, ``INPUT.LSJ.*``,
-``SOLVER.OPTIMIZER``, ``SOLVER.LAYER_DECAY*``, ``SOLVER.ACCUMULATE``, ``SOLVER.EMA.*``,
-``SOLVER.AMP.PRECISION``. The defaults are a Mask R-CNN with a feature pyramid, as in detectron2's
-``Base-RCNN-FPN.yaml``; where that departs from ``get_cfg()``, ``det_configs/_base_`` says it again.
+``INPUT.TILES.*``, ``SOLVER.OPTIMIZER``, ``SOLVER.LAYER_DECAY*``, ``SOLVER.ACCUMULATE``,
+``SOLVER.EMA.*``, ``SOLVER.AMP.PRECISION``. The defaults are a Mask R-CNN with a feature pyramid, as
+in detectron2's ``Base-RCNN-FPN.yaml``; where that departs from ``get_cfg()``,
+``det_configs/_base_`` says it again.
 
 Four values mean more here than in detectron2: ``MODEL.DEVICE: auto`` takes a GPU where there is
 one, ``ROI_HEADS.NUM_CLASSES: 0`` counts the categories of the annotations, empty ``PIXEL_MEAN`` and
@@ -109,6 +110,11 @@ SCHEMA: dict[str, Key] = {
     "INPUT.LSJ.MIN_SCALE": number(0.1, 0, above=True),
     "INPUT.LSJ.MAX_SCALE": number(2.0, 0, above=True),
     "INPUT.LSJ.SIZE": number(1024, 32),                         # pixels of the square crop
+    "INPUT.TILES.ENABLED": flag(False),                         # images in parts, not resized
+    "INPUT.TILES.SIZE": number(0, 0),                           # of a side; 0: by the objects
+    "INPUT.TILES.OVERLAP": number(-1, -1),                      # that two share; -1: likewise
+    "INPUT.TILES.BACKGROUND": number(0.2, 0, 1),                # of training tiles: no object
+    "INPUT.TILES.MIN_VISIBLE": number(0.1, 0, 1),               # of an object, to learn it
 
     "MODEL.META_ARCHITECTURE": one_of("GeneralizedRCNN"),
     "MODEL.DEVICE": Key("auto", "'auto', 'cpu', 'cuda', 'cuda:N' or 'mps' (Apple's GPU)",

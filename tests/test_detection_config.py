@@ -390,6 +390,27 @@ def test_coco_schedule_is_36_epochs_of_the_images_with_objects():
 
 
 @pytest.mark.detectron2
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("SIZE 128 INPUT.TILES.OVERLAP 128", ["INPUT.TILES.OVERLAP is 128", "at most 127 pixels"]),
+        ("SIZE 32", ["INPUT.TILES.SIZE is 32", "give at least 64"]),
+        ("SIZE 256 INPUT.LSJ.ENABLED True", ["INPUT.LSJ.ENABLED is True beside INPUT.TILES"]),
+        (
+            "SIZE 256 ENGINE detectron2 TEST.AUG.ENABLED True INPUT.MASK_FORMAT polygon",
+            ["TEST.AUG.ENABLED is True", "set it to bitmask"],
+        ),
+    ],
+)
+def test_tiles_that_cannot_be_are_told_with_the_remedy(tmp_path, settings, said):
+    overrides = f"INPUT.TILES.ENABLED True INPUT.TILES.{settings}".split()
+    text = "\n".join(problems(write(tmp_path), overrides))
+    assert all(words in text for words in said), text
+    overrides[1] = "False"
+    if "LSJ" not in settings:
+        load_config(write(tmp_path), overrides)
+
+
 def test_shared_keys_have_detectron2s_types():
     cfg = detectron2_defaults()
     ours = set()
@@ -403,7 +424,8 @@ def test_shared_keys_have_detectron2s_types():
     assert ours == {
         "ENGINE",
         "WANDB",
-        *(n for n in SCHEMA if n.startswith(("MODEL.CONVNEXT.", "INPUT.LSJ.")) or "SOFT_NMS" in n),
+        *(n for n in SCHEMA if n.startswith(("MODEL.CONVNEXT.", "INPUT.LSJ.", "INPUT.TILES."))),
+        *(n for n in SCHEMA if "SOFT_NMS" in n),
         "MODEL.CLASS_ALIASES",
         "MODEL.FREEZE",
         "INPUT.VALUE_RANGE",

@@ -29,6 +29,7 @@ RGB_MEAN, RGB_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # ImageN
 KEYS: dict[str, Any] = {
     "ENGINE": "detectron2",
     "WANDB": False,
+    "DATASETS.VAL": (),
     "INPUT.VALUE_RANGE": [],
     "INPUT.SHOW_BANDS": [],
     "INPUT.LSJ.ENABLED": False,
@@ -40,6 +41,17 @@ KEYS: dict[str, Any] = {
     "INPUT.TILES.OVERLAP": -1,
     "INPUT.TILES.BACKGROUND": 0.2,
     "INPUT.TILES.MIN_VISIBLE": 0.1,
+    "INPUT.AUGMENTATION.ROTATE_90": False,
+    "INPUT.AUGMENTATION.BRIGHTNESS": 0.0,
+    "INPUT.AUGMENTATION.CONTRAST": 0.0,
+    "INPUT.AUGMENTATION.SATURATION": 0.0,
+    "INPUT.AUGMENTATION.HUE": 0.0,
+    "INPUT.AUGMENTATION.BLUR": 0.0,
+    "INPUT.AUGMENTATION.NOISE": 0.0,
+    "INPUT.AUGMENTATION.COPY_PASTE.ENABLED": False,
+    "INPUT.AUGMENTATION.COPY_PASTE.PROBABILITY": 1.0,
+    "INPUT.AUGMENTATION.COPY_PASTE.MIN_SCALE": 0.8,
+    "INPUT.AUGMENTATION.COPY_PASTE.MAX_SCALE": 1.25,
     "MODEL.CONVNEXT.SIZE": "convnextv2_atto",
     "MODEL.CONVNEXT.WEIGHTS": "",
     "MODEL.CONVNEXT.IN_CHANS": 3,
@@ -67,14 +79,25 @@ KEYS: dict[str, Any] = {
     "SOLVER.LAYER_DECAY_TYPE": "group",
     "SOLVER.EMA.ENABLED": False,
     "SOLVER.EMA.DECAY": 0.9999,
+    "SOLVER.EARLY_STOPPING.PATIENCE": 0,
+    "TEST.BEST_METRIC": "bbox/AP",
     "SOLVER.AMP.PRECISION": "bf16",  # detectron2's own trainer takes fp16
 }
 # Those of them that decide for themselves whether they act.
 SWITCHES = (
     "WANDB",
+    "DATASETS.VAL",
     "INPUT.VALUE_RANGE",
     "INPUT.LSJ.ENABLED",
     "INPUT.TILES.ENABLED",
+    "INPUT.AUGMENTATION.ROTATE_90",
+    "INPUT.AUGMENTATION.BRIGHTNESS",
+    "INPUT.AUGMENTATION.CONTRAST",
+    "INPUT.AUGMENTATION.SATURATION",
+    "INPUT.AUGMENTATION.HUE",
+    "INPUT.AUGMENTATION.BLUR",
+    "INPUT.AUGMENTATION.NOISE",
+    "INPUT.AUGMENTATION.COPY_PASTE.ENABLED",
     "MODEL.CLASS_ALIASES",
     "MODEL.FREEZE",
     "SOLVER.ACCUMULATE",
@@ -242,6 +265,8 @@ def _ours_alone(cfg: Any) -> Iterator[str]:
             "SOLVER.CLIP_GRADIENTS.CLIP_TYPE is 'full_model': detectron2's own trainer knows "
             "'value' and 'norm'"
         )
+    if cfg.INPUT.RANDOM_FLIP == "both":
+        yield "INPUT.RANDOM_FLIP is 'both': detectron2's own trainer flips in one direction"
     if model.DEVICE == "auto":
         yield "MODEL.DEVICE is 'auto': detectron2's own trainer knows 'cuda' and 'cpu'"
     classes = {"ROI_HEADS": model.ROI_HEADS, "RETINANET": model.RETINANET}

@@ -2,16 +2,18 @@
 
 A key that detectron2 has keeps detectron2's name, type and meaning (the source is its
 ``config/defaults.py``), so that the same file merges into ``get_cfg()``. Keys of this project:
-``ENGINE``, ``WANDB``, ``MODEL.CONVNEXT.*``, ``MODEL.ROI_HEADS.SOFT_NMS.*``, ``INPUT.LSJ.*``,
-``INPUT.TILES.*``, ``SOLVER.OPTIMIZER``, ``SOLVER.LAYER_DECAY*``, ``SOLVER.ACCUMULATE``,
-``SOLVER.EMA.*``, ``SOLVER.AMP.PRECISION``. The defaults are a Mask R-CNN with a feature pyramid, as
-in detectron2's ``Base-RCNN-FPN.yaml``; where that departs from ``get_cfg()``,
+``ENGINE``, ``WANDB``, ``DATASETS.VAL``, ``MODEL.CONVNEXT.*``, ``MODEL.ROI_HEADS.SOFT_NMS.*``,
+``INPUT.LSJ.*``, ``INPUT.TILES.*``, ``INPUT.AUGMENTATION.*``, ``SOLVER.OPTIMIZER``,
+``SOLVER.LAYER_DECAY*``, ``SOLVER.ACCUMULATE``, ``SOLVER.EMA.*``, ``SOLVER.AMP.PRECISION``,
+``SOLVER.EARLY_STOPPING.*``, ``TEST.BEST_METRIC``. The defaults are a Mask R-CNN with a feature
+pyramid, as in detectron2's ``Base-RCNN-FPN.yaml``; where that departs from ``get_cfg()``,
 ``det_configs/_base_`` says it again.
 
-Four values mean more here than in detectron2: ``MODEL.DEVICE: auto`` takes a GPU where there is
-one, ``ROI_HEADS.NUM_CLASSES: 0`` counts the categories of the annotations, empty ``PIXEL_MEAN`` and
-``PIXEL_STD`` are found (``detection.data.statistics``), and
-``CLIP_GRADIENTS.CLIP_TYPE: full_model`` clips the norm of all gradients together.
+Five values mean more here than in detectron2: ``INPUT.RANDOM_FLIP: both`` flips in both directions,
+``MODEL.DEVICE: auto`` takes a GPU where there is one, ``ROI_HEADS.NUM_CLASSES: 0`` counts the
+categories of the annotations, empty ``PIXEL_MEAN`` and ``PIXEL_STD`` are found
+(``detection.data.statistics``), and ``CLIP_GRADIENTS.CLIP_TYPE: full_model`` clips the norm of all
+gradients together.
 """
 
 from __future__ import annotations
@@ -90,11 +92,14 @@ SCHEMA: dict[str, Key] = {
     "OUTPUT_DIR": text("./output"),
 
     "DATASETS.TRAIN": dataset_names(),
+    "DATASETS.VAL": dataset_names(),                            # chooses model_best
     "DATASETS.TEST": dataset_names(),
     "DATALOADER.NUM_WORKERS": number(4, 0),
     "DATALOADER.FILTER_EMPTY_ANNOTATIONS": flag(True),          # in training only
     "DATALOADER.ASPECT_RATIO_GROUPING": flag(False),
-    "DATALOADER.SAMPLER_TRAIN": one_of("TrainingSampler"),
+    "DATALOADER.SAMPLER_TRAIN": one_of("TrainingSampler", "RepeatFactorTrainingSampler"),
+    "DATALOADER.REPEAT_THRESHOLD": number(0.0, 0, 1),           # rarer classes' images repeat
+    "DATALOADER.REPEAT_SQRT": flag(True),                       # of THRESHOLD / frequency
 
     "INPUT.FORMAT": one_of(*CHANNELS),                          # raw: IN_CHANS of them
     "INPUT.VALUE_RANGE": value_range(),                         # that become 0 and 255
@@ -105,7 +110,10 @@ SCHEMA: dict[str, Key] = {
     "INPUT.MAX_SIZE_TRAIN": number(1333, 1),
     "INPUT.MIN_SIZE_TEST": number(800, 0),                      # 0: images keep their size
     "INPUT.MAX_SIZE_TEST": number(1333, 1),
-    "INPUT.RANDOM_FLIP": one_of("horizontal", "vertical", "none"),
+    "INPUT.RANDOM_FLIP": one_of("horizontal", "vertical", "none", "both"),
+    "INPUT.CROP.ENABLED": flag(False),                          # ahead of the resizing
+    "INPUT.CROP.TYPE": one_of("relative_range", "relative", "absolute", "absolute_range"),
+    "INPUT.CROP.SIZE": numbers([0.9, 0.9], 0.0, count=2),       # parts of height, width; or pixels
     "INPUT.LSJ.ENABLED": flag(False),                           # replaces MIN_SIZE_TRAIN
     "INPUT.LSJ.MIN_SCALE": number(0.1, 0, above=True),
     "INPUT.LSJ.MAX_SCALE": number(2.0, 0, above=True),
@@ -115,6 +123,18 @@ SCHEMA: dict[str, Key] = {
     "INPUT.TILES.OVERLAP": number(-1, -1),                      # that two share; -1: likewise
     "INPUT.TILES.BACKGROUND": number(0.2, 0, 1),                # of training tiles: no object
     "INPUT.TILES.MIN_VISIBLE": number(0.1, 0, 1),               # of an object, to learn it
+    # For each of these, 0 and False are off. Strengths are the largest that are drawn.
+    "INPUT.AUGMENTATION.ROTATE_90": flag(False),                # by 0, 90, 180 or 270 degrees
+    "INPUT.AUGMENTATION.BRIGHTNESS": number(0.0, 0, 1),         # 0.2: times 0.8 to 1.2
+    "INPUT.AUGMENTATION.CONTRAST": number(0.0, 0, 1),           # 0.2: times 0.8 to 1.2
+    "INPUT.AUGMENTATION.SATURATION": number(0.0, 0, 1),         # of RGB and BGR alone
+    "INPUT.AUGMENTATION.HUE": number(0.0, 0, 0.5),              # in turns of the colours' circle
+    "INPUT.AUGMENTATION.BLUR": number(0.0, 0),                  # Gaussian's deviation, pixels
+    "INPUT.AUGMENTATION.NOISE": number(0.0, 0, 1),              # deviation, 1: black to white
+    "INPUT.AUGMENTATION.COPY_PASTE.ENABLED": flag(False),       # objects of another image
+    "INPUT.AUGMENTATION.COPY_PASTE.PROBABILITY": number(1.0, 0, 1),  # of an image to get some
+    "INPUT.AUGMENTATION.COPY_PASTE.MIN_SCALE": number(0.8, 0, above=True),
+    "INPUT.AUGMENTATION.COPY_PASTE.MAX_SCALE": number(1.25, 0, above=True),  # without LSJ
 
     "MODEL.META_ARCHITECTURE": one_of("GeneralizedRCNN"),
     "MODEL.DEVICE": Key("auto", "'auto', 'cpu', 'cuda', 'cuda:N' or 'mps' (Apple's GPU)",
@@ -228,9 +248,11 @@ SCHEMA: dict[str, Key] = {
     "SOLVER.AMP.ENABLED": flag(False),
     "SOLVER.AMP.PRECISION": one_of("bf16", "fp16"),
     "SOLVER.CHECKPOINT_PERIOD": number(5000, 1),
+    "SOLVER.EARLY_STOPPING.PATIENCE": number(0, 0),             # evaluations without a better one
 
     "TEST.DETECTIONS_PER_IMAGE": number(100, 1),
     "TEST.EVAL_PERIOD": number(0, 0),                           # 0: after the training only
+    "TEST.BEST_METRIC": one_of("bbox/AP", "bbox/AP50", "segm/AP", "segm/AP50"),  # on DATASETS.VAL
     "TEST.AUG.ENABLED": flag(False),                            # writes inference_TTA beside
     "TEST.AUG.MIN_SIZES": numbers((400, 500, 600, 700, 800, 900, 1000, 1100, 1200), 1),
     "TEST.AUG.MAX_SIZE": number(4000, 1),

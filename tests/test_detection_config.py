@@ -81,7 +81,8 @@ def test_every_problem_is_reported_with_its_file(tmp_path):
     assert problems(path, ["SOLVER.GAMA", "1", "TEST.EVAL_PERIOD", "x", "SEED"]) == [
         f"{OVERRIDES}: overrides are KEY VALUE pairs, but 'SEED' has no value",
         f"{base}: unknown key SOLVER.BASE_LRR; the closest known key is SOLVER.BASE_LR",
-        f"{base}: INPUT.RANDOM_FLIP is 'left'; it must be 'horizontal' or 'vertical' or 'none'",
+        f"{base}: INPUT.RANDOM_FLIP is 'left'; it must be 'horizontal' or 'vertical' or 'none' or "
+        "'both'",
         f"{path}: MODEL.MASK_ON is 'maybe'; it must be True or False",
         f"{path}: MODEL.RPN is a section, it cannot be 3",
         f"{path}: SOLVER.MAX_ITER is 0; it must be an integer of at least 1",
@@ -425,7 +426,8 @@ def test_shared_keys_have_detectron2s_types():
         "ENGINE",
         "WANDB",
         *(n for n in SCHEMA if n.startswith(("MODEL.CONVNEXT.", "INPUT.LSJ.", "INPUT.TILES."))),
-        *(n for n in SCHEMA if "SOFT_NMS" in n),
+        *(n for n in SCHEMA if n.startswith("INPUT.AUGMENTATION.") or "SOFT_NMS" in n),
+        "DATASETS.VAL",
         "MODEL.CLASS_ALIASES",
         "MODEL.FREEZE",
         "INPUT.VALUE_RANGE",
@@ -437,6 +439,8 @@ def test_shared_keys_have_detectron2s_types():
         "SOLVER.LAYER_DECAY",
         "SOLVER.LAYER_DECAY_TYPE",
         "SOLVER.AMP.PRECISION",
+        "SOLVER.EARLY_STOPPING.PATIENCE",
+        "TEST.BEST_METRIC",
     }
 
 

@@ -28,11 +28,11 @@ from torch import Tensor
 from backbones.convnext import ConvNeXt, Size
 from backbones.errors import InputError
 from backbones.key_adapters import Recognised, StateDict, from_ours, to_ours
-from backbones.layouts import adapt_stem
 from backbones.normalization import GRNOptions
-from backbones.sources import numbers, read_source
-from backbones.structure import ENCODER, OUT_NORMS, guess_size, of_stages, size_name
 from backbones.weight_files import save_safetensors
+from backbones.weights.layouts import adapt_stem
+from backbones.weights.sources import numbers, read_source
+from backbones.weights.structure import ENCODER, OUT_NORMS, guess_size, of_stages, size_name
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class EncoderFile:
     Args:
         source: a path or ``timm:NAME``.
         recognised: its tensors in our names; the format is "ours" if we wrote the file.
-        metadata: all that it tells, see :mod:`backbones.sources`.
+        metadata: all that it tells, see :mod:`backbones.weights.sources`.
     """
 
     source: str
@@ -180,7 +180,7 @@ def load_encoder(
             else in its place. What both have is loaded, gamma and beta of another form of GRN
             too; the rest is left out and newly initialised, as the log says.
         adapt_channels: a stem of other channels is turned into the model's, by
-            :func:`backbones.layouts.adapt_stem`.
+            :func:`backbones.weights.layouts.adapt_stem`.
         log: who says what was loaded, and under which licence.
 
     Raises:
@@ -355,7 +355,7 @@ def open_encoder(source: str | Path, in_chans: int = 3, key: str | None = None) 
 
     Args:
         source: a file of any format, or ``timm:NAME``.
-        in_chans, key: see :func:`backbones.sources.read_source`.
+        in_chans, key: see :func:`backbones.weights.sources.read_source`.
 
     Raises:
         FileNotFoundError, InputError: as :func:`load_encoder`.

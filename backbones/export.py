@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from backbones.checkpoint import build_encoder, open_encoder
 from backbones.convnext import ConvNeXt
 from backbones.errors import InputError
-from backbones.structure import size_name
+from backbones.weights.structure import size_name
 from backbones.whole_files import write_atomically
 
 logger = logging.getLogger(__name__)

@@ -25,8 +25,8 @@ from functools import cache
 from torch import Tensor
 
 from backbones.errors import InputError
-from backbones.layouts import to_our_layout, to_sparse_layout, to_timm_layout
-from backbones.structure import (
+from backbones.weights.layouts import to_our_layout, to_sparse_layout, to_timm_layout
+from backbones.weights.structure import (
     ENCODER,
     HEAD,
     OUT_NORMS,

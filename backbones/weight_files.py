@@ -1,7 +1,7 @@
 """Files of named tensors: read without running code, written whole or not at all.
 
-Pickles are read by :mod:`backbones.pickles`, so that a checkpoint cannot run code; whether a file
-is safetensors or a pickle is told by its first bytes.
+Pickles are read by :mod:`backbones.weights.pickles`, so that a checkpoint cannot run code;
+whether a file is safetensors or a pickle is told by its first bytes.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from backbones import pickles
 from backbones.errors import InputError
-from backbones.pickles import StandIn, damaged, raise_system_error
+from backbones.weights import pickles
+from backbones.weights.pickles import StandIn, damaged, raise_system_error
 from backbones.whole_files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -201,7 +201,7 @@ def _existing_file(path: str | Path) -> Path:
 
 
 def read_pickle(path: str | Path) -> Any:
-    """Whatever a pickled checkpoint holds, see :func:`backbones.pickles.read_pickle`.
+    """Whatever a pickled checkpoint holds, see :func:`backbones.weights.pickles.read_pickle`.
 
     Raises:
         FileNotFoundError: if there is no such file.

@@ -22,11 +22,11 @@ from fvcore.common.config import CfgNode
 
 from backbones.errors import InputError
 from detection.data.check import DECODED_UP_TO, check_tree
+from detection.data.checks.images import ANY, ImageFile, shared_images
+from detection.data.checks.problems import Findings, describe, shorten
+from detection.data.checks.segmentations import usable_segmentation
 from detection.data.coco_file import read_coco
-from detection.data.image_check import ANY, ImageFile, shared_images
-from detection.data.problems import Findings, describe, shorten
 from detection.data.records import Records
-from detection.data.segmentation_check import usable_segmentation
 from images.files import Reading
 from training.progress import progress
 

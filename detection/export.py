@@ -20,7 +20,7 @@ from detection.engines.classes import trained_classes
 from detection.engines.torchvision.model import MaskRCNN, build_mask_rcnn
 from detection.engines.weights import encoder_licence, newest_checkpoint, read_detector
 from detection.exporting.graph import DetectorGraph, suppress, suppress_by_torchvision
-from training.environment import git_commit, versions
+from training.records.environment import git_commit, versions
 
 LOWEST = -3.0e38  # above the -inf of an empty place, below every score
 

@@ -49,9 +49,9 @@ from images.inputs import (
     read_frames,
     readable_files,
 )
-from training.checkpoints import sha256_of
+from training.guards.checkpoints import sha256_of
+from training.guards.run_folder import held
 from training.progress import progress
-from training.run_folder import held
 
 logger = logging.getLogger(__name__)
 

@@ -46,14 +46,14 @@ from detection.run_record import (
     log_header,
     write_facts,
 )
-from training.checkpoints import checkpoint_step, list_checkpoints
 from training.cli import is_main_process, log_to
 from training.config_files import flatten
-from training.environment import peak_memory_mb
-from training.metrics import train_seconds
-from training.resume import compare_settings, is_free_key, say_changes
-from training.run_folder import held, refuse_existing_run, refuse_fewer_steps
-from training.trackers import tracker_problems
+from training.guards.checkpoints import checkpoint_step, list_checkpoints
+from training.guards.resume import compare_settings, is_free_key, say_changes
+from training.guards.run_folder import held, refuse_existing_run, refuse_fewer_steps
+from training.records.environment import peak_memory_mb
+from training.records.metrics import train_seconds
+from training.records.trackers import tracker_problems
 
 logger = logging.getLogger(__name__)
 

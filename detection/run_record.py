@@ -17,7 +17,7 @@ from backbones.convnext import STAGES, build_convnext
 from backbones.errors import InputError
 from backbones.normalization import GRNOptions
 from backbones.pyramid import all_levels_read, plan_pyramid
-from backbones.structure import ENCODER, OUT_NORMS, of_stages
+from backbones.weights.structure import ENCODER, OUT_NORMS, of_stages
 from backbones.whole_files import write_json
 from detection.config import get, resolve_device
 from detection.dataset import CocoDataset, joined_classes, result_parts, set_labels
@@ -25,8 +25,8 @@ from detection.engines.classes import trained_classes
 from detection.engines.torchvision.model import build_mask_rcnn
 from detection.engines.weights import background_rows
 from detection.schema import TORCHVISION_ONLY
-from training.commands import own_command
-from training.environment import device_name, git_commit, versions
+from training.command_line.commands import own_command
+from training.records.environment import device_name, git_commit, versions
 
 logger = logging.getLogger(__name__)
 

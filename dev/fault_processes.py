@@ -28,7 +28,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from training.jobs import finished_steps
+from training.command_line.jobs import finished_steps
 
 ROOT = Path(__file__).resolve().parent.parent
 PRELOAD = [

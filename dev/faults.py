@@ -44,7 +44,7 @@ from fault_processes import (
 
 from reporting.tables import markdown_table
 from training.cli import ToolParser, run_tool
-from training.jobs import finished_steps
+from training.command_line.jobs import finished_steps
 from training.progress import progress
 
 MARKS = ("<!-- faults -->", "<!-- end of faults -->")

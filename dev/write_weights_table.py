@@ -18,8 +18,8 @@ from torch import nn
 from backbones.convnext import SIZES
 from backbones.errors import InputError
 from backbones.key_adapters import FORMATS, Recognised, from_ours, to_ours
-from backbones.sources import LICENCE_NAMES, timm_evaluation
-from backbones.structure import check_head
+from backbones.weights.sources import LICENCE_NAMES, timm_evaluation
+from backbones.weights.structure import check_head
 from images.statistics import IMAGENET
 from training.cli import ToolParser, run_tool
 

@@ -35,14 +35,14 @@ from images.files import Reading, as_range
 from images.readers import fingerprint
 from images.statistics import Statistics, choose_statistics
 from training.cli import is_main_process
-from training.commands import own_command
+from training.command_line.commands import own_command
 from training.data import evenly_spread, seed_generators
-from training.environment import git_commit, versions
+from training.guards.run_folder import held, refuse_existing_run, refuse_fewer_steps
 from training.loop import train
 from training.options import loop_options
-from training.run_folder import held, refuse_existing_run, refuse_fewer_steps
+from training.records.environment import git_commit, versions
+from training.records.trackers import Pictures
 from training.schedule import cosine_with_warmup, warn_of_schedule
-from training.trackers import Pictures
 
 logger = logging.getLogger(__name__)
 

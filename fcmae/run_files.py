@@ -12,10 +12,10 @@ from typing import Any
 import yaml
 
 from backbones.whole_files import write_text
-from training.checkpoints import list_checkpoints
 from training.cli import is_main_process
+from training.guards.checkpoints import list_checkpoints
+from training.guards.resume import compare_settings, say_changes
 from training.options import FREE_ON_RESUME, TrainingOptions
-from training.resume import compare_settings, say_changes
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from backbones.errors import InputError
 from images.files import EIGHT_BITS, ImageError, Reading, open_picture, read_image
+from training.guards.workers import SigtermOnlyFromTrainer
 from training.progress import progress
-from training.workers import SigtermOnlyFromTrainer
 
 logger = logging.getLogger(__name__)
 

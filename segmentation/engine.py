@@ -39,14 +39,14 @@ from segmentation.inference import segment
 from segmentation.metrics import ConfusionMatrix, segmentation_metrics
 from segmentation.model import UPerNet
 from segmentation.weights import load_segmenter
-from training.checkpoints import list_checkpoints
 from training.cli import process_count
 from training.data import seed_generators
 from training.devices import find_device
-from training.environment import git_commit, versions
+from training.guards.checkpoints import list_checkpoints
 from training.loop import train
 from training.options import LoopOptions
 from training.progress import progress
+from training.records.environment import git_commit, versions
 
 logger = logging.getLogger(__name__)
 

@@ -25,12 +25,12 @@ from segmentation.dataset import SegmentationDataset, load_segmentation
 from segmentation.engine import newest_weights, predict_segmenter, train_segmenter
 from segmentation.report import write_report
 from segmentation.statistics import with_statistics
-from training.checkpoints import list_checkpoints
 from training.cli import is_main_process, log_to
-from training.environment import device_name, git_commit, peak_memory_mb, versions
-from training.metrics import train_seconds
-from training.resume import compare_settings, is_free_key, say_changes
-from training.run_folder import held, refuse_existing_run, refuse_fewer_steps
+from training.guards.checkpoints import list_checkpoints
+from training.guards.resume import compare_settings, is_free_key, say_changes
+from training.guards.run_folder import held, refuse_existing_run, refuse_fewer_steps
+from training.records.environment import device_name, git_commit, peak_memory_mb, versions
+from training.records.metrics import train_seconds
 from training.schedule import warn_of_schedule
 
 logger = logging.getLogger(__name__)

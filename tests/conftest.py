@@ -25,7 +25,7 @@ from PIL import Image
 from small_coco import write_small_coco
 from tracked import StubWandb
 
-from training import console
+from training.command_line import console
 
 torch.set_num_threads(1)
 if not torch.cuda.is_available():  # Triton, not yet imported, interprets its kernels on the CPU

@@ -15,7 +15,6 @@ from accelerate import init_empty_weights
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from backbones import sources as sources_module
 from backbones.checkpoint import (
     fingerprint,
     load_encoder,
@@ -23,13 +22,14 @@ from backbones.checkpoint import (
 )
 from backbones.convnext import SIZES, STAGES, ConvNeXt, GRNOptions, Size, build_convnext
 from backbones.key_adapters import FORMATS, from_ours, to_ours
-from backbones.structure import ENCODER, guess_size, size_name
 from backbones.weight_files import (
     read_metadata,
     read_state_dict,
     save_pickle,
     write_atomically,
 )
+from backbones.weights import sources as sources_module
+from backbones.weights.structure import ENCODER, guess_size, size_name
 
 SMALL = Size((8, 16, 24, 32), (1, 1, 2, 1), 2)
 CONVOLUTIONAL = Size((8, 16, 24, 32), (2, 1, 1, 1), 2)  # as timm's atto to nano

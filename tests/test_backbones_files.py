@@ -24,9 +24,9 @@ from backbones.checkpoint import load_encoder, open_encoder
 from backbones.convnext import STAGES, ConvNeXt, Size
 from backbones.errors import InputError
 from backbones.key_adapters import from_ours, to_ours
-from backbones.pickles import StandIn, read_pickle
-from backbones.structure import check_head
 from backbones.weight_files import read_state_dict
+from backbones.weights.pickles import StandIn, read_pickle
+from backbones.weights.structure import check_head
 from fcmae.classification.head import read_classifier
 
 SMALL = Size((8, 16, 24, 32), (1, 1, 2, 1), 2)

@@ -11,11 +11,11 @@ import pytest
 import timm
 import torch
 
-from backbones import sources
 from backbones.checkpoint import build_encoder, open_encoder
 from backbones.convnext import ConvNeXt
 from backbones.errors import InputError
 from backbones.key_adapters import from_ours, to_ours
+from backbones.weights import sources
 from fcmae.classification.head import read_classifier
 
 ROOT = Path(__file__).resolve().parent.parent

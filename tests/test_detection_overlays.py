@@ -15,7 +15,7 @@ from detection.dataset import load_dataset
 from detection.engines import load_engine
 from detection.engines.overlays import GAP, LONG_SIDE, overlays, overlays_due
 from detection.engines.torchvision import engine as torchvision_engine
-from training.trackers import PROJECT
+from training.records.trackers import PROJECT
 
 ENGINES = ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
 LOGS = {"torchvision": f"tensorboard/{PROJECT}", "detectron2": "."}

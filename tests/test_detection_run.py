@@ -16,8 +16,8 @@ from backbones.weight_files import read_metadata
 from detection.engines import load_engine
 from detection.evaluate import coco_metrics
 from detection.run import check_output_dir, run
-from training.checkpoints import list_checkpoints
-from training.environment import git_commit
+from training.guards.checkpoints import list_checkpoints
+from training.records.environment import git_commit
 
 
 def configure(data, output_dir, changes=None):

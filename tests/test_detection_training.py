@@ -35,8 +35,8 @@ from detection.engines.weights import detectron2_to_torchvision
 from detection.evaluate import coco_metrics
 from detection.run import run
 from images.files import read_image
-from training import environment
-from training.checkpoints import list_checkpoints
+from training.guards.checkpoints import list_checkpoints
+from training.records import environment
 
 ENGINES = ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
 SIDE, OBJECTS = 64, 2

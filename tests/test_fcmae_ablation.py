@@ -16,7 +16,7 @@ from safetensors import safe_open
 from fcmae.grids.grid import Grid, Row, known_flags, load_grid
 from fcmae.grids.run import plan, run_grid, shares, start_process
 from fcmae.grids.table import write_tables
-from training.intervals import estimate, paired_difference, t_quantile
+from training.records.intervals import estimate, paired_difference, t_quantile
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / "tools"
@@ -148,8 +148,8 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path):
 
 
 def test_runs_at_once_wait_for_their_pretraining_and_share_the_machine(tmp_path, monkeypatch):
-    monkeypatch.setattr("training.jobs.POLL_SECONDS", 0)
-    monkeypatch.setattr("training.jobs.usable_cores", lambda: 8)
+    monkeypatch.setattr("training.command_line.jobs.POLL_SECONDS", 0)
+    monkeypatch.setattr("training.command_line.jobs.usable_cores", lambda: 8)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

@@ -10,7 +10,7 @@ from torch import nn
 from fcmae.benchmarks.data import data_case, write_photographs
 from fcmae.benchmarks.growth import Sweep, draw_growth, measure_growth
 from fcmae.benchmarks.steps import EncoderCase, arithmetic_bound, encoder_case, saved_bytes
-from training.measure import interleaved, peak_bytes
+from training.records.measure import interleaved, peak_bytes
 
 
 def test_bound_is_the_visible_share_where_nothing_is_depthwise():

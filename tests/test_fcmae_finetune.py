@@ -23,7 +23,7 @@ from timm.utils import accuracy as timm_accuracy
 from backbones.checkpoint import OWN_WEIGHTS, load_encoder, save_encoder, save_ours
 from backbones.convnext import GRNOptions, build_convnext
 from backbones.key_adapters import from_ours
-from backbones.sources import read_source
+from backbones.weights.sources import read_source
 from detection.engines.torchvision.engine import load_initial_weights
 from detection.engines.torchvision.model import build_mask_rcnn
 from fcmae.classification.accuracy import evaluate_classifier

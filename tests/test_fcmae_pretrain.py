@@ -18,7 +18,7 @@ from backbones.convnext import build_convnext
 from backbones.errors import InputError
 from fcmae.pretrain import pretrain
 from fcmae.pretrain_options import PretrainOptions, parse_image_size
-from training.trackers import PROJECT
+from training.records.trackers import PROJECT
 
 
 def options(data, output_dir, **changes):

@@ -15,7 +15,7 @@ from fcmae.grids.study import Arm, Study, StudyOptions, run_study
 from fcmae.grids.study_labels import read_labels, split_labels
 from fcmae.grids.study_report import write_study
 from fcmae.grids.verdicts import LOOKS, verdict
-from training.intervals import estimate
+from training.records.intervals import estimate
 
 
 def test_an_interval_is_students_t_at_the_level_that_each_look_gets():

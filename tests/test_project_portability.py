@@ -29,9 +29,10 @@ from fcmae.classification.finetune import finetune
 from fcmae.classification.options import FinetuneOptions
 from fcmae.pretrain import pretrain
 from fcmae.pretrain_options import PretrainOptions
-from training import checkpoints, environment
 from training.devices import to_float64
-from training.processes import process_state
+from training.guards import checkpoints
+from training.guards.processes import process_state
+from training.records import environment
 
 FOLDERS = (*BASE, *WINGS, "tools", "dev", "examples", "ablations")
 FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
@@ -100,7 +101,7 @@ def test_no_module_needs_what_windows_lacks(monkeypatch, missing):
             if isinstance(node, (ast.Import, ast.ImportFrom))
         ]
         assert missing not in at_import, path
-    spec = importlib.util.find_spec("training.environment")
+    spec = importlib.util.find_spec("training.records.environment")
     anew = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(anew)
     assert anew.peak_rss_mb() > 100  # torch alone takes more

@@ -21,7 +21,7 @@ def both():
     from detectron2.modeling import build_model
 
     from segmentation.d2_head import add_segmentation_config
-    from training.shipped_files import DET_CONFIGS, find_shipped
+    from training.command_line.shipped_files import DET_CONFIGS, find_shipped
 
     torch.manual_seed(0)
     ours = build_segmenter(load_config(CONFIG, SMALL))

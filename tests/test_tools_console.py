@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from training import commands, console
 from training.cli import ToolParser, run_tool
-from training.shipped_files import ABLATIONS, DET_CONFIGS, find_shipped
+from training.command_line import commands, console
+from training.command_line.shipped_files import ABLATIONS, DET_CONFIGS, find_shipped
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = {

@@ -13,8 +13,8 @@ from PIL import Image
 from small_coco import write_small_coco
 from small_detector import small_config
 
+from detection.data.checks.segmentations import as_rle
 from detection.data.formats.convert import read_labels
-from detection.data.segmentation_check import as_rle
 from detection.dataset import load_dataset
 from detection.engines import load_engine
 from detection.run_record import collect_facts, write_facts

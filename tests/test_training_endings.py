@@ -16,10 +16,10 @@ import pytest
 import torch
 from test_training_loop import NoisySamples, losses, small_model
 
-from training import endings
-from training.checkpoints import checkpoint_step, list_checkpoints
 from training.cli import run_tool
-from training.endings import REQUEUE, requeue
+from training.guards import endings
+from training.guards.checkpoints import checkpoint_step, list_checkpoints
+from training.guards.endings import REQUEUE, requeue
 from training.loop import train
 from training.options import LoopOptions
 from training.schedule import cosine_with_warmup
@@ -241,7 +241,7 @@ PARENT = """
 import sys
 from pathlib import Path
 from training.cli import run_tool
-from training.jobs import Job, run_jobs
+from training.command_line.jobs import Job, run_jobs
 run = Path(sys.argv[2])
 command = [sys.executable, "-c", sys.argv[1], str(run)]
 raise SystemExit(run_tool(lambda: run_jobs([Job("child", command, run, 1)], Path.cwd())))

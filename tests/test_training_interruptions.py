@@ -23,8 +23,8 @@ import torch
 from safetensors.torch import load_file
 
 from fcmae.pretrain import PretrainOptions, pretrain
-from training.checkpoints import list_checkpoints
 from training.data import SigtermOnlyFromTrainer
+from training.guards.checkpoints import list_checkpoints
 
 STEPS, KILLS = 6, 20
 

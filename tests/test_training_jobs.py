@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from training.jobs import Job, finished_steps, run_jobs
+from training.command_line.jobs import Job, finished_steps, run_jobs
 
 
 def test_jobs_run_side_by_side_with_their_logs(tmp_path):

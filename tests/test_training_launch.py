@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 from backbones.errors import InputError
-from training.launch import start_processes
+from training.command_line.launch import start_processes
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = ("pretrain_fcmae", "finetune_classifier", "train_net", "train_segmentation")
 SCRIPT = """
 import os, sys
 from pathlib import Path
-from training.launch import start_processes
+from training.command_line.launch import start_processes
 if (code := start_processes(2, 1, 0, "auto")) >= 0:
     sys.exit(code)
 rank = os.environ["RANK"]

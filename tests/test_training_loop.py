@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from training import environment
-from training.checkpoints import list_checkpoints, write_checkpoint
 from training.data import BatchOrder, evenly_spread
+from training.guards.checkpoints import list_checkpoints, write_checkpoint
 from training.loop import PROJECT, NonFiniteLossError, train
 from training.options import LoopOptions
+from training.records import environment
 from training.schedule import cosine_with_warmup
 
 
@@ -373,7 +373,9 @@ def test_bf16_on_a_processor_without_it_is_warned_of_once(tmp_path, monkeypatch,
         monkeypatch.setattr(environment, "computes_in_bf16", lambda computes=computes: computes)
         for precision in ("no", "bf16"):
             small_training(tmp_path / f"{computes}_{precision}", 2, precision=precision)
-    (warning,) = [r.getMessage() for r in caplog.records if r.name == "training.environment"]
+    (warning,) = [
+        r.getMessage() for r in caplog.records if r.name == "training.records.environment"
+    ]
     assert warning.startswith("bf16 is many times slower than float32 here")
     assert f"({environment.device_name('cpu')}) has no bf16 instructions" in warning
     assert warning.endswith("float32: --precision no, or SOLVER.AMP.ENABLED False")

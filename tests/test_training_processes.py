@@ -17,8 +17,8 @@ from timm.utils import ModelEmaV3
 
 from backbones.errors import InputError
 from fcmae.pretrain import PretrainOptions, pretrain
-from training.checkpoints import list_checkpoints
-from training.processes import check_joined
+from training.guards.checkpoints import list_checkpoints
+from training.guards.processes import check_joined
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 20
@@ -116,7 +116,7 @@ import runpy, shutil, sys
 from pathlib import Path
 import torch
 sys.path[:0] = [".", "tests"]
-from training.checkpoints import list_checkpoints
+from training.guards.checkpoints import list_checkpoints
 
 folder = Path(sys.argv[sys.argv.index("--output-dir") + 1])
 def run(*more):

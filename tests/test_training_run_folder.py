@@ -18,17 +18,17 @@ from test_training_loop import small_model, small_training
 from timm.utils import ModelEmaV3
 
 from backbones.errors import InputError
-from training.checkpoints import list_checkpoints
-from training.metrics import train_seconds
-from training.run_folder import LOCK, checkpoint_bytes, held, refuse_full_disk
+from training.guards.checkpoints import list_checkpoints
+from training.guards.run_folder import LOCK, checkpoint_bytes, held, refuse_full_disk
+from training.records.metrics import train_seconds
+from training.records.trackers import PROJECT
 from training.schedule import warn_of_schedule
-from training.trackers import PROJECT
 
 ROOT = Path(__file__).resolve().parent.parent
 HOLD = """
 import sys, time
 from pathlib import Path
-from training.run_folder import held
+from training.guards.run_folder import held
 with held(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -10,7 +10,7 @@ from accelerate import PartialState
 from accelerate.tracking import WandBTracker
 
 from training.options import LoopOptions
-from training.trackers import PROJECT, log_pictures
+from training.records.trackers import PROJECT, log_pictures
 
 
 def test_pictures_reach_wandb_as_they_are(wandb):

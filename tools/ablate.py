@@ -15,7 +15,7 @@ from pathlib import Path
 from fcmae.grids.grid import load_grid
 from fcmae.grids.run import run_grid
 from training.cli import ToolParser, at_least, log_to, run_tool
-from training.commands import TOOLS
+from training.command_line.commands import TOOLS
 
 EXAMPLES = """\
 examples:

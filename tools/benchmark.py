@@ -19,8 +19,8 @@ from fcmae.benchmarks.steps import EncoderCase, encoder_case, pretrain_case
 from reporting.tables import by_column, markdown_table
 from training.cli import ToolParser, at_least, run_tool
 from training.devices import DEVICES, find_device
-from training.environment import device_name, versions
-from training.measure import Row
+from training.records.environment import device_name, versions
+from training.records.measure import Row
 
 EXAMPLES = """\
 examples:

@@ -20,7 +20,7 @@ from detection.data.check import (
     image_files,
     training_sentence,
 )
-from detection.data.problems import Problem
+from detection.data.checks.problems import Problem
 from detection.data.repair import repair_coco, write_coco
 from training.cli import ToolParser, run_tool
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from backbones.checkpoint import EncoderFile, recognised_file, save_ours
 from backbones.convnext import ConvNeXt, GRNOptions
 from backbones.errors import InputError
-from backbones.huggingface import write_huggingface_files
 from backbones.key_adapters import FORMATS, from_ours
-from backbones.sources import read_source
-from backbones.structure import ENCODER, HEAD, check_head, guess_size, size_name
 from backbones.weight_files import save_pickle, save_safetensors
+from backbones.weights.huggingface import write_huggingface_files
+from backbones.weights.sources import read_source
+from backbones.weights.structure import ENCODER, HEAD, check_head, guess_size, size_name
 from detection.engines.mmdetection import is_mmdetection, mmdetection_to_detectron2
 from training.cli import ToolParser, log_to, run_tool
 from training.progress import progress

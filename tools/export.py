@@ -12,7 +12,7 @@ from pathlib import Path
 from backbones.errors import InputError
 from backbones.export import PRECISIONS, check_target, encoder_export, write_export
 from training.cli import ToolParser, log_to, run_tool
-from training.tasks import task_of
+from training.command_line.tasks import task_of
 
 EXAMPLES = """examples:
   python tools/export.py --run runs/mine --output mine.onnx

@@ -13,7 +13,7 @@ from fcmae.classification.options import FinetuneOptions
 from fcmae.classification.recipes import VALUES, Recipe
 from fcmae.pretrain_options import parse_image_size
 from training.cli import NUMBERS, OptionsParser, log_to, run_tool
-from training.launch import add_launch_flags, launch_values, start_processes
+from training.command_line.launch import add_launch_flags, launch_values, start_processes
 
 EXAMPLES = """\
 examples:

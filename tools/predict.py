@@ -18,9 +18,9 @@ from detection.data.formats.convert import WRITERS
 from detection.predict import predict
 from detection.prediction.labels import write_labels
 from training.cli import ToolParser, at_least, log_to, run_tool
+from training.command_line.tasks import task_of
 from training.devices import DEVICES
-from training.run_folder import held
-from training.tasks import task_of
+from training.guards.run_folder import held
 
 EXAMPLES = """\
 examples:

@@ -9,7 +9,7 @@ from backbones.normalization import GRNOptions
 from fcmae.pretrain import pretrain
 from fcmae.pretrain_options import PretrainOptions, parse_image_size
 from training.cli import OptionsParser, log_to, run_tool
-from training.launch import add_launch_flags, launch_values, start_processes
+from training.command_line.launch import add_launch_flags, launch_values, start_processes
 
 EXAMPLES = """\
 examples:

@@ -17,10 +17,10 @@ from backbones.whole_files import write_text
 from detection.data.scenes import write_scenes
 from detection.report import write_report
 from training.cli import ToolParser, at_least, run_tool
-from training.commands import child_command, shown_command
+from training.command_line.commands import child_command, shown_command
+from training.command_line.jobs import Job, run_jobs
 from training.devices import DEVICES
-from training.jobs import Job, run_jobs
-from training.run_folder import held
+from training.guards.run_folder import held
 
 CONFIG = "quick/mask_rcnn_convnextv2_atto_{}_quick.yaml"
 PRETRAINING_STEPS = 300

@@ -17,8 +17,8 @@ from fcmae.grids.study_report import write_study
 from images.files import Reading
 from images.folders import files_of_folder
 from training.cli import ToolParser, log_to, run_tool
-from training.jobs import usable_cores
-from training.run_folder import held
+from training.command_line.jobs import usable_cores
+from training.guards.run_folder import held
 
 CONFIG = "quick/mask_rcnn_convnextv2_atto_scratch_quick.yaml"
 EXAMPLES = """\

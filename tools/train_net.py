@@ -11,8 +11,8 @@ import argparse
 from detection.config import load_config
 from detection.run import run
 from training.cli import ToolParser, run_tool
+from training.command_line.launch import add_launch_flags, launch_values, start_processes
 from training.devices import DEVICES
-from training.launch import add_launch_flags, launch_values, start_processes
 
 EXAMPLES = """\
 examples:

@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from backbones.errors import InputError
 from backbones.whole_files import REMEDIES, system_error, what_to_do
-from training.commands import as_called, is_console, own_program
-from training.endings import EndedError, end_soon, end_with_parent, ended_by_signals
-from training.workers import hush_half_made_loaders, loader_problem
+from training.command_line.commands import as_called, is_console, own_program
+from training.guards.endings import EndedError, end_soon, end_with_parent, ended_by_signals
+from training.guards.workers import hush_half_made_loaders, loader_problem
 
 # Problems of the user's input or machine; anything else is this project's own mistake.
 USER_ERRORS = (InputError, OSError)

@@ -19,8 +19,8 @@ import yaml
 from fvcore.common.config import BASE_KEY, CfgNode
 
 from backbones.errors import InputError
+from training.command_line.shipped_files import DET_CONFIGS, find_shipped
 from training.config_keys import Key
-from training.shipped_files import DET_CONFIGS, find_shipped
 
 OVERRIDES = "command line"
 DEFAULTS = "defaults"

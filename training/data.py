@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from training.workers import SigtermOnlyFromTrainer
+from training.guards.workers import SigtermOnlyFromTrainer
 
 
 class Samples(Protocol):

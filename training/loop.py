@@ -39,26 +39,23 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from backbones.errors import InputError
-from training.checkpoints import (
+from training.data import BatchOrder, Samples, build_loader, seed_generators, to_device
+from training.devices import find_device
+from training.guards.checkpoints import (
     CheckpointError,
     checkpoint_step,
     list_checkpoints,
     newest_checkpoint,
     write_checkpoint,
 )
-from training.data import BatchOrder, Samples, build_loader, seed_generators, to_device
-from training.devices import find_device
-from training.endings import (
+from training.guards.endings import (
     CHECKPOINT,
     EndedError,
     Endings,
     requeue,
     requeue_is_asked,
 )
-from training.environment import device_name, warn_of_slow_bf16
-from training.metrics import MetricsFile, Window, log_line
-from training.options import LoopOptions
-from training.processes import (
+from training.guards.processes import (
     all_finite,
     check_joined,
     gather_weights,
@@ -68,11 +65,14 @@ from training.processes import (
     prepare_sharding,
     process_state,
 )
+from training.guards.run_folder import checkpoint_bytes, refuse_existing_run, refuse_full_disk
+from training.guards.workers import StallWatch, hold_dead_workers_back, loader_problem
+from training.options import LoopOptions
 from training.progress import progress
-from training.run_folder import checkpoint_bytes, refuse_existing_run, refuse_full_disk
+from training.records.environment import device_name, warn_of_slow_bf16
+from training.records.metrics import MetricsFile, Window, log_line
+from training.records.trackers import PROJECT, LoggedValues, log_pictures
 from training.schedule import LrFactor
-from training.trackers import PROJECT, LoggedValues, log_pictures
-from training.workers import StallWatch, hold_dead_workers_back, loader_problem
 
 logger = logging.getLogger(__name__)
 

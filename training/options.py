@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from backbones.errors import InputError
 from training.devices import DEVICES, find_device
-from training.trackers import tracker_problems
+from training.records.trackers import tracker_problems
 
 LARGEST_SEED = 2**63 - 1  # torch's generators take no larger one
 

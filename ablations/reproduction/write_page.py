@@ -26,7 +26,7 @@ from fcmae.features.plots import COLOURS, MARKERS
 from fcmae.grids.grid import file_name
 from reporting.tables import csv_text, markdown_table
 from training.cli import run_tool
-from training.intervals import estimate, paired_difference
+from training.records.intervals import estimate, paired_difference
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LABELS = {"16": 16, "64": 64, "all": 400}  # labelled tiles of a grid's runs

@@ -32,7 +32,7 @@ from detection.config import load_config, to_detectron2
 from detection.engines.optimizer import build_adamw
 from detection.engines.torchvision.model import ConvNeXtFPN, build_mask_rcnn
 from detection.engines.weights import torchvision_to_detectron2
-from training.measure import Row, device_clock, held_bytes, interleaved, peak_bytes
+from training.records.measure import Row, device_clock, held_bytes, interleaved, peak_bytes
 
 CONFIGS = Path(det_configs.__file__).parent / "coco"
 CLASSES, OBJECTS = 80, 10

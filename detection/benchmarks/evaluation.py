@@ -22,7 +22,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detection.evaluate import METRICS, coco_metrics
-from training.measure import Row
+from training.records.measure import Row
 
 CLASSES = 80
 HEIGHT, WIDTH = 480, 640

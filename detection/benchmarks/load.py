@@ -33,9 +33,9 @@ from detection.dataset import CocoDataset, load_dataset, warn_of_shared_images
 from detection.evaluate import coco_metrics
 from detection.evaluation.diagnosis import diagnose
 from training.data import BatchOrder, SeededSamples
-from training.environment import peak_rss_mb
-from training.measure import Row
-from training.measure import in_fresh_process as _fresh
+from training.records.environment import peak_rss_mb
+from training.records.measure import Row
+from training.records.measure import in_fresh_process as _fresh
 
 IMAGES, OBJECTS = 118_000, 860_000  # of COCO's train2017: 118,287 and 860,001
 CROWDS = 0.01

@@ -23,8 +23,8 @@ from detection.config import load_config
 from detection.engines.torchvision.model import build_mask_rcnn
 from detection.engines.weights import torchvision_to_detectron2
 from detection.predict import predict
-from training.environment import peak_rss_mb
-from training.measure import Row, in_fresh_process
+from training.records.environment import peak_rss_mb
+from training.records.measure import Row, in_fresh_process
 
 CONFIG = Path(det_configs.__file__).parent / "quick/mask_rcnn_convnextv2_atto_scratch_quick.yaml"
 SHAPES = ((1000, 800, 100), (4000, 3000, 100), (8000, 6000, 10), (8000, 6000, 100))

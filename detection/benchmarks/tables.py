@@ -18,7 +18,7 @@ from detection.benchmarks.engines import (
 )
 from detection.benchmarks.evaluation import evaluation_case
 from detection.benchmarks.prediction import SHAPES, prediction_case
-from training.measure import Row
+from training.records.measure import Row
 
 PARTS = ("adapter", "engines", "cost", "evaluation", "prediction")
 ADAPTER_PIXELS, ADAPTER_ROUNDS = 224, 30  # small and often: what the adapter adds is constant

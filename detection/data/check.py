@@ -4,7 +4,7 @@ Errors stop a training; warnings do not, but a reader of the results should know
 
   * other spellings of what COCO says are read as they are meant, with a warning
     (``detection.data.coco_file``), and so are file names with back-slashes, percent signs or a path
-    that leads into the image folder (``detection.data.file_names``);
+    that leads into the image folder (``detection.data.checks.file_names``);
   * what has one remedy but changes the data is an error that ``--repair`` mends
     (``detection.data.repair``);
   * a box may reach 1 pixel beyond its image (rounding in annotation tools), not more;
@@ -35,10 +35,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from detection.data.annotation_check import REPAIR, Demands, check_annotations, index_by_id, is_id
-from detection.data.coco_file import read_coco
-from detection.data.file_names import find_file, leaves_folder, only_file_of_name
-from detection.data.image_check import (
+from detection.data.checks.annotations import REPAIR, Demands, check_annotations, index_by_id, is_id
+from detection.data.checks.file_names import find_file, leaves_folder, only_file_of_name
+from detection.data.checks.images import (
     ANY,
     FileState,
     ImageFile,
@@ -46,7 +45,8 @@ from detection.data.image_check import (
     same_files,
     shared_images,
 )
-from detection.data.problems import Findings, Problem, is_text
+from detection.data.checks.problems import Findings, Problem, is_text
+from detection.data.coco_file import read_coco
 from images.files import Reading
 from images.size_limit import size_fault
 from images.threads import in_threads

@@ -17,7 +17,7 @@ from array import array
 from pathlib import Path
 from typing import Any
 
-from detection.data.problems import Findings
+from detection.data.checks.problems import Findings
 from training.progress import progress
 
 FORM = "a COCO file is {'images': [...], 'annotations': [...], 'categories': [...]}"

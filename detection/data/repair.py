@@ -28,12 +28,12 @@ from typing import Any
 import pycocotools.mask as mask_util
 
 from backbones.whole_files import write_atomically
-from detection.data.annotation_check import BOX_TOLERANCE, boxes_differ, is_id
+from detection.data.checks.annotations import BOX_TOLERANCE, boxes_differ, is_id
+from detection.data.checks.file_names import files_by_name, find_file, only_file_of_name
+from detection.data.checks.images import shown_size
+from detection.data.checks.problems import Findings, Problem
+from detection.data.checks.segmentations import are_finite, as_rle, is_finite, mask_bounds
 from detection.data.coco_file import LISTS, read_coco
-from detection.data.file_names import files_by_name, find_file, only_file_of_name
-from detection.data.image_check import shown_size
-from detection.data.problems import Findings, Problem
-from detection.data.segmentation_check import are_finite, as_rle, is_finite, mask_bounds
 from training.progress import progress
 
 GONE = "left out"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 
-from detection.data.segmentation_check import run_lengths
+from detection.data.checks.segmentations import run_lengths
 
 
 def encode_strips(

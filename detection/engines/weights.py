@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from backbones.checkpoint import OWN_WEIGHTS
 from backbones.convnext import ConvNeXt
 from backbones.errors import InputError
-from backbones.layouts import adapt_stem
-from backbones.sources import read_source
+from backbones.weights.layouts import adapt_stem
+from backbones.weights.sources import read_source
 from detection.engines.mmdetection import is_mmdetection, mmdetection_to_detectron2
 from detection.engines.transfer import Classes, names_in, parse_aliases, select_classes
 

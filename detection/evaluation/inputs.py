@@ -21,11 +21,11 @@ import hotcoco
 from pycocotools import mask as rle_codec
 
 from backbones.errors import InputError
-from detection.data.annotation_check import is_id
 from detection.data.check import check_tree
+from detection.data.checks.annotations import is_id
+from detection.data.checks.problems import Findings, describe
+from detection.data.checks.segmentations import as_rle, is_finite, mask_bounds
 from detection.data.coco_file import decode_json, read_coco
-from detection.data.problems import Findings, describe
-from detection.data.segmentation_check import as_rle, is_finite, mask_bounds
 from detection.dataset import CocoDataset
 from training.progress import progress
 

@@ -24,8 +24,8 @@ from detection.engines.torchvision.predict import coco_results
 from detection.engines.torchvision.roi import rescale_detections
 from detection.evaluate import coco_metrics
 from reporting import tables
-from training.measure import interleaved
 from training.progress import progress
+from training.records.measure import interleaved
 
 logger = logging.getLogger(__name__)
 

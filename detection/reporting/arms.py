@@ -11,7 +11,7 @@ from detection.reporting.run import Run, read_run
 from reporting.blocks import Chart, RunName, Series
 from reporting.charts import chart_svg, downsample
 from reporting.tables import markdown_table
-from training.intervals import Estimate, estimate, paired_difference
+from training.records.intervals import Estimate, estimate, paired_difference
 
 TASKS = {"bbox": "box AP", "segm": "mask AP"}
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from detection.data.file_names import leaves_folder
-from detection.data.problems import is_text
+from detection.data.checks.file_names import leaves_folder
+from detection.data.checks.problems import is_text
 from detection.drawing.instances import Instance, coco_instances, draw_instances
 from detection.evaluation.inputs import read_ground_truth, read_results
 from detection.reporting.gallery import TYPICAL, Chosen

@@ -27,7 +27,7 @@ from fcmae.packed_mask import PackedMask
 from fcmae.pretrain import pretrain
 from fcmae.pretrain_options import PretrainOptions
 from training.data import SampleKey, SeededSamples
-from training.measure import Row
+from training.records.measure import Row
 
 WARM_UP = 2  # steps that wait for the workers to start
 BATCHES = 16  # that are read and timed in one process

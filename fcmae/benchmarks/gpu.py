@@ -25,7 +25,7 @@ from fcmae.benchmarks.steps import EncoderCase, described
 from fcmae.masking import grid_size, random_mask
 from fcmae.packed import MaskedDenseEncoder, PackedEncoder
 from fcmae.packed_mask import PackedMask
-from training.measure import Row, interleaved, synchronise
+from training.records.measure import Row, interleaved, synchronise
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from backbones.whole_files import write_atomically
 from fcmae.benchmarks.steps import EncoderCase
-from training.measure import Row
+from training.records.measure import Row
 
 
 @dataclass(frozen=True)

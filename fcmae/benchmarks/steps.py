@@ -21,7 +21,7 @@ from fcmae.masking import grid_size, random_mask, visible_count
 from fcmae.model import FCMAE
 from fcmae.packed import MaskedDenseEncoder, PackedEncoder
 from fcmae.packed_mask import PackedMask
-from training.measure import Row, interleaved
+from training.records.measure import Row, interleaved
 
 
 @dataclass(frozen=True)

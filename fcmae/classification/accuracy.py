@@ -18,7 +18,7 @@ from fcmae.classification.report import write_report
 from fcmae.classification.setup import set_up
 from fcmae.run_files import CLASSIFIER, CONFIG, write_json
 from training.devices import find_device
-from training.run_folder import held
+from training.guards.run_folder import held
 
 logger = logging.getLogger(__name__)
 

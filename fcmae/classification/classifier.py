@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from backbones.convnext import ConvNeXt
 from backbones.errors import InputError
 from backbones.export import Export
-from backbones.structure import size_name
+from backbones.weights.structure import size_name
 from fcmae.classification.head import build_classifier, read_classifier
 from fcmae.classification.setup import DEFAULT_SIZE
 from fcmae.classification.transforms import Transform, evaluation_transform

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from fcmae.classification.data import LabelledSamples, Sample, collate
 from images.files import ImageError
+from training.guards.workers import SigtermOnlyFromTrainer
 from training.progress import progress
-from training.workers import SigtermOnlyFromTrainer
 
 logger = logging.getLogger(__name__)
 

@@ -47,10 +47,10 @@ from images.bad_images import BadImages
 from images.readers import fingerprint
 from training.cli import is_main_process, process_count
 from training.data import evenly_spread, seed_generators
-from training.environment import git_commit, versions
+from training.guards.run_folder import held, refuse_existing_run, refuse_fewer_steps
 from training.loop import train
 from training.options import loop_options
-from training.run_folder import held, refuse_existing_run, refuse_fewer_steps
+from training.records.environment import git_commit, versions
 from training.schedule import cosine_with_warmup, warn_of_schedule
 
 logger = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from torch import Tensor
 from backbones.checkpoint import OWN_WEIGHTS, EncoderFile, load_encoder, open_encoder
 from backbones.convnext import SIZES, ConvNeXt, GRNOptions, build_convnext
 from backbones.errors import InputError
-from backbones.sources import numbers
-from backbones.structure import HEAD, check_head
+from backbones.weights.sources import numbers
+from backbones.weights.structure import HEAD, check_head
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from fcmae.classification.transforms import CROP_PCT, resized_and_cropped
 from fcmae.data import pretraining_samples
 from images.labels import read_labels
 from images.statistics import Statistics
-from training.workers import SigtermOnlyFromTrainer
+from training.guards.workers import SigtermOnlyFromTrainer
 
 logger = logging.getLogger(__name__)
 

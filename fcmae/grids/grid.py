@@ -45,8 +45,8 @@ from fcmae.classification.options import FinetuneOptions
 from fcmae.classification.recipes import Recipe
 from fcmae.grids.value_types import type_problems
 from fcmae.pretrain_options import PretrainOptions
+from training.command_line.shipped_files import ABLATIONS, find_shipped
 from training.config_files import read_layers
-from training.shipped_files import ABLATIONS, find_shipped
 
 STAGES = ("pretrain", "classify", "detect")
 METRICS = ("top-1", "top-1 (averaged)", "box AP", "mask AP", "pretraining hours")

@@ -26,9 +26,9 @@ from backbones.errors import InputError
 from backbones.whole_files import write_text
 from fcmae.grids.grid import STAGES, Grid, Row, file_name
 from fcmae.grids.table import Results, write_tables
-from training.jobs import Running, run_side_by_side, share_of_cores, start_process
+from training.command_line.jobs import Running, run_side_by_side, share_of_cores, start_process
+from training.guards.run_folder import held
 from training.progress import progress
-from training.run_folder import held
 
 logger = logging.getLogger(__name__)
 

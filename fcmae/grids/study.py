@@ -26,7 +26,7 @@ from backbones.whole_files import write_json
 from fcmae.grids.run import GridRun, StartCommand, shares
 from fcmae.grids.study_labels import Labels, Split
 from fcmae.grids.verdicts import LOOKS, Verdict, verdict
-from training.jobs import Running, Share, run_side_by_side, start_process
+from training.command_line.jobs import Running, Share, run_side_by_side, start_process
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from backbones.whole_files import write_text
 from fcmae.grids.grid import METRICS, Grid
-from training.intervals import Estimate, estimate, paired_difference
+from training.records.intervals import Estimate, estimate, paired_difference
 
 # row name -> metric -> seed -> value
 Results = dict[str, dict[str, dict[int, float]]]

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from training.intervals import LEVEL, estimate
+from training.records.intervals import LEVEL, estimate
 
 LOOKS = (3, 5, 8, 12, 20)  # numbers of pairs
 

@@ -16,9 +16,9 @@ import pycocotools.mask as mask_util
 
 from backbones.errors import InputError
 from backbones.whole_files import write_text
+from detection.data.checks.segmentations import as_rle, rle_of
 from detection.data.formats.labels import GONE, Builder, ImageFinder, ellipse, turned
 from detection.data.formats.outlines import outlines
-from detection.data.segmentation_check import as_rle, rle_of
 from training.progress import progress
 
 WITHOUT_AREA = ("polyline", "points", "skeleton", "cuboid", "tag")

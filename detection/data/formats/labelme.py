@@ -19,10 +19,10 @@ from PIL import Image
 
 from backbones.errors import InputError
 from backbones.whole_files import write_json
+from detection.data.checks.segmentations import rle_of
 from detection.data.coco_file import decode_json
 from detection.data.formats.labels import Builder, ImageFinder, ellipse, points_of
 from detection.data.formats.outlines import outlines
-from detection.data.segmentation_check import rle_of
 from training.progress import progress
 
 Shape = dict[str, Any]

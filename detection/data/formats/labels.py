@@ -14,9 +14,9 @@ import numpy as np
 import pycocotools.mask as mask_util
 from numpy.typing import ArrayLike
 
-from detection.data.image_check import shown_size
-from detection.data.problems import Findings, Problem
-from detection.data.segmentation_check import rle_of
+from detection.data.checks.images import shown_size
+from detection.data.checks.problems import Findings, Problem
+from detection.data.checks.segmentations import rle_of
 from images.folders import ending_of, files_of_folder
 from images.formats import image_endings
 from images.threads import in_threads

@@ -18,8 +18,8 @@ from PIL import Image
 
 from backbones.errors import InputError
 from backbones.whole_files import write_atomically
+from detection.data.checks.segmentations import as_rle
 from detection.data.formats.labels import Builder, image_files
-from detection.data.segmentation_check import as_rle
 from training.progress import progress
 
 ENDINGS = ("", "_masks", "_cp_masks", "_mask", "_label", "_labels", "_instances", "_instance_ids")

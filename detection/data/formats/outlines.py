@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 
-from detection.data.segmentation_check import as_rle
+from detection.data.checks.segmentations import as_rle
 
 
 def outlines(segmentation: Any, height: int, width: int) -> list[list[float]]:

@@ -27,9 +27,9 @@ from detectron2.utils import comm
 from backbones.errors import InputError
 from backbones.weight_files import read_pickle, save_stream
 from backbones.whole_files import REMEDIES, write_atomically, write_text
-from training.checkpoints import CheckpointError
-from training.endings import CHECKPOINT, EndedError, Endings, requeue, requeue_is_asked
-from training.workers import StallWatch, hold_dead_workers_back, loader_problem
+from training.guards.checkpoints import CheckpointError
+from training.guards.endings import CHECKPOINT, EndedError, Endings, requeue, requeue_is_asked
+from training.guards.workers import StallWatch, hold_dead_workers_back, loader_problem
 
 logger = logging.getLogger(__name__)
 

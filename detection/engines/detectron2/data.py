@@ -33,7 +33,7 @@ from detection.data.records import Records
 from detection.dataset import CocoDataset
 from images.resizing import resized
 from training.data import BatchOrder, SampleKey, seed_cpu_generators, seed_generators
-from training.workers import prepare_worker
+from training.guards.workers import prepare_worker
 
 
 class _ShiftingCrop(T.CropTransform):

@@ -26,7 +26,7 @@ from detection.engines.detectron2.trainer import Trainer, build_detector
 from detection.engines.interface import Detect
 from detection.engines.weights import newest_checkpoint
 from training.devices import find_device
-from training.processes import check_joined
+from training.guards.processes import check_joined
 
 
 class Detectron2Engine:

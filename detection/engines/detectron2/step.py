@@ -22,8 +22,8 @@ from backbones.errors import InputError
 from backbones.weight_files import save_pickle
 from detection.config import resolve_precision
 from detection.engines.detectron2.data import TrainingBatches
-from training.endings import Endings
-from training.workers import StallWatch
+from training.guards.endings import Endings
+from training.guards.workers import StallWatch
 
 
 class Step(SimpleTrainer):

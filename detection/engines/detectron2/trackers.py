@@ -10,7 +10,7 @@ from detectron2.utils.events import EventWriter, get_event_storage
 from detection.config import flat_values
 from detection.engines.detectron2.results import detector_of
 from detection.engines.overlays import overlays, overlays_due
-from training.trackers import PROJECT
+from training.records.trackers import PROJECT
 
 
 class OverlayHook(HookBase):

@@ -46,13 +46,13 @@ from detection.engines.weights import AVERAGE_FOLDER, freeze_parts, read_detecto
 from detection.evaluate import metrics_of
 from detection.evaluation.inputs import read_evaluation
 from training.data import seed_generators
-from training.endings import Endings
-from training.environment import device_name, peak_memory_mb, warn_of_slow_bf16
+from training.guards.endings import Endings
+from training.guards.run_folder import checkpoint_bytes, refuse_existing_run, refuse_full_disk
+from training.guards.workers import loader_problem
 from training.loop import NonFiniteLossError
-from training.metrics import MetricsFile, train_seconds
 from training.progress import progress
-from training.run_folder import checkpoint_bytes, refuse_existing_run, refuse_full_disk
-from training.workers import loader_problem
+from training.records.environment import device_name, peak_memory_mb, warn_of_slow_bf16
+from training.records.metrics import MetricsFile, train_seconds
 
 logger = logging.getLogger(__name__)
 

@@ -44,15 +44,15 @@ from detection.engines.weights import (
 )
 from detection.evaluate import metrics_of
 from detection.evaluation.inputs import read_evaluation
-from training.checkpoints import list_checkpoints
 from training.data import seed_generators
 from training.devices import find_device
-from training.environment import git_commit, versions
+from training.guards.checkpoints import list_checkpoints
+from training.guards.processes import process_state
 from training.loop import train
 from training.options import LoopOptions
-from training.processes import process_state
+from training.records.environment import git_commit, versions
+from training.records.trackers import LoggedValues
 from training.schedule import LrFactor
-from training.trackers import LoggedValues
 
 logger = logging.getLogger(__name__)
 

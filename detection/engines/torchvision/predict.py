@@ -21,8 +21,8 @@ from detection.data.windows import encode_strips
 from detection.dataset import CocoDataset
 from detection.engines.interface import Detect
 from detection.engines.masks import encode_masks
+from training.guards.workers import SigtermOnlyFromTrainer
 from training.progress import progress
-from training.workers import SigtermOnlyFromTrainer
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from backbones.whole_files import write_text
-from training.environment import peak_memory_mb
+from training.records.environment import peak_memory_mb
 
 logger = logging.getLogger(__name__)
 

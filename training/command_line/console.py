@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from training.cli import run_tool
-from training.commands import PROGRAM, closest, commands, summary
+from training.command_line.commands import PROGRAM, closest, commands, summary
 
 DISTRIBUTION = "convnextv2-fcmae-detection"
 

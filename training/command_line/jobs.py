@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 from tqdm import tqdm
 
 from backbones.errors import InputError
-from training.endings import PARENT
+from training.guards.endings import PARENT
 from training.progress import progress
 
 POLL_SECONDS = 0.2

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from backbones.errors import InputError
 from backbones.normalization import NORM_EPS
-from backbones.sources import numbers
-from backbones.structure import OUT_NORMS, guess_size
+from backbones.weights.sources import numbers
+from backbones.weights.structure import OUT_NORMS, guess_size
 from backbones.whole_files import write_json
 
 
@@ -28,7 +28,7 @@ def write_huggingface_files(
     Args:
         folder: where the weights' file is.
         tensors: all that is written there, in our names.
-        metadata: what their source tells, see :mod:`backbones.sources`.
+        metadata: what their source tells, see :mod:`backbones.weights.sources`.
 
     Returns:
         The names of the files.

@@ -20,8 +20,8 @@ from torch import nn
 
 from backbones.errors import InputError
 from backbones.whole_files import remove_unfinished
-from training.checkpoints import checkpoint_step, list_checkpoints
 from training.cli import is_main_process
+from training.guards.checkpoints import checkpoint_step, list_checkpoints
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from detection.data.problems import Findings, shorten
-from detection.data.segmentation_check import (
+from detection.data.checks.problems import Findings, shorten
+from detection.data.checks.segmentations import (
     are_finite,
     is_finite,
     mask_areas,

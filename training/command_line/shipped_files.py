@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from training.commands import HOME, closest, shipped_folder
+from training.command_line.commands import HOME, closest, shipped_folder
 
 DET_CONFIGS = HOME / "det_configs"
 ABLATIONS = shipped_folder("fcmae_ablations", "ablations")

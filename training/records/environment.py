@@ -41,7 +41,7 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str:
     """The commit of this checkout with "+changes" where it has any; "unknown" outside of one."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return "unknown"
     try:

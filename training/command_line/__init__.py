@@ -1,0 +1,1 @@
+"""The console command, its subcommands, and how they start processes and jobs."""

@@ -1,0 +1,1 @@
+"""What a run says and measures: facts, metrics, trackers, seconds and memory, intervals."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+from dataclasses import replace
 from functools import cache
 from typing import Any, BinaryIO
 
@@ -19,7 +20,8 @@ import numpy as np
 from PIL import Image, features
 
 from images.picture import EIGHT_BITS, ImageError, Picture, damage, sides_shown, turned
-from images.size_limit import refuse_absurd_size
+from images.size_limit import refuse_absurd_parts, refuse_absurd_size, size_fault
+from images.tiff_segments import Window, tiff_window
 
 SIXTEEN_BITS = 65535
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -260,11 +262,17 @@ def _open_tiff(file: BinaryIO) -> Picture:
             whole = bits == 8 and samples == names.get(getattr(kind, "name", ""), -1) + alpha
         sides = dict(zip(series.axes, series.shape, strict=True))
     white = None if dtype.kind == "f" else 2 ** (bits - (dtype.kind == "i")) - 1
+    others = [axis for axis in series.axes if axis not in "YX"]
+    part = _part_of_tiff(series, white if dark and dtype.kind == "u" else None)
+    if orientation != 1 or (whole and alpha and "UN" not in tifffile.EXTRASAMPLE(extra[-1]).name):
+        part = None  # turned, or Pillow divides its colours by alpha
+    if part and whole and size_fault(sides["Y"], sides["X"]):
+        whole = False  # Pillow does not open it
     if whole and series.axes in ("YX", "YXS"):
         file.seek(0)
         stored = (sides["Y"], sides["X"], orientation)
-        return _open_pillow(file, stored, white if bits > 8 else None, dark and bits > 8)
-    others = [axis for axis in series.axes if axis not in "YX"]
+        picture = _open_pillow(file, stored, white if bits > 8 else None, dark and bits > 8)
+        return replace(picture, window=part)
     if not {"Y", "X"} <= set(series.axes) or len(others) > 1:
         raise ImageError(
             f"cannot be read: a TIFF of axes {series.axes} ({series.shape}); save one image, with "
@@ -273,7 +281,11 @@ def _open_tiff(file: BinaryIO) -> Picture:
     if dtype.kind not in "uif":
         raise ImageError(f"cannot be read: its values are {dtype}; save integers or real numbers")
 
+    channels = sides[others[0]] if others else 1
+
     def decode(shrink: int) -> np.ndarray:
+        with damage(READ):
+            refuse_absurd_size(sides["Y"], sides["X"], channels, by_parts=part is not None)
         with damage(DECODED):
             array = series.asarray()
         order = [series.axes.index(axis) for axis in ("Y", "X", *others)]
@@ -282,12 +294,36 @@ def _open_tiff(file: BinaryIO) -> Picture:
             array = dtype.type(white) - array
         return turned(array, orientation)
 
-    channels = sides[others[0]] if others else 1
     with damage(READ):
-        refuse_absurd_size(sides["Y"], sides["X"], channels)
+        if part:
+            refuse_absurd_parts(sides["Y"], sides["X"])
+        else:
+            refuse_absurd_size(sides["Y"], sides["X"], channels)
     shown = sides_shown(sides["Y"], sides["X"], orientation)
     eight_bit = dtype == np.uint8 and bits == 8
-    return Picture(*shown, channels, alpha, decode, eight_bit, white, orientation=orientation)
+    return Picture(
+        *shown, channels, alpha, decode, eight_bit, white, orientation=orientation, window=part
+    )
+
+
+def _part_of_tiff(series: Any, darkest: float | None) -> Window | None:
+    """How a part of a TIFF is read.
+
+    Args:
+        darkest: the value that means black, where 0 means white.
+    """
+    with damage(READ):
+        stored = tiff_window(series)
+    if stored is None:
+        return None
+
+    def window(top: int, left: int, height: int, width: int) -> np.ndarray:
+        with damage(DECODED):
+            part = stored(top, left, height, width)
+        part = part.astype(part.dtype.newbyteorder("="), copy=False)
+        return part if darkest is None else part.dtype.type(darkest) - part
+
+    return window
 
 
 def _open_npy(file: BinaryIO) -> Picture:
@@ -295,27 +331,47 @@ def _open_npy(file: BinaryIO) -> Picture:
     with damage(READ):
         version = np.lib.format.read_magic(file)
         read = {(1, 0): np.lib.format.read_array_header_1_0}
-        shape, _, dtype = read.get(version, np.lib.format.read_array_header_2_0)(file)
+        shape, fortran, dtype = read.get(version, np.lib.format.read_array_header_2_0)(file)
     form = "an image is [height, width] or [height, width, channels] of integers or real numbers"
     if len(shape) not in (2, 3) or 0 in shape or dtype.kind not in "buif":
         raise ImageError(f"cannot be read: an array {list(shape)} of {dtype}; {form}")
     height, width, channels = (*shape, 1)[:3]
+    first = file.tell()
     with damage(READ):
-        refuse_absurd_size(height, width, channels)
+        if fortran:
+            refuse_absurd_size(height, width, channels)
+        else:
+            refuse_absurd_parts(height, width)
 
-    def decode(shrink: int) -> np.ndarray:
-        with damage(DECODED):
-            file.seek(0)
-            array = np.load(file, allow_pickle=False).reshape(height, width, channels)
+    def converted(array: np.ndarray) -> np.ndarray:
         if dtype.kind == "b":
             return array.astype(np.uint8) * np.uint8(EIGHT_BITS)
         return array.astype(dtype.newbyteorder("="), copy=False)
+
+    def decode(shrink: int) -> np.ndarray:
+        with damage(READ):
+            refuse_absurd_size(height, width, channels, by_parts=not fortran)
+        with damage(DECODED):
+            file.seek(0)
+            array = np.load(file, allow_pickle=False).reshape(height, width, channels)
+        return converted(array)
+
+    def window(top: int, left: int, rows: int, columns: int) -> np.ndarray:
+        part, pixel = np.empty((rows, columns, channels), dtype), channels * dtype.itemsize
+        with damage(DECODED):
+            for row in range(rows):
+                file.seek(first + ((top + row) * width + left) * pixel)
+                part[row] = np.frombuffer(file.read(columns * pixel), dtype).reshape(-1, channels)
+        return converted(part)
 
     white = {"b": EIGHT_BITS, "f": None}.get(dtype.kind, 0)
     white = np.iinfo(dtype).max if white == 0 else white
     note = f"its array {list(shape)} is read as [height, width, channels]"
     eight_bit = dtype in (np.uint8, np.bool_)
-    return Picture(height, width, channels, False, decode, eight_bit, white, note=note)
+    by_parts = None if fortran else window
+    return Picture(
+        height, width, channels, False, decode, eight_bit, white, note=note, window=by_parts
+    )
 
 
 def _open_dicom(file: BinaryIO) -> Picture:

@@ -55,6 +55,9 @@ class Picture:
             values, which mean themselves.
         orientation: EXIF's, 1 to 8, by which ``decode`` turns the pixels.
         note: a hint for who finds the number of channels wrong.
+        window: from top, left, height and width of a part to its ``[h, w, channels]``, which only
+            the part is decoded for; None where the format has no parts. Such an image may be
+            larger than what may be decoded as a whole.
     """
 
     height: int
@@ -66,6 +69,7 @@ class Picture:
     white: float | None
     orientation: int = 1
     note: str = ""
+    window: Callable[[int, int, int, int], np.ndarray] | None = None
 
     @property
     def colours(self) -> int:
@@ -88,7 +92,7 @@ class Picture:
                 out the finest of its frequencies.
 
         Raises:
-            ImageError: if the pixels are damaged.
+            ImageError: if the pixels are damaged, or more than may be decoded as a whole.
         """
         return self.decode(shrink)
 
@@ -110,7 +114,13 @@ def picture_of(pixels: np.ndarray) -> Picture:
         values = values.astype(np.uint8) * np.uint8(EIGHT_BITS)
     white = None if values.dtype.kind == "f" else np.iinfo(values.dtype).max
     eight_bit = values.dtype == np.uint8
-    return Picture(height, width, channels, False, lambda shrink: values, eight_bit, white)
+
+    def window(top: int, left: int, rows: int, columns: int) -> np.ndarray:
+        return values[top : top + rows, left : left + columns]
+
+    return Picture(
+        height, width, channels, False, lambda shrink: values, eight_bit, white, window=window
+    )
 
 
 def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:

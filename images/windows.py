@@ -1,0 +1,119 @@
+"""An image file part by part, so that its size does not decide the memory.
+
+A TIFF in strips or tiles and a ``.npy`` array are read by parts, never as a whole. Every other
+format (and a TIFF that is turned, has a palette, or lies in one large compressed strip) is decoded
+once, whole, and said so where it is large.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from images.files import Reading, open_picture
+from images.picture import ImageError, Picture
+
+logger = logging.getLogger(__name__)
+
+BAND_VALUES = 2**24  # of rows that are read at a time
+LARGE = 2**26  # pixels from which it is said that an image is decoded as a whole
+
+
+class Windows:
+    """A picture whose parts are read one by one.
+
+    Args:
+        picture: with its file open.
+        reading: how its pixels become an array.
+        name: for messages.
+
+    Attributes:
+        by_parts: whether only the parts are decoded that are asked for.
+
+    Raises:
+        ImageError: if the picture cannot become such an array.
+    """
+
+    def __init__(self, picture: Picture, reading: Reading, name: str = "an image") -> None:
+        reading.check(picture)
+        self.picture, self.reading, self.name = picture, reading, name
+        self.by_parts = picture.window is not None
+        self._whole: np.ndarray | None = None
+
+    @property
+    def height(self) -> int:
+        return self.picture.height
+
+    @property
+    def width(self) -> int:
+        return self.picture.width
+
+    def read(self, x: int, y: int, width: int, height: int) -> np.ndarray:
+        """The part from column x and row y on: ``[height, width, C]``, see :meth:`Reading.read`.
+
+        Raises:
+            ImageError: if it is damaged.
+        """
+        assert 0 <= x <= x + width <= self.width
+        assert 0 <= y <= y + height <= self.height
+        if self.picture.window is not None:
+            return self.reading.values(self.picture, self.picture.window(y, x, height, width))
+        if self._whole is None:
+            if self.height * self.width > LARGE:
+                logger.info(
+                    "%s: %d x %d pixels are decoded as a whole, for this format has no parts; a "
+                    "TIFF with tiles is read part by part", self.name, self.width, self.height,
+                )  # fmt: skip
+            self._whole = self.picture.pixels()
+        return self.reading.values(self.picture, self._whole[y : y + height, x : x + width])
+
+    def bands(self, rows: int = 0) -> Iterator[np.ndarray]:
+        """All of it from top to bottom, ``rows`` (by default a bounded number) at a time."""
+        rows = rows or max(1, BAND_VALUES // (self.width * self.picture.channels))
+        for y in range(0, self.height, rows):
+            yield self.read(0, y, self.width, min(rows, self.height - y))
+
+    def shrunk(self, pixels: int) -> np.ndarray:
+        """The whole at a size of at most so many pixels: means over squares of whole pixels."""
+        factor = max(1, int(np.ceil((self.height * self.width / pixels) ** 0.5)))
+        if factor == 1:
+            return self.read(0, 0, self.width, self.height)
+        rows = factor * max(1, BAND_VALUES // (self.width * self.picture.channels * factor))
+        width = max(1, round(self.width / factor))
+        parts = [
+            np.stack(
+                [
+                    cv2.resize(
+                        np.ascontiguousarray(band[..., channel]),
+                        (width, max(1, round(len(band) / factor))),
+                        interpolation=cv2.INTER_AREA,
+                    )
+                    for channel in range(band.shape[-1])
+                ],
+                axis=-1,
+            )
+            for band in self.bands(rows)
+        ]
+        return np.concatenate(parts)
+
+
+@contextmanager
+def open_windows(path: str | Path, reading: Reading) -> Iterator[Windows]:
+    """An image file's :class:`Windows`, while it is open.
+
+    Raises:
+        FileNotFoundError: if it does not exist.
+        ImageError: naming it, if it cannot be used; while it is open, too.
+    """
+    with open(path, "rb") as file:
+        try:
+            yield Windows(open_picture(file), reading, str(path))
+        except ImageError as error:
+            if str(error).startswith(str(path)):
+                raise
+            raise ImageError(f"{path} {error}") from error

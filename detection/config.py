@@ -22,6 +22,7 @@ from backbones.d2_config import add_convnext_config
 from backbones.errors import InputError
 from backbones.normalization import GRNOptions
 from backbones.pyramid import level_contradictions
+from detection.data.augmentation.checks import augmentation_contradictions
 from detection.data.statistics import known_statistics
 from detection.schema import CHANNELS, IN_TRAINING_ALONE, SCHEMA, TORCHVISION_ONLY
 from training.config_files import add_defaults, get, read_config
@@ -161,6 +162,7 @@ def _contradictions(config: CfgNode, training: bool) -> Iterator[tuple[tuple[str
             f"INPUT.LSJ.MIN_SCALE {lsj.MIN_SCALE} is above MAX_SCALE {lsj.MAX_SCALE}",
         )
     yield from _tile_contradictions(config, training)
+    yield from augmentation_contradictions(config)
     yield from _channel_contradictions(config)
     yield from _grn_contradictions(model.CONVNEXT)
     yield from level_contradictions(model, extra=1, roi_extra=False)

@@ -20,6 +20,7 @@ from backbones.pyramid import all_levels_read, plan_pyramid
 from backbones.weights.structure import ENCODER, OUT_NORMS, of_stages
 from backbones.whole_files import write_json
 from detection.config import get, resolve_device
+from detection.data.augmentation.checks import augmentation_words
 from detection.dataset import CocoDataset, joined_classes, result_parts, set_labels
 from detection.engines.classes import trained_classes
 from detection.engines.torchvision.model import build_mask_rcnn
@@ -73,6 +74,8 @@ def collect_facts(
             trained = trained_classes(config.MODEL.WEIGHTS, config.OUTPUT_DIR)
             names = trained or joined_classes(test_sets or [])
         facts["categories"] = [{"id": key, "name": name} for key, name in names.items()]
+    if train_set:
+        facts["augmentation"] = augmentation_words(config)
     if of_training:
         facts |= detector_facts(config, "encoder" in facts or eval_only)
     datasets = dict(facts.get("datasets", {}))
@@ -214,6 +217,9 @@ def log_header(config: CfgNode, facts: dict[str, Any], only_evaluates: bool) -> 
     logger.info("command: %s", facts["command"])
     logger.info("versions: %s", ", ".join(f"{k} {v}" for k, v in facts["versions"].items()))
     logger.info("engine %s on %s, seed %d", facts["engine"], facts["device"], facts["seed"])
+    if not only_evaluates:
+        words = ", ".join(facts.get("augmentation", [])) or "none"
+        logger.info("augmentation of the training images: %s", words)
     logger.info("full config:\n%s", config.dump())
 
 

@@ -79,6 +79,7 @@ def test_a_run_leaves_every_file_that_others_read(data, tmp_path):
     assert facts["parameters"] == sum(w.numel() for w in weights.values()) - background
     assert facts["datasets"]["train"]["images"] == 4
     assert facts["datasets"]["train"]["instances"] == 5
+    assert facts["augmentation"] == ["horizontal flip"]
     assert facts["train_seconds"] > 0
     assert facts["predict_seconds"] > 0
 
@@ -88,6 +89,7 @@ def test_a_run_leaves_every_file_that_others_read(data, tmp_path):
     assert "new: out_norms, fpn, rpn, roi_heads" in log
     assert "torch 2" in log.split("full config")[0]
     assert "1 of 4 images are left out" in log
+    assert "augmentation of the training images: horizontal flip" in log
     assert (out / "report.html").is_file()
     assert (out / "last_checkpoint").read_text() == "model_final.safetensors"
 

@@ -13,16 +13,18 @@ from PIL import Image
 from small_coco import small_coco, write_small_coco
 
 from detection.config import default_config, to_detectron2
-from detection.data.transforms import (
+from detection.data.augmentation.copy_paste import tight_boxes
+from detection.data.augmentation.geometry import (
     Crop,
-    DetectionSamples,
     Flip,
     Resize,
-    collate,
     draw_transforms,
     resize_into_square,
     resize_shortest_edge,
-    tight_boxes,
+)
+from detection.data.transforms import (
+    DetectionSamples,
+    collate,
     transformed_box,
     transformed_mask,
 )
@@ -267,18 +269,18 @@ def test_transforms_move_single_pixels_as_they_move_points():
     nearest = Image.Resampling.NEAREST
     assert Flip(0, 4).pixels(image, nearest)[1].tolist() == [7, 6, 5, 4]
     assert Flip(1, 3).pixels(image, nearest)[0].tolist() == [8, 9, 10, 11]
-    assert Crop(1, 2, 2).pixels(image, nearest).tolist() == [[9, 10]]
+    assert Crop(1, 2, 2, 2).pixels(image, nearest).tolist() == [[9, 10]]
     assert Resize(3, 4, 6, 8).pixels(image, nearest)[2:4, 2:4].tolist() == [[5, 5], [5, 5]]
     point = np.array([[1.0, 2.0]])
     assert Flip(0, 4).points(point).tolist() == [[3.0, 2.0]]
     assert Flip(1, 3).points(point).tolist() == [[1.0, 1.0]]
-    assert Crop(1, 2, 2).points(point).tolist() == [[0.0, 0.0]]
+    assert Crop(1, 2, 2, 2).points(point).tolist() == [[0.0, 0.0]]
     assert Resize(3, 4, 6, 8).points(point).tolist() == [[2.0, 4.0]]
     assert point.tolist() == [[1.0, 2.0]]
 
 
 def test_box_and_mask_cut_by_the_crop():
-    transforms = [Crop(10, 20, 30)]
+    transforms = [Crop(10, 20, 30, 30)]
     assert transformed_box([5, 10, 20, 60], transforms, 30, 30).tolist() == [0, 0, 15, 30]
     polygon = [[5.0, 10.0, 25.0, 10.0, 25.0, 70.0, 5.0, 70.0]]
     mask = transformed_mask(polygon, transforms, 30, 30)

@@ -1,10 +1,9 @@
-"""From a record of a data set to a sample: decode, resize, flip or jitter, boxes and masks.
+"""From a record of a data set to a sample: decode, change at random, boxes and masks.
 
 The data pipeline of the torchvision engine. It is the same function of a record and of numpy's
-generator as detectron2's ``DatasetMapper`` with the augmentations of a config, draw by draw:
-``ResizeShortestEdge`` then ``RandomFlip``; with large-scale jitter (Copy-Paste, arXiv 2012.07177)
-``RandomFlip``, ``ResizeScale`` and ``FixedSizeCrop(pad=False)``, and boxes recomputed from the
-masks. Padding is the model's, after normalisation.
+generator as detectron2's ``DatasetMapper`` with the augmentations of a config, draw by draw: those
+of :mod:`detection.data.augmentation.geometry`, then
+:mod:`detection.data.augmentation.photometry`. Padding is the model's, after normalisation.
 
 Deliberate deviations:
   * polygons of whole numbers are resized as real numbers; detectron2 truncates them.
@@ -15,13 +14,10 @@ Deliberate deviations:
 Coordinates: x to the right, y down, pixels; the image spans [0, width] x [0, height].
 """
 
-# ruff: noqa: NPY002 - numpy's global generator is what the loop seeds and what detectron2 draws from
-
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -32,129 +28,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from backbones.errors import InputError
+from detection.data.augmentation.copy_paste import Objects, copy_paste, tight_boxes
+from detection.data.augmentation.geometry import Transform, draw_transforms, recomputes_boxes
+from detection.data.augmentation.photometry import change_values
 from detection.data.pixels import in_order, read_record, to_tensor, values_of
 from detection.dataset import CocoDataset
-from images.resizing import resized
 
 logger = logging.getLogger(__name__)
 
 EMPTY_SIDE = 1e-5  # detectron2's threshold for a box without area
-
-
-class Transform(Protocol):
-    """A change of an image's geometry."""
-
-    def pixels(self, image: np.ndarray, resample: Image.Resampling) -> np.ndarray:
-        """``[H, W]`` or ``[H, W, C]`` of uint8 or float32 -> the same, transformed."""
-
-    def points(self, xy: np.ndarray) -> np.ndarray:
-        """``[N, 2]`` float64 points -> the same, transformed."""
-
-
-@dataclass(frozen=True)
-class Resize:
-    """From ``height x width`` to ``new_height x new_width``, by Pillow (antialiased)."""
-
-    height: int
-    width: int
-    new_height: int
-    new_width: int
-
-    def pixels(self, image: np.ndarray, resample: Image.Resampling) -> np.ndarray:
-        return resized(image, self.new_height, self.new_width, resample)
-
-    def points(self, xy: np.ndarray) -> np.ndarray:
-        return xy * [self.new_width * 1.0 / self.width, self.new_height * 1.0 / self.height]
-
-
-@dataclass(frozen=True)
-class Flip:
-    """Mirror x within ``extent`` (the width), or y within it (the height)."""
-
-    axis: int  # 0: x, 1: y
-    extent: int
-
-    def pixels(self, image: np.ndarray, resample: Image.Resampling) -> np.ndarray:
-        return np.flip(image, axis=1 - self.axis)
-
-    def points(self, xy: np.ndarray) -> np.ndarray:
-        flipped = xy.copy()
-        flipped[:, self.axis] = self.extent - flipped[:, self.axis]
-        return flipped
-
-
-@dataclass(frozen=True)
-class Crop:
-    """The part of at most ``size x size`` pixels whose upper left corner is (x, y)."""
-
-    x: int
-    y: int
-    size: int
-
-    def pixels(self, image: np.ndarray, resample: Image.Resampling) -> np.ndarray:
-        return image[self.y : self.y + self.size, self.x : self.x + self.size]
-
-    def points(self, xy: np.ndarray) -> np.ndarray:
-        return xy - [self.x, self.y]
-
-
-def resize_shortest_edge(height: int, width: int, shortest: int, longest: int) -> Resize:
-    """The shorter side becomes ``shortest``, or less where the longer would exceed ``longest``."""
-    scale = shortest / min(height, width)
-    new_height, new_width = scale * height, scale * width
-    # detectron2 takes the shorter side as it is, not as scale * side: a matter of rounding.
-    if height < width:
-        new_height = float(shortest)
-    else:
-        new_width = float(shortest)
-    if max(new_height, new_width) > longest:
-        scale = longest / max(new_height, new_width)
-        new_height, new_width = new_height * scale, new_width * scale
-    return Resize(height, width, max(int(new_height + 0.5), 1), max(int(new_width + 0.5), 1))
-
-
-def resize_into_square(height: int, width: int, side: float) -> Resize:
-    """The largest size of the same shape that fits into a square, rounded half to even."""
-    scale = min(side / height, side / width)
-    return Resize(height, width, max(round(height * scale), 1), max(round(width * scale), 1))
-
-
-def draw_transforms(options: CfgNode, height: int, width: int, training: bool) -> list[Transform]:
-    """Draw the transforms of one image of ``height x width`` from numpy's global generator.
-
-    Args:
-        options: the section ``INPUT`` of a config.
-        height, width: of the image in its file.
-        training: with augmentation.
-    """
-    if not training:
-        if options.MIN_SIZE_TEST == 0:
-            return []
-        return [resize_shortest_edge(height, width, options.MIN_SIZE_TEST, options.MAX_SIZE_TEST)]
-    if options.LSJ.ENABLED:
-        flips = _draw_flip(options.RANDOM_FLIP, height, width)
-        scale = np.random.uniform(options.LSJ.MIN_SCALE, options.LSJ.MAX_SCALE)
-        resize = resize_into_square(height, width, options.LSJ.SIZE * scale)
-        return [*flips, resize, _draw_crop(options.LSJ.SIZE, resize.new_height, resize.new_width)]
-    sizes = options.MIN_SIZE_TRAIN
-    if options.MIN_SIZE_TRAIN_SAMPLING == "range":
-        shortest = np.random.randint(sizes[0], sizes[1] + 1)
-    else:
-        shortest = np.random.choice(sizes)
-    resize = resize_shortest_edge(height, width, int(shortest), options.MAX_SIZE_TRAIN)
-    return [resize, *_draw_flip(options.RANDOM_FLIP, resize.new_height, resize.new_width)]
-
-
-def _draw_flip(direction: str, height: int, width: int) -> list[Transform]:
-    if direction == "none" or np.random.uniform() >= 0.5:
-        return []
-    return [Flip(0, width) if direction == "horizontal" else Flip(1, height)]
-
-
-def _draw_crop(size: int, height: int, width: int) -> Crop:
-    # One draw for both sides, as detectron2's: large images are cropped along their diagonal.
-    offset = np.random.uniform(0.0, 1.0)
-    return Crop(round(max(width - size, 0) * offset), round(max(height - size, 0) * offset), size)
 
 
 class DetectionSamples(Dataset):
@@ -201,10 +83,25 @@ class DetectionSamples(Dataset):
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = self._sample(index)
+        if not (self.training and self.options.AUGMENTATION.COPY_PASTE.ENABLED):
+            return sample
+
+        def read(other: int, scale: float) -> Objects:
+            return _objects_of(self._sample(other, scale))
+
+        found = copy_paste(self.options, _objects_of(sample), len(self), read)
+        return {**sample, **found._asdict(), "boxes": tight_boxes(found.masks)}
+
+    def _sample(self, index: int, scale: float = 1.0) -> dict[str, Any]:
+        """A record's sample, its drawn size multiplied by ``scale``."""
         record = self.records[index]
         image = in_order(read_record(record, self.config), self.config)
-        transforms = draw_transforms(self.options, record["height"], record["width"], self.training)
+        size = record["height"], record["width"]
+        transforms = draw_transforms(self.options, *size, self.training, scale)
         image = _apply(transforms, image, Image.Resampling.BILINEAR)
+        if self.training:
+            image = change_values(image, self.config)
         sample = {
             "image": to_tensor(image),
             **{key: record[key] for key in ("height", "width", "image_id", "file_name")},
@@ -233,7 +130,7 @@ class DetectionSamples(Dataset):
                 mask.copy_(torch.from_numpy(bitmap))
             targets["masks"] = masks
             keep &= masks.flatten(1).any(1)
-            if self.options.LSJ.ENABLED:
+            if recomputes_boxes(self.options):
                 targets["boxes"] = boxes = tight_boxes(masks)
         keep &= (boxes[:, 2:] - boxes[:, :2] > EMPTY_SIDE).all(1)
         return {key: value[keep] for key, value in targets.items()}
@@ -293,14 +190,8 @@ def transformed_mask(
     return mask_util.decode(rle) > 0
 
 
-def tight_boxes(masks: Tensor) -> Tensor:
-    """bool ``[N, H, W]`` -> float32 ``[N, 4]`` around the pixels; zeros for an empty mask."""
-    boxes = torch.zeros(len(masks), 4)
-    for box, mask in zip(boxes, masks, strict=True):
-        if mask.any():
-            x, y = mask.any(0).nonzero(), mask.any(1).nonzero()
-            box.copy_(torch.tensor([x.min(), y.min(), x.max() + 1, y.max() + 1]))
-    return boxes
+def _objects_of(sample: dict[str, Any]) -> Objects:
+    return Objects(sample["image"], sample["masks"], sample["labels"])
 
 
 def _objects(record: dict[str, Any]) -> list[dict[str, Any]]:

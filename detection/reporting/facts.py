@@ -135,6 +135,11 @@ def _pixels(run: Run) -> Cell:
     return f"mean {mean}, deviation {std} of 0 to 255 ({origin})"
 
 
+def _augmentation(run: Run) -> Cell:
+    found = run.fact("augmentation")
+    return ", ".join(found) or "none" if isinstance(found, list) else NOT_RECORDED
+
+
 FACTS: dict[str, Callable[[Run], Cell]] = {
     "Engine": _plain("engine"),
     "Encoder's weights": encoder_sentence,
@@ -144,6 +149,7 @@ FACTS: dict[str, Callable[[Run], Cell]] = {
     "Parameters": _number("parameters"),
     "Training data": _data("train"),
     "Training data's fingerprint": _code("datasets", "train", "fingerprint"),
+    "Augmentation": _augmentation,
     "Test data": _data("test"),
     "Test data's fingerprint": _code("datasets", "test", "fingerprint"),
     "Seed": _plain("seed"),

@@ -1,10 +1,10 @@
 """Data of the detectron2 engine: our checked records in, batches and test images out.
 
-detectron2's own mapper, augmentations and loader do the work. Two things are this project's:
-images are read by ``detection.data.pixels`` and resized with all of their channels and levels, and
-the order of images and the seed of each sample's
-augmentation are those of ``training.data``, so that both engines see the same samples and a
-resumed run continues where it stopped.
+detectron2's own mapper, structures and loader do the work. This project's are how images are read
+(``detection.data.pixels``) and changed at random (``detection.data.augmentation``, which draws what
+detectron2's augmentations draw, of any channels and depth), and the order of images and the seed of
+each sample (``training.data``): so both engines see the same samples, and a resumed run continues
+where it stopped.
 """
 
 from __future__ import annotations
@@ -17,114 +17,113 @@ from typing import Any
 
 import detectron2.data.transforms as T
 import numpy as np
+import torch
 from detectron2.data import (
     DatasetMapper,
     build_detection_test_loader,
     build_detection_train_loader,
 )
-from detectron2.data.detection_utils import build_augmentation
+from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils import comm
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from backbones.errors import InputError
+from detection.data.augmentation.checks import augmentation_words
+from detection.data.augmentation.copy_paste import Objects, copy_paste, tight_boxes
+from detection.data.augmentation.geometry import (
+    Crop,
+    Transform,
+    draw_transforms,
+    recomputes_boxes,
+)
+from detection.data.augmentation.photometry import change_values
 from detection.data.pixels import in_order, read_record, to_tensor
 from detection.data.records import Records
 from detection.dataset import CocoDataset
-from images.resizing import resized
 from training.data import BatchOrder, SampleKey, seed_cpu_generators, seed_generators
 from training.guards.workers import prepare_worker
 
 
-class _ShiftingCrop(T.CropTransform):
-    """A crop whose polygons are shifted and not cut: drawing them as a bitmask cuts them.
+class _Drawn(T.Transform):
+    """One of ``detection.data.augmentation.geometry``'s transforms, as detectron2's.
 
-    fvcore cuts polygons by shapely, which detectron2 does not declare.
+    Polygons that leave a crop are shifted and not cut: drawing them as a bitmask cuts them, and
+    fvcore would do it by shapely, which detectron2 does not declare.
     """
 
-    def apply_polygons(self, polygons: list[np.ndarray]) -> list[np.ndarray]:
-        return [self.apply_coords(polygon) for polygon in polygons]
-
-
-class _BitmaskCrop(T.FixedSizeCrop):
-    def get_transform(self, image: np.ndarray) -> T.Transform:
-        crop = self._get_crop(image)
-        return _ShiftingCrop(crop.x0, crop.y0, crop.w, crop.h, crop.orig_w, crop.orig_h)
-
-
-class _ResizeAny(T.ResizeTransform):
-    """Resizes pixels of any number of channels and any depth as 8-bit RGB; masks as ever.
-
-    detectron2 itself takes four channels for colours with alpha, and does not antialias floats.
-    """
-
-    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
-        if interp is not None or img.ndim == 2:
-            return super().apply_image(img, interp)
-        return resized(img, self.new_h, self.new_w, Image.Resampling(self.interp))
-
-
-class _AnyImage(T.Augmentation):
-    """Another augmentation, drawn as ever, whose resizing is the one above."""
-
-    def __init__(self, inner: T.Augmentation) -> None:
+    def __init__(self, inner: Transform) -> None:
         super().__init__()
         self.inner = inner
 
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        return self.inner.pixels(img, Image.Resampling.BILINEAR)
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        return self.inner.pixels(segmentation, Image.Resampling.NEAREST)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        return self.inner.points(coords)
+
+
+class _ByConfig(T.Augmentation):
+    """The geometry of a config, drawn as detectron2's own augmentations draw it.
+
+    Args:
+        scale: what the drawn size is multiplied by.
+    """
+
+    def __init__(self, cfg: Any, is_train: bool, scale: float = 1.0) -> None:
+        super().__init__()
+        self.cfg, self.is_train, self.scale = cfg, is_train, scale
+
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        found = self.inner.get_transform(image)
-        if isinstance(found, T.ResizeTransform):
-            return _ResizeAny(found.h, found.w, found.new_h, found.new_w, found.interp)
-        return found
+        options, (height, width) = self.cfg.INPUT, image.shape[:2]
+        drawn = draw_transforms(options, height, width, self.is_train, self.scale)
+        return T.TransformList([self._as_detectron2s(each) for each in drawn])
+
+    def _as_detectron2s(self, drawn: Transform) -> T.Transform:
+        if isinstance(drawn, Crop) and self.cfg.INPUT.MASK_FORMAT == "polygon":
+            return T.CropTransform(drawn.x, drawn.y, drawn.width, drawn.height)
+        return _Drawn(drawn)
+
+    def __repr__(self) -> str:
+        return ", ".join(augmentation_words(self.cfg)) if self.is_train else "sizes alone"
 
 
-class _OurReader(DatasetMapper):
-    """detectron2's mapper, but the image is read and resized as the other engine does."""
-
-    def __init__(self, cfg: Any, is_train: bool, **options: Any) -> None:
-        super().__init__(cfg, is_train, **options)
-        self.cfg = cfg
-        steps = vars(self)["augmentations"].augs
-        self.augmentations = T.AugmentationList([_AnyImage(step) for step in steps])
-
-    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
-        image = T.AugInput(in_order(read_record(record, self.cfg), self.cfg))
-        transforms = self.augmentations(image)
-        height, width = image.image.shape[:2]
-        sample = {**record, "image": to_tensor(image.image)}
-        if self.is_train:
-            self._transform_annotations(sample, transforms, (height, width))
-        else:
-            del sample["annotations"]
-        return sample
-
-
-class Mapper:
-    """detectron2's mapper, with large-scale jitter where the config asks for it.
-
-    Jitter is a random flip, a resize to a random multiple of the square's size and a crop to at
-    most that square; what is smaller is padded by the model, with zeros after normalisation.
+class Mapper(DatasetMapper):
+    """detectron2's mapper, whose images are read and changed as the other engine does.
 
     Raises:
         InputError: when called, if an image does not decode or has not the annotations' size.
     """
 
     def __init__(self, cfg: Any, is_train: bool) -> None:
-        options: dict[str, Any] = {}
-        if is_train and cfg.INPUT.LSJ.ENABLED:
-            jitter = cfg.INPUT.LSJ
-            crop = _BitmaskCrop if cfg.INPUT.MASK_FORMAT == "bitmask" else T.FixedSizeCrop
-            options["augmentations"] = [
-                *(step for step in build_augmentation(cfg, True) if isinstance(step, T.RandomFlip)),
-                T.ResizeScale(jitter.MIN_SCALE, jitter.MAX_SCALE, jitter.SIZE, jitter.SIZE),
-                crop((jitter.SIZE, jitter.SIZE), pad=False),
-            ]
-            options["recompute_boxes"] = cfg.MODEL.MASK_ON
-        self.mapper = _OurReader(cfg, is_train, **options)
+        super().__init__(
+            is_train=is_train,
+            augmentations=[_ByConfig(cfg, is_train)],
+            image_format=cfg.INPUT.FORMAT,
+            use_instance_mask=cfg.MODEL.MASK_ON,
+            instance_mask_format=cfg.INPUT.MASK_FORMAT,
+        )
+        self.cfg = cfg
+        self.has_new_boxes = is_train and cfg.MODEL.MASK_ON and recomputes_boxes(cfg.INPUT)
 
-    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, record: dict[str, Any], scale: float = 1.0) -> dict[str, Any]:
+        image = T.AugInput(in_order(read_record(record, self.cfg), self.cfg))
+        transforms = T.AugmentationList([_ByConfig(self.cfg, self.is_train, scale)])(image)
+        height, width = image.image.shape[:2]
+        if not self.is_train:
+            kept = {key: value for key, value in record.items() if key != "annotations"}
+            return kept | {"image": to_tensor(image.image)}
         annotations = [_in_floats(item) for item in record["annotations"]]
-        return self.mapper({**record, "annotations": annotations})
+        pixels = to_tensor(change_values(image.image, self.cfg))
+        sample = {**record, "annotations": annotations, "image": pixels}
+        # Without an object there are no masks to compute boxes from.
+        has_objects = not all(item["iscrowd"] for item in annotations)
+        self.recompute_boxes = self.has_new_boxes and has_objects
+        self._transform_annotations(sample, transforms, (height, width))
+        return sample
 
 
 def _in_floats(item: dict[str, Any]) -> dict[str, Any]:
@@ -136,7 +135,7 @@ def _in_floats(item: dict[str, Any]) -> dict[str, Any]:
 
 
 class _SeededRecords(Dataset):
-    """Mapped records, every draw of a sample seeded by (seed, epoch, index)."""
+    """Mapped records, every draw of a sample seeded by its key, with what is pasted onto them."""
 
     def __init__(self, records: Records, mapper: Mapper, seed: int) -> None:
         self.records, self.mapper, self.seed = records, mapper, seed
@@ -148,7 +147,29 @@ class _SeededRecords(Dataset):
         prepare_worker()
         epoch, index = key
         seed_cpu_generators(self.seed, 0, epoch, index)
-        return self.mapper(self.records[index])
+        sample = self.mapper(self.records[index])
+        if not self.mapper.cfg.INPUT.AUGMENTATION.COPY_PASTE.ENABLED:
+            return sample
+
+        def read(other: int, scale: float) -> Objects:
+            return _objects_of(self.mapper(self.records[other], scale))
+
+        found = copy_paste(self.mapper.cfg.INPUT, _objects_of(sample), len(self), read)
+        instances = Instances(
+            tuple(found.image.shape[1:]),
+            gt_boxes=Boxes(tight_boxes(found.masks)),
+            gt_classes=found.labels,
+            gt_masks=BitMasks(found.masks),
+        )
+        return {**sample, "image": found.image, "instances": instances}
+
+
+def _objects_of(sample: dict[str, Any]) -> Objects:
+    instances, image = sample["instances"], sample["image"]
+    masks = torch.zeros(0, *image.shape[1:], dtype=torch.bool)
+    if len(instances):
+        masks = instances.gt_masks.tensor.bool()
+    return Objects(image, masks, instances.gt_classes)
 
 
 @dataclass
@@ -232,9 +253,12 @@ def _check_trainable(cfg: Any, dataset: CocoDataset) -> None:
             "to train on (crowds do not count); annotate some, or train on another file"
         )
     if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon":
-        if cfg.INPUT.LSJ.ENABLED and importlib.util.find_spec("shapely") is None:
+        options = cfg.INPUT
+        cuts = options.LSJ.ENABLED or options.CROP.ENABLED
+        if cuts and importlib.util.find_spec("shapely") is None:
             raise InputError(
-                "INPUT.LSJ cuts polygons with shapely, which is not installed: "
+                f"INPUT.{'LSJ' if options.LSJ.ENABLED else 'CROP'} cuts polygons with shapely, "
+                "which is not installed: "
                 "set INPUT.MASK_FORMAT to bitmask, or pip install shapely"
             )
         encoded = sum(

@@ -1,0 +1,1 @@
+"""How training images are changed at random, drawn from the config."""

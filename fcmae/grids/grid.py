@@ -10,12 +10,13 @@ lines. A grid file::
     pretrain: {model: convnextv2_base, data: imagenet/train, epochs: 800}    # flags of the tool
     classify: {model: convnextv2_base, data: imagenet}                       # likewise
     detect: {config-file: my.yaml, SOLVER.MAX_ITER: 1000}                    # file, and keys
+    segment: {config-file: upernet.yaml}                                     # likewise
     rows:
       l2: {paper: {top-1: 84.6}}
       l1: {paper: {top-1: 84.3}, grn: {aggregate: l1}}
 
-``grn`` goes to every stage of a row; a row's own ``pretrain``, ``classify`` and ``detect`` are
-deltas to the grid's, or ``null`` to leave that stage out. A row without ``pretrain`` may name the
+``grn`` goes to every stage of a row; a row's own stages are deltas to
+the grid's, or ``null`` to leave that stage out. A row without ``pretrain`` may name the
 weights that it starts from (``init``, ``MODEL.CONVNEXT.WEIGHTS``). ``{seed}`` in a value is the
 run's seed, as in ``labels_{seed}.json``. ``launcher`` may replace ``python``, for instance by
 ``torchrun --nproc-per-node 8``.
@@ -48,8 +49,10 @@ from fcmae.pretrain_options import PretrainOptions
 from training.command_line.shipped_files import ABLATIONS, find_shipped
 from training.config_files import read_layers
 
-STAGES = ("pretrain", "classify", "detect")
-METRICS = ("top-1", "top-1 (averaged)", "box AP", "mask AP", "pretraining hours")
+STAGES = ("pretrain", "classify", "detect", "segment")
+BY_CONFIG = ("detect", "segment")  # stages whose tool takes a config file and its keys
+METRICS = ("top-1", "top-1 (averaged)", "box AP", "mask AP", "mIoU", "pixel accuracy",
+           "pretraining hours")  # fmt: skip
 GRID_KEYS = ("title", "source", "baseline", "seeds", "launcher", "rows", *STAGES)
 ROW_KEYS = ("paper", "grn", *STAGES)
 SET_BY_GRID = ("output-dir", "seed", "resume", "OUTPUT_DIR", "SEED")
@@ -242,7 +245,7 @@ def _row(name: str, entry: Mapping[str, Any], tree: Mapping[str, Any]) -> Row:
 
 
 def _grn_arguments(grn: GRNOptions, stage: str) -> dict[str, Any]:
-    if stage == "detect":
+    if stage in BY_CONFIG:
         return {
             f"MODEL.CONVNEXT.GRN.{each.name.upper()}": getattr(grn, each.name)
             for each in fields(grn)
@@ -263,7 +266,7 @@ def known_flags(stage: str) -> list[str]:
 
 
 def _flag_problems(row: Row) -> list[str]:
-    """Misspelt flags, before hours are spent; a detection config checks its keys itself."""
+    """Misspelt flags, before hours are spent; a config's keys are checked by its task."""
     problems = []
     for stage in FLAGS_APART:
         known = known_flags(stage)
@@ -272,6 +275,9 @@ def _flag_problems(row: Row) -> list[str]:
             for key in row.stages.get(stage, {})
             if key not in known
         ]
-    if "detect" in row.stages and "config-file" not in row.stages["detect"]:
-        problems.append(f"row {row.name}: detect: it needs a config-file")
+    problems += [
+        f"row {row.name}: {stage}: it needs a config-file"
+        for stage in BY_CONFIG
+        if stage in row.stages and "config-file" not in row.stages[stage]
+    ]
     return problems

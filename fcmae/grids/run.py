@@ -24,7 +24,7 @@ import yaml
 
 from backbones.errors import InputError
 from backbones.whole_files import write_text
-from fcmae.grids.grid import STAGES, Grid, Row, file_name
+from fcmae.grids.grid import BY_CONFIG, STAGES, Grid, Row, file_name
 from fcmae.grids.table import Results, write_tables
 from training.command_line.jobs import Running, run_side_by_side, share_of_cores, start_process
 from training.guards.run_folder import held
@@ -32,11 +32,17 @@ from training.progress import progress
 
 logger = logging.getLogger(__name__)
 
-TOOLS = {"pretrain": "pretrain_fcmae", "classify": "finetune_classifier", "detect": "train_net"}
+TOOLS = {
+    "pretrain": "pretrain_fcmae",
+    "classify": "finetune_classifier",
+    "detect": "train_net",
+    "segment": "train_segmentation",
+}
 FINISHED = {
     "pretrain": "encoder.safetensors",
     "classify": "metrics_summary.json",
     "detect": "inference/metrics_summary.json",
+    "segment": "inference/metrics_summary.json",
 }
 
 
@@ -67,7 +73,7 @@ class GridRun:
     def command(self, tools: Path, launcher: Sequence[str]) -> list[str]:
         """What to run; every tool starts anew with ``--resume`` where there is nothing yet."""
         start = [*(launcher or [sys.executable]), str(tools / f"{TOOLS[self.stage]}.py")]
-        if self.stage != "detect":
+        if self.stage not in BY_CONFIG:
             init = ["--init", str(self.init / FINISHED["pretrain"])] if self.init else []
             return [*start, *_flags(self.arguments), *init, "--output-dir", str(self.folder),
                     "--resume"]  # fmt: skip
@@ -106,7 +112,7 @@ def _jobs(row: Row, seed: int, output_dir: Path, pretrainings: dict[str, Path]) 
             continue
         folder = output_dir / stage / f"{file_name(row.name)}_seed_{seed}"
         arguments = {key: _of_seed(value, seed) for key, value in row.stages[stage].items()}
-        arguments["SEED" if stage == "detect" else "seed"] = seed
+        arguments["SEED" if stage in BY_CONFIG else "seed"] = seed
         if stage == "pretrain":
             folder = init = pretrainings.setdefault(json.dumps(arguments, sort_keys=True), folder)
         jobs.append(GridRun(stage, folder, arguments, init if stage != "pretrain" else None))
@@ -246,5 +252,8 @@ def _measured(job: GridRun) -> list[tuple[str, float]]:
     if job.stage == "classify":
         names = {"top-1": "trained", "top-1 (averaged)": "averaged"}
         return [(m, summary[name]["top1"]) for m, name in names.items() if name in summary]
+    if job.stage == "segment":
+        names = {"mIoU": "mIoU", "pixel accuracy": "pACC"}
+        return [(m, summary["sem_seg"][name]) for m, name in names.items()]
     names = {"box AP": "bbox", "mask AP": "segm"}
     return [(m, summary[name]["AP"]) for m, name in names.items() if name in summary]

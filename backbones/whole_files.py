@@ -139,6 +139,28 @@ def write_json(path: str | Path, tree: Any, **settings: Any) -> None:
     write_text(path, json.dumps(tree, **settings) + "\n")
 
 
+def linked_folder(folder: Path, files: Mapping[str, Path]) -> Path:
+    """A folder of files that are others' too: hard links, or copies where there can be none.
+
+    Args:
+        folder: whole or absent, whatever happens; one that is there is left as it is.
+        files: by their path in it.
+    """
+    if folder.is_dir():
+        return folder
+    beside = folder.with_name(f".{os.getpid()}-{next(_numbers)}.partial")
+    for name, source in files.items():
+        target = beside / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(os.path.realpath(source), target)
+        except OSError:  # another disk, or one that knows no links
+            shutil.copyfile(source, target)
+    beside.mkdir(parents=True, exist_ok=True)
+    os.replace(beside, folder)
+    return folder
+
+
 def flush(path: Path) -> None:
     """Wait until a file, or a folder's list of names, is on the disk."""
     if path.is_dir() and os.name == "nt":

@@ -72,7 +72,7 @@ def check_resumed(
     say_changes(compare_settings(earlier | known, now | dict(images), may_change.__contains__))
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
+def write_json(path: Path, values: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
     """Write figures, atomically, by the first of several processes."""
     if is_main_process():
         write_text(path, json.dumps(values, indent=2) + "\n")

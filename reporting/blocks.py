@@ -115,10 +115,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Series:
-    """One run's line: ``points`` are (iteration, value)."""
+    """One run's line: ``points`` are (iteration, value).
+
+    ``band``: (iteration, low, high) of an interval that is shaded behind the line.
+    """
 
     run: RunName
     points: Sequence[tuple[float, float]]
+    band: Sequence[tuple[float, float, float]] = ()
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,7 @@ def chart_svg(chart: Chart, standalone: bool = False) -> Markup:
     """
     points = [point for series in chart.series for point in series.points]
     xs, ys = [x for x, _ in points], [y for _, y in points]
+    ys += [end for series in chart.series for _, *ends in series.band for end in ends]
     x_low, x_high = min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1
     x_ticks = [t for t in ticks(x_low, x_high, 4) if x_low <= t <= x_high]
     if max(xs) == min(xs):
@@ -98,7 +99,10 @@ def chart_svg(chart: Chart, standalone: bool = False) -> Markup:
     for series in chart.series:
         said = f"{series.run.name}, {chart.x}"
         places = [(*at(x, y), f"{said} {x:g}: {y:.5g}") for x, y in series.points]
-        lines.append({"colour": series.run.index % 6, "places": places})
+        upper = [at(x, high) for x, _, high in series.band]
+        lower = [at(x, low) for x, low, _ in series.band]
+        outline = [*upper, *reversed(lower)]
+        lines.append({"colour": series.run.index % 6, "places": places, "band": outline})
     svg = render(
         "chart.svg",
         width=WIDTH,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from PIL import Image
 
 from backbones.errors import InputError
 from images.display import read_shown
-from reporting.blocks import Picture, Pictures, RunName
+from reporting.blocks import Block, Gallery, Paragraph, Picture, Pictures, RunName
 from reporting.palette import PALETTE
 from reporting.pictures import encode_jpeg
 from segmentation.dataset import SegmentationDataset, load_segmentation
 from segmentation.upernet import IGNORED
 
 WORST, BEST = 8, 4  # images of a report
+CHANGED = 6  # images that lost and that gained most, each
 SIDE = 420  # pixels of a picture's long side
 PICTURE_BYTES = 3_000_000  # of all pictures together
 OPACITY = 0.65  # of a class's colour over the image
@@ -56,6 +58,47 @@ def picture_panels(runs: Sequence[Source]) -> tuple[list[Pictures], list[str]]:
             except (InputError, OSError, IndexError) as error:
                 omitted.append(f"{row['image']} cannot be shown: {error}")
     return panels, omitted
+
+
+def changed_maps(runs: Sequence[tuple[RunName, Path]]) -> list[Block]:
+    """The images whose own mean IoU fell and rose most from the first of two runs to the last.
+
+    Args:
+        runs: names and folders. Nothing comes of those that have no predictions.
+    """
+    try:
+        sources = [(name, folder, *_recorded(folder)) for name, folder in runs]
+        first, last = (
+            {row["index"]: row["mIoU"] for row in rows if row["mIoU"] is not None}
+            for rows in (sources[0][2], sources[-1][2])
+        )
+        change = {index: last[index] - first[index] for index in first.keys() & last.keys()}
+        order = sorted(change, key=lambda index: (change[index], index))
+        chosen = {
+            "lost most": [i for i in order[:CHANGED] if change[i] < 0],
+            "gained most": [i for i in order[::-1][:CHANGED] if change[i] > 0],
+        }
+        test = sources[0][3]["datasets"]["test"]
+        dataset = load_segmentation(test["name"], *test.get("label_options", (IGNORED, False)))
+        rows = {row["index"]: row for row in sources[0][2]}
+        share = PICTURE_BYTES // (2 * CHANGED * (2 + 2 * len(runs)))
+        panels = [
+            _panel(sources, dataset, rows[index], group, share)
+            for group, indices in chosen.items()
+            for index in indices
+        ]
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        return [Paragraph(f"The predictions cannot be shown: {error}", "warning")]
+    return [Gallery(panels)] if panels else []
+
+
+def _recorded(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows of a run's ``per_image.json`` and facts of its ``run.json``."""
+    rows, facts = (
+        json.loads((folder / name).read_text(encoding="utf-8"))
+        for name in ("inference/per_image.json", "run.json")
+    )
+    return rows, facts
 
 
 def _panel(

@@ -13,7 +13,13 @@ import pytest
 import torch
 
 from backbones.weight_files import read_state_dict, save_pickle, save_safetensors
-from backbones.whole_files import write_all, write_atomically, write_files, write_text
+from backbones.whole_files import (
+    linked_folder,
+    write_all,
+    write_atomically,
+    write_files,
+    write_text,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -127,3 +133,23 @@ def test_no_permission_and_no_more_files_are_not_called_damage(tmp_path, monkeyp
                 with pytest.raises(OSError, match=r"Permission denied|Too many open") as caught:
                     read_state_dict(tmp_path / name)
                 assert caught.value.filename == str(tmp_path / name)
+
+
+def test_a_folder_of_links_is_whole_or_absent_and_copies_where_there_are_no_links(
+    tmp_path, monkeypatch
+):
+    source = tmp_path / "a.txt"
+    source.write_text("a", encoding="utf-8")
+    linked = linked_folder(tmp_path / "linked", {"deep/b.txt": source})
+    assert (linked / "deep/b.txt").samefile(source)
+    with pytest.raises(FileNotFoundError):
+        linked_folder(tmp_path / "half", {"a.txt": source, "b.txt": tmp_path / "nowhere"})
+    assert not (tmp_path / "half").exists()
+
+    def refuse(*_):
+        raise OSError(errno.EXDEV, "another disk")
+
+    monkeypatch.setattr(os, "link", refuse)
+    copied = linked_folder(tmp_path / "copied", {"b.txt": source})
+    assert not (copied / "b.txt").samefile(source)
+    assert (copied / "b.txt").read_text(encoding="utf-8") == "a"

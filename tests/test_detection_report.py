@@ -23,6 +23,7 @@ from detection.reporting import figures as report_figures
 from detection.reporting.diagnosis import KINDS
 from detection.reporting.facts import duration
 from detection.reporting.gallery import choose_images
+from detection.reporting.predictions import changed_detections
 from detection.reporting.run import Run, read_run
 from reporting.blocks import Chart, Number, RunName, Series
 from reporting.charts import MAX_POINTS, chart_svg, downsample, ticks
@@ -599,6 +600,43 @@ def test_the_worst_the_best_and_the_most_changed_images_are_chosen(tmp_path):
     why = {c.image_id: c.why for c in chosen}
     assert why[50] == "F1 50: 3 of 5 found, −40 since the first run"
     assert [c.groups for c in choose_images([run("a", [50.0])])] == [["typical", "worst"]]
+
+
+def test_a_study_shows_only_what_changed_between_two_runs(tmp_path, material):
+    runs = [
+        (RunName(0, "scratch"), material / "scratch"),
+        (RunName(1, "fcmae"), material / "fcmae"),
+    ]
+    (gallery,) = changed_detections(runs)
+    groups = [group for panel in gallery.members for group in panel.tags["Images"]]
+    assert set(groups) <= {"lost most", "gained most"}
+    assert groups
+    for panel in gallery.members:
+        assert [picture.label.partition(" ·")[0] for picture in panel.pictures] == [
+            "Ground truth",
+            "scratch",
+            "fcmae",
+        ]
+        assert not any(picture.full for picture in panel.pictures)
+    shutil.copytree(material / "fcmae", tmp_path / "without")
+    (tmp_path / "without/inference/coco_instances_results.json").unlink()
+    assert changed_detections([runs[0], (RunName(1, "x"), tmp_path / "without")]) == []
+
+
+def test_bands_are_shaded_behind_their_lines_and_inside_the_drawing():
+    line = Series(RunName(1, "run"), [(8, 5.0), (32, 9.0)], [(8, 3.0, 7.0), (32, 8.0, 10.0)])
+    svg = str(chart_svg(Chart("AP", [line], x="labelled images")))
+    found = re.findall(r'polygon class="band s1" points="([^"]+)"', svg)
+    corners = [tuple(map(float, corner.split(","))) for corner in found[0].split()]
+    ends = re.search(r'polyline class="line s1" points="([^"]+)"', svg)[1].split()
+    line_ys = [float(end.split(",")[1]) for end in ends]
+    assert [x for x, _ in corners] == sorted({x for x, _ in corners}) + sorted(
+        {x for x, _ in corners}, reverse=True
+    )
+    for (_, high), (_, low), middle in zip(corners[:2], corners[:1:-1], line_ys, strict=True):
+        assert 0 < high < middle < low  # downwards
+    assert svg.index("polygon") < svg.index("polyline")
+    assert "polygon" not in str(chart_svg(Chart("AP", [Series(line.run, line.points)])))
 
 
 def test_the_head_of_the_report_shows_images_that_are_neither_good_nor_bad(tmp_path, material):

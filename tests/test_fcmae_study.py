@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from backbones.errors import InputError
-from fcmae.grids.study import Arm, Study, StudyOptions, run_study
+from fcmae.grids.study import Study, run_study
 from fcmae.grids.study_labels import read_labels, split_labels
+from fcmae.grids.study_plan import Arm, StudyOptions
 from fcmae.grids.study_report import write_study
 from fcmae.grids.verdicts import LOOKS, verdict
 from training.records.intervals import estimate
@@ -86,7 +87,7 @@ class Machine:
     """
 
     def __init__(self, **gains: float) -> None:
-        self.gains, self.now, self.commands = gains, 0.0, []
+        self.gains, self.now, self.commands, self.shares = gains, 0.0, [], []
 
     def clock(self) -> float:
         return self.now
@@ -95,28 +96,33 @@ class Machine:
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text(f"$ {shlex.join(command)}\n", encoding="utf-8")
         self.commands.append(command)
-        folder = (
-            Path(command[command.index("--output-dir") + 1])
-            if "--output-dir" in command
-            else (Path(command[command.index("OUTPUT_DIR") + 1]))
-        )
+        self.shares.append(share)
+
+        def given(name):
+            return command[command.index(name) + 1] if name in command else None
+
+        folder = Path(given("--output-dir") or given("OUTPUT_DIR"))
         (folder / "inference").mkdir(parents=True, exist_ok=True)
-        if "--max-steps" in command:
-            steps = int(command[command.index("--max-steps") + 1])
+        if "pretrain_fcmae" in command[1]:
+            steps = int(given("--max-steps"))
             (folder / "encoder.safetensors").write_bytes(b"weights")
             line = {"iteration": steps, "time": 0.1, "total_loss": 0.5}
             self.now += 0.1 * steps
         else:
-            steps = int(command[command.index("SOLVER.MAX_ITER") + 1])
+            steps = int(given("SOLVER.MAX_ITER") or given("--max-steps"))
             arm = folder.name.rsplit("_seed_")[0].rsplit("_", 1)[0]
-            seed = int(command[command.index("SEED") + 1])
-            names = f"{folder.name}"
-            noise = np.random.default_rng([seed, *names.encode()]).normal(0, 1)
+            seed = int(given("SEED") or given("--seed"))
+            noise = np.random.default_rng([seed, *folder.name.encode()]).normal(0, 1)
             subset = np.random.default_rng(seed).normal(0, 4)  # the same for a pair
-            metrics = {"bbox": {"AP": 30 + subset + noise + self.gains.get(arm, 0.0)}, "segm": {}}
-            (folder / "inference/metrics_summary.json").write_text(json.dumps(metrics))
-            (folder / "run.json").write_text(json.dumps({"train_seconds": steps * 0.2}))
-            line = {"iteration": steps, "time": 0.2, "total_loss": 1.0}
+            value = 30 + subset + noise + self.gains.get(arm, 0.0)
+            name, summary = {
+                "train_net": ("inference/", {"bbox": {"AP": value}, "segm": {"AP": value / 2}}),
+                "train_segmentation": ("inference/", {"sem_seg": {"mIoU": value, "pACC": 90.0}}),
+                "finetune_classifier": ("", {"trained": {"top1": value, "top5": 99.0}}),
+            }[Path(command[1]).stem]
+            (folder / f"{name}metrics_summary.json").write_text(json.dumps(summary))
+            (folder / "run.json").write_text(json.dumps({"train_seconds": steps * 0.2 + seed}))
+            line = {"iteration": steps, "time": 0.2, "total_loss": 1.0 + noise / 10}
             self.now += 10 + 0.2 * steps
         (folder / "metrics.json").write_text(json.dumps(line) + "\n")
         return Ended()
@@ -138,7 +144,10 @@ def coco(path: Path, images: int, first: int = 0) -> Path:
     return path
 
 
-def small_study(tmp_path, machine, hours=1.0, **changes) -> Study:
+ARMS = (Arm("random", "random weights"), Arm("fcmae", "pretraining", pretrained=True))
+
+
+def small_study(tmp_path, machine, hours=1.0, energy=None, **changes) -> Study:
     train, test = tmp_path / "train.json", tmp_path / "test.json"
     if not train.is_file():
         coco(train, 60)
@@ -152,7 +161,7 @@ def small_study(tmp_path, machine, hours=1.0, **changes) -> Study:
         output_dir=str(tmp_path / "study"),
         hours=hours,
         labels=changes.pop("labels", (8, None)),
-        arms=(Arm("random", "random weights"), Arm("fcmae", "pretraining", pretrained=True)),
+        arms=changes.pop("arms", ARMS),
         model="convnextv2_atto",
         config_file="x.yaml",
         iterations=100,
@@ -161,7 +170,7 @@ def small_study(tmp_path, machine, hours=1.0, **changes) -> Study:
     )
     labels = read_labels(train)
     split = split_labels(labels, options.labels)
-    return Study(options, labels, split, Path("tools"), machine.start, machine.clock)
+    return Study(options, labels, split, Path("tools"), machine.start, machine.clock, energy)
 
 
 def test_identical_arms_cannot_be_told_apart_and_a_handicapped_one_is_found(tmp_path):
@@ -241,7 +250,7 @@ def test_what_tells_most_comes_first_and_answered_sizes_get_no_more_runs(tmp_pat
     run_study(study, write_study)
     seeds = {size: {r.seed for r in study.results if r.labels == size} for size in (4, 8, None)}
     assert all(len(found) < 8 for found in seeds.values())
-    assert study.next_wave() is None
+    assert study.next_waves() == []
 
 
 def test_the_command_refuses_leaks_and_unknown_names(tmp_path, run_tool):

@@ -1,7 +1,9 @@
 """Find out which start is best on your images: random weights, FCMAE on them, published weights.
 
-OUTPUT_DIR gets report.html, which begins with the answers in plain words, study.csv with every run,
-and a folder for each run. Stop it at any time; the same command goes on.
+OUTPUT_DIR gets report.html, which begins with the answers in plain words, study.csv with every run
+and every number of the page, and a folder for each run. Stop it at any time; the same command goes
+on. What --train is says what is trained: COCO labels (a .json file) detectors, masks:... or
+json:... segmenters, a folder of class folders classifiers.
 """
 
 from __future__ import annotations
@@ -9,18 +11,32 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
+
 from backbones.convnext import SIZES
 from backbones.errors import InputError
-from fcmae.grids.study import Arm, Study, StudyOptions, run_study
-from fcmae.grids.study_labels import digests, leaked, read_labels, split_labels
-from fcmae.grids.study_report import write_study
-from images.files import Reading
-from images.folders import files_of_folder
-from training.cli import ToolParser, log_to, run_tool
+from detection.reporting.predictions import changed_detections
+from fcmae.classification.report import changed_classes
+from fcmae.grids.grid import known_flags
+from fcmae.grids.study import Study, run_study
+from fcmae.grids.study_checks import check_study
+from fcmae.grids.study_labels import LabelSet, read_class_folders, read_labels
+from fcmae.grids.study_plan import Arm, StudyOptions
+from fcmae.grids.study_report import ChangedPictures, writer
+from fcmae.grids.study_tasks import TASKS
+from segmentation.figures import changed_maps
+from segmentation.subsets import read_class_maps
+from training.cli import ToolParser, at_least, log_to, run_tool
+from training.command_line.commands import closest
 from training.command_line.jobs import usable_cores
+from training.command_line.tasks import Task
 from training.guards.run_folder import held
 
-CONFIG = "quick/mask_rcnn_convnextv2_atto_scratch_quick.yaml"
+CHANGED: dict[Task, ChangedPictures] = {
+    "detection": changed_detections,
+    "segmentation": changed_maps,
+    "classification": changed_classes,
+}
 EXAMPLES = """\
 examples:
   # does pretraining on my images pay, with 16, 64 or all of my labels? one hour, this machine
@@ -30,6 +46,12 @@ examples:
   # published weights, and FCMAE that goes on from them, beside it
   python tools/study.py --images images --train train.json --test test.json --output-dir study \\
       --hours 12 --encoder imagenet=timm:convnextv2_atto.fcmae_ft_in1k --continue imagenet
+
+  # segmentation, from images and class maps; classification, from folders of classes
+  python tools/study.py --images images --train masks:images/train:labels/train:classes.json \\
+      --test masks:images/test:labels/test:classes.json --output-dir study
+  python tools/study.py --images images --train classes/train --test classes/test \\
+      --output-dir study
 
   # more time for the same study
   python tools/study.py (the same arguments) --hours 24
@@ -59,10 +81,13 @@ def parse() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--images", required=True, type=Path, help="the folder of unlabelled images")
-    add("--train", required=True, type=Path, help="COCO labels that subsets are drawn from")
-    add("--test", required=True, type=Path, help="COCO labels that every run is tested on")
-    add("--train-images", type=Path, help="the folder of --train's images; default: --images")
-    add("--test-images", type=Path, help="the folder of --test's images; default: --images")
+    add("--train", required=True, metavar="LABELS",
+        help="labels that subsets are drawn from: COCO json; masks:IMAGES:LABELS:CLASSES.json or "
+        "json:ANNOTATIONS:IMAGES for segmentation; a folder of class folders")  # fmt: skip
+    add("--test", required=True, metavar="LABELS", help="likewise, that every run is tested on")
+    add("--train-images", type=Path,
+        help="the folder of a COCO --train's images; default: --images")  # fmt: skip
+    add("--test-images", type=Path, help="likewise, of --test")
     add("--output-dir", required=True, type=Path)
     add("--hours", type=float, default=1.0, help="of wall-clock time in all (default: 1)")
     add("--labels", type=label_size, nargs="+", default=[8, 32, None], metavar="N|all",
@@ -72,15 +97,18 @@ def parse() -> argparse.Namespace:
     add("--continue", dest="continued", action="append", default=[], metavar="NAME",
         help="FCMAE on --images that begins from this --encoder, as another start")  # fmt: skip
     add("--detector", type=named, action="append", default=[], metavar="NAME=FILE",
-        help="a whole detector as another start")  # fmt: skip
+        help="a whole detector (or segmenter) as another start")  # fmt: skip
     add("--no-pretraining", action="store_true", help="leave out FCMAE from random weights")
     add("--model", choices=list(SIZES), default="convnextv2_atto", metavar="SIZE")
-    add("--config-file", default=CONFIG, help=f"of the trainings (default: {CONFIG})")
-    add("--iterations", type=int, default=300, help="of a training (default: 300)")
-    add("--image-size", type=int, default=128, help="of the pretraining (default: 128)")
-    add("--in-chans", type=int, default=3, help="channels of the images")
-    add("--jobs", type=int, default=0, help="runs at a time (default: one a core or GPU, up to 4)")
-    add("opts", nargs="*", metavar="KEY VALUE", help="settings of the trainings")
+    add("--config-file", help="of the trainings; default: the task's quick one, from scratch")
+    add("--iterations", type=at_least(1), default=300, help="of a training (default: 300)")
+    add("--image-size", type=at_least(32), default=128,
+        help="of the pretraining, and of a classifier (default: 128)")  # fmt: skip
+    add("--in-chans", type=at_least(1), default=3, help="channels of the images")
+    add("--jobs", type=at_least(0), default=0,
+        help="runs at a time (default: one a GPU; without, one a core, up to 4)")  # fmt: skip
+    add("opts", nargs="*", metavar="KEY VALUE",
+        help="settings of the trainings; of a classifier its flags, without dashes")  # fmt: skip
     return parser.parse_intermixed_args()
 
 
@@ -107,76 +135,108 @@ def arms_of(arguments: argparse.Namespace) -> tuple[Arm, ...]:
         raise InputError(f"two starts are named {', '.join(twice)}: give them other names")
     if len(arms) < 2:
         raise InputError("there is nothing to compare: give --encoder or --detector")
-    missing = [
-        f"{arm.name}: there is no file {file}"
-        for arm in arms
-        for file in (arm.weights, arm.detector)
-        if file and not file.startswith("timm:") and not Path(file).is_file()
-    ]
-    if missing:
-        raise InputError("\n".join(missing))
     return tuple(arms)
+
+
+def task_of(train: str) -> Task:
+    """What a data set's name says is to be trained."""
+    if train.startswith(("masks:", "json:")):
+        return "segmentation"
+    return "classification" if Path(train).is_dir() else "detection"
+
+
+def labels_of(name: str, task: Task, folder: Path) -> LabelSet:
+    """The labels that a name stands for.
+
+    Args:
+        folder: of a COCO file's images, where the name does not say.
+    """
+    if task == "classification":
+        return read_class_folders(Path(name))
+    if name.startswith("masks:"):
+        return read_class_maps(name)
+    if name.startswith("json:"):
+        annotations, colon, images = name.removeprefix("json:").rpartition(":")
+        if not colon:
+            raise InputError(f"{name!r}: give json:ANNOTATIONS:IMAGES")
+        return read_labels(Path(annotations), Path(images))
+    return read_labels(Path(name), folder)
+
+
+def settings_of(arguments: argparse.Namespace, task: Task) -> dict[str, str]:
+    """The trainings' own settings.
+
+    Raises:
+        InputError: for keys without a value, and flags that a classifier's training lacks.
+    """
+    opts = arguments.opts
+    if len(opts) % 2:
+        raise InputError(f"settings are KEY VALUE pairs, but {opts[-1]!r} has no value")
+    found = dict(zip(opts[::2], opts[1::2], strict=True))
+    if task == "classification":
+        known = known_flags("classify")
+        if unknown := [name for name in found if name not in known]:
+            raise InputError(
+                f"a classifier's training has no flag {unknown[0]}{closest(unknown[0], known)}"
+            )
+    return found
+
+
+def options_of(arguments: argparse.Namespace) -> StudyOptions:
+    """What the arguments ask for.
+
+    Raises:
+        InputError: for what they cannot mean.
+    """
+    if arguments.hours <= 0:
+        raise InputError(f"--hours is {arguments.hours}; give a positive number")
+    task = task_of(arguments.train)
+    if task != task_of(arguments.test):
+        raise InputError(
+            f"--train {arguments.train} is for {task}, --test {arguments.test} for "
+            f"{task_of(arguments.test)}: give labels of the same form"
+        )
+    if arguments.detector and not TASKS[task].whole:
+        raise InputError(
+            f"--detector {arguments.detector[0][0]}: a classifier's file is given as --encoder"
+        )
+    return StudyOptions(
+        images=str(arguments.images),
+        train=arguments.train,
+        test=arguments.test,
+        train_images=str(arguments.train_images or arguments.images),
+        test_images=str(arguments.test_images or arguments.images),
+        output_dir=str(arguments.output_dir),
+        hours=arguments.hours,
+        labels=tuple(dict.fromkeys(arguments.labels)),
+        arms=arms_of(arguments),
+        model=arguments.model,
+        config_file=arguments.config_file or TASKS[task].config_file,
+        task=task,
+        overrides=settings_of(arguments, task),
+        iterations=arguments.iterations,
+        image_size=arguments.image_size,
+        in_chans=arguments.in_chans,
+        at_once=arguments.jobs or torch.cuda.device_count() or min(4, usable_cores()),
+    )
 
 
 def main() -> None:
     arguments = parse()
-    if arguments.hours <= 0:
-        raise InputError(f"--hours is {arguments.hours}; give a positive number")
-    if len(arguments.opts) % 2:
-        raise InputError(f"settings are KEY VALUE pairs, but {arguments.opts[-1]!r} has no value")
-    arms = arms_of(arguments)
-    train_images = arguments.train_images or arguments.images
-    test_images = arguments.test_images or arguments.images
-    labels, test = read_labels(arguments.train), read_labels(arguments.test)
-    split = split_labels(labels, arguments.labels)
-    reading = Reading(channels=None)
-    names = [[str(image["file_name"]) for image in side.images] for side in (labels, test)]
-    of_test = digests(test_images, names[1], reading)
-    if shared := leaked(digests(train_images, names[0], reading), of_test):
-        raise InputError(
-            f"{len(shared)} test images are among the labelled ones, such as {shared[0]}: take "
-            "them out of --train, or the answers flatter"
-        )
-    options = StudyOptions(
-        images=str(arguments.images),
-        train=str(arguments.train),
-        test=str(arguments.test),
-        train_images=str(train_images),
-        test_images=str(test_images),
-        output_dir=str(arguments.output_dir),
-        hours=arguments.hours,
-        labels=tuple(dict.fromkeys(arguments.labels)),
-        arms=arms,
-        model=arguments.model,
-        config_file=arguments.config_file,
-        overrides=dict(zip(arguments.opts[::2], arguments.opts[1::2], strict=True)),
-        iterations=arguments.iterations,
-        image_size=arguments.image_size,
-        in_chans=arguments.in_chans,
-        at_once=arguments.jobs or min(4, usable_cores()),
-    )
+    options = options_of(arguments)
+    labels = labels_of(options.train, options.task, Path(options.train_images))
+    test = labels_of(options.test, options.task, Path(options.test_images))
+    split, notes = check_study(options, labels, test)
     with held(arguments.output_dir):
         arguments.output_dir.mkdir(parents=True, exist_ok=True)
         log_to(arguments.output_dir)
         study = Study(options, labels, split, Path(__file__).resolve().parent)
-        study.save(notes=notes(arguments, test_images, names[1]))
-        page = run_study(study, write_study)
+        study.save(notes=notes)
+        page = run_study(study, writer(CHANGED[options.task]))
     for line in page.with_suffix(".md").read_text(encoding="utf-8").split("\n## ")[1].splitlines():
         if line.strip() and line != "Answers":
             print(line)
     print(f"report: {page}")
-
-
-def notes(arguments: argparse.Namespace, test_images: Path, names: list[str]) -> list[str]:
-    """What a reader of the answers should know."""
-    unlabelled = {path.resolve() for path in files_of_folder(arguments.images).images}
-    among = sum((test_images / name).resolve() in unlabelled for name in names)
-    if not among:
-        return []
-    return [
-        f"{among} of the {len(names)} test images are among the unlabelled ones: FCMAE saw their "
-        "pixels, never their labels."
-    ]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ out=runs/segmentation_pairs
 grids=ablations/segmentation
 
 [ -d $out/data ] || python $grids/prepare.py "$data" $out/data
-python tools/ablate.py $grids/pretraining.yaml --output-dir $out/pretraining
 for name in nuclei scenes coco_mini; do
+    python tools/ablate.py $grids/pretraining.yaml --rows $name --output-dir $out/pretraining
     python tools/ablate.py $grids/$name.yaml --output-dir $out/$name
 done

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from detection.reporting.run import Run
@@ -11,6 +11,7 @@ from reporting.blocks import RunName
 
 SHOWN = 20  # images of each group
 CHANGED = 10
+LOST, GAINED = "lost most", "gained most"
 TYPICAL = "typical"
 TYPICAL_RANKS = (0.25, 0.5, 0.75)  # of all images by F1, so that three are neither good nor bad
 
@@ -54,8 +55,8 @@ def choose_images(runs: Sequence[tuple[RunName, Run]]) -> list[Chosen]:
             if before.get(image) is not None
         }
         ranked = sorted(changes, key=lambda image: changes[image])
-        groups["lost most"] = [image for image in ranked[:CHANGED] if changes[image] < 0]
-        groups["gained most"] = [image for image in ranked[::-1][:CHANGED] if changes[image] > 0]
+        groups[LOST] = [image for image in ranked[:CHANGED] if changes[image] < 0]
+        groups[GAINED] = [image for image in ranked[::-1][:CHANGED] if changes[image] > 0]
     of_image: dict[Any, list[str]] = {}
     for group, members in groups.items():
         for image in members:
@@ -64,6 +65,15 @@ def choose_images(runs: Sequence[tuple[RunName, Run]]) -> list[Chosen]:
         Chosen(image, held, list(rows[image]["errors"]) or ["none"], _why(rows[image], changes))
         for image, held in of_image.items()
     ]
+
+
+def changed_most(runs: Sequence[tuple[RunName, Run]]) -> list[Chosen]:
+    """The images that lost most and gained most since the first run, by F1."""
+    chosen = [
+        replace(each, groups=[group for group in each.groups if group in (LOST, GAINED)])
+        for each in choose_images(runs)
+    ]
+    return [each for each in chosen if each.groups]
 
 
 def _images(run: Run) -> list[dict[str, Any]]:

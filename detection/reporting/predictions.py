@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from detection.reporting.facts import data_mismatch
 from detection.reporting.figures import prediction_panels
-from detection.reporting.gallery import TYPICAL, choose_images
-from detection.reporting.run import Run
+from detection.reporting.gallery import TYPICAL, changed_most, choose_images
+from detection.reporting.run import Run, read_run
 from reporting.blocks import NOT_RECORDED, Block, Gallery, Paragraph, RunName
 
 TYPICAL_SENTENCE = (
@@ -55,3 +56,28 @@ def prediction_blocks(
     if typical:
         typical.insert(0, Paragraph(TYPICAL_SENTENCE, "small"))
     return typical, [*blocks, Gallery(others)]
+
+
+def changed_detections(runs: Sequence[tuple[RunName, Path]]) -> list[Block]:
+    """The images that lost and gained most from the first of two runs' folders to the last.
+
+    Nothing where one has no predictions; a paragraph where they cannot be drawn.
+    """
+    read = [(name, read_run(folder, str(name))) for name, folder in runs]
+    if any(run.results is None or not run.diagnosis for _, run in read):
+        return []
+    test = read[0][1].fact("datasets", "test") or {}
+    try:
+        panels, omissions = prediction_panels(
+            *(read, Path(str(test.get("annotations"))), Path(str(test.get("image_root", "")))),
+            *(changed_most(read), ""),
+        )
+    except (OSError, ValueError) as error:
+        return [Paragraph(f"The predictions cannot be shown: {error}", "warning")]
+    if not panels:
+        return []
+    members = [
+        replace(panel, pictures=[replace(picture, full=None) for picture in panel.pictures])
+        for panel, _ in panels
+    ]
+    return [Gallery(members), *(Paragraph(omission, "small") for omission in omissions)]

@@ -38,7 +38,7 @@ from fcmae.classification.evaluation import Evaluation, evaluate
 from fcmae.classification.head import build_classifier
 from fcmae.classification.options import FREE, FinetuneOptions
 from fcmae.classification.recipes import BATCHES, Recipe, choose_recipe, schedule, step_of_chain
-from fcmae.classification.report import write_report
+from fcmae.classification.report import PER_IMAGE, per_image_rows, write_report
 from fcmae.classification.setup import Setup, set_up
 from fcmae.classification.transforms import training_transform
 from fcmae.features.collapse import WATCHED_IMAGES, CollapseWatch, steps_between_measures
@@ -131,7 +131,7 @@ def finetune(options: FinetuneOptions, resume: bool = False) -> Path:
     Returns:
         The path of ``classifier.safetensors``. Beside it: ``classifier_ema.safetensors`` (the
         averaged weights, where the recipe has them), ``config.yaml``, ``metrics.json``,
-        ``metrics_summary.json``, ``checkpoints/`` and ``tensorboard/``.
+        ``metrics_summary.json``, ``per_image.json``, ``checkpoints/`` and ``tensorboard/``.
 
     Raises:
         InputError, FileNotFoundError: for bad options, images or checkpoints, before training
@@ -256,13 +256,15 @@ def _finetune(options: FinetuneOptions, resume: bool) -> Path:
         averaged = ema.module
         assert isinstance(averaged, ConvNeXt)
         _save(averaged, output_dir / CLASSIFIER_EMA, {**metadata, "weights": "averaged"}, grn)
+    evaluated = evaluations.latest["trained"]
+    write_json(output_dir / PER_IMAGE, per_image_rows(classes, data.val, evaluated))
     write_json(output_dir / SUMMARY, summary)
     facts = {"recipe": step, "steps": steps, "validation": data.split, **setup.vision()}
     for name, figures in evaluations.figures().items():
         facts[f"top-1 of {name} weights"] = figures["top1"]
     write_report(
         *(output_dir / REPORT, f"Classifier of {len(classes)} classes", classes, data.val),
-        *(evaluations.latest["trained"], facts, data.train.labels),
+        *(evaluated, facts, data.train.labels),
     )
     logger.info("wrote %s", path)
     return path

@@ -19,7 +19,7 @@ from backbones.whole_files import write_files
 from fcmae.classification.data import LabelledSamples
 from fcmae.classification.evaluation import TOP, Evaluation
 from fcmae.run_files import CONFIG
-from images.display import shown
+from images.display import read_shown, shown
 from images.files import ImageError
 from reporting.blocks import (
     Block,
@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 MATRIX_CLASSES = 30  # at most; of more classes, so many pairs are listed
 PICTURES, SIDE, MAX_BYTES = 12, 224, 30_000
+PER_IMAGE = "per_image.json"
 CHARTS = {"total_loss": "training loss", "trained/top1": "top-1 (%)", "trained/loss": "loss"}
 
 
@@ -195,16 +196,71 @@ def _picture(
         image = shown(samples.whole_image(place))
     except ImageError:  # it could be read a moment ago
         return None
+    truth, predicted = (classes[of[index]] for of in (evaluation.truth, evaluation.predicted))
+    share = f"{100 * evaluation.probability[index]:.0f} %"
+    said = "" if truth == predicted else f"; predicted {predicted}"
+    name = Path(samples.describe(place)).name
+    return _encoded(image, f"{truth}{said}, {share} ({name})")
+
+
+def per_image_rows(
+    classes: Sequence[str], samples: LabelledSamples, evaluation: Evaluation
+) -> list[dict[str, Any]]:
+    """What a classifier said of each image, for ``per_image.json``."""
+    columns = (evaluation.places, evaluation.truth, evaluation.predicted, evaluation.loss)
+    return [
+        {
+            "image": samples.describe(place),
+            "truth": classes[truth],
+            "predicted": classes[predicted],
+            "loss": loss,
+        }
+        for place, truth, predicted, loss in zip(*columns, strict=True)
+    ]
+
+
+def changed_classes(runs: Sequence[tuple[RunName, Path]]) -> list[Block]:
+    """The images whose loss rose and fell most from the first of two runs to the last.
+
+    Args:
+        runs: names and folders that hold ``per_image.json``.
+    """
+    try:
+        tables = [
+            json.loads((folder / PER_IMAGE).read_text(encoding="utf-8")) for _, folder in runs
+        ]
+    except (OSError, ValueError) as error:
+        return [Paragraph(f"The predictions cannot be shown: {error}", "warning")]
+    first, last = ({row["image"]: row for row in rows} for rows in (tables[0], tables[-1]))
+    change = {name: last[name]["loss"] - first[name]["loss"] for name in first.keys() & last.keys()}
+    order = sorted(change, key=lambda name: (change[name], name))
+    groups = {
+        "Lost most": [name for name in order[::-1][:PICTURES] if change[name] > 0],
+        "Gained most": [name for name in order[:PICTURES] if change[name] < 0],
+    }
+    blocks: list[Block] = []
+    for title, names in groups.items():
+        members = []
+        for name in names:
+            try:
+                image = read_shown(Path(name))
+            except (ValueError, OSError):
+                continue
+            before, after = first[name]["predicted"], last[name]["predicted"]
+            label = f"{first[name]['truth']}; predicted {before}, then {after}"
+            members.append(_encoded(image, f"{label} ({Path(name).name})"))
+        if members:
+            blocks.append(Pictures(title, members))
+    return blocks
+
+
+def _encoded(image: np.ndarray, label: str) -> Picture:
+    """An image in the size of the page, with what is said of it."""
     factor = SIDE / max(image.shape[:2])
     size = [max(1, round(side * factor)) for side in image.shape[1::-1]]
     smooth = cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST
     image = cv2.resize(image, size, interpolation=smooth)
-    truth, predicted = (classes[of[index]] for of in (evaluation.truth, evaluation.predicted))
-    share = f"{100 * evaluation.probability[index]:.0f} %"
-    said = "" if truth == predicted else f"; predicted {predicted}"
-    label = f"{truth}{said}, {share}"
-    name = Path(samples.describe(place)).name
-    return Picture(encode_jpeg(image, MAX_BYTES), f"{label} ({name})", f"{name}: {label}")
+    return Picture(encode_jpeg(image, MAX_BYTES), label, label)
 
 
 def _curves(output_dir: Path) -> list[Block]:

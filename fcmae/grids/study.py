@@ -5,189 +5,43 @@ label subset with the same seed; waves are run, most telling first, until the ti
 question is answered (:mod:`fcmae.grids.verdicts`). Everything is a run of the project's own command
 lines in a folder of its own, so that a study can be stopped and started again at any time.
 
-The time is planned from a few measured steps: ``PRETRAINING`` of it for FCMAE, then the rates of
-each arm, tuned on images that are in no table, then waves.
+The time is planned from a few measured steps (:mod:`fcmae.grids.study_plan`): a part of it for
+FCMAE, then the rates of each arm, tuned on images that are in no table, then waves.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from backbones.errors import InputError
 from backbones.whole_files import write_json
 from fcmae.grids.run import GridRun, StartCommand, shares
-from fcmae.grids.study_labels import Labels, Split
-from fcmae.grids.verdicts import LOOKS, Verdict, verdict
+from fcmae.grids.study_labels import LabelSet, Split, content_of
+from fcmae.grids.study_plan import (
+    Arm,
+    Measured,
+    Plan,
+    Question,
+    StudyOptions,
+    make_plan,
+)
+from fcmae.grids.verdicts import Verdict, verdict
 from training.command_line.jobs import Running, Share, run_side_by_side, start_process
+from training.records.energy import EnergyShares
+
+__all__ = ["Arm", "Result", "Study", "StudyOptions", "run_study"]
 
 logger = logging.getLogger(__name__)
 
-PRETRAINING = 0.3  # share of the time that goes to FCMAE
-RATES = (2.5e-4, 5e-4, 1e-3)  # tried for each arm
 TIMED_STEPS = 8  # of the runs that are timed
-BASELINE = "random"
 STATE = "study.json"
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A start.
-
-    Args:
-        name: in tables.
-        said: in sentences: "... gives +3 AP over random weights".
-        weights: an encoder's file (or ``timm:NAME``) that it starts from.
-        detector: a whole detector's file instead.
-        pretrained: FCMAE on the study's images comes first, from ``weights`` or random ones.
-    """
-
-    name: str
-    said: str
-    weights: str = ""
-    detector: str = ""
-    pretrained: bool = False
-
-
-@dataclass(frozen=True)
-class StudyOptions:
-    """What a study is made of; written to ``study.json``.
-
-    Args:
-        images: the folder of unlabelled images.
-        train, test: COCO files; ``train_images``, ``test_images``: their folders.
-        output_dir: the study's.
-        hours: of wall-clock time.
-        labels: sizes of the label subsets; None for all.
-        arms: the starts; the first is what the others are compared with.
-        model: a size of the encoder.
-        config_file: of the trainings.
-        overrides: keys of the trainings' config.
-        iterations: of a training.
-        image_size, batch_size: of the pretraining.
-        in_chans: of the images.
-        at_once: runs at a time.
-        max_seeds: label subsets at most of each size.
-    """
-
-    images: str
-    train: str
-    test: str
-    train_images: str
-    test_images: str
-    output_dir: str
-    hours: float
-    labels: tuple[int | None, ...]
-    arms: tuple[Arm, ...]
-    model: str
-    config_file: str
-    overrides: Mapping[str, str] = field(default_factory=dict)
-    iterations: int = 300
-    image_size: int = 128
-    batch_size: int = 32
-    in_chans: int = 3
-    at_once: int = 1
-    max_seeds: int = max(LOOKS)
-
-
-@dataclass
-class Measured:
-    """Seconds on this machine.
-
-    Args:
-        pretraining_step: of FCMAE.
-        iteration: of a training.
-        overhead: of a training beside its iterations: start, evaluation, report.
-    """
-
-    pretraining_step: float
-    iteration: float
-    overhead: float
-
-    def run(self, iterations: int) -> float:
-        return self.overhead + iterations * self.iteration
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What fits into the time.
-
-    Args:
-        pretraining_steps: of each arm that is pretrained here.
-        rates: tried for each arm.
-        waves: that fit, of all arms each.
-        seconds: of the pretrainings, the tuning, and a wave.
-    """
-
-    pretraining_steps: int
-    rates: tuple[float, ...]
-    waves: int
-    seconds: tuple[float, float, float]
-
-    def said(self, options: StudyOptions) -> str:
-        pretraining, tuning, wave = (value / 60 for value in self.seconds)
-        pairs = self.waves // len(options.labels)
-        return (
-            f"{options.hours:g} hours: {pretraining:.0f} minutes of FCMAE "
-            f"({self.pretraining_steps} steps), {tuning:.0f} minutes for the rates, then "
-            f"{self.waves} waves of {len(options.arms)} runs, {wave:.1f} minutes each: about "
-            f"{pairs} pairs for each of {len(options.labels)} label sizes, whose interval is "
-            f"+- {_widening(pairs, options):.1f} standard deviations of a difference"
-        )
-
-
-def _widening(pairs: int, options: StudyOptions) -> float:
-    look = max((look for look in LOOKS if look <= pairs), default=0)
-    if not look:
-        return math.inf
-    unit = [0.0] * look
-    unit[0], unit[1] = math.sqrt((look - 1) / 2), -math.sqrt((look - 1) / 2)  # deviation 1
-    found = verdict(unit, questions(options))
-    assert found.low is not None
-    assert found.high is not None
-    return (found.high - found.low) / 2
-
-
-def questions(options: StudyOptions) -> int:
-    """Each other arm against the first, at each label size."""
-    return max(1, (len(options.arms) - 1) * len(options.labels))
-
-
-def make_plan(options: StudyOptions, measured: Measured) -> Plan:
-    """What fits into ``options.hours``.
-
-    Raises:
-        InputError: if not even one pair does, with the hours that it takes.
-    """
-    budget = 3600 * options.hours * options.at_once
-    pretrained = sum(arm.pretrained for arm in options.arms)
-    run = measured.run(options.iterations)
-    wave = run * len(options.arms)
-    steps = 0
-    if pretrained:
-        steps = int(PRETRAINING * budget / pretrained / measured.pretraining_step)
-    pretraining = pretrained * steps * measured.pretraining_step
-    for rates in (RATES, RATES[1:2]):  # a short study takes one rate for all
-        tuning = run * len(options.arms) * len(rates) if len(rates) > 1 else 0.0
-        waves = int((budget - pretraining - tuning) / wave)
-        if waves >= 3 * len(options.labels) or len(rates) == 1:
-            break
-    needed = (wave * len(options.labels) + 60 * pretrained) / (1 - PRETRAINING * bool(pretrained))
-    if waves < len(options.labels) or (pretrained and steps < 10):
-        raise InputError(
-            f"--hours {options.hours:g} is too little for one pair of runs at each of "
-            f"{len(options.labels)} label sizes: that takes about "
-            f"{needed / 3600 / options.at_once:.2g} hours here. Give more, or fewer --labels, arms "
-            "or --iterations"
-        )
-    return Plan(steps, rates, waves, (pretraining, tuning, wave))
+FREE = ("hours", "at_once", "max_seeds")  # what a study that goes on may change
 
 
 @dataclass(frozen=True)
@@ -196,19 +50,21 @@ class Result:
 
     Args:
         arm, labels, seed, rate: what it was; ``labels`` None for all.
-        box, mask: AP.
+        value: the metric that decides; ``other``: the task's other metric.
         seconds: of its training.
         folder: the run's.
+        joules: that it used, None where that is not known.
     """
 
     arm: str
     labels: int | None
     seed: int
     rate: float
-    box: float
-    mask: float | None
+    value: float
+    other: float | None
     seconds: float | None
     folder: str
+    joules: float | None = None
 
 
 class Study:
@@ -219,19 +75,22 @@ class Study:
         tools: the folder of the command lines.
         start: in place of a process of its own for each run.
         clock: seconds.
+        energy: of this machine.
     """
 
     def __init__(
         self,
         options: StudyOptions,
-        labels: Labels,
+        labels: LabelSet,
         split: Split,
         tools: Path,
         start: StartCommand | None = None,
         clock: Callable[[], float] = time.monotonic,
+        energy: EnergyShares | None = None,
     ) -> None:
         self.options, self.labels, self.split, self.tools = options, labels, split, tools
         self.start, self.clock = start or start_process, clock
+        self.energy = EnergyShares() if energy is None else energy
         self.folder = Path(options.output_dir)
         self.rates: dict[str, float] = {}
         self.results: list[Result] = []
@@ -245,15 +104,20 @@ class Study:
         Raises:
             InputError: if the study in the folder had other arguments or data.
         """
-        asked = json.loads(json.dumps(asdict(self.options) | {"data": self._data_digest()}))
-        free = ("hours", "at_once", "max_seeds")
+        asked = json.loads(json.dumps(asdict(self.options)))
+        content = self._content()
         path = self.folder / STATE
         if path.is_file():
             state = json.loads(path.read_text(encoding="utf-8"))
             changed = [
                 f"{key} was {state['asked'].get(key)!r}, is {value!r}"
                 for key, value in asked.items()
-                if key not in free and state["asked"].get(key) != value
+                if key not in FREE and state["asked"].get(key) != value
+            ]
+            changed += [
+                f"data was changed since: {name}"
+                for name, digest in content.items()
+                if state.get("content", {}).get(name) != digest
             ]
             if changed:
                 raise InputError(
@@ -263,15 +127,17 @@ class Study:
                     )
                 )  # fmt: skip
             return state
-        state = {"asked": asked, "spent": 0.0}
+        state = {"asked": asked, "content": content, "spent": 0.0, "joules": {}}
         write_json(path, state, indent=1)
         return state
 
-    def _data_digest(self) -> str:
-        digest = hashlib.sha256()
-        for path in (self.options.train, self.options.test):
-            digest.update(Path(path).read_bytes())
-        return digest.hexdigest()
+    def _content(self) -> dict[str, str]:
+        """A digest of everything that is read, by its name."""
+        options = self.options
+        files = [arm.weights or arm.detector for arm in options.arms]
+        names = (options.images, options.train, options.test, options.train_images,
+                 options.test_images, options.config_file, *files)  # fmt: skip
+        return {name: content_of(name, self.folder) for name in dict.fromkeys(names) if name}
 
     def save(self, **values: Any) -> None:
         self.state |= values
@@ -279,28 +145,44 @@ class Study:
 
     # --- runs
 
-    def detection(self, arm: Arm, folder: Path, train: Path, rate: float, seed: int) -> GridRun:
-        """A training of an arm."""
-        options = self.options
-        steps = options.iterations
-        keys: dict[str, Any] = {
-            "config-file": options.config_file,
-            "DATASETS.TRAIN": f"json:{train}:{options.train_images}",
-            "DATASETS.TEST": f"json:{options.test}:{options.test_images}",
-            "MODEL.CONVNEXT.SIZE": options.model,
-            "SOLVER.BASE_LR": rate,
-            "SOLVER.MAX_ITER": steps,
-            "SOLVER.STEPS": f"[{round(0.8 * steps)}]",
-            "SOLVER.CHECKPOINT_PERIOD": max(steps, 1),
-            "DATALOADER.NUM_WORKERS": 0,
-            **options.overrides,
-            "SEED": seed,
-        }
+    def training(
+        self,
+        arm: Arm,
+        folder: Path,
+        train: Path,
+        rate: float,
+        seed: int,
+        test: Path | None = None,
+        steps: int = 0,
+    ) -> GridRun:
+        """A training of an arm.
+
+        Args:
+            train: labels that :meth:`LabelSet.write` has written; ``test`` likewise, in place of
+                the study's test set.
+            steps: in place of the study's.
+        """
+        options, task = self.options, self.options.of_task
+        tested = self.labels.told(test) if test else self._test_set()
+        keys = task.settings(
+            *(self.labels.told(train), tested, options.model, options.image_size),
+            *(steps or options.iterations, rate),
+        )
+        if task.config_file:
+            keys = {"config-file": options.config_file, **keys}
+        keys |= options.overrides
+        keys[task.seed] = seed
         if arm.detector:
-            keys["MODEL.WEIGHTS"] = arm.detector
-        elif not arm.pretrained:
-            keys["MODEL.CONVNEXT.WEIGHTS"] = arm.weights
-        return GridRun("detect", folder, keys, self.pretraining_folder(arm))
+            keys[task.whole] = arm.detector
+        elif arm.weights and not arm.pretrained:
+            keys[task.encoder] = arm.weights
+        return GridRun(task.stage, folder, keys, self.pretraining_folder(arm))
+
+    def _test_set(self) -> str:
+        options = self.options
+        if options.task == "detection":
+            return f"json:{options.test}:{options.test_images}"
+        return options.test
 
     def pretraining_folder(self, arm: Arm) -> Path | None:
         return self.folder / "pretrain" / arm.name if arm.pretrained else None
@@ -334,50 +216,77 @@ class Study:
             InputError: if one fails, with the end of its log.
         """
         failed: list[str] = []
+        waiting = {job.folder: job for job in jobs if not job.finished}
+        begun: set[Path] = set()
 
         def start(job: GridRun, share: Share) -> Running:
             job.folder.parent.mkdir(parents=True, exist_ok=True)
+            self.energy.begin(job.folder)
+            begun.add(job.folder)
             return self.start(job.command(self.tools, ()), log_of(job), share)
 
         def ended(job: GridRun, code: int) -> bool:
+            self._count(job.folder)
+            begun.discard(job.folder)
             if code or not job.finished:
                 lines = log_of(job).read_text(encoding="utf-8", errors="replace").splitlines()
                 failed.append("\n  ".join([f"{job.folder} failed:", *lines[-8:]]))
             return bool(code)
 
-        waiting = {job.folder: job for job in jobs if not job.finished}
-        run_side_by_side(waiting, start, ended, shares(self.options.at_once))
+        at_once = max(1, min(self.options.at_once, len(waiting)))
+        try:
+            run_side_by_side(waiting, start, ended, shares(at_once), look=self.energy.update)
+        finally:
+            for folder in begun:  # what was interrupted has used some, too
+                self._count(folder)
         if failed:
             raise InputError("\n".join(failed))
+
+    def _count(self, folder: Path) -> None:
+        """Add what a run has used."""
+        if (used := self.energy.end(folder)) is not None:
+            key = folder.relative_to(self.folder).as_posix()
+            self.state["joules"][key] = self.state["joules"].get(key, 0.0) + used
+            self.save()
+
+    def joules(self, folder: Path) -> float | None:
+        """What the run of a folder has used, None where that is not known."""
+        return self.state["joules"].get(folder.relative_to(self.folder).as_posix())
 
     # --- the study
 
     def measure(self) -> Measured:
-        """Time a few steps of the pretraining and of a training, once."""
+        """Time a few steps of the pretraining and of a training, once, as many as will run at a
+        time; starts of whole models are tried, so that one which does not load is told now."""
         if "measured" in self.state:
             return Measured(**self.state["measured"])
         folder, options = self.folder / "timing", self.options
         step = 1.0
-        if any(arm.pretrained for arm in options.arms):
-            arm = next(arm for arm in options.arms if arm.pretrained)
-            job = self.pretraining(arm, TIMED_STEPS, folder / "pretrain")
-            self.run([job])
-            step = _step_seconds(job.folder)
-        train = self.labels.write(self.split.tune_train, folder / "train.json")
+        if pretrained := [arm for arm in options.arms if arm.pretrained][: options.at_once]:
+            jobs = [
+                self.pretraining(arm, TIMED_STEPS, folder / f"pretrain_{arm.name}")
+                for arm in pretrained
+            ]
+            self.run(jobs)
+            step = sum(_step_seconds(job.folder) for job in jobs) / len(jobs)
+        train = self.labels.write(self.split.tune_train, folder / "labels")
+        rate = options.of_task.rates[1]
+
+        def trained(arm: Arm, name: str) -> GridRun:
+            return self.training(arm, folder / name, train, rate, 0, steps=TIMED_STEPS)
+
+        jobs = [trained(options.arms[0], f"train_{number}") for number in range(options.at_once)]
         began = self.clock()
-        arm = options.arms[0]
-        job = self.detection(arm, folder / "detect", train, RATES[1], 0)
-        keys = {**job.arguments, "SOLVER.MAX_ITER": TIMED_STEPS, "SOLVER.STEPS": "[]"}
-        job = GridRun("detect", job.folder, keys)
-        self.run([job])
+        self.run(jobs)
         whole = self.clock() - began
-        iteration = _step_seconds(job.folder)
+        self.run([trained(arm, f"train_{arm.name}") for arm in options.arms if arm.detector])
+        iteration = sum(_step_seconds(job.folder) for job in jobs) / len(jobs)
         measured = Measured(step, iteration, max(0.0, whole - TIMED_STEPS * iteration))
         self.save(measured=asdict(measured))
         return measured
 
     def tune(self, plan: Plan) -> None:
-        """Choose each arm's rate by AP on images that no table shows."""
+        """Choose each arm's rate on images that no table shows."""
         if "rates" in self.state:
             self.rates = dict(self.state["rates"])
             return
@@ -386,97 +295,97 @@ class Study:
             self.save(rates=self.rates, tuned=False)
             return
         folder = self.folder / "rates"
-        train = self.labels.write(self.split.tune_train, folder / "train.json")
-        test = self.labels.write(self.split.tune_test, folder / "test.json")
-        jobs = {}
-        for arm in self.options.arms:
-            for rate in plan.rates:
-                job = self.detection(arm, folder / f"{arm.name}_{rate:g}", train, rate, 0)
-                own = f"json:{test}:{self.options.train_images}"
-                jobs[arm.name, rate] = GridRun(
-                    "detect", job.folder, {**job.arguments, "DATASETS.TEST": own}, job.init
-                )
+        train = self.labels.write(self.split.tune_train, folder / "train")
+        test = self.labels.write(self.split.tune_test, folder / "test")
+        jobs = {
+            (arm.name, rate): self.training(
+                arm, folder / f"{arm.name}_{rate:g}", train, rate, 0, test
+            )
+            for arm in self.options.arms
+            for rate in plan.rates
+        }
         self.run(list(jobs.values()))
         found: dict[str, dict[float, float]] = {}
         for (name, rate), job in jobs.items():
-            found.setdefault(name, {})[rate] = _metrics(job.folder)[0]
+            found.setdefault(name, {})[rate] = self.options.of_task.measured(job.folder)[0]
         self.rates = {
             name: max(by_rate, key=by_rate.__getitem__) for name, by_rate in found.items()
         }
         tried = {name: {f"{r:g}": ap for r, ap in rates.items()} for name, rates in found.items()}
         self.save(rates=self.rates, tuned=True, tried=tried)
 
+    def run_folder(self, arm: Arm, size: int | None, seed: int) -> Path:
+        return self.folder / "runs" / f"{arm.name}_{_name(size)}_seed_{seed}"
+
     def wave(self, size: int | None, seed: int) -> list[GridRun]:
         """Every arm on one label subset."""
-        name = "all" if size is None else str(size)
-        train = self.folder / "labels" / f"{name}_seed_{seed}.json"
-        if not train.is_file():
-            self.labels.write(self.split.subset(size, seed), train)
+        path = self.folder / "labels" / f"{_name(size)}_seed_{seed}"
+        train = self.labels.write(self.split.subset(size, seed), path)
         return [
-            self.detection(
-                arm, self.folder / "runs" / f"{arm.name}_{name}_seed_{seed}", train,
-                self.rates[arm.name], seed,
-            )
+            self.training(arm, self.run_folder(arm, size, seed), train, self.rates[arm.name], seed)
             for arm in self.options.arms
-        ]  # fmt: skip
+        ]
 
     def collect(self) -> list[Result]:
         """Every finished run, wave by wave."""
-        self.results = []
+        self.results, task = [], self.options.of_task
         for seed in range(self.options.max_seeds):
             for size in self.options.labels:
-                name = "all" if size is None else str(size)
                 for arm in self.options.arms:
-                    folder = self.folder / "runs" / f"{arm.name}_{name}_seed_{seed}"
-                    if GridRun("detect", folder, {}).finished:
-                        box, mask, seconds = _metrics(folder)
+                    folder = self.run_folder(arm, size, seed)
+                    if task.is_finished(folder):
+                        value, other, seconds = task.measured(folder)
                         self.results.append(
                             Result(
-                                arm.name, size, seed, self.rates[arm.name], box, mask, seconds,
-                                str(folder),
+                                *(arm.name, size, seed, self.rates[arm.name], value, other),
+                                *(seconds, str(folder), self.joules(folder)),
                             )
-                        )  # fmt: skip
+                        )
         return self.results
 
-    def differences(self, arm: Arm, size: int | None) -> list[float]:
-        """Box AP of an arm minus the first arm's, in the order of the seeds that both have."""
+    def differences(self, question: Question) -> list[float]:
+        """The arm's value minus the other's, in the order of the seeds that both have."""
         found = {
-            (result.arm, result.seed): result.box
+            (result.arm, result.seed): result.value
             for result in self.results
-            if result.labels == size
+            if result.labels == question.size
         }
-        first = self.options.arms[0].name
+        arm, other = question.arm, question.against
         seeds = range(self.options.max_seeds)
-        both = [s for s in seeds if (arm.name, s) in found and (first, s) in found]
-        return [found[arm.name, s] - found[first, s] for s in both]
+        both = [s for s in seeds if (arm, s) in found and (other, s) in found]
+        return [found[arm, s] - found[other, s] for s in both]
+
+    def answers(self) -> dict[Question, Verdict]:
+        """What the pairs say to every question."""
+        asked = self.options.questions()
+        return {question: verdict(self.differences(question), len(asked)) for question in asked}
 
     def verdicts(self) -> dict[tuple[str, int | None], Verdict]:
-        """(arm, label size) -> what the pairs say, of every arm but the first."""
-        asked = questions(self.options)
-        return {
-            (arm.name, size): verdict(self.differences(arm, size), asked)
-            for size in self.options.labels
-            for arm in self.options.arms[1:]
-        }
+        """(arm, label size) -> what the pairs say, of every arm but the first against it."""
+        first = self.options.arms[0].name
+        return {(q.arm, q.size): v for q, v in self.answers().items() if q.against == first}
 
-    def next_wave(self) -> tuple[int | None, int] | None:
-        """The label size and seed that tell most: of the sizes with an open question, the one with
-        the fewest pairs; the middle size first. None when nothing is open."""
+    def next_waves(self, count: int = 1) -> list[tuple[int | None, int]]:
+        """The label sizes and seeds that tell most: of the sizes with an open question, the one
+        with the fewest pairs; the middle size first. Empty when nothing is open."""
         sizes = list(self.options.labels)
         middle = len(sizes) // 2
-        order = sorted(range(len(sizes)), key=lambda place: abs(place - middle))
-        open_sizes = []
-        found = self.verdicts()
-        for place in order:
-            size = sizes[place]
-            seeds = self._seeds_done(size)
-            answers = [found[arm.name, size].answer for arm in self.options.arms[1:]]
-            if seeds < self.options.max_seeds and "cannot tell" in answers:
-                open_sizes.append((seeds, order.index(place), size))
-        if not open_sizes:
-            return None
-        seeds, _, size = min(open_sizes, key=lambda item: item[:2])
-        return size, seeds
+        order = sorted(sizes, key=lambda size: abs(sizes.index(size) - middle))
+        answers = self.answers()
+        seeds = {
+            size: self._seeds_done(size)
+            for size in order
+            if any(q.size == size and v.answer == "cannot tell" for q, v in answers.items())
+        }
+        chosen: list[tuple[int | None, int]] = []
+        for _ in range(count):
+            open_sizes = [size for size in seeds if seeds[size] < self.options.max_seeds]
+            if not open_sizes:
+                break
+            size = min(open_sizes, key=lambda size: seeds[size])
+            chosen.append((size, seeds[size]))
+            seeds[size] += 1
+        return chosen
 
     def _seeds_done(self, size: int | None) -> int:
         done = {(r.arm, r.seed) for r in self.results if r.labels == size}
@@ -484,6 +393,10 @@ class Study:
         while all((arm.name, seed) in done for arm in self.options.arms):
             seed += 1
         return seed
+
+
+def _name(size: int | None) -> str:
+    return "all" if size is None else str(size)
 
 
 def log_of(job: GridRun) -> Path:
@@ -496,15 +409,6 @@ def _step_seconds(folder: Path) -> float:
     lines = [json.loads(line) for line in text.splitlines()]
     times = [line["time"] for line in lines if "time" in line]
     return sum(times) / len(times)
-
-
-def _metrics(folder: Path) -> tuple[float, float | None, float | None]:
-    """Box AP, mask AP and training seconds of a finished run."""
-    summary = json.loads((folder / "inference/metrics_summary.json").read_text(encoding="utf-8"))
-    facts = folder / "run.json"
-    seconds = json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else {}
-    mask = summary.get("segm", {}).get("AP")
-    return summary["bbox"]["AP"] or 0.0, mask, seconds.get("train_seconds")
 
 
 def run_study(study: Study, write: Callable[[Study], Path]) -> Path:
@@ -522,35 +426,32 @@ def run_study(study: Study, write: Callable[[Study], Path]) -> Path:
     def used() -> float:
         return spent + study.clock() - began
 
-    measured = study.measure()
-    plan = make_plan(options, measured)
-    logger.info("%s", plan.said(options))
-    jobs = [
-        study.pretraining(arm, plan.pretraining_steps) for arm in options.arms if arm.pretrained
-    ]
-    if "pretraining_steps" in study.state:  # as it was begun
-        steps = study.state["pretraining_steps"]
-        jobs = [study.pretraining(arm, steps) for arm in options.arms if arm.pretrained]
-    else:
-        study.save(pretraining_steps=plan.pretraining_steps)
-    study.run(jobs)
-    study.save(spent=used())
-    study.tune(plan)
-    study.save(spent=used())
-    study.collect()
-    page = write(study)
-    one = plan.seconds[2] / options.at_once
-    while (chosen := study.next_wave()) is not None:
-        left = 3600 * options.hours - used()
-        if left < one:
-            logger.info("%.0f minutes are left, a wave takes %.1f: the end", left / 60, one / 60)
-            break
-        size, seed = chosen
-        logger.info("wave: %s labels, seed %d", "all" if size is None else size, seed)
-        study.run(study.wave(size, seed))
+    try:
+        measured = study.measure()
+        plan = make_plan(options, measured)
+        logger.info("%s", plan.said(options))
+        steps = study.state.get("pretraining_steps", plan.pretraining_steps)  # as it was begun
+        study.save(pretraining_steps=steps, plan=plan.said(options))
+        study.run([study.pretraining(arm, steps) for arm in options.arms if arm.pretrained])
+        study.tune(plan)
         study.collect()
-        study.save(spent=used())
         page = write(study)
-    else:
-        logger.info("every question is answered, or has %d pairs", options.max_seeds)
+        one = plan.seconds[2]
+        while chosen := study.next_waves(options.waves_at_once):
+            left, before = 3600 * options.hours - used(), used()
+            if left < one:
+                minutes = left / 60, one / 60
+                logger.info("%.0f minutes are left, a wave takes %.1f: the end", *minutes)
+                break
+            for size, seed in chosen:
+                logger.info("wave: %s labels, seed %d", _name(size), seed)
+            study.run([job for size, seed in chosen for job in study.wave(size, seed)])
+            study.collect()
+            page = write(study)
+            study.save(spent=used())
+            one = max(plan.seconds[2], used() - before)
+        else:
+            logger.info("every question is answered, or has %d pairs", options.max_seeds)
+    finally:  # however it ends, this time is spent
+        study.save(spent=used())
     return page

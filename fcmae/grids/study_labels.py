@@ -1,7 +1,8 @@
 """The labels of a study: subsets that all arms share, a split to tune on, and what leaks.
 
-COCO files are read here as what they are, lists of images, annotations and categories; whether they
-are faultless is for the training's own check.
+COCO files are read here as what they are, lists of images, annotations and categories, and folders
+of classes as folders; whether they are faultless is for the training's own check. Segmentation's
+class maps are read by its own wing (:mod:`segmentation.subsets`), as another :class:`LabelSet`.
 """
 
 from __future__ import annotations
@@ -10,19 +11,44 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from backbones.errors import InputError
-from backbones.whole_files import write_json
+from backbones.whole_files import linked_folder, write_json
 from images.files import Reading, read_image
+from images.folders import files_of_folder
 from images.threads import in_threads
 from training.progress import progress
 
 TUNED_ON = 0.25  # share of the labelled images that rates are tuned on, and no table shows
-SMALLEST = 4  # images of either half of that split
+SMALLEST = 4  # images of either half of that split, where there is one kind of image
+
+
+class LabelSet(Protocol):
+    """Labelled images of which parts can be written as labels of their own."""
+
+    path: Path
+
+    @property
+    def images(self) -> Sequence[Any]: ...
+
+    def key(self, image: Any) -> str:
+        """A name that stays the same, whatever else there is."""
+
+    def kind(self, image: Any) -> str | None:
+        """Images of every kind are in every subset; None: it has no labels to learn from."""
+
+    def file(self, image: Any) -> Path:
+        """Where its pixels are."""
+
+    def write(self, images: Sequence[Any], path: Path) -> Path:
+        """Labels of these images alone, as ``path`` or with an ending; what is there stays."""
+
+    def told(self, path: Path) -> str:
+        """What a training is told to read them by."""
 
 
 @dataclass(frozen=True)
@@ -34,22 +60,41 @@ class Labels:
         images: its entries.
         annotations: by image id.
         rest: the file's other keys.
+        folder: of the images.
     """
 
     path: Path
     images: list[dict[str, Any]]
     annotations: dict[Any, list[dict[str, Any]]]
     rest: dict[str, Any]
+    folder: Path
+
+    def key(self, image: dict[str, Any]) -> str:
+        return str(image["file_name"])
+
+    def kind(self, image: dict[str, Any]) -> str | None:
+        return "" if self.annotations.get(image["id"]) else None
+
+    def file(self, image: dict[str, Any]) -> Path:
+        return self.folder / self.key(image)
 
     def write(self, images: Sequence[dict[str, Any]], path: Path) -> Path:
         """A file of these images alone, with all categories."""
-        found = [item for image in images for item in self.annotations.get(image["id"], [])]
-        write_json(path, {**self.rest, "images": list(images), "annotations": found})
+        path = path.with_name(path.name.removesuffix(".json") + ".json")
+        if not path.is_file():
+            found = [item for image in images for item in self.annotations.get(image["id"], [])]
+            write_json(path, {**self.rest, "images": list(images), "annotations": found})
         return path
 
+    def told(self, path: Path) -> str:
+        return f"json:{path}:{self.folder}"
 
-def read_labels(path: Path) -> Labels:
+
+def read_labels(path: Path, folder: Path | None = None) -> Labels:
     """Read a COCO file.
+
+    Args:
+        folder: of the images; default: the file's own.
 
     Raises:
         InputError: if it is none.
@@ -61,12 +106,49 @@ def read_labels(path: Path) -> Labels:
         for item in tree["annotations"]:
             by_image.setdefault(item["image_id"], []).append(item)
         rest = {key: value for key, value in tree.items() if key not in ("images", "annotations")}
-        return Labels(path, list(tree["images"]), by_image, rest)
+        return Labels(path, list(tree["images"]), by_image, rest, folder or path.parent)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} is no COCO file ({type(error).__name__}: {error}); "
             "tools/check_dataset.py lists all that is wrong with it"
         ) from error
+
+
+@dataclass(frozen=True)
+class ClassFolders:
+    """A folder that holds a folder of images for each class; each of its images is a path in it."""
+
+    path: Path
+    images: list[str]
+
+    def key(self, image: str) -> str:
+        return image
+
+    def kind(self, image: str) -> str:
+        return image.partition("/")[0]
+
+    def file(self, image: str) -> Path:
+        return self.path / image
+
+    def write(self, images: Sequence[str], path: Path) -> Path:
+        """A folder of the same form, whose files are links to these."""
+        return linked_folder(path, {image: self.path / image for image in images})
+
+    def told(self, path: Path) -> str:
+        return str(path)
+
+
+def read_class_folders(path: Path) -> ClassFolders:
+    """The images of a folder of class folders.
+
+    Raises:
+        InputError: if there are none, or some that lie in no class's folder.
+    """
+    names = [file.relative_to(path).as_posix() for file in files_of_folder(path).images]
+    if not names or (lonely := [name for name in names if "/" not in name]):
+        what = f"{len(lonely)} images that lie in no class's folder" if names else "no images"
+        raise InputError(f"{path} has {what}: a classifier needs one folder of images a class")
+    return ClassFolders(path, names)
 
 
 @dataclass(frozen=True)
@@ -76,63 +158,106 @@ class Split:
     Attributes:
         pool: those that subsets are drawn from.
         tune_train, tune_test: those that rates are tuned on; in no subset and no table.
+        kinds: of each image of the pool, see :meth:`LabelSet.kind`.
     """
 
-    pool: list[dict[str, Any]]
-    tune_train: list[dict[str, Any]]
-    tune_test: list[dict[str, Any]]
+    pool: list[Any]
+    tune_train: list[Any]
+    tune_test: list[Any]
+    kinds: list[str]
 
-    def subset(self, size: int | None, seed: int) -> list[dict[str, Any]]:
+    def subset(self, size: int | None, seed: int) -> list[Any]:
         """``size`` images of the pool (None: all), the same for every arm of a seed.
 
-        A smaller subset of a seed is part of its larger ones.
+        A smaller subset of a seed is part of its larger ones, and one image of every kind is in
+        each of them.
         """
-        order = list(self.pool)
+        order = list(range(len(self.pool)))
         random.Random(f"labels {seed}").shuffle(order)
-        return order if size is None else order[:size]
+        first = {self.kinds[place]: place for place in reversed(order)}.values()
+        order.sort(key=lambda place: place not in first)  # which is stable
+        return [self.pool[place] for place in (order if size is None else order[:size])]
 
 
-def split_labels(labels: Labels, sizes: Sequence[int | None]) -> Split:
+def split_labels(labels: LabelSet, sizes: Sequence[int | None]) -> Split:
     """Set apart the images that rates are tuned on, by their names, whatever the file's order.
 
     Raises:
-        InputError: for too few images with objects for that split and the largest subset.
+        InputError: for too few labelled images for that split and the largest subset, and for
+            subsets that cannot hold every class.
     """
-    with_objects = [image for image in labels.images if labels.annotations.get(image["id"])]
-    order = sorted(
-        with_objects,
-        key=lambda image: hashlib.sha256(str(image["file_name"]).encode()).hexdigest(),
-    )
-    apart = max(2 * SMALLEST, round(TUNED_ON * len(order)))
-    pool, largest = order[apart:], max((size for size in sizes if size), default=1)
+    by_kind: dict[str, list[Any]] = {}
+    for image in labels.images:
+        if (kind := labels.kind(image)) is not None:
+            by_kind.setdefault(kind, []).append(image)
+    pool, tune_train, tune_test, problems = [], [], [], []
+    for kind, images in by_kind.items():
+        order = sorted(images, key=lambda image: _hash(labels.key(image)))
+        least = 2 * SMALLEST if len(by_kind) == 1 else 2
+        apart = max(least, round(TUNED_ON * len(order)))
+        if len(by_kind) > 1 and len(order) <= apart:
+            problems.append(f"class {kind} has {len(order)} images; {apart + 1} are needed")
+        tune_train += order[: apart // 2]
+        tune_test += order[apart // 2 : apart]
+        pool += [(kind, image) for image in order[apart:]]
+    found = sum(map(len, by_kind.values()))
+    apart = len(tune_train) + len(tune_test)
+    largest, smallest = (pick((s for s in sizes if s), default=1) for pick in (max, min))
     if len(pool) < largest or len(pool) < SMALLEST:
-        raise InputError(
-            f"{labels.path} has {len(order)} images with objects; {apart} of them are set apart to "
-            f"tune rates, which leaves {max(0, len(pool))}, fewer than the {largest} of --labels: "
-            "ask for fewer, or label more"
+        problems.append(
+            f"{labels.path} has {found} images with objects; {apart} of them are set apart to "
+            f"tune rates, which leaves {len(pool)}, fewer than the {max(largest, SMALLEST)} of "
+            "--labels: ask for fewer, or label more"
         )
-    half = apart // 2
-    return Split(pool, order[:half], order[half:apart])
+    if smallest < len(by_kind) and any(sizes):
+        problems.append(
+            f"--labels {smallest} cannot hold an image of each of {len(by_kind)} classes: give at "
+            f"least {len(by_kind)}"
+        )
+    if problems:
+        raise InputError("\n".join(problems))
+    pool.sort(key=lambda pair: _hash(labels.key(pair[1])))
+    return Split([i for _, i in pool], tune_train, tune_test, [kind for kind, _ in pool])
 
 
-def digests(folder: Path, names: Sequence[str], reading: Reading) -> dict[str, str]:
+def _hash(name: str) -> str:
+    return hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()
+
+
+def digests(files: Iterable[Path], reading: Reading) -> dict[str, Path]:
     """Digest of an image's pixels -> its path, of files that can be read."""
+    paths = list(files)
 
-    def digest(name: str) -> str | None:
+    def digest(path: Path) -> str | None:
         try:
-            pixels = read_image(folder / name, reading)
+            pixels = read_image(path, reading)
         except (InputError, OSError):
             return None
         return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
 
-    found = progress(in_threads(digest, names), "comparing", len(names), "image")
-    return {
-        key: os.path.join(folder, name)
-        for key, name in zip(found, names, strict=True)
-        if key is not None
-    }
+    found = progress(in_threads(digest, paths), "comparing", len(paths), "image")
+    return {key: path for key, path in zip(found, paths, strict=True) if key is not None}
 
 
-def leaked(labels: dict[str, str], test: dict[str, str]) -> list[str]:
-    """Test images that are among the labelled ones, by their pixels."""
-    return [path for key, path in test.items() if key in labels]
+def content_of(name: str, without: Path) -> str:
+    """A digest of what a data set's name stands for: a file's bytes, a folder's names and sizes.
+
+    Args:
+        name: a path, or several behind ``masks:`` or ``json:``; of anything else the name itself.
+        without: a folder that is passed over.
+    """
+    paths = [Path(name)] if Path(name).exists() else [Path(part) for part in name.split(":")]
+    digest = hashlib.sha256()
+    for path in paths:
+        if path.is_file():
+            with path.open("rb") as stream:
+                while part := stream.read(1 << 20):
+                    digest.update(part)
+        elif path.is_dir():
+            files = sorted(p for p in path.rglob("*") if p.is_file() and without not in p.parents)
+            for file in files:
+                line = f"{file.relative_to(path).as_posix()} {os.path.getsize(file)}\n"
+                digest.update(line.encode(errors="surrogateescape"))
+        else:
+            digest.update(str(path).encode(errors="surrogateescape"))
+    return digest.hexdigest()

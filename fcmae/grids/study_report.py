@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 from backbones.whole_files import write_files
 from fcmae.grids.study import Study
+from fcmae.grids.study_plan import Question
+from fcmae.grids.study_table import Rows, loss_by_iteration, study_rows
 from fcmae.grids.verdicts import LOOKS, Verdict
 from reporting.blocks import (
     Block,
@@ -29,6 +32,8 @@ from reporting.html import render_html
 from reporting.markdown import markdown_files
 from reporting.tables import csv_text
 
+# two runs that were tested on the same images -> the pictures that changed most between them
+ChangedPictures = Callable[[Sequence[tuple[RunName, Path]]], list[Block]]
 METHOD = (
     "Each pair shares its label subset and its seed. The intervals are Student's t of the paired "
     f"differences. They hold for all {{questions}} questions together (Bonferroni) and for looking "
@@ -36,6 +41,7 @@ METHOD = (
     "DeMets, 1983): in at most 5% of such studies does any of them miss the truth. A verdict is "
     "taken at these numbers of pairs alone."
 )
+NOT_READABLE = "not readable here"
 
 
 def sized(size: int | None) -> str:
@@ -46,57 +52,75 @@ def signed(value: float) -> str:
     return f"{value:+.1f}"
 
 
-def sentence(study: Study, arm_name: str, size: int | None, found: Verdict) -> str:
+def sentence(study: Study, question: Question, found: Verdict) -> str:
     """One question's answer, for who reads nothing else."""
-    arm = next(arm for arm in study.options.arms if arm.name == arm_name)
-    base = study.options.arms[0].said
-    start = f"With {sized(size)}, {arm.said}"
+    said = {arm.name: arm.said for arm in study.options.arms}
+    unit, base = study.options.of_task.unit, said[question.against]
+    start = f"With {sized(question.size)}, {said[question.arm]}"
     if found.low is None or found.high is None or found.mean is None:
         pairs = f"{found.pairs} pair{'s' * (found.pairs != 1)}"
         return f"{start} against {base}: cannot tell yet, with {pairs}; {LOOKS[0]} are needed."
     interval = f"(95%: {signed(found.low)} to {signed(found.high)}, {found.pairs} pairs)"
     if found.answer == "cannot tell":
-        return f"{start} against {base}: cannot tell, {signed(found.mean)} AP {interval}."
+        return f"{start} against {base}: cannot tell, {signed(found.mean)} {unit} {interval}."
     verb = "gives" if found.answer == "better" else "costs"
     amount = signed(found.mean) if found.answer == "better" else f"{abs(found.mean):.1f}"
-    return (
-        f"{start} {verb} {amount} AP {'over' if verb == 'gives' else 'against'} {base} {interval}."
-    )
+    over = "over" if verb == "gives" else "against"
+    return f"{start} {verb} {amount} {unit} {over} {base} {interval}."
 
 
 def advice(study: Study) -> str:
-    """The first sentence: what to start from."""
-    found = study.verdicts()
-    better = sorted({name for (name, _), v in found.items() if v.answer == "better"})
-    worse = sorted({name for (name, _), v in found.items() if v.answer == "worse"})
-    names = {arm.name: arm.said for arm in study.options.arms}
+    """The first paragraph: what to start from, where that is shown, and what to do else."""
+    found, answers = study.verdicts(), study.answers()
+    first, *others = study.options.arms
+    said = {arm.name: arm.said for arm in study.options.arms}
+
+    def sizes(name: str, answer: str) -> list[str]:
+        return [
+            sized(size) for (arm, size), v in found.items() if (arm, v.answer) == (name, answer)
+        ]
+
+    better = [arm.name for arm in others if sizes(arm.name, "better")]
     if better:
         best = max(
             better,
-            key=lambda name: max(v.mean or 0 for (n, _), v in found.items() if n == name),
-        )
-        return (
-            f"Start from {names[best]}: it is better here than {names[study.options.arms[0].name]}."
-        )
-    if worse and len(worse) == len(study.options.arms) - 1:
-        return f"Start from {names[study.options.arms[0].name]}: every other start is worse here."
-    return "No start is shown to be better than the others on these images yet."
+            key=lambda name: (
+                not any(q.arm == other and q.against == name and v.answer == "better"
+                        for q, v in answers.items() for other in better),
+                max(v.mean or 0 for (n, _), v in found.items() if n == name),
+            ),
+        )  # fmt: skip
+        text = [f"Start from {said[best]}: it is better here than {first.said}."]
+        text.append(f"That is shown with {' and '.join(sizes(best, 'better'))}.")
+        if worse := sizes(best, "worse"):
+            text.append(f"With {' and '.join(worse)} it is worse.")
+        if rivals := [said[name] for name in better if name != best]:
+            text.append(
+                f"{' and '.join(rivals).capitalize()} {'is' if len(rivals) == 1 else 'are'} better "
+                f"than {first.said}, too; below stands whether they can be told apart."
+            )
+        return " ".join(text)
+    if all(sizes(arm.name, "worse") for arm in others):
+        return f"Start from {first.said}: every other start is worse here."
+    return (
+        "No start is shown to be better than the others on these images yet. What is cheapest is "
+        f"as good a choice as any: {first.said}. More pairs may tell: the same command with a "
+        "larger --hours goes on from here."
+    )
 
 
-def write_study(study: Study) -> Path:
-    """Write ``study.csv``, ``report.html`` and ``report.md`` into the study's folder."""
-    folder = study.folder
-    titles = ["arm", "labels", "seed", "rate", "box AP", "mask AP", "train seconds", "folder"]
-    rows = [
-        [r.arm, "all" if r.labels is None else r.labels, r.seed, r.rate, r.box, r.mask, r.seconds,
-         r.folder]
-        for r in study.results
-    ]  # fmt: skip
-    page = folder / "report.html"
-    content = _page(study)
+def write_study(study: Study, changed: ChangedPictures | None = None) -> Path:
+    """Write ``study.csv``, ``report.html`` and ``report.md`` into the study's folder.
+
+    Args:
+        changed: shows the pictures of two runs.
+    """
+    rows = study_rows(study)
+    page = study.folder / "report.html"
+    content = _page(study, rows, changed)
     write_files(
         {
-            folder / "study.csv": csv_text(titles, rows),
+            study.folder / "study.csv": csv_text(rows.titles, rows.cells),
             page: render_html(content),
             **markdown_files(content, page.with_suffix(".md")),
         }
@@ -104,28 +128,36 @@ def write_study(study: Study) -> Path:
     return page
 
 
-def _page(study: Study) -> Page:
+def writer(changed: ChangedPictures) -> Callable[[Study], Path]:
+    """:func:`write_study` with pictures, each pair of which is drawn once."""
+    drawn: Callable[[tuple[tuple[RunName, Path], ...]], list[Block]] = cache(changed)
+    return lambda study: write_study(study, lambda runs: drawn(tuple(runs)))
+
+
+def _page(study: Study, rows: Rows, changed: ChangedPictures | None) -> Page:
     options = study.options
-    found = study.verdicts()
     answers: list[Block] = [Paragraph(advice(study))]
-    answers += [Paragraph(sentence(study, *key, value)) for key, value in found.items()]
+    answers += [Paragraph(sentence(study, *item)) for item in study.answers().items()]
     if not study.state.get("tuned", False):
         text = (
-            "All arms had the same learning rate: there was no time to tune it for each. A "
+            "All starts had the same learning rate: there was no time to tune it for each. A "
             "difference may be the rate's."
         )
         answers.append(Paragraph(text, "warning"))
     for line in study.state.get("notes", []):
         answers.append(Paragraph(line, "note"))
+    metric = options.of_task.metrics[0]
+    pictures = _pictures(study, changed) if changed else []
     return Page(
         "Which start is best on these images?",
         f"{options.images}; labels: {options.train}; test: {options.test}",
         [
             Section("answers", "Answers", answers),
-            Section("labels", "AP by number of labels", _efficiency(study)),
+            Section("labels", f"{metric} by number of labels", _efficiency(study, rows)),
             Section("verdicts", "Every question", _verdict_table(study)),
+            *([Section("pictures", "What changed most", pictures)] if pictures else []),
             Section("curves", "Training loss", _curves(study)),
-            Section("cost", "What it cost", _cost(study)),
+            Section("cost", "What it cost", _cost(study, rows)),
             Section("runs", "Every run", _runs(study)),
             Section("method", "How it was found", _method(study)),
         ],
@@ -136,66 +168,89 @@ def _names(study: Study) -> dict[str, RunName]:
     return {arm.name: RunName(i, arm.name) for i, arm in enumerate(study.options.arms)}
 
 
-def _of(study: Study, arm: str, size: int | None) -> list[float]:
-    return [r.box for r in study.results if r.arm == arm and r.labels == size]
-
-
-def _efficiency(study: Study) -> list[Block]:
-    names = _names(study)
-    sizes = study.options.labels
-    counts = {size: len(study.split.pool) if size is None else size for size in sizes}
-    series = []
+def _efficiency(study: Study, rows: Rows) -> list[Block]:
+    names, sizes = _names(study), study.options.labels
+    metric = study.options.of_task.metrics[0]
+    series, table = [], []
     for arm, name in names.items():
-        points = [
-            (float(counts[size]), statistics.fmean(_of(study, arm, size)))
-            for size in sizes
-            if _of(study, arm, size)
+        groups = [(rows.labelled[size], rows.groups.get((arm, size))) for size in sizes]
+        points = [(float(count), group.mean) for count, group in groups if group]
+        band = [
+            (float(count), group.low, group.high)
+            for count, group in groups
+            if group and group.low is not None and group.high is not None
         ]
         if points:
-            series.append(Series(name, points))
+            series.append(Series(name, points, band))
     if not series:
         return [Paragraph("No wave of runs has ended yet.")]
-    rows: list[list[Cell]] = []
     for size in sizes:
-        row: list[Cell] = [f"{counts[size]}" + (" (all)" if size is None else "")]
+        row: list[Cell] = [f"{rows.labelled[size]}" + (" (all)" if size is None else "")]
         for arm in names:
-            values = _of(study, arm, size)
-            mean = statistics.fmean(values) if values else None
-            spread = statistics.stdev(values) if len(values) > 1 else None
-            row += [Number(mean), Number(spread), Number(len(values), 0)]
-        rows.append(row)
-    groups: list[tuple[Cell, int]] = [("", 1), *((name, 3) for name in names.values())]
-    columns: list[Cell] = ["labelled images", *(["box AP", "spread", "runs"] * len(names))]
+            group = rows.groups.get((arm, size))
+            if group is None:
+                row += [Number(None), Number(None), Number(0, 0)]
+            else:
+                row += [Number(group.mean), Number(group.deviation), Number(group.runs, 0)]
+        table.append(row)
+    spans: list[tuple[Cell, int]] = [("", 1), *((name, 3) for name in names.values())]
+    columns: list[Cell] = ["labelled images", *([metric, "spread", "runs"] * len(names))]
+    text = (
+        "Bands: 95% of the mean of each start's own runs (Student's t). Whether two starts differ "
+        "is told by their pairs, below, not by bands that overlap."
+    )
     return [
-        Charts([Chart("box AP", series, x="labelled images")]),
-        Table(columns, rows, "Mean box AP, standard deviation over label subsets", groups=groups),
+        Charts([Chart(metric, series, x="labelled images")]),
+        Paragraph(text, "small"),
+        Table(columns, table, f"Mean {metric}, deviation over label subsets", groups=spans),
     ]
 
 
 def _verdict_table(study: Study) -> list[Block]:
     rows: list[list[Cell]] = []
-    for (arm, size), found in study.verdicts().items():
+    for question, found in study.answers().items():
         ends = [Number(value, signed=True) for value in (found.mean, found.low, found.high)]
-        rows.append([f"{arm}, {sized(size)}", *ends, Number(found.pairs, 0), found.answer])
-    columns: list[Cell] = ["against " + study.options.arms[0].name, "difference", "from", "to",
-                           "pairs", "answer"]  # fmt: skip
-    return [Table(columns, rows, "Paired differences of box AP with intervals that hold together")]
+        title = f"{question.arm} against {question.against}, {sized(question.size)}"
+        rows.append([title, *ends, Number(found.pairs, 0), found.answer])
+    metric = study.options.of_task.metrics[0]
+    columns: list[Cell] = ["", "difference", "from", "to", "pairs", "answer"]
+    caption = f"Paired differences of {metric} with intervals that hold together"
+    return [Table(columns, rows, caption)]
+
+
+def _pictures(study: Study, changed: ChangedPictures) -> list[Block]:
+    """Of the start that differs most from the first, with the most labels, and the first itself."""
+    names, first = _names(study), study.options.arms[0].name
+    runs = {(r.arm, r.labels, r.seed): Path(r.folder) for r in study.results}
+    pairs = [
+        (abs(found.mean or 0.0), arm, size)
+        for (arm, size), found in study.verdicts().items()
+        if {(arm, size, 0), (first, size, 0)} <= runs.keys()
+    ]
+    if not pairs:
+        return []
+    largest = max(pairs, key=lambda pair: study.options.labels.index(pair[2]))[2]
+    _, arm, size = max(pair for pair in pairs if pair[2] == largest)
+    shown = changed([(names[name], runs[name, size, 0]) for name in (first, arm)])
+    text = (
+        f"The test images that changed most from {first} to {arm}, with {sized(size)}, in one pair "
+        "of runs (seed 0): examples, not evidence."
+    )
+    return [Paragraph(text, "small"), *shown] if shown else []
 
 
 def _curves(study: Study) -> list[Block]:
     size = study.options.labels[len(study.options.labels) // 2]
     series = []
     for arm, name in _names(study).items():
-        runs = [r for r in study.results if r.arm == arm and r.labels == size]
-        by_step: dict[float, list[float]] = {}
-        for run in runs:
-            path = Path(run.folder) / "metrics.json"
-            lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-            for entry in map(json.loads, lines):
-                if "total_loss" in entry:
-                    by_step.setdefault(entry["iteration"], []).append(entry["total_loss"])
+        by_step: dict[int, list[float]] = {}
+        for run in (r for r in study.results if r.arm == arm and r.labels == size):
+            for step, loss in loss_by_iteration(Path(run.folder)).items():
+                by_step.setdefault(step, []).append(loss)
         if by_step:
-            points = [(step, statistics.fmean(values)) for step, values in sorted(by_step.items())]
+            points = [
+                (float(step), statistics.fmean(values)) for step, values in sorted(by_step.items())
+            ]
             series.append(Series(name, points))
     if not series:
         return [Paragraph("No wave of runs has ended yet.")]
@@ -203,40 +258,46 @@ def _curves(study: Study) -> list[Block]:
     return [Charts([Chart(title, series)])]
 
 
-def _cost(study: Study) -> list[Block]:
-    rows: list[list[Cell]] = []
+def _cost(study: Study, rows: Rows) -> list[Block]:
+    table: list[list[Cell]] = []
     for arm in study.options.arms:
-        seconds = [r.seconds for r in study.results if r.arm == arm.name and r.seconds]
-        steps = study.state.get("pretraining_steps", 0) if arm.pretrained else 0
-        step = study.state.get("measured", {}).get("pretraining_step", math.nan)
-        rows.append(
+        cost = rows.costs[arm.name]
+        table.append(
             [
                 arm.name,
-                Number(steps, 0),
-                Number(steps * step / 3600 if steps else 0.0, 2),
-                Number(statistics.fmean(seconds) / 60 if seconds else None, 1),
+                Number(cost.steps, 0),
+                Number(cost.hours, 2),
+                Number(cost.minutes, 1),
+                *(
+                    NOT_READABLE if value is None else Number(value, 1)
+                    for value in (cost.pretraining_kilojoules, cost.kilojoules)
+                ),
             ]
         )
-    columns: list[Cell] = ["start", "FCMAE steps", "FCMAE hours", "minutes per training"]
-    return [Table(columns, rows, "Cost of each start; energy is not measured")]
+    columns: list[Cell] = ["start", "FCMAE steps", "FCMAE hours", "minutes per training",
+                           "FCMAE kJ", "kJ per training"]  # fmt: skip
+    text = (
+        "Energy is that of the processors and GPUs, by their own counters, divided evenly among "
+        "what ran at the time."
+    )
+    note = [Paragraph(text, "small")] if study.energy.readable else []
+    return [Table(columns, table, "Cost of each start"), *note]
 
 
 def _runs(study: Study) -> list[Block]:
     rows: list[list[Cell]] = [
-        [r.arm, sized(r.labels), Number(r.seed, 0), Code(f"{r.rate:g}"), Number(r.box, 2),
-         Number(r.mask, 2)]
+        [r.arm, sized(r.labels), Number(r.seed, 0), Code(f"{r.rate:g}"), Number(r.value, 2),
+         Number(r.other, 2)]
         for r in study.results
     ]  # fmt: skip
-    columns: list[Cell] = ["start", "labels", "seed", "rate", "box AP", "mask AP"]
+    columns: list[Cell] = ["start", "labels", "seed", "rate", *study.options.of_task.metrics]
     return [Table(columns, rows, "Every run; study.csv has all digits", long=True)]
 
 
 def _method(study: Study) -> list[Block]:
     options = study.options
-    asked = (len(options.arms) - 1) * len(options.labels)
-    blocks: list[Block] = [Paragraph(METHOD.format(questions=asked))]
-    tried = study.state.get("tried")
-    if tried:
+    blocks: list[Block] = [Paragraph(METHOD.format(questions=len(options.questions())))]
+    if tried := study.state.get("tried"):
         rows: list[list[Cell]] = [
             [
                 arm,
@@ -245,7 +306,8 @@ def _method(study: Study) -> list[Block]:
             ]
             for arm, by in tried.items()
         ]
-        caption = "Rates tried on images that no other table shows, box AP of one run each"
+        metric = options.of_task.metrics[0]
+        caption = f"Rates tried on images that no other table shows, {metric} of one run each"
         blocks.append(Table(["start", "chosen", "tried"], rows, caption, prose=True))
     if any(arm.pretrained for arm in options.arms):
         text = (

@@ -1,0 +1,73 @@
+"""What is refused before hours are spent on a study, and what its reader should know."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from backbones.checkpoint import load_encoder
+from backbones.convnext import build_convnext
+from backbones.errors import InputError
+from fcmae.grids.study_labels import LabelSet, Split, digests, split_labels
+from fcmae.grids.study_plan import Arm, StudyOptions
+from images.files import Reading
+from images.folders import files_of_folder
+
+logger = logging.getLogger(__name__)
+
+
+def check_study(options: StudyOptions, labels: LabelSet, test: LabelSet) -> tuple[Split, list[str]]:
+    """Refuse what cannot be, all of it at once; weights of whole models are tried by a short run.
+
+    Returns:
+        The split of the labels, and what a reader of the answers should know.
+
+    Raises:
+        InputError: for too few labels, an output folder among the images, test images that are
+            trained on (by their pixels), and encoders that do not load.
+    """
+    problems, notes, split = [], [], None
+    try:
+        split = split_labels(labels, options.labels)
+    except InputError as error:
+        problems.append(str(error))
+    output, images = Path(options.output_dir).resolve(), Path(options.images).resolve()
+    if images.is_dir() and output.is_relative_to(images):
+        problems.append(
+            f"--output-dir {options.output_dir} lies in --images {options.images}: FCMAE would "
+            "learn from the study's own pictures; choose a folder elsewhere"
+        )
+    reading = Reading(channels=None)
+    of_test = digests(map(test.file, test.images), reading)
+    trained = digests(map(labels.file, labels.images), reading)
+    if shared := [path for key, path in of_test.items() if key in trained]:
+        problems.append(
+            f"{len(shared)} test images are among the labelled ones, such as {shared[0]}: take "
+            "them out of --train, or the answers flatter"
+        )
+    if any(arm.pretrained for arm in options.arms):
+        unlabelled = digests(files_of_folder(images).images, reading)
+        if among := sum(key in unlabelled for key in of_test):
+            notes.append(
+                f"{among} of the {len(test.images)} test images are among the unlabelled ones: "
+                "FCMAE saw their pixels, never their labels."
+            )
+    problems += [line for arm in options.arms for line in _weight_problems(arm, options)]
+    if problems:
+        raise InputError("\n".join(problems))
+    assert split is not None
+    return split, notes
+
+
+def _weight_problems(arm: Arm, options: StudyOptions) -> list[str]:
+    """Why an arm's files cannot be its start, as far as that is known without a run."""
+    for file in filter(None, (arm.weights, arm.detector)):
+        if not file.startswith("timm:") and not Path(file).is_file():
+            return [f"{arm.name}: there is no file {file}"]
+    if arm.weights:
+        model = build_convnext(options.model, in_chans=options.in_chans)
+        try:
+            load_encoder(arm.weights, model, adapt_channels=True, log=logger)
+        except (InputError, OSError) as error:
+            return [f"the start {arm.name} does not load: {error}"]
+    return []

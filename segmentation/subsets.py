@@ -1,0 +1,64 @@
+"""Parts of a set of class maps, for a study that trains on some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from backbones.errors import InputError
+from backbones.whole_files import linked_folder
+from segmentation.dataset import Record, load_segmentation
+
+
+@dataclass(frozen=True)
+class ClassMaps:
+    """``masks:IMAGES:LABELS:CLASSES.json``, of which parts are sets of their own.
+
+    Attributes:
+        path: the folder of maps.
+        images: the pairs of an image and its map.
+        folder: of the images.
+        classes: the file that names the values.
+    """
+
+    path: Path
+    images: tuple[Record, ...]
+    folder: Path
+    classes: Path
+
+    def key(self, image: Record) -> str:
+        return Path(image.image).relative_to(self.folder).as_posix()
+
+    def kind(self, image: Record) -> str | None:
+        return ""
+
+    def file(self, image: Record) -> Path:
+        return Path(image.image)
+
+    def write(self, images: Sequence[Record], path: Path) -> Path:
+        """A folder of the maps of these images alone, as links."""
+        maps = [Path(str(image.labels)) for image in images]
+        return linked_folder(path, {each.relative_to(self.path).as_posix(): each for each in maps})
+
+    def told(self, path: Path) -> str:
+        return f"masks:{self.folder}:{path}:{self.classes}"
+
+
+def read_class_maps(name: str) -> ClassMaps:
+    """A data set by its name.
+
+    Raises:
+        InputError: unless it is ``masks:`` with a file of classes: a part of the maps may lack a
+            class, and must mean the same.
+        FileNotFoundError: for files that do not exist.
+    """
+    kind, *parts = name.split(":")
+    if kind != "masks" or len(parts) != 3:
+        raise InputError(
+            f"{name!r}: give masks:IMAGES:LABELS:CLASSES.json (with the file of classes, since a "
+            "part of the maps may lack one), or json:ANNOTATIONS:IMAGES"
+        )
+    images, labels, classes = (Path(part).expanduser() for part in parts)
+    found = load_segmentation(f"masks:{images}:{labels}:{classes}")
+    return ClassMaps(labels, found.records, images, classes)

@@ -7,6 +7,7 @@ states: it asks for the samples that come next.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 from collections.abc import Callable, Iterator, Sized
@@ -21,13 +22,23 @@ from training.guards.workers import SigtermOnlyFromTrainer
 
 
 class Samples(Protocol):
-    """A map-style data set; may have ``describe(index) -> str``, which names a sample's file."""
+    """A map-style data set.
+
+    It may have ``describe(index) -> str``, which names a sample's file, and ``repeats``, how often
+    each sample comes in an epoch (:class:`BatchOrder`).
+    """
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Any: ...
 
 
 class SampleKey(NamedTuple):
+    """What a sample's draws are seeded by.
+
+    Attributes:
+        epoch: or, where a sample may come several times in one, its place in the order of all.
+    """
+
     epoch: int
     sample: int
 
@@ -78,10 +89,15 @@ class BatchOrder:
     Each epoch is a permutation that depends on (seed, epoch); batches run across the border of
     epochs, so that no sample is dropped and any batch size works with any number of samples.
 
+    With ``repeats`` a sample comes as often in an epoch as its number says, whose fraction is
+    rounded anew in each epoch by chance: the order of detectron2's ``RepeatFactorTrainingSampler``
+    (LVIS, arXiv 1908.03195, appendix B.2), index by index for the same seed.
+
     Args:
         length: samples of the data set.
         global_batch: samples of one batch over all processes; a multiple of ``world_size``.
         first_batch: batches that were consumed before (a resumed run's).
+        repeats: float32 ``[length]``, at least 1 each; None for one of each.
     """
 
     length: int
@@ -90,20 +106,38 @@ class BatchOrder:
     first_batch: int = 0
     rank: int = 0
     world_size: int = 1
+    repeats: torch.Tensor | None = None
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        position = self.first_batch * self.global_batch
-        epoch, order = -1, np.empty(0, dtype=np.int64)
+        first = self.first_batch * self.global_batch
+        keys = self._permuted(first) if self.repeats is None else self._repeated(first)
         while True:
-            keys = []
-            for place in range(position, position + self.global_batch):
-                if place // self.length != epoch:
-                    epoch = place // self.length
-                    generator = np.random.default_rng([self.seed, 1, epoch])
-                    order = generator.permutation(self.length)
-                keys.append(SampleKey(epoch, int(order[place % self.length])))
-            position += self.global_batch
-            yield keys[self.rank :: self.world_size]
+            batch = list(itertools.islice(keys, self.global_batch))
+            yield batch[self.rank :: self.world_size]
+
+    def _permuted(self, first: int) -> Iterator[SampleKey]:
+        """Each sample once an epoch, from the place ``first`` on."""
+        epoch, order = -1, np.empty(0, dtype=np.int64)
+        for place in itertools.count(first):
+            if place // self.length != epoch:
+                epoch = place // self.length
+                generator = np.random.default_rng([self.seed, 1, epoch])
+                order = generator.permutation(self.length)
+            yield SampleKey(epoch, int(order[place % self.length]))
+
+    def _repeated(self, first: int) -> Iterator[SampleKey]:
+        """Samples as often as ``repeats`` says, from the place ``first`` on."""
+        assert self.repeats is not None
+        generator = torch.Generator().manual_seed(self.seed)
+        whole = self.repeats.trunc()
+        place = 0
+        while True:
+            more = torch.rand(len(whole), generator=generator) < self.repeats - whole
+            order = torch.arange(len(whole)).repeat_interleave((whole + more).long())
+            order = order[torch.randperm(len(order), generator=generator)]
+            for number, sample in enumerate(order[max(first - place, 0) :].tolist()):
+                yield SampleKey(max(first, place) + number, sample)
+            place += len(order)
 
 
 @dataclass

@@ -311,6 +311,7 @@ class _Run:
             first_batch=start * options.accumulate,
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
+            repeats=getattr(self.samples, "repeats", None),
         )
         pin_memory = self.accelerator.device.type == "cuda"
         return iter(build_loader(self.samples, order, collate, options.workers, pin_memory))

@@ -40,6 +40,7 @@ from detection.data.augmentation.geometry import (
 from detection.data.augmentation.photometry import change_values
 from detection.data.pixels import in_order, read_record, to_tensor
 from detection.data.records import Records
+from detection.data.repeats import repeats_of
 from detection.dataset import CocoDataset
 from training.data import BatchOrder, SampleKey, seed_cpu_generators, seed_generators
 from training.guards.workers import prepare_worker
@@ -218,6 +219,7 @@ class TrainingBatches:
         self.records = self.dataset.records
         if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
             self.records = self.records.with_objects()
+        self.repeats = repeats_of(cfg, self.records)
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         cfg, accumulate = self.cfg, self.cfg.SOLVER.ACCUMULATE
@@ -228,6 +230,7 @@ class TrainingBatches:
             self.first_step * accumulate,
             comm.get_rank(),
             comm.get_world_size(),
+            self.repeats,
         )
         loader = build_detection_train_loader(
             _SeededRecords(self.records, Mapper(cfg, is_train=True), self.seed),

@@ -26,6 +26,7 @@ from backbones.normalization import GRNOptions
 from backbones.weight_files import save_safetensors
 from backbones.whole_files import write_text
 from detection.config import flat_values, resolve_device, resolve_num_classes, resolve_precision
+from detection.data.repeats import repeats_of
 from detection.data.statistics import with_statistics
 from detection.data.transforms import DetectionSamples, collate
 from detection.dataset import CocoDataset, load_test_sets, result_parts
@@ -62,7 +63,15 @@ FINAL_AVERAGE = "model_final_ema.safetensors"
 
 
 class TrainingSamples(DetectionSamples):
-    """Samples that the training loop can name in its messages."""
+    """Samples that the training loop can name in its messages, and repeat.
+
+    Attributes:
+        repeats: how often each comes in an epoch; None for once.
+    """
+
+    def __init__(self, dataset: CocoDataset, config: CfgNode) -> None:
+        super().__init__(dataset, config, training=True)
+        self.repeats = repeats_of(config, self.records)
 
     def describe(self, index: int) -> str:
         return self.records[index]["file_name"]
@@ -130,7 +139,7 @@ class TorchvisionEngine:
             model,
             build_adamw(config, model, ENCODER_PREFIX),
             warmup_schedule(solver),
-            TrainingSamples(dataset_train, config, training=True),
+            TrainingSamples(dataset_train, config),
             collate,
             lambda model, batch: model(batch),
             options,

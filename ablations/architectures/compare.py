@@ -5,8 +5,8 @@ The models are those of det_configs/lazy with small heads, trained and evaluated
 of its own, on the training images of both data sets without their labels:
 
 * ``nuclei``: tiles of 128x128 pixels, cut by ablations/reproduction/prepare.py;
-* ``coco_mini``: its photographs, all categories taken as one ("an object"): 129 images do not teach
-  80 classes.
+* ``coco_mini``: its photographs, shrunk to a shorter side of 128 pixels, all categories as one
+  ("an object"): 129 images do not teach 80 classes.
 
 Start it again after an interruption: what is finished is not run again.
 """
@@ -27,17 +27,23 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import detectron2
+import numpy as np
 from detectron2.config import LazyConfig
 from detectron2.data.datasets import register_coco_instances
 from detectron2.layers import ShapeSpec
 from detectron2.utils.env import seed_all_rng
+from PIL import Image
+from pycocotools import mask as rle_codec
+from pycocotools.coco import COCO
 
 import det_configs
 from backbones.convnext import SIZES
 from backbones.d2_adapter import lr_decay_rate
+from fcmae.pretrain import pretrain as run_pretraining
+from fcmae.pretrain_options import PretrainOptions
 from reporting.tables import markdown_table
 from training.cli import ToolParser, at_least, log_to, run_tool
-from training.intervals import estimate, paired_difference
+from training.records.intervals import estimate, paired_difference
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LAZY = Path(det_configs.__file__).parent / "lazy"
@@ -78,45 +84,83 @@ def parse() -> argparse.Namespace:
     add("data", type=Path, help="the folder of the data sets")
     add("--output-dir", type=Path, required=True)
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    add("--iterations", type=at_least(1), default=200, help="of a detector, 2 images each")
+    add("--iterations", type=at_least(1), default=150, help="of a detector, 2 images each")
     add("--pretraining-steps", type=at_least(1), default=400, help="of 32 crops each")
     return parser.parse_args()
 
 
 def write_data(data: Path, folder: Path) -> None:
-    """Tiles and links by the reproduction's script; coco_mini with one category."""
+    """Tiles and links by the reproduction's script; coco_mini small, with one category."""
     if (folder / "coco_mini").is_dir():
         return
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)  # what an interruption left
     prepare = ROOT / "ablations/reproduction/prepare.py"
     seeds = ("--seeds", "1")
     subprocess.run([sys.executable, prepare, data, folder, *seeds], check=True)
-    trees = {}
+    partial_folder = folder / "coco_mini.partial"
+    (partial_folder / "images").mkdir(parents=True)
     for part in ("train", "val"):
-        file = data / "coco_mini/annotations" / f"{part}.json"
-        tree = json.loads(file.read_text(encoding="utf-8"))
-        tree["categories"] = [{"id": 1, "name": "object"}]
-        tree["annotations"] = [{**each, "category_id": 1} for each in tree["annotations"]]
-        trees[part] = tree
-    (folder / "coco_mini").mkdir()
-    for part, tree in trees.items():
-        file = folder / "coco_mini" / f"{part}.json"
+        labels = COCO(str(data / "coco_mini/annotations" / f"{part}.json"))
+        tree = _shrunk(labels, data / "coco_mini/images", partial_folder / "images")
+        file = partial_folder / f"{part}.json"
         file.write_text(json.dumps(tree), encoding="utf-8")
+    partial_folder.rename(folder / "coco_mini")
+
+
+def _shrunk(labels: COCO, images: Path, output: Path) -> dict[str, Any]:
+    """The images with a shorter side of ``DATA``'s, their objects' masks likewise, one category."""
+    tree: dict[str, Any] = {"images": [], "annotations": []}
+    tree["categories"] = [{"id": 1, "name": "object"}]
+    for image in labels.dataset["images"]:
+        pixels = Image.open(images / image["file_name"]).convert("RGB")
+        factor = DATA["coco_mini"].side / min(pixels.size)
+        size = (round(pixels.width * factor), round(pixels.height * factor))
+        name = f"{Path(image['file_name']).stem}.png"
+        pixels.resize(size, Image.Resampling.BICUBIC).save(output / name)
+        width, height = size
+        tree["images"].append(
+            {"id": image["id"], "file_name": name, "width": width, "height": height}
+        )
+        for annotation in labels.imgToAnns[image["id"]]:
+            mask = Image.fromarray(labels.annToMask(annotation))
+            small = np.asfortranarray(mask.resize(size, Image.Resampling.NEAREST))
+            if not small.any():
+                continue  # smaller than a pixel now
+            rle = rle_codec.encode(small)
+            counts = rle["counts"].decode()
+            tree["annotations"].append(
+                {
+                    "id": annotation["id"],
+                    "image_id": image["id"],
+                    "category_id": 1,
+                    "iscrowd": annotation["iscrowd"],
+                    "area": float(small.sum()),
+                    "bbox": rle_codec.toBbox(rle).tolist(),
+                    "segmentation": {"size": rle["size"], "counts": counts},
+                }
+            )
+    return tree
 
 
 def pretrain(data: Path, folder: Path, seed: int, steps: int) -> Path:
     """An encoder, with the reproduction's settings."""
     encoder = folder / "encoder.safetensors"
     if not encoder.is_file():
-        settings = f"""
-            --model {ENCODER} --image-size 128 --batch-size 32 --base-lr 8e-3 --clip-norm 3
-            --max-steps {steps} --workers 0 --seed {seed} --device cpu --checkpoint-every 125
-        """.split()
-        if (folder / "config.yaml").is_file():
-            settings.append("--resume")
-        tool = ROOT / "tools/pretrain_fcmae.py"
-        paths = ("--data", data, "--output-dir", folder)
-        subprocess.run([sys.executable, tool, *settings, *paths], check=True)
+        options = PretrainOptions(
+            model=ENCODER,
+            data=str(data),
+            output_dir=str(folder),
+            image_size=(128, 128),
+            batch_size=32,
+            max_steps=steps,
+            base_lr=8e-3,
+            clip_norm=3.0,
+            workers=0,
+            checkpoint_every=100,
+            seed=seed,
+            device="cpu",
+        )
+        run_pretraining(options, resume=(folder / "config.yaml").is_file())
     return encoder
 
 
@@ -235,7 +279,7 @@ def main() -> None:
     write_data(options.data, out / "data")
     places = {
         "nuclei": (out / "data/tiles", out / "data/tiles/images"),
-        "coco_mini": (out / "data/coco_mini", options.data / "coco_mini/images"),
+        "coco_mini": (out / "data/coco_mini", out / "data/coco_mini/images"),
     }
     for name, (labels, images) in places.items():
         for part in ("train", "val"):

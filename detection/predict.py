@@ -8,17 +8,16 @@ Written to the output folder:
   * the files of :mod:`detection.prediction.outputs`, when all is done.
 
 Each image is read, detected on, drawn and written before the next, so memory does not grow with
-their number; its detections are kept at once (:mod:`detection.prediction.journal`).
+their number; its detections are kept at once (:mod:`training.guards.journal`).
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fvcore.common.config import CfgNode
 
@@ -31,25 +30,18 @@ from detection.dataset import CocoDataset
 from detection.engines import load_engine
 from detection.engines.classes import trained_classes
 from detection.engines.weights import newest_checkpoint
-from detection.prediction.journal import (
-    IMAGES,
-    JOURNAL,
-    PREDICTIONS,
-    Journal,
-    refuse_other_settings,
-)
-from detection.prediction.outputs import write_outputs
+from detection.prediction.outputs import IMAGES, PREDICTIONS, write_files_of
 from detection.prediction.overlays import OverlayWriter, draw
 from images.display import shown
 from images.inputs import (
     Frame,
+    files_to_predict,
     is_video,
-    list_files,
     output_names,
     read_frames,
-    readable_files,
 )
 from training.guards.checkpoints import sha256_of
+from training.guards.journal import Journal
 from training.guards.run_folder import held
 from training.progress import progress
 
@@ -110,25 +102,10 @@ def predict(
         "classes": list(names.values()),
     }
     with held(output_dir):
-        finished = read_finished(output_dir, settings, resume)
-        files = list_files(inputs, reading)
-        if finished:
-            new = [file for file in files if str(file) not in finished.files]
-            if skip_bad_images:
-                new = readable_files(new, True, reading, at_least=0)
-            if new:
-                raise InputError(
-                    f"{output_dir} holds finished predictions, and {len(new)} of {len(files)} "
-                    f"files are not among them, such as {new[0]}: choose another folder for these"
-                )
-            logger.info("%s: all %d files are predicted already", output_dir, len(files))
-            return finished.counts
-        journal = Journal(output_dir, settings)
-        left = [file for file in files if str(file) not in journal.done]
-        if journal.done:
-            done = len(files) - len(left)
-            logger.info("%d of %d files are predicted already", done, len(files))
-        files = readable_files(left, skip_bad_images, reading, at_least=not journal.done)
+        journal = Journal(output_dir, settings, PREDICTIONS, IMAGES, resume)
+        files = files_to_predict(inputs, journal, skip_bad_images, reading)
+        if journal.is_finished:
+            return dict(journal.counts)
         detect = load_engine(config.ENGINE).detector(config, dataset, weights)
         with journal:
             bar = progress(text="predicting", total=len(files), unit="file")
@@ -141,44 +118,16 @@ def predict(
                         sure = [result for result in found if result["score"] >= score_threshold]
                         overlay = draw(shown(frame.pixels, bands), sure, names)
                         entry["overlay"] = overlays.write(frame, overlay)
-                        journal.add(entry, found)
+                        journal.add(
+                            {"image": entry, "results": found},
+                            {"images": 1, "detections": len(found), "shown": len(sure)},
+                        )
                 journal.finish(file, name)
                 bar.update()
             bar.close()
-            write_outputs(output_dir, journal, names)
+            write_files_of(output_dir, journal, names)
         journal.remove()
-    return journal.counts
-
-
-class Finished(NamedTuple):
-    """Files that were predicted, and the numbers that :func:`predict` returned."""
-
-    files: set[str]
-    counts: dict[str, int]
-
-
-def read_finished(output_dir: Path, settings: Mapping[str, Any], resume: bool) -> Finished | None:
-    """What a finished prediction left in its folder; None where there is none.
-
-    Raises:
-        InputError: if there is one, or an unfinished one, and ``resume`` is False; if its settings
-            differ.
-    """
-    path = output_dir / IMAGES
-    if (output_dir / JOURNAL).is_file():
-        if not resume:
-            raise InputError(
-                f"{output_dir} holds an unfinished prediction: go on with it by --resume, or "
-                "choose another folder"
-            )
-        return None
-    if not (output_dir / PREDICTIONS).exists():
-        return None
-    tree = json.loads(path.read_text(encoding="utf-8")) if resume and path.is_file() else {}
-    if "info" not in tree:
-        raise InputError(f"{output_dir} holds predictions already: choose another folder")
-    refuse_other_settings(output_dir, tree["info"]["settings"], settings)
-    return Finished({image["file_name"] for image in tree["images"]}, tree["info"]["counts"])
+    return dict(journal.counts)
 
 
 def _chosen(names: Mapping[Any, str], classes: Sequence[str] | None) -> dict[Any, str]:

@@ -21,19 +21,57 @@ from images.formats import image_endings
 from images.picture import picture_of
 from images.threads import in_threads
 from images.video import VIDEOS, Frame, is_video, refuse_live, video_frames
+from training.guards.journal import JOURNAL, Journal
 from training.progress import progress
 
 logger = logging.getLogger(__name__)
 
 RGB = Reading(3)
 EARLIER = "of earlier predictions"
-DRAWN = {"overlays", "maps"}  # folders of what a prediction draws, beside one of these files:
-PREDICTED = ("predictions.json", "unfinished.jsonl", "areas.csv")
+# folders of what a prediction draws, beside one of its files
+DRAWN = {"overlays", "maps", "pictures"}
+PREDICTED = ("predictions.json", JOURNAL, "areas.csv")
 
 
 def find_files(inputs: Sequence[str], skip_bad: bool = False, reading: Reading = RGB) -> list[Path]:
     """The files of :func:`list_files`, of which each is read by :func:`readable_files`."""
     return readable_files(list_files(inputs, reading), skip_bad, reading)
+
+
+def files_to_predict(
+    inputs: Sequence[str],
+    journal: Journal,
+    skip_bad: bool = False,
+    reading: Reading = RGB,
+    videos: bool = True,
+) -> list[Path]:
+    """The files of :func:`list_files` that a prediction has still to do; none of a finished one.
+
+    Args:
+        videos: whether it does videos, too; else they are left out and counted.
+
+    Raises:
+        InputError: as :func:`list_files` and :func:`readable_files`, whatever is done already; for
+            files that a finished prediction does not have.
+    """
+    files = list_files(inputs, reading)
+    if not videos:
+        found, files = files, [file for file in files if not is_video(file)]
+        if not files:
+            raise InputError("there is no image among the inputs, and videos are not predicted on")
+        if len(files) < len(found):
+            logger.warning("left out: %d videos", len(found) - len(files))
+    left = journal.left(files)
+    if not journal.is_finished:
+        return readable_files(left, skip_bad, reading, at_least=not journal.done)
+    if skip_bad:
+        left = readable_files(left, True, reading, at_least=0)
+    if left:
+        raise InputError(
+            f"{journal.folder} holds finished predictions, and {len(left)} of {len(files)} files "
+            f"are not among them, such as {left[0]}: choose another folder for these"
+        )
+    return []
 
 
 def list_files(inputs: Sequence[str], reading: Reading = RGB) -> list[Path]:

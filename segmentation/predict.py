@@ -1,10 +1,12 @@
 """Prediction with a finished segmentation run.
 
-Written to the output folder, each image's files before the next image is read:
+Written to the output folder, maps and overlays before the next image is read, the others when all
+is done (:mod:`training.guards.journal`):
 
   * ``maps/NAME.png``: the class index of every pixel;
   * ``overlays/NAME.jpg``: the image under its classes' colours;
   * ``areas.csv``: pixels and share of each class, a line per image and class;
+  * ``images.json``: which image each map is of, and the settings;
   * ``classes.json``: the classes' names by index, and their colours.
 
 An image of more than ``WHOLE`` pixels is predicted tile by tile with a margin around each, so that
@@ -13,13 +15,12 @@ scores of all classes are held for one tile alone.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 import numpy as np
 import torch
@@ -27,9 +28,9 @@ from fvcore.common.config import CfgNode
 from PIL import Image
 
 from backbones.errors import InputError
-from backbones.whole_files import write_atomically, write_json, write_text
+from backbones.whole_files import write_atomically
 from images.display import read_shown
-from images.inputs import find_files, is_video, output_names
+from images.inputs import files_to_predict, output_names
 from reporting.palette import class_colour
 from reporting.tables import csv_text
 from segmentation.config import (
@@ -44,12 +45,15 @@ from segmentation.inference import InferenceOptions, segment
 from segmentation.model import UPerNet
 from segmentation.weights import load_segmenter
 from training.devices import find_device
+from training.guards.checkpoints import sha256_of
+from training.guards.journal import Journal, write_outputs
+from training.guards.run_folder import held
 from training.progress import progress
 
 logger = logging.getLogger(__name__)
 
 WHOLE = 4_000_000  # pixels
-SETTINGS = "unfinished.json"  # what a part of predictions was begun with
+AREAS, IMAGES = "areas.csv", "images.json"
 TILE, MARGIN = 1536, 128  # pixels of a tile's side, and around it
 
 
@@ -78,71 +82,69 @@ def predict(
 
     Raises:
         InputError: for inputs that cannot be read, a folder that is not a run, or one that holds
-            predictions already.
+            predictions already; for settings that differ from those of what is to go on.
         FileNotFoundError: if ``weights`` does not exist.
     """
-    if (output_dir / "areas.csv").exists():
-        raise InputError(f"{output_dir} holds predictions already: choose another folder")
-    if (output_dir / SETTINGS).exists() and not resume:
-        raise InputError(f"{output_dir} holds a part of predictions: go on by --resume")
     config, classes = read_run(run, overrides)
-    files = [file for file in find_files(inputs, skip_bad_images) if not is_video(file)]
-    if not files:
-        raise InputError("there is no image among the inputs; videos are not segmented")
-    device = find_device(resolve_device(config), "MODEL.DEVICE")
-    model = build_segmenter(config)
     source = Path(weights or newest_weights(run))
-    load_segmenter(source, model)
-    named_files = dict(zip(output_names(files), files, strict=True))
-    _begin(output_dir / SETTINGS, source, config, named_files)
-    model.to(device).eval()
-    rows: list[list[Any]] = []
-    for name, file in progress(named_files.items(), "predicting", len(files), "image"):
-        written = output_dir / "maps" / f"{name}.png"
-        if written.is_file():  # of an earlier session; its overlay was written before it
-            with Image.open(written) as image:
-                labels = np.asarray(image)
-        else:
-            labels = class_indices(model, read_pixels(file, config), inference_options(config))
-            picture = coloured(read_shown(str(file)), labels)
-            overlay = output_dir / "overlays" / f"{name}.jpg"
-            write_atomically(overlay, partial(_save, picture, "JPEG"))
-            write_atomically(written, partial(_save, labels, "PNG"))
-        counts = np.bincount(labels.ravel(), minlength=len(classes))
-        rows += [
-            [file.as_posix(), name, int(count), float(count / labels.size)]
-            for name, count in zip(classes, counts, strict=True)
-        ]
+    settings = {
+        "run": str(run.resolve()),
+        "weights": str(source),
+        "weights_sha256": sha256_of(source) if source.is_file() else None,
+        "overrides": list(overrides),
+    }
+    with held(output_dir):
+        journal = Journal(output_dir, settings, AREAS, IMAGES, resume)
+        files = files_to_predict(inputs, journal, skip_bad_images, videos=False)
+        if journal.is_finished:
+            return dict(journal.counts)
+        device = find_device(resolve_device(config), "MODEL.DEVICE")
+        model = build_segmenter(config)
+        load_segmenter(source, model)
+        model.to(device).eval()
+        with journal:
+            names = output_names(files, journal.done.values())
+            paired = zip(files, names, strict=True)
+            for file, name in progress(paired, "predicting", len(files), "image"):
+                labels = class_indices(model, read_pixels(file, config), inference_options(config))
+                picture = coloured(read_shown(str(file)), labels)
+                overlay = output_dir / "overlays" / f"{name}.jpg"
+                write_atomically(overlay, partial(_save, picture, "JPEG"))
+                write_atomically(output_dir / "maps" / f"{name}.png", partial(_save, labels, "PNG"))
+                pixels = np.bincount(labels.ravel(), minlength=len(classes)).tolist()
+                entry = {"file_name": str(file), "name": name}
+                journal.add({"image": entry, "pixels": pixels}, {"images": 1})
+                journal.finish(file, name)
+            _write_tables(output_dir, journal, classes)
+        journal.remove()
+    return dict(journal.counts)
+
+
+def _write_tables(output_dir: Path, journal: Journal, classes: Sequence[str]) -> None:
+    """``areas.csv``, ``images.json`` and ``classes.json``, all or none."""
     named = [
         {"index": index, "name": name, "colour": list(class_colour(index))}
         for index, name in enumerate(classes)
     ]
-    write_json(output_dir / "classes.json", named, indent=1)
-    write_text(output_dir / "areas.csv", csv_text(["image", "class", "pixels", "share"], rows))
-    (output_dir / SETTINGS).unlink()
-    return {"images": len(files)}
 
+    def areas(stream: TextIO) -> None:
+        stream.write(csv_text(["image", "class", "pixels", "share"], []))
+        for entry in journal.entries():
+            image, pixels = Path(entry["image"]["file_name"]).as_posix(), entry["pixels"]
+            for name, count in zip(classes, pixels, strict=True):
+                row = [image, name, count, count / sum(pixels)]
+                stream.write(csv_text([], [row]).partition("\n")[2])
 
-def _begin(path: Path, weights: Path, config: CfgNode, files: Mapping[str, Path]) -> None:
-    """Note what is predicted by what, or check that a part of it was begun in the same way.
+    def class_names(stream: TextIO) -> None:
+        stream.write(json.dumps(named, indent=1) + "\n")
 
-    Raises:
-        InputError: naming what differs.
-    """
-    asked = {
-        "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
-        "config": config.dump(),
-        "images": {name: file.as_posix() for name, file in files.items()},
-    }
-    if path.is_file():
-        begun = json.loads(path.read_text(encoding="utf-8"))
-        if changed := [key for key, value in asked.items() if begun.get(key) != value]:
-            raise InputError(
-                f"{path.parent} was begun with other {' and '.join(changed)}: give the same, or "
-                "another --output-dir"
-            )
-        return
-    write_json(path, asked)
+    write_outputs(
+        {
+            output_dir / "classes.json": class_names,
+            output_dir / IMAGES: journal.write_record,
+            output_dir / AREAS: areas,
+        }
+    )
 
 
 def read_run(run: Path, overrides: Sequence[str] = ()) -> tuple[CfgNode, list[str]]:

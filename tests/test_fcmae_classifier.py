@@ -14,12 +14,15 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import confusion_matrix
+from videos import write
 
 from backbones.checkpoint import read_source, save_encoder, save_ours
 from backbones.convnext import SIZES, Size, build_convnext
-from fcmae.classification.classifier import load_classifier
+from backbones.errors import InputError
+from fcmae.classification.classifier import Classifier, load_classifier
 from fcmae.classification.finetune import finetune
 from fcmae.classification.options import FinetuneOptions
+from fcmae.classification.predict import predict_classes
 from fcmae.classification.setup import set_up
 
 COLOURS = {"blue": (40, 40, 220), "gr|een<b>": (40, 200, 60), "red": (220, 50, 40)}
@@ -55,6 +58,11 @@ def options(folder):
         trackers=(),
         overrides=values,
     )
+
+
+def everything(folder):
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def expected(folder):
@@ -97,6 +105,56 @@ def test_predictions_are_the_evaluations_in_csv_and_json(run_tool, run, tmp_path
     pictures = list((tmp_path / "more/pictures").iterdir())
     assert len(pictures) == len(paths)
     assert Image.open(pictures[0]).size == (160, 133 + 16)
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3])
+def test_an_interrupted_prediction_goes_on_to_the_same_files(run, tmp_path, monkeypatch, stop_at):
+    """Batches of two hold frames of a video together with images."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(3):
+        image = run / f"data/red/{number}.png"
+        (photos / f"{'az'[number > 0]}{number}.png").write_bytes(image.read_bytes())
+    write(photos / "clip.mp4", [0, 0.5, 2.0])
+
+    def predict(folder, **more):
+        return predict_classes(
+            run / "run", [str(photos)], tmp_path / folder,
+            pictures=True, device="cpu", batch_size=2, **more,
+        )  # fmt: skip
+
+    assert predict("whole")["images"] == 6
+    tree = json.loads((tmp_path / "whole/predictions.json").read_text())
+    assert [image.get("seconds") for image in tree["images"]] == [None, 0.0, 0.5, 2.0, None, None]
+    calls, real = [], Classifier.probabilities
+
+    def fails(self, images):
+        calls.append(len(images))
+        if len(calls) == stop_at:
+            raise KeyboardInterrupt
+        return real(self, images)
+
+    monkeypatch.setattr(Classifier, "probabilities", fails)
+    with pytest.raises(KeyboardInterrupt):
+        predict("out")
+    with pytest.raises(InputError, match="unfinished prediction: go on with it by --resume"):
+        predict("out")
+    counts = predict("out", resume=True)
+    assert sum(calls) == {1: 8, 2: 9, 3: 8}[stop_at]  # those of the batch that failed, too
+    assert everything(tmp_path / "out") == everything(tmp_path / "whole")
+    assert predict("out", resume=True) == counts
+    with pytest.raises(InputError, match="every was 1 and is now 2"):
+        predict("out", resume=True, every=2)
+
+
+def test_pictures_of_an_earlier_prediction_are_not_predicted(run, tmp_path, caplog):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "a.png").write_bytes((run / "data/red/0.png").read_bytes())
+    predict_classes(run / "run", [str(photos)], photos / "one", pictures=True, device="cpu")
+    counts = predict_classes(run / "run", [str(photos)], photos / "two", device="cpu")
+    assert counts["images"] == 1
+    assert "1 of earlier predictions" in caplog.text
 
 
 def test_what_is_no_classifier_and_what_is_for_detectors_is_refused(run_tool, run, tmp_path):

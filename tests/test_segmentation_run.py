@@ -243,11 +243,13 @@ def test_a_prediction_goes_on_where_it_ended(tmp_path, finished, scenes, run_too
     with pytest.raises(KeyboardInterrupt):
         prediction.predict(output, [folder], part)
     again = ("--run", output, "--input", folder, "--output-dir", part)
-    assert "go on by --resume" in run_tool("predict", *again).err
+    assert "go on with it by --resume" in run_tool("predict", *again).err
     other = run_tool("predict", *again, "--resume", "TEST.SCALE", "[48,32]")
-    assert "was begun with other config" in other.err
+    assert "overrides was [] and is now ['TEST.SCALE', '[48,32]']" in other.err
     assert run_tool("predict", *again, "--resume").code == 0
     assert len(seen) == 4 + 3  # the first three are not predicted again
     files = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(part) for path in part.rglob("*") if path.is_file())
     assert all((whole / name).read_bytes() == (part / name).read_bytes() for name in files)
+    assert run_tool("predict", *again, "--resume").code == 0  # finished: told, not made again
+    assert len(seen) == 4 + 3

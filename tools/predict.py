@@ -133,7 +133,7 @@ def segment(arguments: argparse.Namespace) -> None:
 def classify(arguments: argparse.Namespace) -> None:
     from fcmae.classification.predict import predict_classes
 
-    flags = ("opts", "engine", "weights", "frames", "classes", "resume", "format")
+    flags = ("opts", "engine", "weights", "frames", "classes", "format")
     refuse_flags(arguments, "classifier", *flags)
     counts = predict_classes(
         arguments.run,
@@ -143,6 +143,7 @@ def classify(arguments: argparse.Namespace) -> None:
         arguments.pictures,
         arguments.skip_bad_images,
         arguments.device,
+        resume=arguments.resume,
     )
     print(
         f"{counts['images']} images, {counts['classes']} classes found: "

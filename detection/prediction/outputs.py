@@ -18,57 +18,47 @@ from typing import Any, TextIO
 
 from pycocotools import mask as rle_codec
 
-from backbones.whole_files import write_all
-from detection.prediction.journal import IMAGES, PREDICTIONS, Journal
 from reporting.tables import csv_text
+from training.guards.journal import Journal, write_json_list, write_outputs
 
+PREDICTIONS, IMAGES = "predictions.json", "images.json"
 COUNTS = ("image_id", "file_name", "frame", "seconds", "class", "count", "area")
 
 
-def write_outputs(folder: Path, journal: Journal, names: Mapping[Any, str]) -> None:
+def write_files_of(folder: Path, journal: Journal, names: Mapping[Any, str]) -> None:
     """Write the files, all or none.
 
     Args:
         names: category id -> class.
     """
-    write_all(
-        {folder / name: partial(_write, write, journal, names) for name, write in OUTPUTS.items()}
+    write_outputs(
+        {
+            folder / file: partial(write, journal=journal, names=names)
+            for file, write in OUTPUTS.items()
+        }
     )
-
-
-def _write(
-    write: Callable[[TextIO, Journal, Mapping[Any, str]], None],
-    journal: Journal,
-    names: Mapping[Any, str],
-    path: Path,
-) -> None:
-    # names of files that are no UTF-8 come out as they are
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
-        write(stream, journal, names)
 
 
 def _predictions(stream: TextIO, journal: Journal, names: Mapping[Any, str]) -> None:
-    _json_list(stream, (result for _, results in journal.images() for result in results))
+    write_json_list(stream, (result for entry in journal.entries() for result in entry["results"]))
 
 
 def _images(stream: TextIO, journal: Journal, names: Mapping[Any, str]) -> None:
-    info = {"settings": journal.settings, "counts": journal.counts}
-    stream.write(f'{{"info": {json.dumps(info)},\n"images": ')
-    _json_list(stream, (image for image, _ in journal.images()))
-    stream.write(f',\n"categories": {json.dumps(_categories(names))}}}\n')
+    journal.write_record(stream, categories=_categories(names))
 
 
 def _annotations(stream: TextIO, journal: Journal, names: Mapping[Any, str]) -> None:
-    folders = {os.path.dirname(os.path.abspath(i["file_name"])) for i, _ in journal.images()}
+    folders = {os.path.dirname(os.path.abspath(i["file_name"])) for i in journal.images()}
     root = os.path.commonpath(folders)
     stream.write(f'{{"info": {json.dumps({"image_root": root})},\n"images": ')
-    _json_list(
+    write_json_list(
         stream,
-        (i | {"file_name": _relative(i["file_name"], root)} for i, _ in journal.images()),
+        (i | {"file_name": _relative(i["file_name"], root)} for i in journal.images()),
     )
     stream.write(f',\n"categories": {json.dumps(_categories(names))},\n"annotations": ')
-    shown = (result for _, results in journal.images() for result in _shown(journal, results))
-    _json_list(
+    entries = journal.entries()
+    shown = (result for entry in entries for result in _shown(journal, entry["results"]))
+    write_json_list(
         stream,
         (
             {"id": key, **result, "area": area_of(result), "iscrowd": 0}
@@ -80,9 +70,10 @@ def _annotations(stream: TextIO, journal: Journal, names: Mapping[Any, str]) -> 
 
 def _counts(stream: TextIO, journal: Journal, names: Mapping[Any, str]) -> None:
     stream.write(csv_text(COUNTS, []))
-    for image, results in journal.images():
+    for entry in journal.entries():
+        image = entry["image"]
         count, area = dict.fromkeys(names, 0), dict.fromkeys(names, 0.0)
-        for result in _shown(journal, results):
+        for result in _shown(journal, entry["results"]):
             count[result["category_id"]] += 1
             area[result["category_id"]] += area_of(result)
         where = [image["id"], image["file_name"], image.get("frame"), image.get("seconds")]
@@ -90,7 +81,7 @@ def _counts(stream: TextIO, journal: Journal, names: Mapping[Any, str]) -> None:
         stream.write(csv_text(COUNTS, rows).partition("\n")[2])
 
 
-OUTPUTS: dict[str, Callable[[TextIO, Journal, Mapping[Any, str]], None]] = {
+OUTPUTS: dict[str, Callable[..., None]] = {
     PREDICTIONS: _predictions,
     "annotations.json": _annotations,
     "counts.csv": _counts,
@@ -116,12 +107,3 @@ def _shown(journal: Journal, results: Iterable[dict[str, Any]]) -> Iterator[dict
 
 def _categories(names: Mapping[Any, str]) -> list[dict[str, Any]]:
     return [{"id": key, "name": name} for key, name in names.items()]
-
-
-def _json_list(stream: TextIO, items: Iterable[Any]) -> None:
-    """A JSON list, one item per line."""
-    separator = "["
-    for item in items:
-        stream.write(f"{separator}{json.dumps(item)}")
-        separator = ",\n"
-    stream.write("[]" if separator == "[" else "]")

@@ -6,28 +6,32 @@ Written to the output folder:
     classifier of at most 100 classes, a column of probabilities for each class;
   * ``predictions.json``: ``classes``, and ``images`` with ``file_name``, ``class``,
     ``probability``, the five most probable as ``top``, and ``frame`` and ``seconds`` in a video;
+    and the settings;
   * with ``pictures``: each image with its class written above it, in ``pictures/``.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from backbones.errors import InputError
-from backbones.whole_files import write_atomically, write_files
-from fcmae.classification.classifier import load_classifier
+from backbones.whole_files import write_atomically
+from fcmae.classification.classifier import Classifier, load_classifier
 from images.display import shown
-from images.inputs import Frame, find_files, is_video, output_names, read_frames
+from images.files import Reading
+from images.inputs import Frame, files_to_predict, is_video, output_names, read_frames
 from reporting.tables import csv_text
 from training.devices import find_device
+from training.guards.checkpoints import sha256_of
+from training.guards.journal import Journal, write_outputs
+from training.guards.run_folder import held
 from training.progress import progress
 
+TABLE, RECORD = "predictions.csv", "predictions.json"
 PICTURES, TOP, MOST_COLUMNS = "pictures", 5, 100
 SMALLEST_PICTURE, BANNER = 160, 16  # pixels
 
@@ -41,72 +45,110 @@ def predict_classes(
     skip_bad_images: bool = False,
     device: str | None = None,
     batch_size: int = 32,
+    resume: bool = False,
 ) -> dict[str, int]:
     """Classify images and videos and write what the header lists.
 
     Args:
         run: see :func:`fcmae.classification.classifier.load_classifier`.
         inputs: files, folders and glob patterns.
-        output_dir: must not hold predictions.
+        output_dir: must not hold predictions, but for ``resume``.
         every: classify each ``every``-th frame of a video.
         pictures: write each image with its class.
         skip_bad_images: leave out files that do not decode, each with a warning.
         device: see :func:`training.devices.find_device`.
         batch_size: images at a time.
+        resume: go on where an earlier call with the same settings ended.
 
     Returns:
         The number of ``images`` (frames counted) and of ``classes`` that were found.
 
     Raises:
         InputError: for every input that cannot be read, before any prediction; for a folder that
-            holds predictions already.
+            holds predictions already; for settings that differ from those of what is to go on.
     """
-    if (output_dir / "predictions.csv").exists():
-        raise InputError(f"{output_dir} holds predictions already: choose another folder")
     classifier = load_classifier(run)
     classifier.model.to(find_device(device))
-    files = find_files(inputs, skip_bad_images, classifier.reading)
-    entries: list[dict[str, Any]] = []
-    columns: list[list[float]] = []
-    waiting: list[tuple[Path, str, Frame]] = []
+    source = Path(classifier.source)
+    settings = {
+        "classifier": str(source.resolve()) if source.is_file() else classifier.source,
+        "classifier_sha256": sha256_of(source) if source.is_file() else None,
+        "every": every,
+        "pictures": pictures,
+    }
+    with held(output_dir):
+        journal = Journal(output_dir, settings, TABLE, RECORD, resume)
+        files = files_to_predict(inputs, journal, skip_bad_images, classifier.reading)
+        if journal.is_finished:
+            return dict(journal.counts)
+        named = list(zip(files, output_names(files, journal.done.values()), strict=True))
+        with journal:
+            for batch in _batches(named, every, classifier.reading, batch_size):
+                found = classifier.probabilities([shot.frame.pixels for shot in batch])
+                for shot, probabilities in zip(batch, found, strict=True):
+                    file, name, frame, is_last = shot
+                    entry = _entry(file, frame, classifier.classes, probabilities)
+                    if pictures:
+                        number = f"_{frame.number:08d}" if is_video(file) else ""
+                        path = output_dir / PICTURES / f"{name}{number}.jpg"
+                        words = f"{entry['class']} {100 * entry['probability']:.0f}%"
+                        _write_picture(path, frame.pixels, words)
+                    columns = {}
+                    if len(classifier.classes) <= MOST_COLUMNS:
+                        columns["probabilities"] = [round(float(p), 6) for p in probabilities]
+                    journal.add({"image": entry, **columns}, {"images": 1})
+                    if is_last:
+                        journal.finish(file, name)
+            journal.counts["classes"] = len({image["class"] for image in journal.images()})
+            _write_tables(output_dir, journal, classifier)
+        journal.remove()
+    return dict(journal.counts)
 
-    def classify() -> None:
-        found = classifier.probabilities([frame.pixels for _, _, frame in waiting])
-        for (file, name, frame), probabilities in zip(waiting, found, strict=True):
-            entry = _entry(file, frame, classifier.classes, probabilities)
-            entries.append(entry)
-            if len(classifier.classes) <= MOST_COLUMNS:
-                columns.append([round(float(p), 6) for p in probabilities])
-            if pictures:
-                number = f"_{frame.number:08d}" if is_video(file) else ""
-                path = output_dir / PICTURES / f"{name}{number}.jpg"
-                words = f"{entry['class']} {100 * entry['probability']:.0f}%"
-                _write_picture(path, frame.pixels, words)
-        waiting.clear()
 
-    bar = progress(text="predicting", total=len(files), unit="file")
-    for file, name in zip(files, output_names(files), strict=True):
-        for frame in read_frames(file, every, classifier.reading):
-            waiting.append((file, name, frame))
-            if len(waiting) == batch_size:
-                classify()
-        bar.update()
-    bar.close()
-    if waiting:
-        classify()
-    titles = ["image", "class", "probability"]
-    rows = [[_name(e), e["class"], e["probability"]] for e in entries]
-    if columns:
-        titles += [f"probability of {name}" for name in classifier.classes]
-        rows = [row + more for row, more in zip(rows, columns, strict=True)]
-    tree = {"classifier": classifier.source, "classes": classifier.classes, "images": entries}
-    write_files(
-        {
-            output_dir / "predictions.csv": csv_text(titles, rows),
-            output_dir / "predictions.json": json.dumps(tree, indent=1) + "\n",
-        }
-    )
-    return {"images": len(entries), "classes": len({entry["class"] for entry in entries})}
+class _Shot(NamedTuple):
+    """A frame of a file, or its image; whether it is the file's last."""
+
+    file: Path
+    name: str
+    frame: Frame
+    is_last: bool
+
+
+def _batches(
+    named: Sequence[tuple[Path, str]], every: int, reading: Reading, size: int
+) -> Iterator[list[_Shot]]:
+    batch: list[_Shot] = []
+    for file, name in progress(named, "predicting", len(named), "file"):
+        frames = read_frames(file, every, reading)
+        frame: Frame | None = next(frames)
+        while frame is not None:
+            following = next(frames, None)
+            batch.append(_Shot(file, name, frame, following is None))
+            frame = following
+            if len(batch) == size:
+                yield batch
+                batch = []
+    if batch:
+        yield batch
+
+
+def _write_tables(output_dir: Path, journal: Journal, classifier: Classifier) -> None:
+    def table(stream: TextIO) -> None:
+        titles = ["image", "class", "probability"]
+        if len(classifier.classes) <= MOST_COLUMNS:
+            titles += [f"probability of {name}" for name in classifier.classes]
+        stream.write(csv_text(titles, []))
+        for entry in journal.entries():
+            image = entry["image"]
+            row = [_name(image), image["class"], image["probability"]]
+            row += entry.get("probabilities", [])
+            stream.write(csv_text([], [row]).partition("\n")[2])
+
+    def record(stream: TextIO) -> None:
+        facts = {"classifier": classifier.source, "classes": classifier.classes}
+        journal.write_record(stream, **facts)
+
+    write_outputs({output_dir / RECORD: record, output_dir / TABLE: table})
 
 
 def _entry(
@@ -116,7 +158,7 @@ def _entry(
     top = [{"class": classes[k], "probability": round(float(probabilities[k]), 6)} for k in order]
     place = {}
     if is_video(file):
-        place = {"frame": frame.number, "seconds": frame.number / frame.rate}
+        place = {"frame": frame.number, "seconds": round(frame.seconds, 3)}
     return {"file_name": str(file), **place, **top[0], "top": top}
 
 

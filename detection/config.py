@@ -12,9 +12,8 @@ from collections.abc import Iterator, Sequence
 from functools import partial, reduce
 from operator import getitem
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import torch
 from fvcore.common.config import CfgNode
 
 from backbones.convnext import SIZES
@@ -23,9 +22,10 @@ from backbones.errors import InputError
 from backbones.normalization import GRNOptions
 from backbones.pyramid import level_contradictions
 from detection.data.augmentation.checks import augmentation_contradictions
-from detection.data.statistics import known_statistics
-from detection.schema import CHANNELS, IN_TRAINING_ALONE, SCHEMA, TORCHVISION_ONLY
+from detection.schema import IN_TRAINING_ALONE, SCHEMA, TORCHVISION_ONLY
+from images.configured import CHANNELS, known_statistics
 from training.config_files import add_defaults, get, read_config
+from training.configured import resolve_device
 
 if TYPE_CHECKING:
     from detection.dataset import CocoDataset
@@ -42,12 +42,6 @@ def default_config() -> CfgNode:
     config = CfgNode()
     add_defaults(config, SCHEMA)
     return config
-
-
-def flat_values(config: CfgNode) -> dict[str, int | float | str]:
-    """Every key of the schema with its value, as experiment trackers take them: lists as text."""
-    values = {name: get(config, name) for name in SCHEMA}
-    return {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in values.items()}
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), training: bool = True) -> CfgNode:
@@ -102,33 +96,6 @@ def to_detectron2(config: CfgNode) -> Any:
 
         cfg.MODEL.ROI_HEADS.NAME = f"SoftNMS{cfg.MODEL.ROI_HEADS.NAME}"
     return cfg
-
-
-def resolve_device(config: CfgNode) -> str:
-    """``MODEL.DEVICE``, with ``auto`` resolved to "cuda" where there is a GPU and else "cpu"."""
-    if config.MODEL.DEVICE != "auto":
-        return config.MODEL.DEVICE
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def resolve_precision(config: Any) -> Literal["no", "bf16", "fp16"]:
-    """The precision of ``SOLVER.AMP``, by the words of ``training.options``.
-
-    Args:
-        config: this project's config or detectron2's.
-
-    Raises:
-        InputError: for fp16 on a CPU.
-    """
-    amp = config.SOLVER.AMP
-    if not amp.ENABLED:
-        return "no"
-    if amp.PRECISION == "fp16" and torch.device(resolve_device(config)).type == "cpu":
-        raise InputError(
-            "SOLVER.AMP.PRECISION is fp16, which needs a GPU, but MODEL.DEVICE is "
-            f"{config.MODEL.DEVICE} and trains on the CPU: use bf16, or SOLVER.AMP.ENABLED False"
-        )
-    return amp.PRECISION
 
 
 def resolve_num_classes(config: CfgNode, dataset: CocoDataset) -> int:

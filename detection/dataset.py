@@ -85,6 +85,9 @@ class CocoDataset:
         names = (*self.class_names, *self.beyond)
         return {key: names[index] for key, index in self.contiguous_ids.items()}
 
+    def image_paths(self) -> list[str]:
+        return [record["file_name"] for record in self.records.heads()]
+
     @property
     def num_instances(self) -> int:
         """Annotated objects, crowds included."""

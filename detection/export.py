@@ -14,12 +14,13 @@ from backbones.errors import InputError
 from backbones.export import Export
 from backbones.weight_files import read_metadata
 from detection.config import load_config
-from detection.data.statistics import known_statistics
 from detection.dataset import joined_classes, load_dataset
 from detection.engines.classes import trained_classes
 from detection.engines.torchvision.model import MaskRCNN, build_mask_rcnn
-from detection.engines.weights import encoder_licence, newest_checkpoint, read_detector
+from detection.engines.weights import encoder_licence, read_detector
 from detection.exporting.graph import DetectorGraph, suppress, suppress_by_torchvision
+from images.configured import known_statistics
+from training.configured import newest_weights
 from training.records.environment import git_commit, versions
 
 LOWEST = -3.0e38  # above the -inf of an empty place, below every score
@@ -34,7 +35,7 @@ def run_export(
 ) -> Export:
     """The export of a finished run's detector; see :func:`load_run` and :func:`detector_export`."""
     config, model = load_run(output_dir, weights, overrides)
-    metadata = read_metadata(weights or newest_checkpoint(Path(output_dir)))
+    metadata = read_metadata(weights or newest_weights(Path(output_dir)))
     return detector_export(
         config,
         model,
@@ -68,7 +69,7 @@ def load_run(
         training=False,
     )
     model = build_mask_rcnn(config)
-    read_detector(weights or newest_checkpoint(output_dir), model)
+    read_detector(weights or newest_weights(output_dir), model)
     return config, model.eval()
 
 

@@ -23,15 +23,14 @@ from fvcore.common.config import CfgNode
 
 from backbones.errors import InputError
 from detection.config import load_config
-from detection.data.pixels import reading_of
 from detection.data.records import Records
 from detection.data.transforms import sample_of_values
 from detection.dataset import CocoDataset
 from detection.engines import load_engine
 from detection.engines.classes import trained_classes
-from detection.engines.weights import newest_checkpoint
 from detection.prediction.outputs import IMAGES, PREDICTIONS, write_files_of
 from detection.prediction.overlays import OverlayWriter, draw
+from images.configured import reading_of
 from images.display import shown
 from images.inputs import (
     Frame,
@@ -40,6 +39,7 @@ from images.inputs import (
     output_names,
     read_frames,
 )
+from training.configured import newest_weights
 from training.guards.checkpoints import sha256_of
 from training.guards.journal import Journal
 from training.guards.run_folder import held
@@ -90,7 +90,7 @@ def predict(
     config, dataset = read_run(run, overrides, weights)
     names = _chosen(dataset.category_names, classes)
     reading, bands = reading_of(config), config.INPUT.SHOW_BANDS
-    detector = Path(weights or newest_checkpoint(Path(config.OUTPUT_DIR)))
+    detector = Path(weights or newest_weights(Path(config.OUTPUT_DIR)))
     settings = {
         "run": str(run.resolve()),
         "weights": str(detector),

@@ -7,22 +7,16 @@ evaluation and report read these files and know no engine.
 from __future__ import annotations
 
 import logging
-import os
-import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
 from fvcore.common.config import CfgNode
 
 from backbones.errors import InputError
 from backbones.whole_files import write_text
 from detection.config import resolve_num_classes
-from detection.data.pixels import reading_of
-from detection.data.statistics import with_statistics
 from detection.dataset import (
     CocoDataset,
     join_datasets,
@@ -32,8 +26,7 @@ from detection.dataset import (
     warn_of_shared_images,
 )
 from detection.engines import Engine, load_engine
-from detection.engines.classes import read_facts, trained_classes
-from detection.engines.optimizer import warn_of_solver
+from detection.engines.classes import trained_classes
 from detection.engines.weights import AVERAGE_FOLDER, averaged_weights
 from detection.evaluate import metrics_of, write_metrics_summary
 from detection.evaluation.diagnosis import diagnosis_of, write_diagnosis
@@ -46,18 +39,22 @@ from detection.run_record import (
     log_header,
     write_facts,
 )
+from images.configured import reading_of, with_statistics, with_weights_statistics
 from training.cli import is_main_process, log_to
-from training.config_files import flatten
-from training.guards.checkpoints import checkpoint_step, list_checkpoints
-from training.guards.resume import compare_settings, is_free_key, say_changes
-from training.guards.run_folder import held, refuse_existing_run, refuse_fewer_steps
+from training.configured import (
+    check_output_dir,
+    holds_run,
+    read_facts,
+    resolve_seed,
+    warn_of_solver,
+)
+from training.guards.resume import say_changes
+from training.guards.run_folder import held
 from training.records.environment import peak_memory_mb
 from training.records.metrics import train_seconds
 from training.records.trackers import tracker_problems
 
 logger = logging.getLogger(__name__)
-
-MEASURED_KEYS = ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.VALUE_RANGE")
 
 
 def run(
@@ -97,17 +94,18 @@ def _run(config: CfgNode, resume: bool, eval_only: bool, config_file: str) -> di
         logging.getLogger("detectron2").setLevel(logging.INFO)
     say_changes(changes)
     continues = not eval_only and resume and holds_run(output_dir)
+    config, told = with_weights_statistics(config, continues or eval_only)
     train_set, test_sets = load_datasets(config, eval_only)
     earlier = read_facts(output_dir) if eval_only or continues else {}
     if continues and train_set:
         check_resumed_data(earlier, train_set)
     config = complete(config, [train_set, *test_sets], resume)
     of_pixels = train_set or next(iter(test_sets), None)
-    config, origin = with_statistics(config, of_pixels, continues or eval_only)
+    config, origin = with_statistics(config, of_pixels.image_paths() if of_pixels else None)
     facts: dict[str, Any] = {}
     if is_main:
         facts = collect_facts(config, train_set, test_sets, eval_only, config_file, earlier)
-        facts.setdefault("pixel_statistics", origin)
+        facts.setdefault("pixel_statistics", told or origin)
         log_header(config, facts, eval_only)
         if not eval_only:
             write_text(output_dir / "config.yaml", config.dump())
@@ -146,68 +144,6 @@ def _run(config: CfgNode, resume: bool, eval_only: bool, config_file: str) -> di
         read = EvaluatedRun(output_dir, evaluations[""]) if evaluations else output_dir
         write_report([read], output_dir / "report.html")
     return metrics
-
-
-def holds_run(output_dir: Path) -> bool:
-    """Whether there is a checkpoint to go on from."""
-    return (output_dir / "last_checkpoint").is_file() or bool(list_checkpoints(output_dir))
-
-
-def check_output_dir(config: CfgNode, resume: bool, eval_only: bool) -> list[str]:
-    """Refuse to train over a run, to resume it as another, and to evaluate what is not there.
-
-    Returns:
-        What else has changed since the run that is to be resumed began.
-
-    Raises:
-        InputError: in these cases.
-    """
-    output_dir = Path(config.OUTPUT_DIR)
-    has_run = holds_run(output_dir)
-    if eval_only:
-        if not config.MODEL.WEIGHTS and not has_run:
-            raise InputError(
-                f"nothing to evaluate: {output_dir} holds no run and MODEL.WEIGHTS is empty; "
-                "give MODEL.WEIGHTS a detector, or OUTPUT_DIR a run's folder"
-            )
-    elif not resume:
-        refuse_existing_run(output_dir)
-    elif has_run and (output_dir / "config.yaml").is_file():
-        refuse_fewer_steps(output_dir, config.SOLVER.MAX_ITER, steps_done(output_dir))
-        return _changes(output_dir / "config.yaml", config)
-    return []
-
-
-def _changes(earlier: Path, config: CfgNode) -> list[str]:
-    """What has changed since an earlier part of the run wrote its ``config.yaml``.
-
-    A seed of -1, a class number of 0 and statistics that are not given stand for whatever the
-    earlier part found.
-
-    Raises:
-        InputError: for what may not change.
-    """
-    old, new = (
-        dict(flatten(yaml.safe_load(text)))
-        for text in (earlier.read_text(encoding="utf-8"), config.dump())
-    )
-    unset: dict[str, Any] = {"SEED": -1, "MODEL.ROI_HEADS.NUM_CLASSES": 0}
-    for name, value in (unset | {key: [] for key in MEASURED_KEYS}).items():
-        if new[name] == value:
-            new[name] = old.get(name, value)
-    new["OUTPUT_DIR"] = old.get("OUTPUT_DIR")  # the folder may have been moved
-    return compare_settings(old, new, is_free_key)
-
-
-def steps_done(output_dir: Path) -> int:
-    """The steps behind a run's newest checkpoint, of either engine; 0 where there is none."""
-    done = [checkpoint_step(folder) for folder in list_checkpoints(output_dir)[-1:]]
-    # detectron2 counts from 0 in its files' names
-    done += [int(p.stem[6:]) + 1 for p in output_dir.glob("model_*.pth") if p.stem[6:].isdigit()]
-    config = output_dir / "config.yaml"
-    if any(output_dir.glob("model_final.*")) and config.is_file():
-        done.append(yaml.safe_load(config.read_text(encoding="utf-8"))["SOLVER"]["MAX_ITER"])
-    return max(done, default=0)
 
 
 def load_datasets(config: CfgNode, eval_only: bool) -> tuple[CocoDataset | None, list[CocoDataset]]:
@@ -298,15 +234,7 @@ def complete(config: CfgNode, datasets: Sequence[CocoDataset | None], resume: bo
     for dataset in datasets:
         if dataset:
             config.MODEL.ROI_HEADS.NUM_CLASSES = resolve_num_classes(config, dataset)
-    earlier = Path(config.OUTPUT_DIR) / "config.yaml"
-    if config.SEED < 0 and resume and earlier.is_file():
-        config.SEED = yaml.safe_load(earlier.read_text(encoding="utf-8"))["SEED"]
-    if config.SEED < 0:
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1 or torch.distributed.is_initialized():
-            raise InputError(
-                "SEED is -1, a random one, but several processes must share it: give a SEED"
-            )
-        config.SEED = random.SystemRandom().randrange(2**31)
+    config.SEED = resolve_seed(config, resume)
     config.freeze()
     return config
 

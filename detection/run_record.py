@@ -19,7 +19,7 @@ from backbones.normalization import GRNOptions
 from backbones.pyramid import all_levels_read, plan_pyramid
 from backbones.weights.structure import ENCODER, OUT_NORMS, of_stages
 from backbones.whole_files import write_json
-from detection.config import get, resolve_device
+from detection.config import get
 from detection.data.augmentation.checks import augmentation_words
 from detection.dataset import CocoDataset, joined_classes, result_parts, set_labels
 from detection.engines.classes import trained_classes
@@ -27,6 +27,7 @@ from detection.engines.torchvision.model import build_mask_rcnn
 from detection.engines.weights import background_rows
 from detection.schema import TORCHVISION_ONLY
 from training.command_line.commands import own_command
+from training.configured import resolve_device
 from training.records.environment import device_name, git_commit, versions
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ pyramid, as in detectron2's ``Base-RCNN-FPN.yaml``; where that departs from ``ge
 Five values mean more here than in detectron2: ``INPUT.RANDOM_FLIP: both`` flips in both directions,
 ``MODEL.DEVICE: auto`` takes a GPU where there is one, ``ROI_HEADS.NUM_CLASSES: 0`` counts the
 categories of the annotations, empty ``PIXEL_MEAN`` and ``PIXEL_STD`` are found
-(``detection.data.statistics``), and ``CLIP_GRADIENTS.CLIP_TYPE: full_model`` clips the norm of all
+(``images.configured``), and ``CLIP_GRADIENTS.CLIP_TYPE: full_model`` clips the norm of all
 gradients together.
 """
 
@@ -24,6 +24,7 @@ from typing import Any, get_args
 
 from backbones.convnext import SIZES, STAGES
 from backbones.normalization import Aggregate, Kind, Normalize
+from images.configured import CHANNELS
 from training.config_keys import (
     Key,
     flag,
@@ -37,7 +38,6 @@ from training.config_keys import (
 )
 from training.devices import DEVICES
 
-CHANNELS = {"RGB": 3, "BGR": 3, "L": 1, "raw": None}  # of INPUT.FORMAT; raw: IN_CHANS
 LEVELS = ("p2", "p3", "p4", "p5", "p6")
 PARTS = ("encoder", "pyramid", "heads")
 

@@ -206,19 +206,12 @@ def checked_or_refused(
             dataset.classes.said() or "values are class numbers",
             100 * checked.ignored / total if total else 0,
         )
-    if len(datasets) == 2:
-        names = [item.classes.names for item in datasets.values()]
-        if names[0] != names[1]:
-            problems.append(
-                f"the classes of the two data sets differ: {names[0]} and {names[1]}; give both "
-                "the same classes file"
-            )
-        if shared := shared_pictures(*results.values()):
-            logger.warning(
-                "%d of the test images are trained on, so the results will flatter: %s",
-                len(shared),
-                _shortened(shared),
-            )
+    if len(datasets) == 2 and (shared := shared_pictures(*results.values())):
+        logger.warning(
+            "%d of the test images are trained on, so the results will flatter: %s",
+            len(shared),
+            _shortened(shared),
+        )
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise InputError("\n  ".join([f"{count} in the data:", *problems]))

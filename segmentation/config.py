@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
-import torch
 from fvcore.common.config import CfgNode
 
 from backbones.convnext import SIZES, STAGES, ConvNeXt, build_convnext
 from backbones.errors import InputError
 from backbones.normalization import GRNOptions
-from images.files import EIGHT_BITS, Reading
-from images.statistics import IMAGENET
+from images.configured import CHANNELS, known_statistics
 from segmentation.dataset import SegmentationDataset
 from segmentation.inference import InferenceOptions
 from segmentation.model import UPerNet
 from segmentation.schema import SCHEMA
 from segmentation.transforms import Augmentation
 from segmentation.upernet import UPerNetOptions
-from training.config_files import get, read_config
-
-CHANNELS = {"RGB": 3, "BGR": 3, "L": 1}  # "raw": as MODEL.CONVNEXT.IN_CHANS says
+from training.config_files import read_config
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
@@ -35,15 +30,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
     return read_config(path, overrides, SCHEMA, _contradictions)
 
 
-def flat_values(config: CfgNode) -> dict[str, int | float | str]:
-    """Every key with its value, as experiment trackers take them: lists as text."""
-    values = {name: get(config, name) for name in SCHEMA}
-    return {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in values.items()}
-
-
 def _contradictions(config: CfgNode) -> Iterator[tuple[tuple[str, ...], str]]:
     model, solver = config.MODEL, config.SOLVER
-    channels = CHANNELS.get(config.INPUT.FORMAT, model.CONVNEXT.IN_CHANS)
+    channels = CHANNELS[config.INPUT.FORMAT] or model.CONVNEXT.IN_CHANS
     if bool(model.PIXEL_MEAN) != bool(model.PIXEL_STD):
         yield (
             ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"),
@@ -96,18 +85,6 @@ def _contradictions(config: CfgNode) -> Iterator[tuple[tuple[str, ...], str]]:
         )
 
 
-def resolve_device(config: CfgNode) -> str:
-    """``MODEL.DEVICE``, with ``auto`` resolved to "cuda" where there is a GPU and else "cpu"."""
-    if config.MODEL.DEVICE != "auto":
-        return config.MODEL.DEVICE
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def resolve_precision(config: CfgNode) -> Literal["no", "bf16", "fp16"]:
-    """The precision of ``SOLVER.AMP``, by the words of ``training.options``."""
-    return config.SOLVER.AMP.PRECISION if config.SOLVER.AMP.ENABLED else "no"
-
-
 def resolve_num_classes(config: CfgNode, dataset: SegmentationDataset) -> int:
     """The data set's number of classes, which a given ``NUM_CLASSES`` must equal.
 
@@ -121,18 +98,6 @@ def resolve_num_classes(config: CfgNode, dataset: SegmentationDataset) -> int:
             f"set it to {counted}, or to 0 to take the data set's number"
         )
     return counted
-
-
-def reading(config: CfgNode) -> Reading:
-    """How image files are read, by ``INPUT``."""
-    low_high = config.INPUT.VALUE_RANGE
-    return Reading(
-        channels=config.MODEL.CONVNEXT.IN_CHANS,
-        converts=config.INPUT.FORMAT != "raw",
-        value_range=(low_high[0], low_high[1]) if low_high else None,
-        channels_setting="MODEL.CONVNEXT.IN_CHANS",
-        range_setting="INPUT.VALUE_RANGE",
-    )
 
 
 def build_encoder(config: CfgNode) -> ConvNeXt:
@@ -173,15 +138,7 @@ def build_segmenter(config: CfgNode) -> UPerNet:
     Raises:
         InputError: for other than three channels without their mean and deviation.
     """
-    model, scale = config.MODEL, EIGHT_BITS
-    mean, std = model.PIXEL_MEAN, model.PIXEL_STD
-    if not mean and model.CONVNEXT.IN_CHANS == 3:
-        mean, std = [v * scale for v in IMAGENET.mean], [v * scale for v in IMAGENET.std]
-    if not mean:
-        raise InputError(
-            "MODEL.PIXEL_MEAN and PIXEL_STD are empty (a training measures them): give them"
-        )
-    return UPerNet(build_encoder(config), head_options(config), mean, std)
+    return UPerNet(build_encoder(config), head_options(config), *known_statistics(config))
 
 
 def augmentation(config: CfgNode) -> Augmentation:

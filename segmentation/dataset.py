@@ -17,8 +17,8 @@ import json
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,28 @@ class SegmentationDataset:
     records: tuple[Record, ...]
     index_of: dict[Any, int] = field(default_factory=dict)
     without_partner: tuple[str, ...] = ()
+
+    def with_classes(self, names: Sequence[str]) -> SegmentationDataset:
+        """The same data with a model's classes, in the model's order.
+
+        Raises:
+            InputError: for a class that is not among them.
+        """
+        if (wanted := tuple(names)) == self.classes.names:
+            return self
+        own = self.classes.names
+        if lacking := [name for name in own if name not in wanted]:
+            raise InputError(
+                f"{self.name} has the classes {', '.join(lacking)}, which the model does not have: "
+                f"its classes are {', '.join(wanted)}; give both the same classes file"
+            )
+        if self.index_of and wanted[0] != BACKGROUND:
+            raise InputError(
+                f"{self.name}: pixels of no object are {BACKGROUND!r}, which is not the first of "
+                f"the model's classes: {', '.join(wanted)}"
+            )
+        index_of = {key: wanted.index(own[index]) for key, index in self.index_of.items()}
+        return replace(self, classes=self.classes.ordered(wanted), index_of=index_of)
 
     def class_map(self, record: Record) -> np.ndarray:
         """The truth of an image: class indices ``[H, W]`` uint8, ``IGNORED`` where there is none.
@@ -280,9 +302,3 @@ def _drawn(name: str, annotations: Path, images: Path) -> SegmentationDataset:
     names = (BACKGROUND, *(category["name"] for category in categories))
     index_of = {category["id"]: index for index, category in enumerate(categories, 1)}
     return SegmentationDataset(name, Classes(names, {}), records, index_of)
-
-
-def class_maps(dataset: SegmentationDataset) -> Iterator[np.ndarray]:
-    """The truth of every image, one after the other."""
-    for record in dataset.records:
-        yield dataset.class_map(record)

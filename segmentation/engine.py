@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -15,44 +14,40 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from fvcore.common.config import CfgNode
 from PIL import Image
-from timm.utils import ModelEmaV3
 from torch import nn
 
 from backbones.checkpoint import load_encoder
-from backbones.convnext import SIZES
 from backbones.errors import InputError
-from backbones.param_groups import parameter_groups
-from backbones.weight_files import save_safetensors
-from backbones.whole_files import write_atomically, write_json, write_text
+from backbones.whole_files import write_atomically, write_json
+from images.configured import in_order, reading_of
 from images.files import EIGHT_BITS, read_image
-from segmentation.config import (
-    augmentation,
-    build_segmenter,
-    flat_values,
-    inference_options,
-    reading,
-    resolve_device,
-    resolve_precision,
-)
+from segmentation.config import augmentation, build_segmenter, inference_options
 from segmentation.dataset import SegmentationDataset
 from segmentation.inference import segment
 from segmentation.metrics import ConfusionMatrix, segmentation_metrics
 from segmentation.model import UPerNet
 from segmentation.weights import load_segmenter
 from training.cli import process_count
+from training.configured import (
+    FINAL_AVERAGE,
+    FINAL_WEIGHTS,
+    build_adamw,
+    build_average,
+    configured_loop,
+    point_to,
+    read_facts,
+    resolve_device,
+    save_model,
+)
 from training.data import seed_generators
 from training.devices import find_device
 from training.guards.checkpoints import list_checkpoints
 from training.loop import train
-from training.options import LoopOptions
 from training.progress import progress
-from training.records.environment import git_commit, versions
 
 logger = logging.getLogger(__name__)
 
 ENCODER_PREFIX = "backbone."
-FINAL_WEIGHTS = "model_final.safetensors"
-FINAL_AVERAGE = "model_final_ema.safetensors"
 MAPS = "maps"  # the folder of predicted class maps
 PER_IMAGE = "per_image.json"
 
@@ -90,10 +85,10 @@ def read_pixels(path: str | Path, config: CfgNode) -> np.ndarray:
     Raises:
         FileNotFoundError, InputError: if it cannot be used.
     """
-    pixels = read_image(path, reading(config))
+    pixels = read_image(path, reading_of(config))
     if pixels.dtype != np.uint8:
         pixels = pixels * np.float32(EIGHT_BITS)
-    return pixels[:, :, ::-1] if config.INPUT.FORMAT == "BGR" else pixels
+    return in_order(pixels, config)
 
 
 def collate(samples: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
@@ -136,38 +131,12 @@ def train_segmenter(
     model = build_segmenter(config)
     if not (resume and list_checkpoints(output_dir)):
         load_initial_weights(config, model)
-    ema = ModelEmaV3(model, decay=solver.EMA.DECAY, use_warmup=True) if solver.EMA.ENABLED else None
-    groups = parameter_groups(
-        model,
-        solver.BASE_LR,
-        solver.WEIGHT_DECAY,
-        depths=SIZES[config.MODEL.CONVNEXT.SIZE].depths,
-        layer_decay=solver.LAYER_DECAY,
-        layer_decay_type=solver.LAYER_DECAY_TYPE,
-        encoder_prefix=ENCODER_PREFIX,
-        stage_layers=solver.LAYER_DECAY_LAYERS,
-    )
-    options = LoopOptions(
-        output_dir=output_dir,
-        max_steps=solver.MAX_ITER,
-        batch_size=solver.IMS_PER_BATCH,
-        workers=config.DATALOADER.NUM_WORKERS,
-        precision=resolve_precision(config),
-        accumulate=solver.ACCUMULATE,
-        checkpoint_every=solver.CHECKPOINT_PERIOD,
-        clip_norm=solver.CLIP_GRADIENTS.CLIP_VALUE if solver.CLIP_GRADIENTS.ENABLED else None,
-        seed=config.SEED,
-        resume=resume,
-        device=device.type,
-        trackers=("tensorboard", *(["wandb"] if config.WANDB else [])),
-        tracked_config=flat_values(config),
-    )
+    ema = build_average(config, model)
 
     def after_step(step: int, model: nn.Module) -> dict[str, float]:
         last, period = step == solver.MAX_ITER, config.TEST.EVAL_PERIOD
         if PartialState().is_main_process and (last or step % solver.CHECKPOINT_PERIOD == 0):
-            newest = list_checkpoints(output_dir)[-1] / "model.safetensors"
-            point_to(output_dir, newest.relative_to(output_dir))
+            point_to(output_dir)
         if test_set is None or last or not period or step % period:
             return {}
         found: dict[str, float] = {}
@@ -183,12 +152,12 @@ def train_segmenter(
 
     trained = train(
         model,
-        torch.optim.AdamW(groups, lr=solver.BASE_LR),
+        build_adamw(config, model, ENCODER_PREFIX),
         poly_schedule(solver),
         TrainingSamples(train_set, config),
         collate,
         lambda model, batch: model(batch),
-        options,
+        configured_loop(config, resume, device),
         after_step,
         ema,
     )
@@ -196,7 +165,7 @@ def train_segmenter(
         for name, whole in ((FINAL_WEIGHTS, trained), (FINAL_AVERAGE, ema and ema.module)):
             if whole is not None:
                 save_segmenter(config, train_set, whole, output_dir / name)
-        point_to(output_dir, Path(FINAL_WEIGHTS))
+        point_to(output_dir, output_dir / FINAL_WEIGHTS)
     PartialState().wait_for_everyone()
 
 
@@ -310,26 +279,7 @@ def save_segmenter(
     config: CfgNode, dataset: SegmentationDataset, model: nn.Module, path: Path
 ) -> None:
     """Write a whole model, with what made it as metadata."""
-    metadata = {
-        "layout": "segmentation.model",
-        "format_version": "1",
-        "size": config.MODEL.CONVNEXT.SIZE,
-        "config": config.dump(),
-        "class_names": json.dumps(dataset.classes.names),
-        "git_commit": git_commit(),
-        "versions": json.dumps(versions()),
-    }
-    tensors = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-    save_safetensors(tensors, path, metadata)
+    licence = read_facts(path.parent).get("licence")
+    facts = {"class_names": dataset.classes.names, "licence": licence}
+    save_model(config, model, path, "segmentation.model", facts)
     logger.info("wrote %s", path)
-
-
-def point_to(output_dir: Path, weights: Path) -> None:
-    """Let ``last_checkpoint`` name a file, relative to ``output_dir``."""
-    write_text(output_dir / "last_checkpoint", weights.as_posix())
-
-
-def newest_weights(output_dir: Path) -> Path:
-    """What ``last_checkpoint`` names."""
-    pointer = output_dir / "last_checkpoint"
-    return output_dir / pointer.read_text(encoding="utf-8").strip()

@@ -13,11 +13,11 @@ from backbones.errors import InputError
 from backbones.export import Export
 from backbones.weight_files import read_metadata
 from segmentation.config import build_segmenter
-from segmentation.engine import newest_weights
 from segmentation.model import STRIDE, UPerNet
 from segmentation.predict import read_run
 from segmentation.upernet import resize
 from segmentation.weights import load_segmenter
+from training.configured import newest_weights
 
 
 class PoolByProducts(nn.Module):

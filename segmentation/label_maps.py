@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,16 @@ class Classes:
         for value, index in self.of_value.items():
             table[value] = index
         return table
+
+    def ordered(self, names: tuple[str, ...]) -> Classes:
+        """The same values, with the class indices of other ``names`` that hold all of these."""
+        values = dict(self.of_value)
+        if not values:
+            first = int(self.reduce_zero_label)
+            values = {first + index: index for index in range(len(self.names))}
+            values.pop(self.ignore_label, None)
+        of_value = {value: names.index(self.names[index]) for value, index in values.items()}
+        return replace(self, names=names, of_value=of_value)
 
     def said(self) -> str:
         """For the log: what this does to values."""

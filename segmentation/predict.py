@@ -37,13 +37,13 @@ from segmentation.config import (
     build_segmenter,
     inference_options,
     load_config,
-    resolve_device,
 )
-from segmentation.engine import newest_weights, read_pixels
+from segmentation.engine import read_pixels
 from segmentation.figures import coloured
 from segmentation.inference import InferenceOptions, segment
 from segmentation.model import UPerNet
 from segmentation.weights import load_segmenter
+from training.configured import newest_weights, resolve_device
 from training.devices import find_device
 from training.guards.checkpoints import sha256_of
 from training.guards.journal import Journal, write_outputs

@@ -5,33 +5,40 @@ All that a run leaves lies in ``OUTPUT_DIR``, under the names that detection's r
 
 from __future__ import annotations
 
+import json
 import logging
-import random
-import shlex
-import sys
 import time
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import yaml
 from fvcore.common.config import CfgNode
 
+from backbones.checkpoint import OWN_WEIGHTS, open_encoder
 from backbones.errors import InputError
+from backbones.weight_files import read_metadata
 from backbones.whole_files import write_json, write_text
+from images.configured import reading_of, with_statistics, with_weights_statistics
 from segmentation.check import Checked, checked_or_refused, class_shares
-from segmentation.config import reading, resolve_device, resolve_num_classes
+from segmentation.config import resolve_num_classes
 from segmentation.dataset import SegmentationDataset, load_segmentation
-from segmentation.engine import newest_weights, predict_segmenter, train_segmenter
+from segmentation.engine import predict_segmenter, train_segmenter
 from segmentation.report import write_report
-from segmentation.statistics import with_statistics
 from training.cli import is_main_process, log_to
-from training.guards.checkpoints import list_checkpoints
-from training.guards.resume import compare_settings, is_free_key, say_changes
-from training.guards.run_folder import held, refuse_existing_run, refuse_fewer_steps
+from training.command_line.commands import own_command
+from training.configured import (
+    check_output_dir,
+    holds_run,
+    newest_weights,
+    read_facts,
+    resolve_device,
+    resolve_seed,
+    warn_of_solver,
+)
+from training.guards.resume import say_changes
+from training.guards.run_folder import held
 from training.records.environment import device_name, git_commit, peak_memory_mb, versions
 from training.records.metrics import train_seconds
-from training.schedule import warn_of_schedule
 
 logger = logging.getLogger(__name__)
 
@@ -60,39 +67,28 @@ def run(
 
 def _run(config: CfgNode, resume: bool, eval_only: bool, config_file: str) -> dict[str, Any]:
     output_dir, is_main = Path(config.OUTPUT_DIR), is_main_process()
-    holds_run = (output_dir / "last_checkpoint").is_file() or bool(list_checkpoints(output_dir))
-    if eval_only and not config.MODEL.WEIGHTS and not holds_run:
-        raise InputError(
-            f"nothing to evaluate: {output_dir} holds no run and MODEL.WEIGHTS is empty"
-        )
-    if not eval_only and not resume:
-        refuse_existing_run(output_dir)
-    changes: list[str] = []
-    if resume and holds_run and not eval_only:
-        refuse_fewer_steps(output_dir, config.SOLVER.MAX_ITER)
-        changes = _changes(output_dir / "config.yaml", config)
+    changes = check_output_dir(config, resume, eval_only)
     log_to(output_dir if is_main else None, logging.INFO if is_main else logging.ERROR)
     say_changes(changes)
-    datasets = load_datasets(config, eval_only)
+    continues = not eval_only and resume and holds_run(output_dir)
+    earlier = read_facts(output_dir) if eval_only or continues else {}
+    config, told = with_weights_statistics(config, continues or eval_only)
+    datasets = with_trained_classes(load_datasets(config, eval_only), config, eval_only, earlier)
     config = complete(config, datasets, resume)
-    checked = checked_or_refused(datasets, reading(config)) if is_main else {}
-    first = next(iter(datasets.values()))
-    config, origin = with_statistics(config, first, resume or eval_only)
+    checked = checked_or_refused(datasets, reading_of(config)) if is_main else {}
+    images = [record.image for record in next(iter(datasets.values())).records]
+    config, origin = with_statistics(config, images)
     facts: dict[str, Any] = {}
     if is_main:
-        facts = collect_facts(config, datasets, checked, config_file)
-        facts["statistics"] = origin
+        facts = collect_facts(config, datasets, checked, config_file, eval_only, earlier)
+        facts.setdefault("statistics", told or origin)
         logger.info("full config:\n%s", config.dump())
         if not eval_only:
             write_text(output_dir / "config.yaml", config.dump())
-            write_json(output_dir / "run.json", facts, indent=1)
+        write_json(output_dir / "run.json", facts, indent=1)
     if not eval_only:
         if is_main:
-            warn_of_schedule(
-                config.SOLVER.MAX_ITER,
-                config.SOLVER.WARMUP_ITERS,
-                first_factor=config.SOLVER.WARMUP_FACTOR,
-            )
+            warn_of_solver(config.SOLVER)
         try:
             train_segmenter(config, datasets["train"], datasets.get("test"), resume)
         finally:  # an interrupted session has trained, too
@@ -104,36 +100,14 @@ def _run(config: CfgNode, resume: bool, eval_only: bool, config_file: str) -> di
         weights = Path(config.MODEL.WEIGHTS) if eval_only and config.MODEL.WEIGHTS else None
         began = time.perf_counter()
         metrics = predict_segmenter(config, test_set, weights or newest_weights(output_dir))
-        facts["predict_seconds"] = time.perf_counter() - began
+        if not eval_only:
+            facts["predict_seconds"] = time.perf_counter() - began
     if is_main:
         if not eval_only:
-            write_json(
-                output_dir / "run.json", facts | {"peak_memory_mb": peak_memory_mb()}, indent=1
-            )
+            facts["peak_memory_mb"] = peak_memory_mb()
+        write_json(output_dir / "run.json", facts, indent=1)
         write_report([output_dir], output_dir / "report.html")
     return metrics
-
-
-def _changes(earlier: Path, config: CfgNode) -> list[str]:
-    """What has changed since an earlier part of the run wrote its ``config.yaml``.
-
-    Raises:
-        InputError: for what may not change.
-    """
-    if not earlier.is_file():
-        return []
-    old = yaml.safe_load(earlier.read_text(encoding="utf-8"))
-    new = yaml.safe_load(config.dump())
-    old.pop("OUTPUT_DIR", None)
-    if new["SEED"] < 0:
-        new.pop("SEED")
-    for name in ("PIXEL_MEAN", "PIXEL_STD"):
-        if not new["MODEL"][name]:
-            new["MODEL"].pop(name)
-            old["MODEL"].pop(name, None)
-    if not new["MODEL"]["SEM_SEG_HEAD"]["NUM_CLASSES"]:
-        new["MODEL"]["SEM_SEG_HEAD"].pop("NUM_CLASSES")
-    return compare_settings(old, new, is_free_key)
 
 
 def load_datasets(config: CfgNode, eval_only: bool) -> dict[str, SegmentationDataset]:
@@ -153,17 +127,48 @@ def load_datasets(config: CfgNode, eval_only: bool) -> dict[str, SegmentationDat
     }
 
 
+def with_trained_classes(
+    datasets: dict[str, SegmentationDataset],
+    config: CfgNode,
+    eval_only: bool,
+    earlier: dict[str, Any],
+) -> dict[str, SegmentationDataset]:
+    """The data sets with the model's classes in the model's order; classes are told by name.
+
+    Args:
+        earlier: what is recorded of the run that this command continues or evaluates.
+
+    Raises:
+        InputError: for a class that the model lacks, and for other classes on resuming.
+    """
+    trained = trained_names(config.MODEL.WEIGHTS) if eval_only else []
+    trained = trained or earlier.get("classes") or list(next(iter(datasets.values())).classes.names)
+    if "train" in datasets and list(datasets["train"].classes.names) != trained:
+        raise InputError(
+            f"--resume cannot continue a run with other classes: they were {trained}, and are "
+            f"{list(datasets['train'].classes.names)} by now; put the labels back, or train into "
+            "another OUTPUT_DIR"
+        )
+    return {role: dataset.with_classes(trained) for role, dataset in datasets.items()}
+
+
+def trained_names(weights: str) -> list[str]:
+    """The classes of a model, in the order of its outputs: by its file, else by its run."""
+    if not weights or not Path(weights).is_file():
+        return []
+    if names := read_metadata(weights).get("class_names"):
+        return json.loads(names)
+    folders = [*Path(weights).absolute().parents][:3]  # a checkpoint: RUN/checkpoints/STEP/FILE
+    return next((facts["classes"] for f in folders if "classes" in (facts := read_facts(f))), [])
+
+
 def complete(config: CfgNode, datasets: dict[str, SegmentationDataset], resume: bool) -> CfgNode:
     """The config with the number of classes from the data and a seed that is drawn if it is -1."""
     config = config.clone()
     config.defrost()
     for dataset in datasets.values():
         config.MODEL.SEM_SEG_HEAD.NUM_CLASSES = resolve_num_classes(config, dataset)
-    earlier = Path(config.OUTPUT_DIR) / "config.yaml"
-    if config.SEED < 0 and resume and earlier.is_file():
-        config.SEED = yaml.safe_load(earlier.read_text(encoding="utf-8"))["SEED"]
-    if config.SEED < 0:
-        config.SEED = random.SystemRandom().randrange(2**31)
+    config.SEED = resolve_seed(config, resume)
     config.freeze()
     return config
 
@@ -173,8 +178,15 @@ def collect_facts(
     datasets: dict[str, SegmentationDataset],
     checked: dict[str, Checked],
     config_file: str,
+    eval_only: bool,
+    earlier: dict[str, Any],
 ) -> dict[str, Any]:
-    """What ``run.json`` records."""
+    """What ``run.json`` records.
+
+    Args:
+        earlier: what was recorded of the training that this command continues or evaluates: it
+            stays. Of an evaluation on another test set, ``evaluation`` tells how it was made.
+    """
     sets = {
         role: {
             "name": dataset.name,
@@ -186,17 +198,44 @@ def collect_facts(
         }
         for role, dataset in datasets.items()
     }
-    return {
-        "task": "segmentation",
+    of_command = {
         "engine": config.ENGINE,
         "versions": versions(),
         "git_commit": git_commit(),
-        "command": shlex.join(sys.argv),
+        "command": own_command(),
         "config_file": config_file,
         "device": device_name(resolve_device(config)),
         "seed": config.SEED,
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "encoder": config.MODEL.WEIGHTS or config.MODEL.CONVNEXT.WEIGHTS or None,
+    }
+    if eval_only and earlier:
+        before = earlier.get("datasets", {})
+        if before.get("test") == sets["test"]:
+            return earlier
+        return earlier | {"datasets": before | sets, "evaluation": of_command}
+    source = config.MODEL.WEIGHTS or config.MODEL.CONVNEXT.WEIGHTS or None
+    facts = of_command | {
+        "task": "segmentation",
+        "encoder": source,
+        "licence": licence_of(source, config.MODEL.CONVNEXT.IN_CHANS),
         "classes": list(next(iter(datasets.values())).classes.names),
         "datasets": sets,
     }
+    for name in ("started", "encoder", "licence", "statistics"):
+        if name in earlier:
+            facts[name] = earlier[name]
+    trained_on = earlier.get("datasets", {}).get("train")
+    if trained_on and trained_on != sets["train"]:
+        logger.warning(
+            "the training data changed since the run began: it was %s with %d images, and is %s "
+            "with %d images, or other labels",
+            *(trained_on["name"], trained_on["images"]),
+            *(sets["train"]["name"], sets["train"]["images"]),
+        )
+        facts["datasets"] = sets | {"train": trained_on, "train_resumed": sets["train"]}
+    return facts
+
+
+def licence_of(weights: str | None, in_chans: int) -> str | None:
+    """Of the weights that a training starts from; None where they do not tell."""
+    return open_encoder(weights, in_chans).metadata.get("licence") if weights else OWN_WEIGHTS

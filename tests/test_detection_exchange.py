@@ -10,8 +10,8 @@ from golden.scenes import config_of, scenes
 
 from detection.dataset import load_dataset
 from detection.engines import load_engine
-from detection.engines.weights import newest_checkpoint
 from detection.evaluate import coco_metrics
+from training.configured import newest_weights
 
 pytestmark = pytest.mark.detectron2
 ENGINES = ("torchvision", "detectron2")
@@ -26,7 +26,7 @@ def tiny_encoder():
 def assert_same_evaluation(trained_by, config, dataset):
     """Train by one engine and predict with its weights by both; returns their common AP."""
     load_engine(trained_by).train(config, dataset, resume=False)
-    weights = str(newest_checkpoint(Path(config.OUTPUT_DIR)))
+    weights = str(newest_weights(Path(config.OUTPUT_DIR)))
     metrics, detections = [], []
     for name in ENGINES:
         results = load_engine(name).predict(config, dataset, weights)

@@ -13,16 +13,18 @@ from small_detector import small_config
 
 from backbones.checkpoint import save_encoder
 from backbones.convnext import build_convnext
-from detection.data.statistics import with_statistics
 from detection.dataset import load_dataset
 from detection.run import run
+from images.configured import with_statistics
 
 IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
 BANDS = {"INPUT.FORMAT": "raw", "MODEL.CONVNEXT.IN_CHANS": 4}
 
 
 def statistics_of(changes, dataset=None, continues=False):
-    config, origin = with_statistics(small_config(changes), dataset, continues)
+    config, origin = with_statistics(
+        small_config(changes), dataset and dataset.image_paths(), continues
+    )
     return config.MODEL.PIXEL_MEAN, config.MODEL.PIXEL_STD, config.INPUT.VALUE_RANGE, origin
 
 

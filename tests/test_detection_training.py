@@ -29,12 +29,12 @@ import detection.data.transforms
 from detection.config import to_detectron2
 from detection.dataset import load_dataset
 from detection.engines import load_engine
-from detection.engines.optimizer import build_adamw
 from detection.engines.torchvision.model import build_mask_rcnn
 from detection.engines.weights import detectron2_to_torchvision
 from detection.evaluate import coco_metrics
 from detection.run import run
 from images.files import read_image
+from training.configured import build_adamw
 from training.guards.checkpoints import list_checkpoints
 from training.records import environment
 

@@ -13,8 +13,8 @@ WINGS = ("fcmae", "detection", "segmentation")
 # wing -> the others that it may import; everybody may raise InputError and write whole files
 ALLOWED: dict[str, set[str]] = {
     "backbones": set(),
-    "training": set(),
-    "images": {"training"},
+    "training": {"backbones"},
+    "images": {"backbones", "training"},
     "reporting": {"training"},
     "fcmae": set(BASE),
     "detection": set(BASE),

@@ -29,9 +29,9 @@ from backbones.convnext import STAGES, build_convnext
 from backbones.errors import InputError
 from backbones.pyramid import all_levels_read, plan_pyramid
 from detection.config import load_config, to_detectron2
-from detection.engines.optimizer import build_adamw
 from detection.engines.torchvision.model import ConvNeXtFPN, build_mask_rcnn
 from detection.engines.weights import torchvision_to_detectron2
+from training.configured import build_adamw
 from training.records.measure import Row, device_clock, held_bytes, interleaved, peak_bytes
 
 CONFIGS = Path(det_configs.__file__).parent / "coco"

@@ -14,27 +14,9 @@ from fvcore.common.config import CfgNode
 from torch import Tensor
 
 from backbones.errors import InputError
-from detection.schema import CHANNELS
-from images.files import EIGHT_BITS, Reading, as_range, read_image
+from images.configured import reading_of
+from images.files import EIGHT_BITS, read_image
 from images.picture import picture_of
-
-
-def reading_of(config: CfgNode) -> Reading:
-    """How a config's image files become arrays.
-
-    Args:
-        config: this project's or detectron2's.
-    """
-    channels = CHANNELS[config.INPUT.FORMAT]
-    return Reading(
-        channels or config.MODEL.CONVNEXT.IN_CHANS,
-        converts=channels is not None,
-        value_range=as_range(config.INPUT.VALUE_RANGE),
-        channels_setting=f"INPUT.FORMAT {config.INPUT.FORMAT!r}"
-        + ("" if channels else " (MODEL.CONVNEXT.IN_CHANS)"),
-        range_setting="INPUT.VALUE_RANGE",
-        all_channels="INPUT.FORMAT raw MODEL.CONVNEXT.IN_CHANS {}",
-    )
 
 
 def read_record(record: dict[str, Any], config: CfgNode) -> np.ndarray:
@@ -66,11 +48,6 @@ def values_of(pixels: np.ndarray, config: CfgNode) -> np.ndarray:
         InputError: if it is no image, or not of the config's channels.
     """
     return reading_of(config).read(picture_of(pixels))
-
-
-def in_order(pixels: np.ndarray, config: CfgNode) -> np.ndarray:
-    """Red, green, blue -> the channels' order of ``INPUT.FORMAT``."""
-    return pixels[:, :, ::-1] if config.INPUT.FORMAT == "BGR" else pixels
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:

@@ -31,8 +31,9 @@ from backbones.errors import InputError
 from detection.data.augmentation.copy_paste import Objects, copy_paste, tight_boxes
 from detection.data.augmentation.geometry import Transform, draw_transforms, recomputes_boxes
 from detection.data.augmentation.photometry import change_values
-from detection.data.pixels import in_order, read_record, to_tensor, values_of
+from detection.data.pixels import read_record, to_tensor, values_of
 from detection.dataset import CocoDataset
+from images.configured import in_order
 
 logger = logging.getLogger(__name__)
 

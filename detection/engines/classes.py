@@ -7,15 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from backbones.weight_files import read_metadata
-
-
-def read_facts(folder: Path) -> dict[str, Any]:
-    """What ``run.json`` in a folder says; {} where there is none that can be read."""
-    try:
-        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return facts if isinstance(facts, dict) else {}
+from training.configured import read_facts
 
 
 def trained_classes(weights: str | Path | None, run: str | Path) -> dict[Any, str] | None:

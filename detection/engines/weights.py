@@ -32,6 +32,7 @@ from backbones.weights.layouts import adapt_stem
 from backbones.weights.sources import read_source
 from detection.engines.mmdetection import is_mmdetection, mmdetection_to_detectron2
 from detection.engines.transfer import Classes, names_in, parse_aliases, select_classes
+from training.configured import newest_weights
 
 logger = logging.getLogger(__name__)
 
@@ -356,25 +357,8 @@ def encoder_licence(output_dir: Path) -> str | None:
     return facts["encoder"]["licence"] if facts["encoder"] else OWN_WEIGHTS
 
 
-def newest_checkpoint(output_dir: Path) -> Path:
-    """The weights that ``last_checkpoint`` names, whichever engine wrote them.
-
-    Raises:
-        InputError: if there are none.
-    """
-    pointer = output_dir / "last_checkpoint"
-    if (
-        not pointer.is_file()
-        or not (path := output_dir / pointer.read_text(encoding="utf-8").strip()).is_file()
-    ):
-        raise InputError(
-            f"{output_dir} holds no checkpoint: train first, or give a detector in MODEL.WEIGHTS"
-        )
-    return path
-
-
 def averaged_weights(output_dir: Path) -> Path | None:
     """The average (``SOLVER.EMA``) of the weights of a finished run, if it has one."""
-    final = newest_checkpoint(output_dir)
+    final = newest_weights(output_dir)
     path = final.with_name(f"{final.stem}_ema{final.suffix}")
     return path if path.is_file() else None

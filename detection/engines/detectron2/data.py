@@ -38,10 +38,11 @@ from detection.data.augmentation.geometry import (
     recomputes_boxes,
 )
 from detection.data.augmentation.photometry import change_values
-from detection.data.pixels import in_order, read_record, to_tensor
+from detection.data.pixels import read_record, to_tensor
 from detection.data.records import Records
 from detection.data.repeats import repeats_of
 from detection.dataset import CocoDataset
+from images.configured import in_order
 from training.data import BatchOrder, SampleKey, seed_cpu_generators, seed_generators
 from training.guards.workers import prepare_worker
 

@@ -17,14 +17,14 @@ import torch
 from detectron2.utils import comm
 from fvcore.common.config import CfgNode
 
-from detection.config import resolve_device, resolve_num_classes, to_detectron2
-from detection.data.statistics import with_statistics
+from detection.config import resolve_num_classes, to_detectron2
 from detection.dataset import CocoDataset, load_test_sets
 from detection.engines.detectron2.augmentation import write_augmented_predictions
 from detection.engines.detectron2.results import detector_of, write_predictions
 from detection.engines.detectron2.trainer import Trainer, build_detector
 from detection.engines.interface import Detect
-from detection.engines.weights import newest_checkpoint
+from images.configured import with_statistics
+from training.configured import newest_weights, resolve_device
 from training.devices import find_device
 from training.guards.processes import check_joined
 
@@ -68,7 +68,7 @@ class Detectron2Engine:
             folder: in ``OUTPUT_DIR``.
         """
         cfg = prepare(config, dataset)
-        model = build_detector(cfg, weights or str(newest_checkpoint(Path(cfg.OUTPUT_DIR))))
+        model = build_detector(cfg, weights or str(newest_weights(Path(cfg.OUTPUT_DIR))))
         if cfg.TEST.AUG.ENABLED:
             write_augmented_predictions(cfg, model, dataset, f"{folder}_TTA")
         return write_predictions(cfg, model, dataset, folder)
@@ -76,7 +76,7 @@ class Detectron2Engine:
     def detector(self, config: CfgNode, dataset: CocoDataset, weights: str | None) -> Detect:
         """A detector as a function of one image, without test-time augmentation."""
         cfg = prepare(config, dataset)
-        newest = weights or str(newest_checkpoint(Path(cfg.OUTPUT_DIR)))
+        newest = weights or str(newest_weights(Path(cfg.OUTPUT_DIR)))
         return detector_of(build_detector(cfg, newest).eval(), dataset)
 
 
@@ -104,7 +104,7 @@ def prepare(config: CfgNode, dataset: CocoDataset, continues: bool = True) -> An
     join_process_group(on_gpu=resolve_device(config).startswith("cuda"))
     level = logging.INFO if comm.is_main_process() else logging.WARNING
     logging.getLogger("detectron2").setLevel(level)
-    config, _ = with_statistics(config, dataset, continues)
+    config, _ = with_statistics(config, dataset.image_paths(), continues)
     cfg = to_detectron2(config)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = resolve_num_classes(config, dataset)
     # detectron2 accepts a step at the very end, where its scheduler then fails.

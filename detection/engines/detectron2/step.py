@@ -20,8 +20,8 @@ from torch import nn
 
 from backbones.errors import InputError
 from backbones.weight_files import save_pickle
-from detection.config import resolve_precision
 from detection.engines.detectron2.data import TrainingBatches
+from training.configured import resolve_precision
 from training.guards.endings import Endings
 from training.guards.workers import StallWatch
 

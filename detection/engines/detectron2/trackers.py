@@ -7,9 +7,9 @@ from typing import Any
 from detectron2.engine import HookBase
 from detectron2.utils.events import EventWriter, get_event_storage
 
-from detection.config import flat_values
 from detection.engines.detectron2.results import detector_of
 from detection.engines.overlays import overlays, overlays_due
+from training.configured import flat_values
 from training.records.trackers import PROJECT
 
 

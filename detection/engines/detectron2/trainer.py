@@ -29,7 +29,6 @@ from torch import nn
 import detection.engines.detectron2.cascade  # noqa: F401 - registers these heads
 from backbones.d2_adapter import D2ConvNeXt
 from backbones.whole_files import system_error
-from detection.config import resolve_precision
 from detection.dataset import CocoDataset, result_parts
 from detection.engines.detectron2.checkpoints import (
     EndingHook,
@@ -41,10 +40,10 @@ from detection.engines.detectron2.data import TrainingBatches
 from detection.engines.detectron2.results import write_predictions
 from detection.engines.detectron2.step import Average, Step, save_average
 from detection.engines.detectron2.trackers import OverlayHook, WandbWriter
-from detection.engines.optimizer import build_adamw, build_average
 from detection.engines.weights import AVERAGE_FOLDER, freeze_parts, read_detector, wanted_classes
 from detection.evaluate import metrics_of
 from detection.evaluation.inputs import read_evaluation
+from training.configured import build_adamw, build_average, resolve_precision
 from training.data import seed_generators
 from training.guards.endings import Endings
 from training.guards.run_folder import checkpoint_bytes, refuse_existing_run, refuse_full_disk

@@ -23,15 +23,11 @@ from torch import nn
 from backbones.checkpoint import load_encoder
 from backbones.errors import InputError
 from backbones.normalization import GRNOptions
-from backbones.weight_files import save_safetensors
-from backbones.whole_files import write_text
-from detection.config import flat_values, resolve_device, resolve_num_classes, resolve_precision
+from detection.config import resolve_num_classes
 from detection.data.repeats import repeats_of
-from detection.data.statistics import with_statistics
 from detection.data.transforms import DetectionSamples, collate
 from detection.dataset import CocoDataset, load_test_sets, result_parts
 from detection.engines.interface import Detect
-from detection.engines.optimizer import build_adamw, build_average
 from detection.engines.overlays import overlays, overlays_due
 from detection.engines.torchvision.model import MaskRCNN, build_mask_rcnn
 from detection.engines.torchvision.predict import detector_of, write_predictions
@@ -39,27 +35,34 @@ from detection.engines.weights import (
     AVERAGE_FOLDER,
     encoder_licence,
     freeze_parts,
-    newest_checkpoint,
     read_detector,
     wanted_classes,
 )
 from detection.evaluate import metrics_of
 from detection.evaluation.inputs import read_evaluation
+from images.configured import with_statistics
+from training.configured import (
+    FINAL_AVERAGE,
+    FINAL_WEIGHTS,
+    build_adamw,
+    build_average,
+    configured_loop,
+    newest_weights,
+    point_to,
+    resolve_device,
+    save_model,
+)
 from training.data import seed_generators
 from training.devices import find_device
 from training.guards.checkpoints import list_checkpoints
 from training.guards.processes import process_state
 from training.loop import train
-from training.options import LoopOptions
-from training.records.environment import git_commit, versions
 from training.records.trackers import LoggedValues
 from training.schedule import LrFactor
 
 logger = logging.getLogger(__name__)
 
 ENCODER_PREFIX = "backbone.body."
-FINAL_WEIGHTS = "model_final.safetensors"
-FINAL_AVERAGE = "model_final_ema.safetensors"
 
 
 class TrainingSamples(DetectionSamples):
@@ -103,27 +106,11 @@ class TorchvisionEngine:
             load_initial_weights(config, model, dataset_train.class_names)
         freeze_parts(model, config.MODEL.FREEZE)
         ema = build_average(config, model)
-        options = LoopOptions(
-            output_dir=output_dir,
-            max_steps=solver.MAX_ITER,
-            batch_size=solver.IMS_PER_BATCH,
-            workers=config.DATALOADER.NUM_WORKERS,
-            precision=resolve_precision(config),
-            accumulate=solver.ACCUMULATE,
-            checkpoint_every=solver.CHECKPOINT_PERIOD,
-            clip_norm=solver.CLIP_GRADIENTS.CLIP_VALUE if solver.CLIP_GRADIENTS.ENABLED else None,
-            seed=config.SEED,
-            resume=resume,
-            device=device.type,
-            trackers=("tensorboard", *(["wandb"] if config.WANDB else [])),
-            tracked_config=flat_values(config),
-        )
 
         def after_step(step: int, model: nn.Module) -> LoggedValues:
             due = step % solver.CHECKPOINT_PERIOD == 0 or step == solver.MAX_ITER
             if due and PartialState().is_main_process:
-                newest = list_checkpoints(output_dir)[-1] / "model.safetensors"
-                point_to(output_dir, newest.relative_to(output_dir))
+                point_to(output_dir)
             if not (test_sets and overlays_due(config, step)):
                 return {}
             metrics = {}
@@ -142,7 +129,7 @@ class TorchvisionEngine:
             TrainingSamples(dataset_train, config),
             collate,
             lambda model, batch: model(batch),
-            options,
+            configured_loop(config, resume, device),
             after_step,
             ema,
         )
@@ -150,7 +137,7 @@ class TorchvisionEngine:
             if ema is not None:
                 save_detector(config, dataset_train, ema.module, FINAL_AVERAGE)
             save_detector(config, dataset_train, trained, FINAL_WEIGHTS)
-            point_to(output_dir, Path(FINAL_WEIGHTS))
+            point_to(output_dir, output_dir / FINAL_WEIGHTS)
         PartialState().wait_for_everyone()  # the others predict with what was just saved
 
     def predict(
@@ -163,14 +150,14 @@ class TorchvisionEngine:
         config = completed(config, dataset, continues=True)
         state = process_state(use_device(config))
         model = build_mask_rcnn(config)
-        read_detector(weights or newest_checkpoint(Path(config.OUTPUT_DIR)), model)
+        read_detector(weights or newest_weights(Path(config.OUTPUT_DIR)), model)
         return write_predictions(config, model.to(state.device), dataset, state, folder)
 
     def detector(self, config: CfgNode, dataset: CocoDataset, weights: str | None) -> Detect:
         config = completed(config, dataset, continues=True)
         device = use_device(config)
         model = build_mask_rcnn(config)
-        read_detector(weights or newest_checkpoint(Path(config.OUTPUT_DIR)), model)
+        read_detector(weights or newest_weights(Path(config.OUTPUT_DIR)), model)
         return detector_of(model.to(device).eval(), dataset)
 
 
@@ -180,7 +167,7 @@ def completed(config: CfgNode, dataset: CocoDataset, continues: bool) -> CfgNode
     Raises:
         InputError: if the config contradicts the data set.
     """
-    config, _ = with_statistics(config, dataset, continues)
+    config, _ = with_statistics(config, dataset.image_paths(), continues)
     config = config.clone()
     config.defrost()
     config.MODEL.ROI_HEADS.NUM_CLASSES = resolve_num_classes(config, dataset)
@@ -314,25 +301,12 @@ def evaluate_in_training(
 def save_detector(config: CfgNode, dataset: CocoDataset, model: nn.Module, name: str) -> None:
     """Write a whole detector into ``OUTPUT_DIR``, with what made it as metadata."""
     path = Path(config.OUTPUT_DIR) / name
-    metadata = {
-        "layout": "detection.engines.torchvision.model",
-        "format_version": "1",
-        "size": config.MODEL.CONVNEXT.SIZE,
+    facts = {
         "grn": str(GRNOptions.of_config(config.MODEL.CONVNEXT.GRN)),
-        "config": config.dump(),
-        "class_names": json.dumps(dataset.class_names),
-        "category_ids": json.dumps(dataset.category_ids),
+        "class_names": dataset.class_names,
+        "category_ids": dataset.category_ids,
         "dataset_fingerprint": dataset.fingerprint,
-        "git_commit": git_commit(),
-        "versions": json.dumps(versions()),
+        "licence": encoder_licence(path.parent),
     }
-    if licence := encoder_licence(path.parent):
-        metadata["licence"] = licence
-    tensors = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-    save_safetensors(tensors, path, metadata)
+    save_model(config, model, path, "detection.engines.torchvision.model", facts)
     logger.info("wrote %s", path)
-
-
-def point_to(output_dir: Path, weights: Path) -> None:
-    """Let ``last_checkpoint`` name a file, relative to ``output_dir``."""
-    write_text(output_dir / "last_checkpoint", str(weights))

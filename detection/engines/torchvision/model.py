@@ -34,10 +34,10 @@ from backbones.convnext import STRIDES, ConvNeXt, build_convnext
 from backbones.errors import InputError
 from backbones.normalization import NORM_EPS, GRNOptions
 from backbones.pyramid import Pyramid, all_levels_read, levels_of, plan_pyramid
-from detection.data.statistics import known_statistics
 from detection.engines.torchvision.roi import AlignedRoIPool, MaskRoIHeads, rescale_detections
 from detection.engines.torchvision.rpn import RPN, Anchors, Float32RPNHead
 from detection.suppression.soft_nms import SoftNMS
+from images.configured import known_statistics
 
 
 class ChannelNorm(nn.Module):

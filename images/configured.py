@@ -1,30 +1,31 @@
-"""Mean and deviation that a detector normalises its images by, and where they come from.
+"""Images as a config of a detector or a segmentation model says: channels, mean and deviation.
 
-The first that there is: ``MODEL.PIXEL_MEAN`` and ``PIXEL_STD`` of the config; those of the run that
-is continued or evaluated; of the detector in ``MODEL.WEIGHTS``; of the encoder in
-``MODEL.CONVNEXT.WEIGHTS``; ImageNet's for RGB of 8 bits; measured. A stated range of values
-(``INPUT.VALUE_RANGE``) travels with them.
+Mean and deviation are the first that there are: ``MODEL.PIXEL_MEAN`` and ``PIXEL_STD`` of the
+config; those of the run that is continued or evaluated; of the whole model in ``MODEL.WEIGHTS``; of
+the encoder in ``MODEL.CONVNEXT.WEIGHTS``; ImageNet's for RGB of 8 bits; measured. A stated range of
+values (``INPUT.VALUE_RANGE``) travels with them.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import yaml
 from fvcore.common.config import CfgNode
 
 from backbones.checkpoint import open_encoder
 from backbones.errors import InputError
 from backbones.weight_files import read_metadata
-from detection.data.pixels import reading_of
-from detection.dataset import CocoDataset
+from images.files import Reading, as_range
 from images.statistics import IMAGENET, ImageFiles, measure, to_pixel_scale
 
 logger = logging.getLogger(__name__)
 
+CHANNELS = {"RGB": 3, "BGR": 3, "L": 1, "raw": None}  # of INPUT.FORMAT; raw: IN_CHANS
 MEASURED_IMAGES = 2000
 
 
@@ -37,22 +38,55 @@ class PixelStatistics(NamedTuple):
     origin: str
 
 
+def reading_of(config: CfgNode) -> Reading:
+    """How a config's image files become arrays.
+
+    Args:
+        config: this project's or detectron2's.
+    """
+    channels = CHANNELS[config.INPUT.FORMAT]
+    return Reading(
+        channels or config.MODEL.CONVNEXT.IN_CHANS,
+        converts=channels is not None,
+        value_range=as_range(config.INPUT.VALUE_RANGE),
+        channels_setting=f"INPUT.FORMAT {config.INPUT.FORMAT!r}"
+        + ("" if channels else " (MODEL.CONVNEXT.IN_CHANS)"),
+        range_setting="INPUT.VALUE_RANGE",
+        all_channels="INPUT.FORMAT raw MODEL.CONVNEXT.IN_CHANS {}",
+    )
+
+
+def in_order(pixels: np.ndarray, config: CfgNode) -> np.ndarray:
+    """Red, green, blue -> the channels' order of ``INPUT.FORMAT``."""
+    return pixels[:, :, ::-1] if config.INPUT.FORMAT == "BGR" else pixels
+
+
 def with_statistics(
-    config: CfgNode, dataset: CocoDataset | None, continues: bool = False
+    config: CfgNode, images: Sequence[str] | None, continues: bool = False
 ) -> tuple[CfgNode, str]:
     """The config with mean and deviation (and range) as this module's header says, and whence.
 
     Args:
-        dataset: what is measured, if it comes to that.
+        images: the files that are measured, if it comes to that.
         continues: whether ``OUTPUT_DIR`` holds the run that this belongs to.
 
     Raises:
         InputError: if nothing tells them, or a channel is constant.
         FileNotFoundError: if weights are not there.
     """
+    config, origin = with_weights_statistics(config, continues)
+    return (config, origin) if origin else _completed(config, _by_default(config, images))
+
+
+def with_weights_statistics(config: CfgNode, continues: bool) -> tuple[CfgNode, str]:
+    """What can be told before there are images; the config as it is, and "", where nothing is."""
     if config.MODEL.PIXEL_MEAN:
         return config, "the config"
-    found = _of_weights(config, continues) or _by_default(config, dataset)
+    found = _of_weights(config, continues)
+    return _completed(config, found) if found else (config, "")
+
+
+def _completed(config: CfgNode, found: PixelStatistics) -> tuple[CfgNode, str]:
     if not config.INPUT.VALUE_RANGE and found.value_range:
         logger.info("INPUT.VALUE_RANGE %s (%s)", found.value_range, found.origin)
     logger.info(
@@ -82,20 +116,19 @@ def known_statistics(config: CfgNode) -> tuple[list[float], list[float]]:
             f"{config.MODEL.CONVNEXT.IN_CHANS} of MODEL.CONVNEXT.IN_CHANS: give it and PIXEL_STD "
             "(a training measures them)"
         )
-    return to_pixel_scale(IMAGENET.mean, config.INPUT.FORMAT), to_pixel_scale(
-        IMAGENET.std, config.INPUT.FORMAT
-    )
+    mean, std = (to_pixel_scale(v, config.INPUT.FORMAT) for v in (IMAGENET.mean, IMAGENET.std))
+    return mean, std
 
 
 def _of_weights(config: CfgNode, continues: bool) -> PixelStatistics | None:
-    """Of the run that is continued, the detector or the encoder; None where none tells."""
-    model, detectors = config.MODEL, []
+    """Of the run that is continued, the whole model or the encoder; None where none tells."""
+    model, trained = config.MODEL, []
     run = Path(config.OUTPUT_DIR) / "config.yaml"
     if continues and not model.WEIGHTS and run.is_file():
-        detectors.append((_read_yaml(run.read_text(encoding="utf-8")), str(run)))
+        trained.append((_read_yaml(run.read_text(encoding="utf-8")), str(run)))
     if model.WEIGHTS:
-        detectors.append((_config_of(Path(model.WEIGHTS)), model.WEIGHTS))
-    for tree, source in detectors:
+        trained.append((_config_of(Path(model.WEIGHTS)), model.WEIGHTS))
+    for tree, source in trained:
         theirs = tree.get("MODEL", {})
         if theirs.get("PIXEL_MEAN") and len(theirs["PIXEL_MEAN"]) == model.CONVNEXT.IN_CHANS:
             stated = tree.get("INPUT", {}).get("VALUE_RANGE", [])
@@ -112,7 +145,7 @@ def _of_weights(config: CfgNode, continues: bool) -> PixelStatistics | None:
 
 
 def _config_of(weights: Path) -> Mapping[str, Any]:
-    """The config that a detector was trained with: in its file, or in its run's folder."""
+    """The config that a model was trained with: in its file, or in its run's folder."""
     if weights.is_file() and (text := read_metadata(weights).get("config")):
         return _read_yaml(text)
     folder = weights.absolute().parent
@@ -130,16 +163,13 @@ def _read_yaml(text: str) -> Mapping[str, Any]:
     return tree if isinstance(tree, dict) else {}
 
 
-def _by_default(config: CfgNode, dataset: CocoDataset | None) -> PixelStatistics:
+def _by_default(config: CfgNode, paths: Sequence[str] | None) -> PixelStatistics:
     """ImageNet's for RGB of 8 bits, else measured.
 
     Raises:
         InputError: if there is nothing to measure, or a channel is constant.
     """
-    images = None
-    if dataset is not None:
-        paths = [record["file_name"] for record in dataset.records.heads()]
-        images = ImageFiles(paths, reading_of(config))
+    images = None if paths is None else ImageFiles(paths, reading_of(config))
     if config.INPUT.FORMAT in ("RGB", "BGR") and (images is None or images.eight_bit()):
         return PixelStatistics(*known_statistics(config), [], "ImageNet")
     if images is None:
@@ -150,8 +180,5 @@ def _by_default(config: CfgNode, dataset: CocoDataset | None) -> PixelStatistics
         "PIXEL_STD would save this"
     )
     found = measure(images, MEASURED_IMAGES, config.SEED, config.DATALOADER.NUM_WORKERS)
-    mean, std = (
-        to_pixel_scale(found.mean, config.INPUT.FORMAT),
-        to_pixel_scale(found.std, config.INPUT.FORMAT),
-    )
+    mean, std = (to_pixel_scale(values, config.INPUT.FORMAT) for values in (found.mean, found.std))
     return PixelStatistics(mean, std, [], found.origin)

@@ -1,0 +1,266 @@
+"""What a training by a config file shares, whichever its task and engine.
+
+The keys are detectron2's where it has them; ``config`` is this project's or detectron2's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from fvcore.common.config import CfgNode
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from backbones.convnext import SIZES
+from backbones.errors import InputError
+from backbones.param_groups import STAGE_LAYERS, parameter_groups
+from backbones.weight_files import save_safetensors
+from backbones.whole_files import write_text
+from training.config_files import flatten
+from training.guards.checkpoints import checkpoint_step, list_checkpoints
+from training.guards.resume import compare_settings, is_free_key
+from training.guards.run_folder import refuse_existing_run, refuse_fewer_steps
+from training.options import LoopOptions
+from training.records.environment import git_commit, versions
+from training.schedule import warn_of_schedule
+
+FINAL_WEIGHTS = "model_final.safetensors"
+FINAL_AVERAGE = "model_final_ema.safetensors"
+# Values that stand for whatever a run finds, and so are no change when it is resumed.
+FOUND: dict[str, Any] = {
+    "SEED": -1,
+    "MODEL.PIXEL_MEAN": [],
+    "MODEL.PIXEL_STD": [],
+    "INPUT.VALUE_RANGE": [],
+    "MODEL.ROI_HEADS.NUM_CLASSES": 0,
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 0,
+}
+
+
+def flat_values(config: Any) -> dict[str, int | float | str]:
+    """Every key with its value, as experiment trackers take them: lists as text."""
+    values = dict(flatten(config))
+    return {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in values.items()}
+
+
+def resolve_device(config: Any) -> str:
+    """``MODEL.DEVICE``, with ``auto`` resolved to "cuda" where there is a GPU and else "cpu"."""
+    if config.MODEL.DEVICE != "auto":
+        return config.MODEL.DEVICE
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def resolve_precision(config: Any) -> Literal["no", "bf16", "fp16"]:
+    """The precision of ``SOLVER.AMP``, by the words of ``training.options``.
+
+    Raises:
+        InputError: for fp16 on a CPU.
+    """
+    amp = config.SOLVER.AMP
+    if not amp.ENABLED:
+        return "no"
+    if amp.PRECISION == "fp16" and torch.device(resolve_device(config)).type == "cpu":
+        raise InputError(
+            "SOLVER.AMP.PRECISION is fp16, which needs a GPU, but MODEL.DEVICE is "
+            f"{config.MODEL.DEVICE} and trains on the CPU: use bf16, or SOLVER.AMP.ENABLED False"
+        )
+    return amp.PRECISION
+
+
+def build_adamw(config: Any, model: nn.Module, encoder_prefix: str) -> torch.optim.AdamW:
+    """AdamW with layer-wise decay, by ``SOLVER`` and ``MODEL.CONVNEXT.SIZE``.
+
+    Args:
+        model: the encoder and its heads.
+        encoder_prefix: what precedes the encoder's names in it, such as ``"backbone.body."``.
+    """
+    solver = config.SOLVER
+    groups = parameter_groups(
+        model,
+        solver.BASE_LR,
+        solver.WEIGHT_DECAY,
+        depths=SIZES[config.MODEL.CONVNEXT.SIZE].depths,
+        layer_decay=solver.LAYER_DECAY,
+        layer_decay_type=solver.LAYER_DECAY_TYPE,
+        encoder_prefix=encoder_prefix,
+        stage_layers=solver.get("LAYER_DECAY_LAYERS", STAGE_LAYERS),
+    )
+    return torch.optim.AdamW(groups, lr=solver.BASE_LR)
+
+
+def warn_of_solver(solver: Any) -> None:
+    """Warn of a schedule that cannot teach what it is meant to."""
+    drops = solver.STEPS if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR" else []
+    warn_of_schedule(
+        solver.MAX_ITER,
+        solver.WARMUP_ITERS,
+        [step for step in drops if step < solver.MAX_ITER],
+        solver.WARMUP_FACTOR,
+    )
+
+
+def build_average(config: Any, model: nn.Module) -> ModelEmaV3 | None:
+    """The exponential moving average of the weights; None without ``SOLVER.EMA.ENABLED``.
+
+    After step n it is ``d * average + (1 - d) * weights`` with ``d = 1 - n ** (-2 / 3)``, at most
+    ``SOLVER.EMA.DECAY``: 0.98 after 300 steps, 0.9996 after 130,000. So a short run's average
+    forgets where it began.
+
+    Args:
+        model: on its device, with the weights to begin from.
+    """
+    ema = config.SOLVER.EMA
+    return ModelEmaV3(model, decay=ema.DECAY, use_warmup=True) if ema.ENABLED else None
+
+
+def configured_loop(config: CfgNode, resume: bool, device: torch.device) -> LoopOptions:
+    """The loop's options, by ``SOLVER``, ``DATALOADER`` and ``OUTPUT_DIR``.
+
+    Raises:
+        InputError: for options that cannot be.
+    """
+    solver = config.SOLVER
+    return LoopOptions(
+        output_dir=Path(config.OUTPUT_DIR),
+        max_steps=solver.MAX_ITER,
+        batch_size=solver.IMS_PER_BATCH,
+        workers=config.DATALOADER.NUM_WORKERS,
+        precision=resolve_precision(config),
+        accumulate=solver.ACCUMULATE,
+        checkpoint_every=solver.CHECKPOINT_PERIOD,
+        clip_norm=solver.CLIP_GRADIENTS.CLIP_VALUE if solver.CLIP_GRADIENTS.ENABLED else None,
+        seed=config.SEED,
+        resume=resume,
+        device=device.type,
+        trackers=("tensorboard", *(["wandb"] if config.WANDB else [])),
+        tracked_config=flat_values(config),
+    )
+
+
+def resolve_seed(config: CfgNode, resume: bool) -> int:
+    """``SEED``; for -1 that of the run that is resumed, else one that is drawn.
+
+    Raises:
+        InputError: if several processes should draw one.
+    """
+    earlier = Path(config.OUTPUT_DIR) / "config.yaml"
+    if config.SEED >= 0:
+        return config.SEED
+    if resume and earlier.is_file():
+        return yaml.safe_load(earlier.read_text(encoding="utf-8"))["SEED"]
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 or torch.distributed.is_initialized():
+        raise InputError(
+            "SEED is -1, a random one, but several processes must share it: give a SEED"
+        )
+    return random.SystemRandom().randrange(2**31)
+
+
+def holds_run(output_dir: Path) -> bool:
+    """Whether there is a checkpoint to go on from."""
+    return (output_dir / "last_checkpoint").is_file() or bool(list_checkpoints(output_dir))
+
+
+def check_output_dir(config: CfgNode, resume: bool, eval_only: bool) -> list[str]:
+    """Refuse to train over a run, to resume it as another, and to evaluate what is not there.
+
+    Returns:
+        What else has changed since the run that is to be resumed began.
+
+    Raises:
+        InputError: in these cases.
+    """
+    output_dir = Path(config.OUTPUT_DIR)
+    has_run, earlier = holds_run(output_dir), output_dir / "config.yaml"
+    if eval_only:
+        if not config.MODEL.WEIGHTS and not has_run:
+            raise InputError(
+                f"nothing to evaluate: {output_dir} holds no run and MODEL.WEIGHTS is empty; "
+                "give MODEL.WEIGHTS a trained model, or OUTPUT_DIR a run's folder"
+            )
+    elif not resume:
+        refuse_existing_run(output_dir)
+    elif has_run and earlier.is_file():
+        refuse_fewer_steps(output_dir, config.SOLVER.MAX_ITER, steps_done(output_dir))
+        texts = earlier.read_text(encoding="utf-8"), config.dump()
+        old, new = (dict(flatten(yaml.safe_load(text))) for text in texts)
+        for name, value in FOUND.items():
+            if new.get(name) == value:
+                new[name] = old.get(name, value)
+        new["OUTPUT_DIR"] = old.get("OUTPUT_DIR")  # the folder may have been moved
+        return compare_settings(old, new, is_free_key)
+    return []
+
+
+def steps_done(output_dir: Path) -> int:
+    """The steps behind a run's newest checkpoint, of either engine; 0 where there is none."""
+    done = [checkpoint_step(folder) for folder in list_checkpoints(output_dir)[-1:]]
+    # detectron2 counts from 0 in its files' names
+    done += [int(p.stem[6:]) + 1 for p in output_dir.glob("model_*.pth") if p.stem[6:].isdigit()]
+    config = output_dir / "config.yaml"
+    if any(output_dir.glob("model_final.*")) and config.is_file():
+        done.append(yaml.safe_load(config.read_text(encoding="utf-8"))["SOLVER"]["MAX_ITER"])
+    return max(done, default=0)
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What ``run.json`` in a folder says; {} where there is none that can be read."""
+    try:
+        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def point_to(output_dir: Path, weights: Path | None = None) -> None:
+    """Let ``last_checkpoint`` name a file in ``output_dir``, by default the newest checkpoint's."""
+    weights = weights or list_checkpoints(output_dir)[-1] / "model.safetensors"
+    write_text(output_dir / "last_checkpoint", weights.relative_to(output_dir).as_posix())
+
+
+def newest_weights(output_dir: Path) -> Path:
+    """The weights that ``last_checkpoint`` names, whichever engine wrote them.
+
+    Raises:
+        InputError: if there are none.
+    """
+    pointer = output_dir / "last_checkpoint"
+    if (
+        not pointer.is_file()
+        or not (path := output_dir / pointer.read_text(encoding="utf-8").strip()).is_file()
+    ):
+        raise InputError(
+            f"{output_dir} holds no checkpoint: train first, or give MODEL.WEIGHTS a trained model"
+        )
+    return path
+
+
+def save_model(
+    config: CfgNode, model: nn.Module, path: Path, layout: str, facts: Mapping[str, Any]
+) -> None:
+    """Write a whole model, with what made it as metadata.
+
+    Args:
+        layout: the module that says what the tensors are.
+        facts: further metadata; text as it is, all else as JSON; None is left out.
+    """
+    metadata = {
+        "layout": layout,
+        "format_version": "1",
+        "size": config.MODEL.CONVNEXT.SIZE,
+        "config": config.dump(),
+        "git_commit": git_commit(),
+        "versions": json.dumps(versions()),
+    }
+    metadata |= {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in facts.items()
+        if value is not None
+    }
+    save_safetensors({n: t.cpu() for n, t in model.state_dict().items()}, path, metadata)

@@ -30,9 +30,10 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from backbones.compiling import compiled_runs, run_compiled
 from backbones.errors import InputError
-from backbones.kernels import functions_are_transformed, hand_written_gradients_run
-from backbones.kernels.fused import depthwise_convolution, gelu_grn
+from backbones.kernels import functions_are_transformed
+from backbones.kernels.fused import depthwise_convolution, gelu_grn, gelu_grn_runs
 from backbones.normalization import (
     GRN,
     NORM_EPS,
@@ -138,19 +139,30 @@ class Block(nn.Module):
         ``convolve`` is how CBAM, in GRN's place, convolves maps of the layout of ``x``.
         """
         x = self.pwconv1(x)
-        if (
-            visible is None
-            and isinstance(self.grn, GRN)
-            and self.grn.options == GRNOptions()
-            and hand_written_gradients_run()
-        ):
-            x = gelu_grn(x, self.grn.gamma, self.grn.beta)
+        grn = self._grn_behind_gelu()
+        if visible is None and grn is not None and gelu_grn_runs(x):
+            x = gelu_grn(x, grn.gamma, grn.beta)
         else:
             x = self.grn(self.act(x), visible, convolve)
         x = self.pwconv2(x)
         if self.gamma is not None:
             x = self.gamma * x
         return self.drop_path(x)
+
+    def _grn_behind_gelu(self) -> GRN | None:
+        """``grn``, if one function can do what ``act`` and it do and no hook waits for them."""
+        if (
+            isinstance(self.grn, GRN)
+            and self.grn.options == GRNOptions()
+            and isinstance(self.act, nn.GELU)
+            and self.act.approximate == "none"
+            and not any(
+                module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+                for module in (self.pwconv1, self.act, self.grn)
+            )
+        ):
+            return self.grn
+        return None
 
     def forward(self, x_nchw: Tensor) -> Tensor:
         y_nhwc = depthwise_convolution(self.dwconv, x_nchw).permute(0, 2, 3, 1)
@@ -316,6 +328,11 @@ class ConvNeXt(nn.Module):
         Height and width that are no multiple of 32 lose the incomplete border at each stage, as
         in every ConvNeXt; detection pads to a multiple of 32 beforehand.
         """
+        if compiled_runs():
+            return run_compiled(self, self._stage_features, x_nchw)
+        return self._stage_features(x_nchw)
+
+    def _stage_features(self, x_nchw: Tensor) -> dict[str, Tensor]:
         x = x_nchw
         if not functions_are_transformed():  # vmap knows no memory format
             x = x.contiguous(memory_format=torch.channels_last)

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from backbones.convnext import GRN, GRNOptions, build_convnext
+from backbones.convnext import GRN, Block, GRNOptions, build_convnext
+from backbones.kernels import stock_operators
 from backbones.kernels.fused import (
     BYTES_AT_ONCE,
     depthwise_convolution,
@@ -84,17 +85,70 @@ def test_statistics_of_large_half_precision_activations_do_not_overflow():
     assert torch.allclose(gelu_grn(h, grn.gamma, grn.beta).float(), expected, rtol=2e-3)
 
 
-def test_the_encoder_gives_the_same_with_and_without_gradients():
-    torch.manual_seed(0)
-    encoder = build_convnext("convnextv2_atto")
-    for name, parameter in encoder.named_parameters():
-        if "grn" in name:
-            torch.nn.init.normal_(parameter)
+def test_the_encoder_gives_the_same_with_and_without_gradients(encoder):
     images = torch.randn(1, 3, 64, 96)
     with_gradients = encoder.forward_features(images)["stage4"]
     with torch.no_grad():
         without = encoder.forward_features(images)["stage4"]
     assert torch.allclose(with_gradients, without, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (64, 57), (7, 7)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("chunk", [BYTES_AT_ONCE, 3 * 2**12])
+def test_inference_in_chunks_equals_the_two_modules(size, dtype, chunk, monkeypatch):
+    monkeypatch.setattr("backbones.kernels.fused.BYTES_AT_ONCE", chunk)
+    torch.manual_seed(0)
+    grn = GRN(24).to(dtype)
+    torch.nn.init.normal_(grn.gamma)
+    torch.nn.init.normal_(grn.beta)
+    h = torch.randn(3, *size, 24, dtype=dtype)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2}[dtype]
+    with torch.no_grad():
+        expected = grn(F.gelu(h))
+        found = gelu_grn(h, grn.gamma, grn.beta)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("shape", [(3, 3, 64, 96), (1, 3, 224, 160)])
+def test_an_encoder_without_gradients_equals_its_stock_operators(encoder, shape, mode):
+    images = torch.randn(shape)
+    before = images.clone()
+    with mode():
+        found = encoder.forward_features(images)
+        with stock_operators():
+            expected = encoder.forward_features(images)
+    assert torch.equal(images, before)
+    for stage, features in found.items():
+        torch.testing.assert_close(features, expected[stage], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("watched", ["pwconv1", "act", "grn"])
+@pytest.mark.parametrize("gradients", [True, False])
+def test_hooks_see_what_the_modules_give(watched, gradients):
+    torch.manual_seed(0)
+    block = Block(8)
+    x = torch.randn(2, 8, 9, 9)
+    seen = []
+    getattr(block, watched).register_forward_hook(lambda *call: seen.append(call[2]))
+    with torch.set_grad_enabled(gradients):
+        block(x)
+        h = block.pwconv1(block.norm(block.dwconv(x).permute(0, 2, 3, 1)))
+        expected = {"pwconv1": h, "act": F.gelu(h), "grn": block.grn(F.gelu(h))}[watched]
+    torch.testing.assert_close(seen[0], expected)
+
+
+def test_another_activation_is_not_taken_for_a_gelu():
+    torch.manual_seed(0)
+    block = Block(8)
+    block.act = torch.nn.ReLU()
+    x = torch.randn(2, 4, 4, 8)
+    expected = block.pwconv2(block.grn(F.relu(block.pwconv1(x))))
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients):
+            torch.testing.assert_close(block.mix_normalised_channels(x), expected)
 
 
 def test_other_forms_of_grn_do_not_take_the_fused_path():
@@ -163,7 +217,7 @@ def test_a_trace_with_gradients_on_saves_and_equals_eager_at_other_sizes(encoder
         for size in ((64, 64), (96, 64), (128, 160)):
             images = torch.randn(2, 3, *size)
             for found, expected in zip(traced(images), model(images), strict=True):
-                assert torch.equal(found, expected)
+                torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("gradients", [True, False])

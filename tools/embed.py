@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from backbones.compiling import COMPILE_HELP, compiled_encoders
 from backbones.convnext import STAGES
 from fcmae.features.choose import CHOICES
 from fcmae.features.embeddings import (
@@ -62,6 +63,7 @@ def parse() -> argparse.Namespace:
     add("--workers", type=int, default=defaults.workers, help="reading images")
     add("--split", default=defaults.split, help="of hfds/ and some shards")
     add("--device", choices=DEVICES, help="what computes; default: the best there is")
+    add("--compile", action="store_true", help=COMPILE_HELP)
     arguments = parser.parse_args()
     if arguments.output.suffix != ".npz":
         parser.error(f"--output {arguments.output} must end in .npz")
@@ -85,7 +87,8 @@ def main() -> None:
         split=arguments.split,
         device=arguments.device,
     )
-    embeddings = embed_folder(options)
+    with compiled_encoders(arguments.compile):
+        embeddings = embed_folder(options)
     write_embeddings(arguments.output, embeddings, options)
     print(f"{len(embeddings.names)} images: {arguments.output}")
     if arguments.probe:

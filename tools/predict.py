@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from backbones.compiling import COMPILE_HELP, compiled_encoders
 from backbones.errors import InputError
 from detection.data.formats.convert import WRITERS
 from detection.predict import predict
@@ -98,6 +99,7 @@ def parse() -> argparse.Namespace:
         help="of images of many bands, the one or three channels (from 1) that overlays show",
     )
     add("--device", choices=DEVICES, help="instead of the run's MODEL.DEVICE")
+    add("--compile", action="store_true", help=COMPILE_HELP)
     add("opts", nargs="*", metavar="KEY VALUE", help="settings that override the run's")
     return parser.parse_intermixed_args()
 
@@ -155,7 +157,7 @@ def main() -> None:
     arguments = parse()
     log_to()
     tasks = {"detection": detect, "segmentation": segment, "classification": classify}
-    with held(arguments.output_dir):
+    with held(arguments.output_dir), compiled_encoders(arguments.compile):
         tasks[task_of(arguments.run)](arguments)
 
 

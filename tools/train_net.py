@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 
+from backbones.compiling import COMPILE_HELP, compiled_encoders
 from detection.config import load_config
 from detection.run import run
 from training.cli import ToolParser, run_tool
@@ -47,10 +48,14 @@ def parse() -> argparse.Namespace:
     add("--device", choices=DEVICES, help="instead of the config's MODEL.DEVICE")
     add("--resume", action="store_true", help="continue the run in OUTPUT_DIR, where there is one")
     add("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, or OUTPUT_DIR's run")
+    add("--compile", action="store_true", help=f"with --eval-only: {COMPILE_HELP}")
     add("--wandb", action="store_true", help="log to Weights & Biases too (extra: wandb)")
     add("opts", nargs="*", metavar="KEY VALUE", help="settings that override the file's")
     add_launch_flags(parser)
-    return parser.parse_intermixed_args()
+    arguments = parser.parse_intermixed_args()
+    if arguments.compile and not arguments.eval_only:
+        parser.error("--compile is for --eval-only: a training is not compiled")
+    return arguments
 
 
 def main() -> int:
@@ -62,7 +67,8 @@ def main() -> int:
     config = load_config(arguments.config_file, overrides, training=not arguments.eval_only)
     if (code := start_processes(*launch_values(vars(arguments)))) >= 0:
         return code
-    run(config, arguments.resume, arguments.eval_only, arguments.config_file)
+    with compiled_encoders(arguments.compile):
+        run(config, arguments.resume, arguments.eval_only, arguments.config_file)
     return 0
 
 

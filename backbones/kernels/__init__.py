@@ -29,6 +29,7 @@ KERNELS: tuple[Kernels, ...] = get_args(Kernels)
 OLDEST_TRITON = (3, 3)  # tuples of tensors inside kernels
 
 _chosen: Kernels = "auto"
+_stock_alone = False
 
 
 @contextmanager
@@ -49,19 +50,35 @@ def use_kernels(choice: Kernels) -> Iterator[None]:
 
 
 def hand_written_gradients_run() -> bool:
-    """Whether a hand-written gradient can be of use: autograd records, and nobody reads the graph.
+    """Whether a hand-written gradient is of use: autograd records, nobody reads the graph."""
+    return torch.is_grad_enabled() and nobody_reads_the_graph()
+
+
+def nobody_reads_the_graph() -> bool:
+    """Whether functions written by hand may stand in for stock operators.
 
     Tracing (``torch.jit.trace``, fvcore's counters), ``torch.export``, ``torch.compile``,
     ``torch.func`` and forward-mode differentiation see stock operators alone: they have gradients
     of their own for these, and a custom function is opaque to all of them.
     """
     return (
-        torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()  # export, too
+        not torch.compiler.is_compiling()  # export, too
         and not torch.jit.is_tracing()
         and not functions_are_transformed()
         and forward_ad._current_level < 0
+        and not _stock_alone
     )
+
+
+@contextmanager
+def stock_operators() -> Iterator[None]:
+    """Run what is inside with PyTorch's operators alone: what to measure and to test against."""
+    global _stock_alone
+    before, _stock_alone = _stock_alone, True
+    try:
+        yield
+    finally:
+        _stock_alone = before
 
 
 def functions_are_transformed() -> bool:

@@ -1,11 +1,12 @@
-"""Hand-written gradients for the two operators that cost a ConvNeXt block more than they must.
+"""The two operators that cost a ConvNeXt block more than they must, written by hand.
 
 * The weight gradient of a 7x7 depthwise convolution. For channels-last maps on a CPU the stock one
   is several times slower than the forward. It is itself a convolution: of each channel's input
   with that channel's output gradient as the kernel. Cut into tiles, every (tile, channel) is a
   channel of one *forward* depthwise convolution with a 7x7 output, summed over tiles.
 * GELU followed by GRN, which autograd stores five times; here only the input and one norm for each
-  image and channel are kept, and the rest is computed again.
+  image and channel are kept, and the rest is computed again. Without gradients it is computed in
+  place, in chunks that stay in a core's cache.
 
 Both are exact, and used where they pay: see ``docs/performance.md``.
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from backbones.kernels import hand_written_gradients_run, triton_runs
+from backbones.kernels import hand_written_gradients_run, nobody_reads_the_graph, triton_runs
 from backbones.normalization import GRN_EPS
 
 KERNEL, MARGIN = 7, 3
@@ -168,15 +169,45 @@ class _GeluGrn(Function):
         return dh, (dyx_bc * n_bc).sum(0), dy_bsc.sum((0, 1))
 
 
+def gelu_grn_runs(h: Tensor) -> bool:
+    """Whether :func:`gelu_grn` is to take the place of the two modules for this tensor."""
+    if torch.is_grad_enabled():
+        return hand_written_gradients_run()
+    return nobody_reads_the_graph() and (h.device.type == "cpu" or triton_runs(h))
+
+
 def gelu_grn(h: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     """GELU, then GRN in the paper's final form, over all sites between first and last dimension.
 
     Args:
-        h: ``[B, ..., C]``.
+        h: ``[B, ..., C]``; without gradients its memory may be that of the result.
         gamma, beta: C values each.
     """
-    function: type[Function] = _GeluGrn
+    h_bsc, gamma, beta = h.flatten(1, -2), gamma.flatten(), beta.flatten()
     if triton_runs(h):
-        from backbones.kernels.triton_gelu_grn import GeluGrn as function
-    y = function.apply(h.flatten(1, -2), gamma.flatten(), beta.flatten())
-    return y.view(h.shape)
+        from backbones.kernels.triton_gelu_grn import GeluGrn
+
+        return GeluGrn.apply(h_bsc, gamma, beta).view(h.shape)
+    if torch.is_grad_enabled():
+        return _GeluGrn.apply(h_bsc, gamma, beta).view(h.shape)
+    g_bc = _gelu_norms(h_bsc)
+    n_bc = g_bc / (g_bc.mean(-1, keepdim=True) + GRN_EPS)
+    scale = (gamma * n_bc + 1).unsqueeze(1).to(h.dtype)
+    return torch.addcmul(beta.to(h.dtype), h_bsc, scale, out=h_bsc).view(h.shape)
+
+
+def _gelu_norms(h_bsc: Tensor) -> Tensor:
+    """GELU in place; returns its norm over each image's sites, ``[B, C]``, in float32 at least.
+
+    A chunk of sites is squared and summed while it is in the cores' caches.
+    """
+    b, s, c = h_bsc.shape
+    dtype = torch.promote_types(h_bsc.dtype, torch.float32)
+    squares_bc = h_bsc.new_zeros(b, c, dtype=dtype)
+    sites = max(1, torch.get_num_threads() * BYTES_AT_ONCE // (c * dtype.itemsize))
+    images = max(1, sites // max(1, s))
+    for image in range(0, b, images):
+        for site in range(0, s, sites):
+            x = torch.ops.aten.gelu_(h_bsc[image : image + images, site : site + sites])
+            squares_bc[image : image + images] += x.to(dtype).square().sum(1)
+    return squares_bc.sqrt_()

@@ -1,0 +1,75 @@
+"""Encoders compiled by ``torch.compile`` where no gradients are wanted: ``--compile`` of the tools.
+
+One setting of the process, as the choice of kernels is. Sizes of images stay free (``dynamic``),
+so that a second size is not compiled anew. Where nothing can be compiled (no C++ compiler for a
+CPU, no Triton for a GPU, an operator that the compiler does not know) that is said once, and the
+encoder runs as it does without. So does an encoder with hooks, which compiled code would not call.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from backbones.kernels import nobody_reads_the_graph
+
+logger = logging.getLogger(__name__)
+
+Features = dict[str, Tensor]
+BACKEND = "inductor"
+COMPILE_HELP = "compile the encoder by torch.compile, which pays on a GPU with many images"
+
+_wanted = False
+_compiled: WeakKeyDictionary[nn.Module, Callable[[Tensor], Features]] = WeakKeyDictionary()
+
+
+@contextmanager
+def compiled_encoders(wanted: bool = True) -> Iterator[None]:
+    """Run what is inside with compiled encoders, or as ever if they are not ``wanted``."""
+    global _wanted
+    before, _wanted = _wanted, wanted
+    try:
+        yield
+    finally:
+        _wanted = before
+        if not before:
+            _compiled.clear()
+
+
+def compiled_runs() -> bool:
+    """Whether an encoder that is called now is to run compiled."""
+    return _wanted and not torch.is_grad_enabled() and nobody_reads_the_graph()
+
+
+def run_compiled(
+    encoder: nn.Module, features: Callable[[Tensor], Features], images: Tensor
+) -> Features:
+    """``features(images)``, a method of the encoder, compiled at its first call."""
+    global _wanted
+    if any(part._forward_hooks or part._forward_pre_hooks for part in encoder.modules()):
+        return features(images)
+    if encoder not in _compiled:
+        logger.info("--compile: compiling the encoder; its first images take minutes on a CPU")
+        torch._dynamo.reset()  # of an earlier encoder
+        _compiled[encoder] = torch.compile(features, dynamic=True, backend=BACKEND)
+    began = time.perf_counter()
+    try:
+        found: Any = _compiled[encoder](images)
+    except torch._dynamo.exc.TorchDynamoException as error:
+        cause = getattr(error, "inner_exception", error)
+        logger.warning(
+            "--compile: nothing can be compiled here, so the encoder runs as without it: %s",
+            next(iter(str(cause).strip().splitlines()), type(cause).__name__),
+        )
+        _wanted = False
+        return features(images)
+    if (seconds := time.perf_counter() - began) > 10:
+        logger.info("--compile: %.0f s", seconds)
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from training.cli import ToolParser, run_tool
+from training.cli import ToolParser, log_to, run_tool, say
 from training.command_line import commands, console
 from training.command_line.shipped_files import ABLATIONS, DET_CONFIGS, find_shipped
 
@@ -120,6 +121,13 @@ def test_texts_name_commands_as_they_were_called(monkeypatch, capsys):
     assert commands.shown_command([*commands.child_command("pretrain"), "--data", "a b"]) == (
         "fcmae pretrain --data 'a b'"
     )
+
+    log_to()
+    logging.getLogger("training").warning("tools/train_net.py goes on")
+    say("see tools/check_dataset.py")
+    shown = capsys.readouterr()
+    assert "training: fcmae train goes on" in shown.err
+    assert shown.out == "see fcmae check\n"
 
     def fails():
         raise OSError("tools/check_dataset.py lists all")

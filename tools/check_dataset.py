@@ -22,7 +22,7 @@ from detection.data.check import (
 )
 from detection.data.checks.problems import Problem
 from detection.data.repair import repair_coco, write_coco
-from training.cli import ToolParser, run_tool
+from training.cli import ToolParser, run_tool, say
 
 EXAMPLES = """
 examples:
@@ -90,10 +90,10 @@ def main() -> int:
     found = Counter(problem.severity for problem in problems)
     if options.json:
         repaired = [asdict(change) | {"severity": "repaired"} for change in changes]
-        print(json.dumps([*repaired, *map(asdict, problems)], indent=2))
+        say(json.dumps([*repaired, *map(asdict, problems)], indent=2))
     else:
         for change in changes:
-            print(f"repaired: {change}")
+            say(f"repaired: {change}")
         print_report(tree, problems, found)
     return 1 if found["error"] else 0
 
@@ -115,7 +115,7 @@ def repair(annotations: Path, images: Path, masks: bool, fixed: Path) -> tuple[l
 
 def print_report(tree: dict, problems: list[Problem], found: Counter) -> None:
     for problem in sorted(problems, key=lambda problem: problem.severity):
-        print(f"{problem.severity}: {problem}")
+        say(f"{problem.severity}: {problem}")
     counts = ", ".join(
         f"{len(tree.get(key, []))} {key}" for key in ("images", "annotations", "categories")
     )

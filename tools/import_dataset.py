@@ -13,7 +13,7 @@ from backbones.errors import InputError
 from detection.data.formats.convert import READERS, read_labels
 from detection.data.formats.labels import Builder
 from detection.data.repair import write_coco
-from training.cli import ToolParser, run_tool
+from training.cli import ToolParser, run_tool, say
 
 EXAMPLES = """
 examples:
@@ -56,7 +56,7 @@ def main() -> None:
 def report(split: str, builder: Builder, path: Path) -> None:
     """Print what became of a split."""
     for problem in builder.problems():
-        print(problem)
+        say(str(problem))
     objects = len(builder.annotations)
     without = sum("segmentation" not in item for item in builder.annotations)
     print(

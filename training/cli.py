@@ -283,6 +283,18 @@ def is_main_process() -> bool:
     return (group.get_rank() if group else int(os.environ.get("RANK", 0))) == 0
 
 
+def say(text: str) -> None:
+    """A line on stdout, with commands by the names that the user calls them by."""
+    print(as_called(text))
+
+
+class _AsCalled(logging.Formatter):
+    """Log lines that name commands as the user calls them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return as_called(super().format(record))
+
+
 class _LogAboveBars(logging.StreamHandler):
     """A handler to stderr whose lines do not break the progress bars there."""
 
@@ -323,7 +335,7 @@ def log_to(output_dir: Path | None = None, level: int = logging.INFO) -> None:
         handlers.append(_LogFile(output_dir / "log.txt"))
     for handler in handlers:
         handler.set_name(HANDLER_NAME)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
+        handler.setFormatter(_AsCalled("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
         root.addHandler(handler)
     root.setLevel(logging.WARNING)
     for package in PACKAGES:

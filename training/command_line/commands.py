@@ -58,7 +58,7 @@ def is_console() -> bool:
 
 def as_called(text: str) -> str:
     """A text that names files of ``tools/``, with the names by which the user calls them."""
-    if not is_console():
+    if "tools/" not in text or not is_console():
         return text
     for name, file in commands().items():
         path = re.escape(f"tools/{file.name}")

@@ -16,6 +16,7 @@ PNM's maximum) or else of their type; real numbers mean themselves. A stated ran
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,3 +171,10 @@ def converted(pixels: np.ndarray, alpha: bool, channels: int) -> np.ndarray:
         return np.asarray(Image.fromarray(np.ascontiguousarray(colours)).convert("L"))[..., None]
     luma = colours.astype(np.float32) @ LUMA[:, None]
     return luma if colours.dtype.kind == "f" else np.rint(luma).astype(colours.dtype)
+
+
+def pixel_digest(pixels_hwc: np.ndarray) -> str:
+    """SHA-256 of pixels ``[H, W, C]``; grey that was saved as RGB is the same image."""
+    if pixels_hwc.shape[2] == 1:
+        pixels_hwc = pixels_hwc.repeat(3, axis=2)
+    return hashlib.sha256(repr(pixels_hwc.shape).encode() + pixels_hwc.tobytes()).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from backbones.errors import InputError
-from images.files import Reading, read_image
+from images.files import Reading, pixel_digest, read_image
 from images.threads import in_threads
 from segmentation.dataset import Record, SegmentationDataset
 from segmentation.label_maps import read_label_file
@@ -103,7 +102,7 @@ def _look(dataset: SegmentationDataset, record: Record, reading: Reading) -> _Lo
     except (InputError, OSError) as error:
         found.errors.append(("images that cannot be read", str(error)))
         return found
-    found.digest = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
+    found.digest = pixel_digest(image)
     size = image.shape[:2]
     try:
         if record.labels is None:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from backbones.errors import InputError
 from backbones.whole_files import linked_folder, write_json
-from images.files import Reading, read_image
+from images.files import Reading, pixel_digest, read_image
 from images.folders import files_of_folder
 from images.threads import in_threads
 from training.progress import progress
@@ -233,7 +233,7 @@ def digests(files: Iterable[Path], reading: Reading) -> dict[str, Path]:
             pixels = read_image(path, reading)
         except (InputError, OSError):
             return None
-        return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+        return pixel_digest(pixels)
 
     found = progress(in_threads(digest, paths), "comparing", len(paths), "image")
     return {key: path for key, path in zip(found, paths, strict=True) if key is not None}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -10,9 +9,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
 from backbones.errors import InputError
-from images.files import ImageError, Picture, Reading, open_picture, read_image
+from images.files import ImageError, Picture, Reading, open_picture, pixel_digest, read_image
 from images.formats import SIXTEEN_BITS
 from images.threads import in_threads
+from training.guards.checkpoints import sha256_of
 from training.progress import progress
 
 BLOCK = 2**20  # bytes
@@ -61,15 +61,6 @@ class FileState(NamedTuple):
     faults: list[FileFault]
     depth: str = ""
     colours: int = 0
-
-
-def file_digest(path: str | Path) -> hashlib._Hash:
-    """SHA-256 of a file of any size."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest
 
 
 def shown_size(path: str | Path) -> tuple[int, int] | None:
@@ -210,7 +201,7 @@ def _length(file: ImageFile) -> int:
 
 def _digest_bytes(file: ImageFile) -> str | None:
     try:
-        return file_digest(file.path).hexdigest()
+        return sha256_of(Path(file.path))
     except OSError:
         return None
 
@@ -221,6 +212,4 @@ def _digest_pixels(file: ImageFile) -> str | None:
         pixels = read_image(file.path, ANY)
     except (InputError, FileNotFoundError):
         return None
-    if pixels.shape[2] == 1:  # grey that was saved as RGB is the same image
-        pixels = pixels.repeat(3, axis=2)
-    return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+    return pixel_digest(pixels)

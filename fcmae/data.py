@@ -1,8 +1,9 @@
 """Unlabelled images for pretraining: samples of (image, mask) as functions of (seed, epoch, index).
 
 Augmentation as in the released code: RandomResizedCrop of scale 0.2 to 1 (bicubic) and horizontal
-flip. Images of 8 bits stay so until they are on the training's device, where they are normalised
-(``images.statistics``): that saves the loader's workers time, and three quarters of what is copied.
+flip; nothing changes colours unless ``grey_share`` asks for it. Images of 8 bits stay so until they
+are on the training's device, where they are normalised (``images.statistics``): that saves the
+loader's workers time, and three quarters of what is copied.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from training.progress import progress
 
 logger = logging.getLogger(__name__)
 
-CROP_SCALE, CROP_RATIO = [0.2, 1.0], [3 / 4, 4 / 3]
+CROP_SCALE, CROP_RATIO = (0.2, 1.0), [3 / 4, 4 / 3]
 SPARE = 2  # a JPEG that is far larger than needed is decoded at this many pixels a side for one
 
 Sample = tuple[Tensor, Tensor, dict[int, str]]
@@ -69,6 +70,8 @@ class PretrainingSamples:
         bad: index and reason of those that are known beforehand.
         patch_size: side of the patches that are removed, in pixels.
         value_range: the values that become 0 and 1, see ``images.files``.
+        crop_scale: smallest and largest share of an image's area that a crop has.
+        grey_share: share of samples that lose their colour (of 3 channels).
     """
 
     reader: Reader
@@ -79,6 +82,8 @@ class PretrainingSamples:
     bad: dict[int, str] = field(default_factory=dict)
     patch_size: int = PATCH
     value_range: tuple[float, float] | None = None
+    crop_scale: tuple[float, float] = CROP_SCALE
+    grey_share: float = 0.0
 
     @property
     def reading(self) -> Reading:
@@ -99,7 +104,7 @@ class PretrainingSamples:
         for candidate in self._candidates(index):
             try:
                 with opened_picture(self.reader, candidate, self.reading) as picture:
-                    image = augmented(picture, self.reading, self.image_size)
+                    image = augmented(picture, self.reading, self.image_size, self.crop_scale)
             except ImageError as error:
                 if not self.skip_bad_images:
                     raise ImageError(f"{self.describe(candidate)} {error}") from error
@@ -107,6 +112,8 @@ class PretrainingSamples:
                 torch.set_rng_state(state)
             else:
                 mask = draw_mask(1, self.image_size, self.mask_ratio, self.patch_size)[0]
+                if self.grey_share and torch.rand(()) < self.grey_share:
+                    image = F.rgb_to_grayscale(image, num_output_channels=3)
                 return image, mask, met
         raise ImageError(f"{self.describe(index)} and half of all images behind it cannot be used")
 
@@ -144,17 +151,23 @@ class PretrainingSamples:
         return True
 
 
-def augmented(picture: Picture, reading: Reading, image_size: tuple[int, int]) -> Tensor:
+def augmented(
+    picture: Picture,
+    reading: Reading,
+    image_size: tuple[int, int],
+    crop_scale: tuple[float, float] = CROP_SCALE,
+) -> Tensor:
     """Decode, crop at random, resize, flip at random: uint8 or float32 ``[C, H, W]``.
 
     Args:
         image_size: H and W.
+        crop_scale: see :class:`PretrainingSamples`.
 
     Raises:
         ImageError: if the pixels are damaged, or their values not those that are stated.
     """
     sides = torch.empty((1, picture.height, picture.width), device="meta")
-    crop = RandomResizedCrop.get_params(sides, CROP_SCALE, CROP_RATIO)
+    crop = RandomResizedCrop.get_params(sides, list(crop_scale), CROP_RATIO)
     shrink = min(
         size // (SPARE * wanted) for size, wanted in zip(crop[2:], image_size, strict=True)
     )
@@ -221,6 +234,8 @@ def pretraining_samples(
     skip_bad_images: bool = False,
     patch_size: int = PATCH,
     value_range: tuple[float, float] | None = None,
+    crop_scale: tuple[float, float] = CROP_SCALE,
+    grey_share: float = 0.0,
 ) -> PretrainingSamples:
     """Everything from a name to samples, checked: see :func:`images.readers.open_images`.
 
@@ -228,6 +243,7 @@ def pretraining_samples(
         image_size: height and width in pixels, multiples of ``patch_size``.
         patch_size: side of the patches that are removed, a multiple of 32.
         value_range: the values that become 0 and 1, see ``images.files``.
+        crop_scale, grey_share: see :class:`PretrainingSamples`.
 
     Raises:
         ImageError: with every file that is known to be bad; if ``skip_bad_images``, only where
@@ -244,6 +260,8 @@ def pretraining_samples(
         skip_bad_images,
         patch_size=patch_size,
         value_range=value_range,
+        crop_scale=crop_scale,
+        grey_share=grey_share,
     )
     bad = samples.bad = find_bad_headers(reader, samples.reading)
     if bad and (not skip_bad_images or 2 * len(bad) > len(reader)):

@@ -19,13 +19,14 @@ import yaml
 from torch import Tensor, nn
 
 from backbones.checkpoint import OWN_WEIGHTS, load_encoder, save_encoder
-from backbones.convnext import build_convnext
+from backbones.convnext import ConvNeXt, build_convnext
 from backbones.kernels import use_kernels
 from backbones.param_groups import parameter_groups
 from fcmae.classification.data import labelled_data
 from fcmae.data import Batch, PretrainingSamples, collate, pretraining_samples
 from fcmae.features.collapse import WATCHED_IMAGES, CollapseWatch, steps_between_measures
 from fcmae.features.probes import probe_images
+from fcmae.hard_patches import HardPatches
 from fcmae.model import FCMAE
 from fcmae.pretrain_options import FREE, PretrainOptions, total_steps
 from fcmae.run_files import CONFIG, as_yaml, check_resumed, write_config
@@ -57,15 +58,21 @@ class PretrainingStep:
     Args:
         statistics: normalise the images.
         bad_images: notes those that the loader's workers met.
+        hard: turns random masks into hard ones.
     """
 
-    def __init__(self, statistics: Statistics, bad_images: BadImages) -> None:
-        self.statistics, self.bad_images = statistics, bad_images
+    def __init__(
+        self, statistics: Statistics, bad_images: BadImages, hard: HardPatches | None = None
+    ) -> None:
+        self.statistics, self.bad_images, self.hard = statistics, bad_images, hard
 
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         images, masks, met = batch
         self.bad_images.add(met)
-        return {"loss_reconstruction": model(self.statistics.normalise(images), masks).loss}
+        images = self.statistics.normalise(images)
+        if self.hard is None:
+            return {"loss_reconstruction": model(images, masks).loss}
+        return {"loss_reconstruction": model(images, self.hard(model, images, masks.mask)).loss}
 
 
 def pretrain(options: PretrainOptions, resume: bool = False) -> Path:
@@ -100,6 +107,8 @@ def _pretrain(options: PretrainOptions, resume: bool) -> Path:
         options.skip_bad_images,
         options.patch_size,
         as_range(options.value_range),
+        (options.crop_scale[0], options.crop_scale[1]),
+        options.grey_share,
     )
     steps = total_steps(options, len(samples))
     refuse_fewer_steps(output_dir, steps)
@@ -117,16 +126,7 @@ def _pretrain(options: PretrainOptions, resume: bool) -> Path:
             allow_other_grn=options.allow_other_grn,
             adapt_channels=options.adapt_channels,
         ).licence
-    model = FCMAE(
-        encoder,
-        options.decoder_dim,
-        options.decoder_depth,
-        options.mask_ratio,
-        options.norm_pix_loss,
-        options.encoder,
-        options.decoder,
-        options.patch_size,
-    )
+    model = build_fcmae(encoder, options)
     warmup = min(
         math.ceil(options.warmup_epochs * len(samples) / options.batch_size),
         max(1, steps // 10),
@@ -147,6 +147,7 @@ def _pretrain(options: PretrainOptions, resume: bool) -> Path:
     }
     warn_of_schedule(steps, warmup)
     write_config(options, {**derived, **origin, "versions": versions()})
+    hard = HardPatches(model, options.hard_patches) if options.hard_patches else None
     bad_images = BadImages(output_dir, samples.reader)
     bad_images.add(samples.bad)
     every = options.panel_every or max(1, steps // 10)
@@ -176,7 +177,7 @@ def _pretrain(options: PretrainOptions, resume: bool) -> Path:
             cosine_with_warmup(steps, warmup),
             samples,
             collate,
-            PretrainingStep(statistics, bad_images),
+            PretrainingStep(statistics, bad_images, hard),
             loop,
             after_step,
             measure=watch,
@@ -203,6 +204,20 @@ def _pretrain(options: PretrainOptions, resume: bool) -> Path:
     )
     logger.info("wrote %s", path)
     return path
+
+
+def build_fcmae(encoder: ConvNeXt, options: PretrainOptions) -> FCMAE:
+    """The model that a run trains, around its encoder."""
+    return FCMAE(
+        encoder,
+        options.decoder_dim,
+        options.decoder_depth,
+        options.mask_ratio,
+        options.norm_pix_loss,
+        options.encoder,
+        options.decoder,
+        options.patch_size,
+    )
 
 
 def _fixed_batch(

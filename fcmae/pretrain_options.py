@@ -11,6 +11,7 @@ from backbones.convnext import SIZES
 from backbones.errors import InputError
 from backbones.kernels import Kernels, why_no_triton
 from backbones.normalization import GRNOptions
+from fcmae.data import CROP_SCALE
 from fcmae.decoders import check_decoder
 from fcmae.masking import PATCH, grid_size, visible_count
 from images.display import bands_problems
@@ -34,6 +35,10 @@ STATISTICS = (
 MEASURE = (
     "how far apart the channels of each block are, with a warning where they collapse; 0: never; "
     "else about fifty times over the run"
+)
+HARD = (
+    "of the removed patches, the share that is chosen for the largest error of the model as it is, "
+    "by two forward passes more; the others stay random"
 )
 SKIP = (
     "replace an image that cannot be used by the next good one, count it and list it in "
@@ -72,6 +77,8 @@ class PretrainOptions(TrainingOptions):
         allow_other_grn: ``init`` may have been trained with another.
         adapt_channels: ``init`` may be of other channels; its stem is turned into the model's.
         decoder, decoder_dim, decoder_depth, norm_pix_loss: see :class:`fcmae.model.FCMAE`.
+        hard_patches: see :mod:`fcmae.hard_patches`.
+        crop_scale, grey_share: see :class:`fcmae.data.PretrainingSamples`.
         measure_features_every: see :mod:`fcmae.features.collapse`.
         probe: see :mod:`fcmae.features.probes`.
         clip_norm: none by default, as in the paper.
@@ -121,6 +128,15 @@ class PretrainOptions(TrainingOptions):
     kernels: Kernels = field(default="auto", metadata=flag("auto: Triton on a GPU"))
     mask_ratio: float = field(default=0.6, metadata=flag("share of the patches that is removed"))
     patch_size: int = field(default=PATCH, metadata=flag("of a patch in pixels, a multiple of 32"))
+    hard_patches: float = field(default=0.0, metadata=flag(HARD))
+    crop_scale: tuple[float, ...] = field(
+        default=CROP_SCALE,
+        metadata=flag(
+            "smallest and largest share of an image that a crop has; 0.5 1 keeps small objects",
+            nargs=2, metavar=("LOW", "HIGH"), default=list(CROP_SCALE),
+        ),
+    )  # fmt: skip
+    grey_share: float = field(default=0.0, metadata=flag("share of RGB samples without colour"))
     base_lr: float = field(
         default=1.5e-4, metadata=flag("learning rate for a batch of 256; it scales with the batch")
     )
@@ -169,6 +185,16 @@ class PretrainOptions(TrainingOptions):
         for name in ("weight_decay", "warmup_epochs", "panel_every"):
             if getattr(self, name) < 0:
                 problems.append(f"{name} is {getattr(self, name)}; it must be at least 0")
+        for name in ("hard_patches", "grey_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                problems.append(f"{name} is {getattr(self, name)}; it must be in [0, 1]")
+        if self.grey_share and self.in_chans != 3:
+            problems.append(f"grey_share is for 3 channels; in_chans is {self.in_chans}")
+        if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[-1] <= 1:
+            problems.append(
+                f"crop_scale is {self.crop_scale}; give two shares of an image's area in (0, 1], "
+                "the smaller first"
+            )
         if self.base_lr <= 0:
             problems.append(f"base_lr is {self.base_lr}; it must be positive")
         if self.measure_features_every is not None and self.measure_features_every < 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import re
 import runpy
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from safetensors import safe_open
 
+from backbones.errors import InputError
 from fcmae.grids.grid import Grid, Row, known_flags, load_grid
 from fcmae.grids.run import plan, run_grid, shares, start_process
 from fcmae.grids.table import write_tables
@@ -315,6 +317,44 @@ def test_everything_wrong_in_a_grid_is_named_at_once(tmp_path):
         "row c: detect: it needs a config-file",
     ):
         assert message in str(caught.value), message
+
+
+def test_a_pretraining_may_begin_from_weights_and_its_fine_tuning_from_no_others(tmp_path):
+    rows = {"both": {}, "published": {"pretrain": {"init": "timm:convnextv2_atto.fcmae"}}}
+    grid = load_grid(write_grid(tmp_path, GRID, rows=rows))
+    assert grid.rows[1].stages["pretrain"]["init"] == "timm:convnextv2_atto.fcmae"
+
+
+def test_segmentation_is_a_stage_of_a_config_and_its_keys(tmp_path):
+    rows = {"scratch": {}, "other": {"segment": {"MODEL.CONVNEXT.WEIGHTS": "encoder.safetensors"}}}
+    tree = {
+        "baseline": "scratch",
+        "seeds": [0],
+        "segment": {"config-file": "u.yaml", "DATASETS.TRAIN": ["json:train_{seed}.json:images"]},
+        "rows": rows,
+    }
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+
+    def start(command, log, share):
+        folder = Path(command[command.index("OUTPUT_DIR") + 1])
+        (folder / "inference").mkdir(parents=True)
+        better = 5.0 * ("MODEL.CONVNEXT.WEIGHTS" in command)
+        summary = {"sem_seg": {"mIoU": 40 + better, "pACC": 90.0}}
+        (folder / "inference/metrics_summary.json").write_text(json.dumps(summary))
+        assert command[1].endswith("train_segmentation.py")
+        assert command[command.index("DATASETS.TRAIN") + 1] == "['json:train_0.json:images']"
+        assert command[command.index("SEED") + 1] == "0"
+        return Process(0)
+
+    table = run_grid(load_grid(path), tmp_path / "out", Path("tools"), start_command=start)
+    text = table.read_text(encoding="utf-8")
+    assert "| other | 45.00 |  | 1 | +5.00 |" in text
+    assert "| pixel accuracy |" in text
+    del tree["segment"]["config-file"]
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    with pytest.raises(InputError, match="row scratch: segment: it needs a config-file"):
+        load_grid(path)
 
 
 def test_a_job_runs_as_a_process_and_its_output_is_kept(tmp_path):

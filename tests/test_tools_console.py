@@ -39,6 +39,7 @@ NAMES = {
     "segment": "train_segmentation",
     "study": "study",
     "embed": "embed",
+    "reconstruct": "reconstruct",
 }
 MISSPELT = "quick/mask_rcnn_convnextv2_ato_fcmae_quick.yaml"
 

@@ -51,3 +51,6 @@ python tools/ablate.py $grids/rates_long.yaml --output-dir $out/rates_long
 python tools/ablate.py $grids/detection_long.yaml --output-dir $out/detection_long_64
 python tools/ablate.py $grids/detection_long.yaml --output-dir $out/detection_long_all --rows scratch fcmae \
     --set "detect.DATASETS.TRAIN=['json:$tiles/train.json:$tiles/images']"
+
+# what may suit small data, each against the default
+python tools/ablate.py $grids/small_data.yaml --output-dir $out/small_data

@@ -44,15 +44,24 @@ COLUMNS = ("grid", "row", "metric", "seed", "value")
 
 
 class Table(NamedTuple):
-    """What a table shows: rows of a grid, of which the first is the baseline, and metrics."""
+    """What a table shows: rows of a grid, of which the first is the baseline, and metrics.
+
+    ``planned``: rows that have not been run are listed, too.
+    """
 
     grid: str
     rows: Sequence[str]
     metrics: Sequence[str] = DETECTED
     digits: int = 2
+    planned: bool = False
 
 
+SMALL_DATA = (
+    *("default", "hard patches", "crops of 0.5 to 1", "a fifth without colour", "ratio 0.4"),
+    *("ratio 0.75", "patches of 64", "longer", "wider", "from published weights"),
+)
 TABLES = {
+    "small_data": Table("small_data", SMALL_DATA, planned=True),
     "pretraining": Table("pretraining", ENCODERS, (*MEASURED, HOURS), 3),
     "pretraining_long": Table("pretraining_long", ENCODERS, (LOSS, HOURS), 3),
     "classification": Table("classification", ("fcmae", "scratch", *ENCODERS[1:]), ("top-1",)),
@@ -126,18 +135,22 @@ def measured(grid: Path) -> Iterator[tuple[str, str, int, float]]:
 
 def compare(figures: Figures, wanted: Table) -> str:
     """Means with 95% intervals, and differences to the first row, paired by seed."""
-    grid, rows, metrics, digits = wanted
-    metrics = [m for m in metrics if any((grid, row, m) in figures for row in rows)]
-    rows = [row for row in rows if metrics and (grid, row, metrics[0]) in figures]
+    grid, rows, metrics, digits, planned = wanted
+    if not planned:
+        metrics = [m for m in metrics if any((grid, row, m) in figures for row in rows)]
+        rows = [row for row in rows if metrics and (grid, row, metrics[0]) in figures]
     lines = [["", "seeds"]]
     for metric in metrics:
         lines[0] += [metric, "difference to the first"]
     for row in rows:
+        if (grid, row, metrics[0]) not in figures:
+            lines.append([row, "not yet run", *([""] * (2 * len(metrics)))])
+            continue
         lines.append([row, ", ".join(map(str, sorted(figures[grid, row, metrics[0]])))])
         for metric in metrics:
             values = figures[grid, row, metric]
             lines[-1].append(spread(estimate(list(values.values())), digits=digits))
-            apart = paired_difference(values, figures[grid, rows[0], metric])
+            apart = paired_difference(values, figures.get((grid, rows[0], metric), {}))
             lines[-1].append(spread(apart, "+", digits) if apart and row != rows[0] else "")
     return markdown_table(lines[0], lines[1:])
 

@@ -235,7 +235,8 @@ def _row(name: str, entry: Mapping[str, Any], tree: Mapping[str, Any]) -> Row:
         wrong += [
             f"{stage}: {key} is set for every run, leave it out"
             for key in arguments
-            if key in SET_BY_GRID or ("pretrain" in stages and key in SET_BY_PRETRAINING)
+            if key in SET_BY_GRID
+            or (stage != "pretrain" and "pretrain" in stages and key in SET_BY_PRETRAINING)
         ]
     if not stages:
         wrong.append(f"it has no stage: give at least one of {', '.join(STAGES)}")

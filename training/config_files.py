@@ -1,7 +1,8 @@
 """Config files: YAML with ``_BASE_``, read and checked against a table of keys, all faults at once.
 
-A file is a delta to its ``_BASE_`` (relative to the file; one or a list, later ones win) and to the
-defaults; ``KEY VALUE`` overrides come last. Grids of runs have the same ``_BASE_``.
+A file is a delta to its ``_BASE_`` (relative to the file, or a config of ``det_configs`` by its
+name there; one or a list, later ones win) and to the defaults; ``KEY VALUE`` overrides come last.
+Grids of runs have the same ``_BASE_``.
 """
 
 from __future__ import annotations
@@ -146,7 +147,10 @@ def read_layers(
         problems.append(f"{path}: {BASE_KEY} is {bases!r:.80}; give a file's name, or a list")
         return
     for base in bases:
-        yield from read_layers(path.parent / Path(base).expanduser(), problems, chain)
+        beside = path.parent / Path(base).expanduser()
+        shipped = DET_CONFIGS / base
+        is_shipped = shipped.is_file() and not beside.is_file()
+        yield from read_layers(shipped if is_shipped else beside, problems, chain)
     yield str(path), tree
 
 

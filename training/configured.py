@@ -29,6 +29,7 @@ from training.guards.resume import compare_settings, is_free_key
 from training.guards.run_folder import refuse_existing_run, refuse_fewer_steps
 from training.options import LoopOptions
 from training.records.environment import git_commit, versions
+from training.records.metrics import log_period
 from training.schedule import warn_of_schedule
 
 FINAL_WEIGHTS = "model_final.safetensors"
@@ -134,6 +135,7 @@ def configured_loop(config: CfgNode, resume: bool, device: torch.device) -> Loop
         workers=config.DATALOADER.NUM_WORKERS,
         precision=resolve_precision(config),
         accumulate=solver.ACCUMULATE,
+        log_every=log_period(solver.MAX_ITER),
         checkpoint_every=solver.CHECKPOINT_PERIOD,
         clip_norm=solver.CLIP_GRADIENTS.CLIP_VALUE if solver.CLIP_GRADIENTS.ENABLED else None,
         seed=config.SEED,

@@ -47,6 +47,11 @@ def train_seconds(path: Path) -> float:
     return next((float(entry["train_seconds"]) for entry in entries), 0.0)
 
 
+def log_period(steps: int) -> int:
+    """Steps between two lines of a run of ``steps``: 20, or a tenth of what is shorter than 200."""
+    return min(20, max(1, steps // 10))
+
+
 def _iteration(line: str, path: Path) -> float:
     try:
         return int(json.loads(line)["iteration"])

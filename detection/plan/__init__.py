@@ -1,0 +1,1 @@
+"""A training planned from the labels, the images and the minutes that one has."""

@@ -1,0 +1,221 @@
+"""What a plan is made of: the labels and images of a detection data set, in numbers."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from backbones.checkpoint import open_encoder
+from backbones.convnext import SIZES
+from backbones.errors import InputError
+from detection.data.checks.images import ANY
+from detection.dataset import CocoDataset, join_datasets, joined_classes, load_dataset
+from images.files import ImageError, open_picture
+from training.data import evenly_spread
+from training.progress import progress
+
+HEADERS = 200  # image files whose channels and depth are looked at
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What an encoder's file tells."""
+
+    path: str
+    size: str
+    in_chans: int
+    has_statistics: bool
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A training set in numbers. Lengths are pixels of the image files.
+
+    Attributes:
+        sizes: ``[N, 2]``, height and width of each image that shows an object.
+        boxes: ``[M, 2]``, width and height of each object that is no crowd.
+        owners: ``[M]``, the image of each object, an index of ``sizes``.
+        classes: ``[M]``, the class index of each object.
+        class_names: of all classes, those without an object, too.
+        empty: images without an object.
+        crowds: annotations that are not trained on.
+        with_masks: objects that have a mask.
+        channels: of the files, alpha left out.
+        depth: of a value, in words: "8 bits".
+        test_images: of all test sets, whose labels are not looked at.
+    """
+
+    sizes: np.ndarray
+    boxes: np.ndarray
+    owners: np.ndarray
+    classes: np.ndarray
+    class_names: tuple[str, ...]
+    empty: int = 0
+    crowds: int = 0
+    with_masks: int = 0
+    channels: int = 3
+    depth: str = "8 bits"
+    test_images: int = 0
+
+    @cached_property
+    def short(self) -> np.ndarray:
+        """``[N]``, the shorter side of each image."""
+        return self.sizes.min(1)
+
+    @cached_property
+    def object_sizes(self) -> np.ndarray:
+        """``[M]``, the square root of each box's area."""
+        return np.sqrt(self.boxes.prod(1))
+
+    @cached_property
+    def relative_sizes(self) -> np.ndarray:
+        """``[M]``, the same as a share of its image's shorter side."""
+        return self.object_sizes / self.short[self.owners]
+
+    @cached_property
+    def per_image(self) -> np.ndarray:
+        """``[N]``, objects of each image."""
+        return np.bincount(self.owners, minlength=len(self.sizes))
+
+    @cached_property
+    def images_of_class(self) -> np.ndarray:
+        """``[classes]``, on how many images a class is."""
+        pairs = np.unique(np.stack([self.classes, self.owners], 1), axis=0)
+        return np.bincount(pairs[:, 0], minlength=len(self.class_names))
+
+    def sentence(self) -> str:
+        """What was read, in a line."""
+        low, high = (np.percentile(self.short, q) for q in (5, 95))
+        sides = f"{low:.0f}" if low == high else f"{low:.0f} to {high:.0f}"
+        return (
+            f"{len(self.boxes)} objects of {len(self.class_names)} classes on {len(self.sizes)} "
+            f"images (shorter side {sides} pixels, at most {self.per_image.max()} objects); left "
+            f"out: {self.crowds} crowds, {self.empty} images without an object"
+        )
+
+    def scales(self, shortest: int, longest: int) -> np.ndarray:
+        """``[N]``, what each image is multiplied by when it is resized as a config says."""
+        scale = shortest / self.short
+        return np.minimum(scale, longest / self.sizes.max(1))
+
+
+def read_encoder(path: str) -> Encoder:
+    """Raises FileNotFoundError or InputError if there is no such encoder."""
+    found = open_encoder(path)
+    name = next((name for name, size in SIZES.items() if size == found.size), None)
+    if name is None:
+        raise InputError(f"{path} holds an encoder of a size that has no name: {found.size}")
+    return Encoder(path, name, found.in_chans, found.statistics is not None)
+
+
+@dataclass(frozen=True)
+class LoadedSets:
+    """The data sets of a plan, checked; ``seconds``: of loading the training and the test sets."""
+
+    train: CocoDataset
+    tests: list[CocoDataset]
+    seconds: tuple[float, float]
+
+
+def load_sets(train: Sequence[str], test: Sequence[str]) -> LoadedSets:
+    """Read and check data sets as a training does; their classes are joined.
+
+    Args:
+        train, test: names of data sets, as in ``DATASETS.TRAIN`` and ``TEST``.
+
+    Raises:
+        InputError: for everything that a training would refuse, all at once.
+    """
+    problems: list[str] = []
+    sets: list[list[CocoDataset]] = [[], []]
+    seconds = []
+    for place, names in enumerate((train, test)):
+        began = time.perf_counter()
+        for name in names:
+            try:
+                sets[place].append(load_dataset(name, masks=False, reading=ANY))
+            except (InputError, FileNotFoundError) as error:
+                problems.append(str(error))
+        seconds.append(time.perf_counter() - began)
+    if problems:
+        raise InputError("\n".join(problems))
+    dataset = join_datasets(sets[0], joined_classes([*sets[0], *sets[1]]))
+    return LoadedSets(dataset, sets[1], (seconds[0], seconds[1]))
+
+
+def survey(sets: LoadedSets) -> Survey:
+    """Count what is in the data sets.
+
+    Raises:
+        InputError: if there is nothing to train on, or no image can be read.
+    """
+    dataset = sets.train
+    sizes: list[tuple[int, int]] = []
+    boxes: list[list[float]] = []
+    owners: list[int] = []
+    labels: list[int] = []
+    masks = 0
+    for record in progress(dataset.records, "measuring objects", len(dataset.records), "image"):
+        objects = [
+            item
+            for item in record["annotations"]
+            if not item["iscrowd"] and min(item["bbox"][2:]) > 0
+        ]
+        if not objects:
+            continue
+        owners += [len(sizes)] * len(objects)
+        sizes.append((record["height"], record["width"]))
+        boxes += [item["bbox"][2:] for item in objects]
+        labels += [item["category_id"] for item in objects]
+        masks += sum("segmentation" in item for item in objects)
+    if not boxes:
+        raise InputError(
+            f"{dataset.name}: none of {len(dataset.records)} images shows an object to train "
+            "on (crowds do not count): annotate some"
+        )
+    channels, depth = channels_and_depth(
+        [record["file_name"] for record in dataset.records.heads()]
+    )
+    return Survey(
+        sizes=np.array(sizes),
+        boxes=np.array(boxes, float),
+        owners=np.array(owners),
+        classes=np.array(labels),
+        class_names=dataset.class_names,
+        empty=len(dataset.records) - len(sizes),
+        crowds=int(dataset.records.crowds.sum()),
+        with_masks=masks,
+        channels=channels,
+        depth=depth,
+        test_images=sum(len(one.records) for one in sets.tests),
+    )
+
+
+def channels_and_depth(paths: Sequence[str]) -> tuple[int, str]:
+    """Those that most of the images have, by the headers of up to ``HEADERS`` files.
+
+    Where grey files stand among RGB ones, 3: grey becomes RGB.
+
+    Raises:
+        InputError: if none can be read.
+    """
+    found: Counter[tuple[int, str]] = Counter()
+    for index in evenly_spread(paths, HEADERS):
+        try:
+            with Path(paths[index]).open("rb") as file:
+                picture = open_picture(file)
+        except (ImageError, OSError):
+            continue  # the check has said it
+        found[picture.colours, picture.depth] += 1
+    if not found:
+        raise InputError(f"none of the images can be read, such as {paths[0]}")
+    channels, depth = found.most_common(1)[0][0]
+    if {key[0] for key in found} == {1, 3}:
+        channels = 3
+    return channels, depth

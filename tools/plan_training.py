@@ -1,0 +1,98 @@
+"""Plan a training: read labels and images, write a config with the reason beside each value.
+
+Nothing is searched by training: the labels give resolution, anchors and counts, and a few timed
+steps tell how many iterations fit into the minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from backbones.errors import InputError
+from backbones.whole_files import write_text
+from detection.config import load_config
+from detection.plan.plan import Request, base_values, plan_detection
+from detection.plan.survey import read_encoder
+from training.cli import ToolParser, run_tool
+from training.command_line.commands import as_called
+from training.devices import DEVICES
+from training.plans import this_machine
+
+EXAMPLES = """
+examples:
+  # one set of labels; --test is evaluated at the end, and its time is planned for
+  python tools/plan_training.py train.json --images images --minutes 20 --output plan.yaml
+  python tools/plan_training.py json:train.json:images --test json:val.json:images \\
+      --minutes 20 --output plan.yaml
+
+  # several sets, an encoder that FCMAE has pretrained
+  python tools/plan_training.py json:a.json:images json:b.json:more --test json:val.json:images \\
+      --encoder runs/fcmae/encoder.safetensors --minutes 60 --output plan.yaml
+
+  # then
+  python tools/train_net.py --config-file plan.yaml OUTPUT_DIR runs/planned
+"""
+
+
+def parse() -> argparse.Namespace:
+    parser = ToolParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("datasets", nargs="+", metavar="DATASET",
+        help="json:ANNOTATIONS:IMAGES, a known name, or a COCO json with --images")  # fmt: skip
+    add("--images", metavar="DIR", help="the image folder of data sets that are given as a json")
+    add("--test", nargs="+", default=[], metavar="DATASET", help="what is evaluated at the end")
+    add("--encoder", metavar="FILE", help="pretrained weights: a file of any format, or timm:NAME")
+    add("--minutes", type=float, default=15.0, help="of the whole training here (default: 15)")
+    add("--device", choices=DEVICES, help="what trains (default: a GPU that is there)")
+    add("--output", required=True, type=Path, metavar="CONFIG", help="the config to write")
+    return parser.parse_args()
+
+
+def dataset_name(text: str, images: str | None) -> str:
+    """A data set's name as configs have it.
+
+    Raises:
+        InputError: for a json without its image folder.
+    """
+    if Path(text).suffix.lower() != ".json" or text.startswith("json:"):
+        return text
+    if images is None:
+        raise InputError(f"{text}: give its images' folder: --images DIR, or json:{text}:DIR")
+    return f"json:{text}:{images}"
+
+
+def main() -> None:
+    arguments = parse()
+    if not 0 < arguments.minutes < float("inf"):
+        raise InputError(f"--minutes is {arguments.minutes}; give a positive number")
+    if arguments.output.exists():
+        raise InputError(f"{arguments.output} is there already: give another --output")
+    train, test = (
+        tuple(dataset_name(text, arguments.images) for text in texts)
+        for texts in (arguments.datasets, arguments.test)
+    )
+    encoder = read_encoder(arguments.encoder) if arguments.encoder else None
+    machine = this_machine(arguments.device)
+    request = Request(train, test, arguments.minutes, encoder, machine)
+    plan, numbers, timing = plan_detection(request)
+    command = f"python tools/train_net.py --config-file {arguments.output} OUTPUT_DIR runs/planned"
+    expected = timing.minutes(plan["SOLVER.MAX_ITER"], numbers.test_images)
+    header = [
+        f"Planned by tools/plan_training.py for {arguments.minutes:g} minutes on {machine}.",
+        numbers.sentence(),
+        f"Command:  {command}",
+        f"Expected: {expected:.1f} minutes: {timing}",
+    ]
+    write_text(arguments.output, plan.text(header, base_values(plan)))
+    load_config(arguments.output)
+    print(numbers.sentence())
+    print(plan.table())
+    print(f"{expected:.1f} minutes: {timing}")
+    print(f"wrote {arguments.output}; now: {as_called(command)}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_tool(main))

@@ -1,0 +1,247 @@
+"""A planned config: each value with its reason, and what a training by it takes on this machine.
+
+The rules are each wing's (:mod:`detection.plan`, :mod:`segmentation.plan`). Nothing is searched by
+training: a few steps of the very training are timed, with its start, its evaluation and its report,
+and the rest is arithmetic.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import statistics
+import subprocess
+import tempfile
+import textwrap
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from backbones.errors import InputError
+from training.command_line.jobs import usable_cores
+from training.config_files import flatten
+from training.devices import find_device
+
+LINE = 100  # characters of a line of the written file
+TIMED_STEPS = 14
+WARM_STEPS = 4  # of them, that are not counted: allocations, and libraries that choose kernels
+ON_TIME = 0.96  # of the minutes is planned for
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A key of a config with its value, and why."""
+
+    key: str
+    value: Any
+    reason: str
+
+
+@dataclass
+class Plan:
+    """A config that grows, value by value.
+
+    Attributes:
+        base: the config that it changes, by its name in ``det_configs``.
+        choices: by key; a later choice of the same key takes the earlier one's place.
+    """
+
+    base: str
+    choices: dict[str, Choice] = field(default_factory=dict)
+
+    def set(self, key: str, value: Any, reason: str) -> None:
+        self.choices[key] = Choice(key, value, reason)
+
+    def __getitem__(self, key: str) -> Any:
+        return self.choices[key].value
+
+    def text(self, header: Sequence[str], base: dict[str, Any]) -> str:
+        """The YAML file: what differs from the base, each value with its reason.
+
+        Args:
+            header: lines of comment.
+            base: dotted key -> the base's value. Choices that equal it end the file as a comment.
+        """
+        chosen = sorted(self.choices.values(), key=lambda one: one.key.split("."))
+        kept = [one for one in chosen if _plain(base.get(one.key)) == _plain(one.value)]
+        lines = [f"# {line}".rstrip() for line in header]
+        lines.append(f"_BASE_: {_yaml(self.base)}")
+        section: list[str] = []
+        for choice in (one for one in chosen if one not in kept):
+            *path, leaf = choice.key.split(".")
+            same = [one == other for one, other in zip(path, section, strict=False)]
+            shared = (*same, False).index(False)
+            lines += [f"{'  ' * depth}{path[depth]}:" for depth in range(shared, len(path))]
+            section, indent = path, "  " * len(path)
+            value = f"{indent}{leaf}: {_yaml(choice.value)}"
+            if len(value) + len(choice.reason) + 4 <= LINE:
+                lines.append(f"{value}  # {choice.reason}")
+            else:
+                lines += [*_comment(choice.reason, indent), value]
+        for choice in kept:
+            lines += _comment(f"of the base: {choice.key} {_yaml(choice.value)}: {choice.reason}")
+        return "\n".join(lines) + "\n"
+
+    def table(self) -> str:
+        """The choices as lines of a terminal: value, and the reason under it where it is long."""
+        rows = [
+            (choice.key, _yaml(choice.value), choice.reason) for choice in self.choices.values()
+        ]
+        width = max(len(f"{key} {value}") for key, value, _ in rows)
+        width = min(width, 48)
+        lines = []
+        for key, value, reason in rows:
+            head = f"{key} {value}"
+            parts = textwrap.wrap(reason, max(LINE - width - 2, 40)) or [""]
+            if len(head) > width:
+                lines.append(head)
+                head = ""
+            for part in parts:
+                lines.append(f"{head:<{width}}  {part}".rstrip())
+                head = ""
+        return "\n".join(lines)
+
+
+def _comment(text: str, indent: str = "") -> list[str]:
+    start = f"{indent}# "
+    return textwrap.wrap(text, LINE, initial_indent=start, subsequent_indent=start)
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_yaml, value))}]"
+    return json.dumps(value) if isinstance(value, str) else f"{value!r}"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a run takes on this machine.
+
+    Attributes:
+        step: seconds of a training step.
+        image: seconds of a test image: detected, evaluated.
+        fixed: seconds of the rest: start, checks, weights, the report.
+        memory_mb: the most memory that it held.
+    """
+
+    step: float
+    image: float
+    fixed: float
+    memory_mb: float
+
+    def iterations(self, minutes: float, images: int) -> int:
+        """How many steps there are in so many minutes with an evaluation of so many images."""
+        left = 60 * minutes * ON_TIME - self.fixed - images * self.image
+        return int(left / self.step)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.fixed:.0f} s to start, check and report, {self.step:.2f} s a step, "
+            f"{self.image:.2f} s a test image, {self.memory_mb:.0f} MB of memory"
+        )
+
+    def minutes(self, iterations: int, images: int) -> float:
+        """What so many steps and an evaluation of so many images take."""
+        return (self.fixed + iterations * self.step + images * self.image) / 60
+
+
+def timed(command: Sequence[str], images: int, steps: int = TIMED_STEPS) -> Timing:
+    """Run a training of a few steps as a process of its own, and read what its parts took.
+
+    Args:
+        command: trains and evaluates; ``OUTPUT_DIR`` and ``SOLVER.MAX_ITER`` are added.
+        images: that it evaluates on.
+
+    Raises:
+        InputError: with the end of what it said, if it fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="plan_") as name:
+        folder = Path(name) / "run"
+        began = time.perf_counter()
+        done = subprocess.run(
+            [*command, "OUTPUT_DIR", str(folder), "SOLVER.MAX_ITER", str(steps)],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+        )
+        whole = time.perf_counter() - began
+        if done.returncode:
+            end = "\n".join((done.stdout + done.stderr).splitlines()[-8:])
+            raise InputError(f"the training that was to be timed failed:\n{end}")
+        lines = (folder / "metrics.json").read_text(encoding="utf-8").splitlines()
+        entries = [entry for entry in map(json.loads, lines) if "time" in entry]
+        facts = dict(flatten(json.loads((folder / "run.json").read_text(encoding="utf-8"))))
+    times = [entry["time"] for entry in entries]
+    step = statistics.fmean(times[WARM_STEPS:] or times)
+    predict = facts.get("predict_seconds", 0.0)
+    trained = steps * statistics.fmean(times)
+    return Timing(
+        step,
+        predict / images if images else 0.0,
+        max(whole - trained - predict, 0.0),
+        float(facts.get("peak_memory_mb", 0.0)),
+    )
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What trains.
+
+    Attributes:
+        device: "cpu", "cuda" or "mps".
+        cores: that may be used.
+        memory_mb: of the machine, or of its GPU.
+        has_detectron2: whether that engine is installed.
+    """
+
+    device: str
+    cores: int
+    memory_mb: float
+    has_detectron2: bool = False
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.device != "cpu"
+
+    def __str__(self) -> str:
+        cores = f"{self.cores} core{'s' * (self.cores > 1)}"
+        return f"{cores if not self.is_gpu else self.device}, {self.memory_mb / 2**10:.0f} GiB"
+
+
+def this_machine(device: str | None = None) -> Machine:
+    """This one.
+
+    Args:
+        device: "cpu", "cuda", "mps"; None for a GPU that is there.
+
+    Raises:
+        InputError: if there is no such GPU.
+    """
+    found = find_device(device).type
+    if found == "cuda":
+        memory = torch.cuda.get_device_properties(0).total_memory / 2**20
+    else:
+        memory = memory_mb()
+    has_detectron2 = importlib.util.find_spec("detectron2") is not None
+    return Machine(found, usable_cores(), memory, has_detectron2)
+
+
+def memory_mb() -> float:
+    """The machine's memory, or less where a container allows less."""
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text(encoding="ascii").strip() if limit.is_file() else ""
+    total = psutil.virtual_memory().total
+    return min(total, int(text) if text.isdecimal() else total) / 2**20

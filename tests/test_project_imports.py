@@ -31,6 +31,7 @@ DETECTION = (
     [{"reporting", "report"}, {"engines"}],  # neither imports the other
     [{"predict", "prediction", "detector"}, {"export", "exporting"}],
     [{"run", "run_record"}],
+    [{"plan"}],
     [{"benchmarks"}],
 )
 

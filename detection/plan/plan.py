@@ -19,7 +19,7 @@ from detection.plan.survey import Encoder, LoadedSets, Survey, load_sets, survey
 from training.command_line.commands import child_command
 from training.config_files import get
 from training.data import evenly_spread
-from training.plans import TIMED_STEPS, Machine, Plan, Timing, timed
+from training.plans import ON_TIME, TIMED_STEPS, Machine, Plan, Timing, timed
 
 TIMED_IMAGES = (64, 12)  # of the training and the test set, in the steps that are timed
 LEAST_STEPS = 20
@@ -86,55 +86,72 @@ class TimedPart:
 
 
 def decide(request: Request, numbers: Survey, timer: Timer) -> tuple[Plan, Timing]:
-    """Apply the rules; ``timer`` is asked what a step by them takes, up to four times."""
-    machine, minutes = request.machine, request.minutes
-    plan = rules.plan_base(machine)
+    """Apply the rules; ``timer`` is asked, a few times, what a training by them takes.
+
+    Raises:
+        InputError: for minutes or memory that are too few.
+    """
+    machine, minutes, images = request.machine, request.minutes, numbers.test_images
+    plan = rules.plan_base(machine, request.encoder)
     plan.set("DATASETS.TRAIN", list(request.train), "as given")
     if request.test:
-        plan.set("DATASETS.TEST", list(request.test), f"{numbers.test_images} images, as given")
+        plan.set("DATASETS.TEST", list(request.test), f"{images} images, as given")
     rules.plan_classes(plan, numbers)
     rules.plan_channels(plan, numbers, request.encoder)
     rules.plan_weights(plan, request.encoder)
     rules.plan_loader(plan, machine)
     rules.plan_batch(plan, numbers, machine)
     rules.plan_counts(plan, numbers)
-    rules.plan_augmentation(plan, numbers)
-    wanted, reason = rules.wanted_side(numbers)
+    rules.plan_sampler(plan, numbers)
+    rules.plan_augmentation(plan)
+    rules.plan_schedule(plan, TIMED_STEPS, numbers, "timed")
+    if rules.needs_tiles(numbers, machine):
+        rules.plan_tiles(plan, numbers, machine)
+        rules.plan_anchors(plan, numbers)
+        timing = timer(plan)
+    else:
+        timing = _at_best_side(plan, request, numbers, timer)
+    while timing.memory_mb > MEMORY * machine.memory_mb and plan["SOLVER.IMS_PER_BATCH"] > 1:
+        rules.plan_batch(plan, numbers, machine, plan["SOLVER.IMS_PER_BATCH"] // 2)
+        timing = timer(plan)
+    if timing.memory_mb > MEMORY * machine.memory_mb:
+        raise InputError(
+            f"a training of one image a step holds {timing.memory_mb:.0f} MB, and this machine has "
+            f"{machine.memory_mb:.0f}: cut the images, or take a machine with more"
+        )
+    steps = timing.iterations(minutes, images)
+    if steps < LEAST_STEPS:
+        least = timing.minutes(LEAST_STEPS, images) / ON_TIME
+        raise InputError(
+            f"--minutes {minutes:g} are too few here: start, checks, report and the evaluation of "
+            f"{images} images take {timing.minutes(0, images):.1f} minutes, and a step "
+            f"{timing.step:.2f} seconds; give at least {least:.1f}"
+        )
+    most = rules.enough_steps(numbers, plan["SOLVER.IMS_PER_BATCH"])
+    why = f"{minutes:g} minutes at {timing.step:.2f} s a step"
+    if steps > most:
+        steps, why = most, f"more teaches little on {len(numbers.sizes)} images"
+    rules.plan_schedule(plan, steps, numbers, why)
+    return plan, timing
+
+
+def _at_best_side(plan: Plan, request: Request, numbers: Survey, timer: Timer) -> Timing:
+    """Resize images so that objects are large enough and steps are enough."""
 
     def at(side: int, why: str) -> Timing:
         rules.plan_side(plan, side, why)
         rules.plan_anchors(plan, numbers)
-        rules.plan_schedule(plan, TIMED_STEPS, numbers, "timed")
         return timer(plan)
 
-    found = at(wanted, reason)
-    steps = found.iterations(minutes, numbers.test_images)
-    side = rules.affordable_side(wanted, steps, numbers)
-    if side < wanted:
-        found = at(
-            side,
-            f"{reason} at {wanted}, but {minutes:g} minutes are {max(steps, 0)} steps of it: fewer "
-            f"pixels, more steps",
-        )
-        steps = found.iterations(minutes, numbers.test_images)
-    while found.memory_mb > MEMORY * machine.memory_mb and plan["SOLVER.IMS_PER_BATCH"] > 1:
-        rules.plan_batch(plan, numbers, machine, plan["SOLVER.IMS_PER_BATCH"] // 2)
-        found = timer(plan)
-        steps = found.iterations(minutes, numbers.test_images)
-    if steps < LEAST_STEPS:
-        least = found.minutes(LEAST_STEPS, numbers.test_images) / 0.96
-        raise InputError(
-            f"--minutes {minutes:g} are too few: start, checks, evaluation of "
-            f"{numbers.test_images} images and report take "
-            f"{found.minutes(0, numbers.test_images):.1f} minutes here, a step {found.step:.2f} s; "
-            f"give at least {least:.1f}"
-        )
-    most = rules.enough_steps(numbers, plan["SOLVER.IMS_PER_BATCH"])
-    why = f"{minutes:g} minutes at {found.step:.2f} s a step"
-    if steps > most:
-        steps, why = most, f"more teaches little on {len(numbers.sizes)} images"
-    rules.plan_schedule(plan, steps, numbers, why)
-    return plan, found
+    wanted, why = rules.wanted_side(numbers)
+    timing = at(wanted, why)
+    steps = timing.iterations(request.minutes, numbers.test_images)
+    side = rules.side_for_time(wanted, steps, numbers)
+    if side == wanted:
+        return timing
+    sizes = rules.said_sizes(numbers, side)
+    trade = "fewer pixels for more steps" if side < wanted else "time for more pixels"
+    return at(side, f"{sizes}; {wanted} would be {max(steps, 0)} steps: {trade}")
 
 
 def base_values(plan: Plan) -> dict[str, Any]:
@@ -159,9 +176,8 @@ def write_part(dataset: CocoDataset, path: Path, count: int) -> str:
         images.append({"id": number, "file_name": Path(file).as_posix(), **sides})
         for item in record["annotations"]:
             kept = {key: item[key] for key in ("bbox", "iscrowd", "segmentation") if key in item}
-            for part in (kept.get("segmentation"),):
-                if isinstance(part, dict) and isinstance(part.get("counts"), bytes):
-                    kept["segmentation"] = part | {"counts": part["counts"].decode("ascii")}
+            if isinstance(mask := kept.get("segmentation"), dict):
+                kept["segmentation"] = mask | {"counts": _text(mask["counts"])}
             ids = {"id": len(annotations) + 1, "image_id": number}
             annotations.append(ids | {"category_id": item["category_id"] + 1} | kept)
     names = (*dataset.class_names, *dataset.beyond)
@@ -169,3 +185,7 @@ def write_part(dataset: CocoDataset, path: Path, count: int) -> str:
     tree = {"images": images, "annotations": annotations, "categories": categories}
     write_coco(tree, path)
     return f"json:{path}:{folder}"
+
+
+def _text(counts: Any) -> Any:
+    return counts.decode("ascii") if isinstance(counts, bytes) else counts

@@ -1,10 +1,10 @@
 """The rules by which a detection training is planned: each with its source or its measurement.
 
-Every rule takes the numbers of a data set (:class:`detection.plan.survey.Survey`) and of the
-machine, and sets keys of a config, each with the reason that is written beside it. Nothing is
-searched by training; what the minutes allow comes from a few timed steps (:mod:`training.plans`).
+A rule takes the numbers of a data set (:class:`detection.plan.survey.Survey`) and of the machine,
+and sets keys of a config, each with the reason that is written beside it. Nothing is searched by
+training; what the minutes allow comes from a few timed steps (:mod:`training.plans`).
 
-"Measured" is told in docs/plan.md, with the commands.
+"Measured" stands in docs/plan.md, with the commands; "chosen" has neither source nor measurement.
 """
 
 from __future__ import annotations
@@ -18,42 +18,59 @@ from detection.plan.survey import Encoder, Survey
 from training.plans import Machine, Plan
 
 CPU_BASE = "quick/mask_rcnn_convnextv2_atto_scratch_quick.yaml"
-GPU_BASE = "coco/mask_rcnn_convnextv2_atto_scratch_1x.yaml"
+GPU_BASES = {
+    False: "coco/mask_rcnn_convnextv2_atto_scratch_1x.yaml",
+    True: "coco/mask_rcnn_convnextv2_atto_fcmae_1x.yaml",  # with an encoder
+}
 
-# Shorter sides that are planned, in pixels: multiples of the encoder's stride.
+# Shorter sides that are planned, in pixels: multiples of the encoder's stride of 32.
 SIDES = (128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 800, 1024, 1280)
-SMALL, MIDDLE = 20, 40  # pixels that a small and a middling object shall have
-LEAST_SMALL = 8  # pixels: two sites of the finest map (stride 4)
+SMALL, MIDDLE = 20, 40  # pixels of the objects' lower quarter and of their half
+LEAST_SMALL = 8  # pixels: two places of the finest map, whose stride is 4
 LARGEST_ENLARGEMENT = 2.0
+USUAL_LARGEST = 800  # detectron2's shorter side
 LONGEST = 1.75  # longer side / shorter side: the quick config's 448 / 256
-WANTED_STEPS = 600  # that a training takes before sharper images are worth more
+WANTED_STEPS = 600  # below, fewer pixels and more steps are better
+RICH_STEPS = 3000  # above, more pixels and fewer steps
 
-DETECTIONS = 100  # COCO's own limit
+LARGEST_SIDE = {False: 512, True: 1333}  # of a whole image, by whether there is a GPU; then tiles
+TILE = {False: 256, True: 800}
+TILE_OBJECTS = 2.0  # a tile is that much larger than all but 5% of the objects
+
+COCO_DETECTIONS = 100  # that COCO's AP counts
 MOST_DETECTIONS = 1000
+PROPOSALS_OF_OBJECT = 3
+MOST_PROPOSALS = 2000
+
+# AdamW's rate and the images of a step that it is for: the quick config's, found on other data than
+# it is used on, for the smallest encoders; the paper's recipe for COCO (RECIPES: 1e-4 at 16 to 32).
+SMALL_ENCODERS = ("atto", "femto", "pico", "nano")
+QUICK_RATE = 5e-4
+COCO_RATE, COCO_BATCH = 1e-4, 16
+RARE = 0.1  # of the most frequent class's images
 
 
-def plan_base(machine: Machine) -> Plan:
-    """The heads: a fourth of the channels on a CPU, detectron2's on a GPU."""
+def plan_base(machine: Machine, encoder: Encoder | None) -> Plan:
+    """The heads: a fourth of the channels on a CPU; on a GPU detectron2's, and its engine."""
     if not machine.is_gpu:
         return Plan(CPU_BASE)
-    plan = Plan(GPU_BASE)
-    engine = "detectron2" if machine.has_detectron2 else "torchvision"
-    why = "the field's engine, which is installed" if machine.has_detectron2 else (
-        "detectron2 is not installed; both engines are the same function (PARITY)"
-    )  # fmt: skip
-    plan.set("ENGINE", engine, why)
+    plan = Plan(GPU_BASES[encoder is not None])
+    if machine.has_detectron2:
+        plan.set("ENGINE", "detectron2", "the field's engine, which is installed")
+    else:
+        plan.set("ENGINE", "torchvision", "detectron2 is not installed; the numbers are the same")
+    if machine.device == "mps":
+        plan.set("SOLVER.AMP.ENABLED", False, "bf16 was not tried on Apple's GPU")
     return plan
 
 
 def plan_classes(plan: Plan, survey: Survey) -> None:
-    """Classes from the labels; masks where every object has one."""
+    """Classes from the labels; masks where objects have some."""
     names = survey.class_names
     shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
     plan.set("MODEL.ROI_HEADS.NUM_CLASSES", len(names), f"the labels': {shown}")
-    if survey.with_masks:
-        plan.set("MODEL.MASK_ON", True, f"{survey.with_masks} objects have a mask")
-    else:
-        plan.set("MODEL.MASK_ON", False, "no object has a mask")
+    have = f"{survey.with_masks} of {len(survey.boxes)} objects have a mask"
+    plan.set("MODEL.MASK_ON", survey.with_masks > 0, have)
 
 
 def plan_channels(plan: Plan, survey: Survey, encoder: Encoder | None) -> None:
@@ -62,77 +79,82 @@ def plan_channels(plan: Plan, survey: Survey, encoder: Encoder | None) -> None:
     files = f"the files have {channels} channel{'s' * (channels > 1)} of {survey.depth}"
     if channels == 1 and encoder is not None and encoder.in_chans == 3:
         channels, files = 3, f"{files}, the encoder takes 3: grey is repeated"
-    formats = {3: "RGB", 1: "L"}
-    plan.set("INPUT.FORMAT", formats.get(channels, "raw"), files)
+    plan.set("INPUT.FORMAT", {3: "RGB", 1: "L"}.get(channels, "raw"), files)
     plan.set("MODEL.CONVNEXT.IN_CHANS", channels, "as INPUT.FORMAT has")
     if encoder is not None and encoder.has_statistics and encoder.in_chans == channels:
         source = "empty: the encoder's file has its own"
     elif channels == 3 and survey.depth == "8 bits":
         source = "empty: ImageNet's, as for all RGB of 8 bits"
     else:
-        source = f"empty: measured when training starts, for ImageNet's do not fit {survey.depth}"
+        source = f"empty: measured by the training; ImageNet's are for RGB of 8 bits, not {files}"
     plan.set("MODEL.PIXEL_MEAN", [], source)
-    plan.set("MODEL.PIXEL_STD", [], source)
+    plan.set("MODEL.PIXEL_STD", [], "as MODEL.PIXEL_MEAN")
     if encoder is not None and encoder.in_chans != channels:
-        plan.set(
-            "MODEL.CONVNEXT.ADAPT_CHANNELS", True,
-            f"the encoder has {encoder.in_chans} channels (timm's rule, docs/transfer.md)",
-        )  # fmt: skip
+        why = f"the encoder has {encoder.in_chans} channels: timm's rule (docs/transfer.md)"
+        plan.set("MODEL.CONVNEXT.ADAPT_CHANNELS", True, why)
 
 
 def plan_weights(plan: Plan, encoder: Encoder | None) -> None:
-    """The encoder that was given, or random weights of the smallest."""
+    """The encoder that was given, or random weights of the smallest; no stage is frozen.
+
+    All of the paper's fine-tunings train every stage (arXiv 2301.00808, A.3).
+    """
     if encoder is None:
-        plan.set(
-            "MODEL.CONVNEXT.WEIGHTS", "",
-            "random: no --encoder was given; FCMAE on your images is worth 5 to 15 AP "
-            "(docs/reproduction.md)",
-        )  # fmt: skip
-        return
-    plan.set("MODEL.CONVNEXT.SIZE", encoder.size, "of the encoder's file")
-    plan.set("MODEL.CONVNEXT.WEIGHTS", encoder.path, "--encoder")
+        why = "random: no --encoder; FCMAE on such images brought 5 to 15 AP (docs/reproduction.md)"
+        plan.set("MODEL.CONVNEXT.WEIGHTS", "", why)
+    else:
+        plan.set("MODEL.CONVNEXT.SIZE", encoder.size, "of the encoder's file")
+        plan.set("MODEL.CONVNEXT.WEIGHTS", encoder.path, "--encoder")
+    plan.set("MODEL.BACKBONE.FREEZE_AT", 0, "none is frozen, as in the paper's fine-tunings")
 
 
 def wanted_side(survey: Survey) -> tuple[int, str]:
     """The shorter side at which objects are large enough to be found, and why.
 
-    A quarter of the objects may be smaller than ``SMALL`` pixels, half smaller than ``MIDDLE``.
-    Boxes are found well from 32 pixels on (COCO's bound of small objects, whose AP is about half of
-    the others'); more costs time that more steps use better (measured). Images are enlarged to
-    twice their size at most: it shows nothing new, but puts small objects on more sites.
+    Three quarters of the objects get ``SMALL`` pixels or more, half of them ``MIDDLE``: COCO calls
+    those below 32 small, and detectors find them half as well (RECIPES: 35.9 against 57.3 and 67.0
+    AP). Images are enlarged to twice their size at most: that shows nothing new, but puts small
+    objects on more places of the maps.
     """
     quarter, half = np.percentile(survey.relative_sizes, [25, 50])
-    native = float(np.median(survey.short))
-    side = min(max(SMALL / quarter, MIDDLE / half), LARGEST_ENLARGEMENT * native)
-    chosen = nearest_side(side)
-    reason = (
-        f"half of the objects have {half * chosen:.0f} pixels and more there, three quarters "
-        f"{quarter * chosen:.0f} (in the files {half * native:.0f} and {quarter * native:.0f})"
+    most = LARGEST_ENLARGEMENT * float(np.median(survey.short))
+    chosen = nearest_side(max(SMALL / quarter, MIDDLE / half), most)
+    return chosen, said_sizes(survey, chosen)
+
+
+def said_sizes(survey: Survey, side: int) -> str:
+    quarter, half = np.percentile(survey.relative_sizes, [25, 50])
+    return (
+        f"three quarters of the objects have {quarter * side:.0f} pixels or more, half of them "
+        f"{half * side:.0f}"
     )
-    return chosen, reason
 
 
-def nearest_side(side: float) -> int:
-    """The nearest of SIDES, by ratio."""
-    return min(SIDES, key=lambda one: abs(math.log(one / side)))
+def nearest_side(side: float, most: float = SIDES[-1]) -> int:
+    """The nearest of SIDES, by ratio, that is not larger than ``most``."""
+    allowed = [one for one in SIDES if one <= most] or SIDES[:1]
+    return min(allowed, key=lambda one: abs(math.log(one / side)))
 
 
-def affordable_side(wanted: int, steps: int, survey: Survey) -> int:
-    """A smaller side where the minutes are too few for WANTED_STEPS at the wanted one.
+def side_for_time(wanted: int, steps: int, survey: Survey) -> int:
+    """Another side where the minutes are few or many: a step's time goes with the pixels.
 
-    A step's time goes with the pixels. No smaller than where a quarter of the objects would have
-    under ``LEAST_SMALL`` pixels, or the half of the wanted side.
+    Smaller where the wanted one leaves fewer than WANTED_STEPS, but not where a quarter of the
+    objects would have under ``LEAST_SMALL`` pixels; and not under half of it. Larger where it
+    leaves more than RICH_STEPS, up to the images' own size and detectron2's 800.
     """
-    if steps >= WANTED_STEPS:
-        return wanted
-    side = wanted * math.sqrt(max(steps, 1) / WANTED_STEPS)
-    quarter = float(np.percentile(survey.relative_sizes, 25))
-    least = min(wanted, max(LEAST_SMALL / quarter, wanted / 2, SIDES[0]))
-    return min(wanted, nearest_side(max(side, least)))
+    if steps < WANTED_STEPS:
+        quarter = float(np.percentile(survey.relative_sizes, 25))
+        side = wanted * math.sqrt(max(steps, 1) / WANTED_STEPS)
+        return min(wanted, nearest_side(max(side, LEAST_SMALL / quarter, wanted / 2)))
+    if steps > RICH_STEPS:
+        most = min(float(np.median(survey.short)), USUAL_LARGEST)
+        return max(wanted, nearest_side(wanted * math.sqrt(steps / RICH_STEPS), most))
+    return wanted
 
 
 def plan_side(plan: Plan, side: int, reason: str) -> None:
-    """One side for training and test, and a longer side that lets panoramas in, shrunk."""
+    """One side for training and test, and a longest one, which shrinks panoramas."""
     longest = int(side * LONGEST)
     plan.set("INPUT.MIN_SIZE_TRAIN", [side], reason)
     plan.set("INPUT.MAX_SIZE_TRAIN", longest, f"{LONGEST} x MIN_SIZE, as in the quick config")
@@ -140,107 +162,145 @@ def plan_side(plan: Plan, side: int, reason: str) -> None:
     plan.set("INPUT.MAX_SIZE_TEST", longest, "as in training")
 
 
+def needs_tiles(survey: Survey, machine: Machine) -> bool:
+    """Whether images are too large to be resized: objects would be lost, or steps would be slow.
+
+    So where the wanted side is beyond ``LARGEST_SIDE``, and objects are small in the files, too.
+    """
+    small_in_files = float(np.percentile(survey.object_sizes, 25)) <= 2 * MIDDLE
+    limit = LARGEST_SIDE[machine.is_gpu]
+    return wanted_side(survey)[0] > limit and np.median(survey.short) > limit and small_in_files
+
+
+def plan_tiles(plan: Plan, survey: Survey, machine: Machine) -> None:
+    """Parts of the images, not resized, that hold twice the size of all but 5% of the objects.
+
+    Tiles overlap by as much as those objects measure, so that each is whole in one of them.
+    """
+    large = float(np.percentile(survey.boxes.max(1), 95))
+    size = max(TILE[machine.is_gpu], _up(TILE_OBJECTS * large, 32))
+    quarter = float(np.percentile(survey.object_sizes, 25))
+    shrunk = quarter * LARGEST_SIDE[machine.is_gpu] / float(np.median(survey.short))
+    plan.set(
+        "INPUT.TILES.ENABLED", True,
+        f"a quarter of the objects has under {quarter:.0f} pixels in the files, and {shrunk:.0f} "
+        f"if images were resized to {LARGEST_SIDE[machine.is_gpu]}",
+    )  # fmt: skip
+    plan.set(
+        "INPUT.TILES.SIZE", size, f"twice the {large:.0f} pixels of the largest objects, or more"
+    )
+    overlap = min(_up(large, 8), size // 2)
+    plan.set("INPUT.TILES.OVERLAP", overlap, "so that these are whole in one of the tiles")
+
+
 def plan_anchors(plan: Plan, survey: Survey) -> None:
     """Sizes and ratios by the objects at their size in training (:mod:`detection.plan.anchors`)."""
-    shortest, longest = plan["INPUT.MIN_SIZE_TRAIN"][0], plan["INPUT.MAX_SIZE_TRAIN"]
-    boxes = survey.boxes * survey.scales(shortest, longest)[survey.owners, None]
+    boxes = survey.boxes
+    if "INPUT.TILES.ENABLED" not in plan.choices:
+        shortest, longest = plan["INPUT.MIN_SIZE_TRAIN"][0], plan["INPUT.MAX_SIZE_TRAIN"]
+        boxes = boxes * survey.scales(shortest, longest)[survey.owners, None]
     sizes, ratios, overlap, usual = fitted_anchors(boxes)
     small, large = np.percentile(np.sqrt(boxes.prod(1)), [5, 95])
     plan.set(
         "MODEL.ANCHOR_GENERATOR.SIZES", [[size] for size in sizes],
-        f"90% of the objects have {small:.0f} to {large:.0f} pixels; mean overlap with the best "
-        f"anchor {overlap:.2f} (with 32 to 512: {usual:.2f})",
+        f"90% of the objects have {small:.0f} to {large:.0f} pixels; overlap with their best "
+        f"anchor {overlap:.2f} on average ({usual:.2f} with detectron2's 32 to 512)",
     )  # fmt: skip
     low, high = np.percentile(boxes[:, 1] / boxes[:, 0], [5, 95])
-    plan.set(
-        "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [ratios],
-        f"height / width is {low:.2f} to {high:.2f} for 90% of the objects",
-    )  # fmt: skip
+    why = f"height / width of 90% of the objects is {low:.2f} to {high:.2f}"
+    plan.set("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [ratios], why)
 
 
 def plan_counts(plan: Plan, survey: Survey) -> None:
     """Proposals and detections, by the fullest image.
 
-    detectron2 keeps 1000 proposals for at most about 60 objects on COCO's fullest images; the
-    quick config 200. Three for each object and no fewer than the base; detections a third more
-    than the fullest image has, for COCO's 100 would leave objects out.
+    A few proposals for each object and no fewer than the base's; detections a third more than the
+    fullest image has, but COCO's 100 at least: an object beyond the limit is never found.
     """
     most = int(survey.per_image.max())
     said = f"the fullest image has {most} objects"
-    low_train, low_test = (1000, 1000) if plan.base == GPU_BASE else (200, 200)
-    kept = min(max(low_train, _hundreds(3 * most)), 2000)
-    found = min(max(DETECTIONS, _tens(4 * most / 3)), MOST_DETECTIONS)
-    plan.set("MODEL.RPN.POST_NMS_TOPK_TRAIN", kept, f"{said}: 3 for each")
-    test = min(max(low_test, _hundreds(3 * most)), 2000)
-    plan.set("MODEL.RPN.POST_NMS_TOPK_TEST", test, "as in training")
-    pre = (2000, 1000) if plan.base == GPU_BASE else (500, 500)
-    plan.set("MODEL.RPN.PRE_NMS_TOPK_TRAIN", max(pre[0], 2 * kept), "of a level, before NMS")
-    plan.set("MODEL.RPN.PRE_NMS_TOPK_TEST", max(pre[1], 2 * test), "of a level, before NMS")
-    plan.set("TEST.DETECTIONS_PER_IMAGE", found, f"{said}; COCO's limit is {DETECTIONS}")
+    on_gpu = plan.base != CPU_BASE
+    for split, low, before in (
+        ("TRAIN", 1000 if on_gpu else 200, 2000 if on_gpu else 500),
+        ("TEST", 1000 if on_gpu else 200, 1000 if on_gpu else 500),
+    ):
+        kept = min(max(low, _up(PROPOSALS_OF_OBJECT * most, 100)), MOST_PROPOSALS)
+        why = f"{said}: {PROPOSALS_OF_OBJECT} for each, {low} at least"
+        plan.set(f"MODEL.RPN.POST_NMS_TOPK_{split}", kept, why)
+        plan.set(f"MODEL.RPN.PRE_NMS_TOPK_{split}", max(before, 2 * kept), "of a level, before NMS")
+    found = min(max(COCO_DETECTIONS, _up(4 * most / 3, 10)), MOST_DETECTIONS)
+    plan.set("TEST.DETECTIONS_PER_IMAGE", found, f"{said}; COCO's AP counts {COCO_DETECTIONS}")
 
 
-def _hundreds(count: float) -> int:
-    return math.ceil(count / 100) * 100
+def _up(number: float, unit: int) -> int:
+    """The next multiple."""
+    return math.ceil(number / unit) * unit
 
 
-def _tens(count: float) -> int:
-    return math.ceil(count / 10) * 10
-
-
-RATES = {  # AdamW's, from random weights or an FCMAE encoder, at RATE_BATCH images a step
-    "atto": 5e-4, "femto": 5e-4, "pico": 4e-4, "nano": 3e-4, "tiny": 2e-4, "small": 2e-4,
-    "base": 1e-4, "large": 1e-4, "xlarge": 1e-4, "huge": 1e-4,
-}  # fmt: skip
-RATE_BATCH = 2
-
-
-def plan_batch(plan: Plan, survey: Survey, machine: Machine, batch: int | None = None) -> None:
+def plan_batch(plan: Plan, survey: Survey, machine: Machine, most: int = 16) -> None:
     """Images of a step, and the rate.
 
-    On a CPU a step of one image takes half the time of one of two, and from random weights steps
-    are what is short: one image (measured). On a GPU 16 images use it, but an epoch shall have 10
-    steps. The rate goes with the square root of the batch, as for Adam (arXiv 2205.10287).
+    On a CPU a step of one image takes little more than half the time of one of two, and steps are
+    what is short: one image. A GPU takes up to 16, but an epoch shall have 10 steps. The rate goes
+    with the root of the batch, as Adam's does (arXiv 2205.10287); that of one image is not lowered.
     """
-    if batch is None:
-        most = 16 if machine.is_gpu else 1
-        batch = max(1, min(most, len(survey.sizes) // 10 or 1))
-    reason = "more steps in the same time (measured)" if batch == 1 else "uses the GPU"
-    plan.set("SOLVER.IMS_PER_BATCH", batch, reason)
+    batch = min(16, most, max(1, len(survey.sizes) // 10)) if machine.is_gpu else 1
+    why = "16 on a GPU, but 10 steps an epoch" if machine.is_gpu else "more steps in the same time"
+    plan.set("SOLVER.IMS_PER_BATCH", batch, why)
     size = plan.choices.get("MODEL.CONVNEXT.SIZE")
-    name = size.value.rpartition("_")[2] if size else "atto"
-    rate = RATES[name] * math.sqrt(max(batch, RATE_BATCH) / RATE_BATCH)
-    plan.set(
-        "SOLVER.BASE_LR", float(f"{rate:.2g}"),
-        f"{RATES[name]:g} for {name} at {RATE_BATCH} images, by the root of the batch above it",
-    )  # fmt: skip
+    is_small = size is None or size.value.rpartition("_")[2] in SMALL_ENCODERS
+    if is_small and not machine.is_gpu:
+        plan.set("SOLVER.BASE_LR", QUICK_RATE, "the quick config's, for small encoders and heads")
+        return
+    rate = float(f"{COCO_RATE * math.sqrt(batch / COCO_BATCH):.2g}")
+    why = f"the paper's {COCO_RATE:g} at {COCO_BATCH} images, times the root of the batch's share"
+    plan.set("SOLVER.BASE_LR", rate, why)
 
 
-def plan_schedule(plan: Plan, iterations: int, survey: Survey, reason: str) -> None:
-    """Iterations, a warm-up, and a tenth of the rate for the last fifth."""
-    epochs = iterations * plan["SOLVER.IMS_PER_BATCH"] / len(survey.sizes)
-    plan.set("SOLVER.MAX_ITER", iterations, f"{reason}; {epochs:.3g} epochs of {len(survey.sizes)}")
-    warmup = max(1, min(1000, iterations // 15))
-    plan.set("SOLVER.WARMUP_ITERS", warmup, "a fifteenth, as in the quick config; at most 1000")
-    steps = sorted({max(1, round(0.8 * iterations)), max(2, round(0.95 * iterations))})
-    plan.set("SOLVER.STEPS", steps, "after 80% and 95%")
-    plan.set("SOLVER.CHECKPOINT_PERIOD", max(1, -(-iterations // 4)), "four checkpoints")
+def plan_sampler(plan: Plan, survey: Survey) -> None:
+    """Images of rare classes come more often: LVIS's repeat factors (arXiv 1908.03195)."""
+    counts = survey.images_of_class
+    limit = RARE * counts.max()
+    if rare := [name for name, n in zip(survey.class_names, counts, strict=True) if 0 < n < limit]:
+        plan.set(
+            "DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler",
+            f"{len(rare)} classes are on fewer than {RARE:.0%} of the images of the commonest one, "
+            f"such as {', '.join(rare[:3])}",
+        )  # fmt: skip
+        threshold = float(f"{limit / len(survey.sizes):.2g}")
+        plan.set("DATALOADER.REPEAT_THRESHOLD", threshold, "that share of all images")
+    else:
+        plan.set("DATALOADER.SAMPLER_TRAIN", "TrainingSampler", "no class is ten times rarer")
 
 
-def plan_augmentation(plan: Plan, survey: Survey) -> None:
-    """What makes more of few images."""
+def plan_augmentation(plan: Plan) -> None:
     plan.set("INPUT.RANDOM_FLIP", "horizontal", "a mirrored scene is a scene, as on COCO")
 
 
 def plan_loader(plan: Plan, machine: Machine) -> None:
-    workers = min(8, machine.cores - 1) if machine.is_gpu else min(1, machine.cores - 1)
-    why = f"{machine.cores} core{'s' * (machine.cores > 1)}; the others compute"
+    workers = min(8 if machine.is_gpu else 1, machine.cores - 1)
+    why = f"of {machine.cores} core{'s' * (machine.cores > 1)}, beside the training's own"
     plan.set("DATALOADER.NUM_WORKERS", workers, why)
 
 
 def enough_steps(survey: Survey, batch: int) -> int:
     """Steps beyond which a training is not planned: 400 epochs, but 2000 steps at least.
 
-    400 epochs are the longest schedule of which a gain is published for detectors (100 to 400 on
-    COCO from random weights, arXiv 2012.07177).
+    400 epochs are the longest schedule of which a gain is published for detectors from random
+    weights (COCO, arXiv 2012.07177).
     """
     return max(2000, 400 * len(survey.sizes) // batch)
+
+
+def plan_schedule(plan: Plan, iterations: int, survey: Survey, reason: str) -> None:
+    """Iterations, a warm-up, and the rate x 0.1 for the last fifth, as in the quick config.
+
+    The second fall before the end is detectron2's habit (after 96% of its 3x schedule).
+    """
+    epochs = iterations * plan["SOLVER.IMS_PER_BATCH"] / len(survey.sizes)
+    plan.set("SOLVER.MAX_ITER", iterations, f"{reason}; {epochs:.3g} epochs of {len(survey.sizes)}")
+    warmup = max(1, min(1000, iterations // 15))
+    plan.set("SOLVER.WARMUP_ITERS", warmup, "a fifteenth, as in the quick config; 1000 at most")
+    steps = [max(1, round(0.8 * iterations)), max(2, round(0.95 * iterations))]
+    plan.set("SOLVER.STEPS", steps, "after 80% and 95%")
+    plan.set("SOLVER.CHECKPOINT_PERIOD", max(1, -(-iterations // 4)), "four checkpoints")

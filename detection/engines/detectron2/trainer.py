@@ -51,7 +51,7 @@ from training.guards.workers import loader_problem
 from training.loop import NonFiniteLossError
 from training.progress import progress
 from training.records.environment import device_name, peak_memory_mb, warn_of_slow_bf16
-from training.records.metrics import MetricsFile, log_period, train_seconds
+from training.records.metrics import MetricsFile, train_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -142,8 +142,7 @@ class Trainer(DefaultTrainer):
             writers = [*wandb, *self.build_writers()]
             if resume:  # steps beyond the checkpoint, which an earlier session logged, go
                 writers[-1] = TensorboardXWriter(cfg.OUTPUT_DIR, purge_step=self.start_iter)
-            period = log_period(self.max_iter)
-            self.register_hooks([OverlayHook(), d2_hooks.PeriodicWriter(writers, period=period)])
+            self.register_hooks([OverlayHook(), d2_hooks.PeriodicWriter(writers, period=20)])
 
     def train(self) -> None:
         """Train; signals end it with a checkpoint.

@@ -43,7 +43,11 @@ def write_config(options: Any, derived: Mapping[str, Any]) -> None:
 
 
 def check_resumed(
-    options: TrainingOptions, images: Mapping[str, Any], free: Sequence[str], resume: bool
+    options: TrainingOptions,
+    images: Mapping[str, Any],
+    free: Sequence[str],
+    resume: bool,
+    resolved: Mapping[str, Any] | None = None,
 ) -> None:
     """Check that a resumed run learns as it began, and say what else has changed.
 
@@ -51,6 +55,8 @@ def check_resumed(
         options: those given now.
         images: how many images there are and their fingerprint, as :func:`write_config` has them.
         free: options that may change, beside those of every training.
+        resolved: what the training made of options, under the names that :func:`write_config` has;
+            compared in the place of options of these names.
 
     Raises:
         InputError: for others that have changed.
@@ -68,8 +74,10 @@ def check_resumed(
     may_change = {*FREE_ON_RESUME, *free, *images}  # images that were added are said
     if all(derived.get(name) == value for name, value in images.items()):
         may_change |= {"data", "val_data"}  # the same images at another place
-    known = {name: derived[name] for name in images if name in derived}
-    say_changes(compare_settings(earlier | known, now | dict(images), may_change.__contains__))
+    found = {**images, **(resolved or {})}
+    earlier = {name: value for name, value in earlier.items() if name not in found}
+    known = {name: derived[name] for name in found if name in derived}
+    say_changes(compare_settings(earlier | known, now | found, may_change.__contains__))
 
 
 def write_json(path: Path, values: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:

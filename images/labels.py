@@ -2,14 +2,16 @@
 
 A class is a folder directly below ``--data``, as torchvision, mmpretrain and the authors have it,
 however deep the image lies in it; webdataset's ``.cls``; or a Hugging Face column of classes. A
-part is a folder called train, val or test (also training, validation, valid, testing; in any case
-of letters) that holds the folders of classes. A folder of that name that holds images itself is a
-class like any other: CIFAR-100, COCO and VOC have a class called train.
+part is a folder called train, val or test (also training, validation, valid, testing, with "set" or
+"data" behind it, in any case of letters) that holds the folders of classes. A folder of that name
+that holds images itself is a class like any other: CIFAR-100, COCO and VOC have a class called
+train.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -27,6 +29,7 @@ PART_NAMES: dict[str, Part] = {
     **dict.fromkeys(("val", "validation", "valid"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+BEHIND = re.compile(r"[ _-]?(set|data|images)$")  # Kaggle's training_set
 SHOWN = 10
 Parts = tuple[str, ...]  # the folders that an image lies in, and its name
 
@@ -126,7 +129,7 @@ def _parts(paths: Sequence[Parts]) -> dict[str, Part]:
         if len(path) > 1:
             inside.setdefault(path[0], set()).update(path[1:2] if len(path) > 2 else ())
             flat.setdefault(path[0], []).append(len(path) == 2)
-    named = {folder: PART_NAMES[folder.lower()] for folder in inside if _is_part_name(folder)}
+    named = {folder: part for folder in inside if (part := _part_called(folder))}
     parts = {f: part for f, part in named.items() if 2 * sum(flat[f]) < len(flat[f])}
     others = [folder for folder in inside if folder not in parts]
     if not parts:
@@ -152,8 +155,8 @@ def _parts(paths: Sequence[Parts]) -> dict[str, Part]:
     )
 
 
-def _is_part_name(folder: str) -> bool:
-    return folder.lower() in PART_NAMES
+def _part_called(folder: str) -> Part | None:
+    return PART_NAMES.get(BEHIND.sub("", folder.lower()))
 
 
 def _listed(folders: Iterable[str]) -> str:

@@ -22,6 +22,7 @@ from timm.utils import accuracy as timm_accuracy
 
 from backbones.checkpoint import OWN_WEIGHTS, load_encoder, save_encoder, save_ours
 from backbones.convnext import GRNOptions, build_convnext
+from backbones.errors import InputError
 from backbones.key_adapters import from_ours
 from backbones.weights.sources import read_source
 from detection.engines.torchvision.engine import load_initial_weights
@@ -144,6 +145,14 @@ def test_resumed_fine_tuning_is_bit_identical(coloured, tmp_path):
         assert (whole.with_name(name)).read_text() == (resumed.with_name(name)).read_text()
     with pytest.raises(ValueError, match="holds a run already"):
         finetune(options(coloured, tmp_path / "whole"))
+    others = {
+        r"recipe\.layer_decay was 0\.9, is 0\.5": {"overrides": {**values, "layer_decay": 0.5}},
+        r"recipe\.mixup was 0\.8, is 0\.0": {"overrides": {"cutmix": 1.0, "drop_path": 0.2}},
+        r"grn was None, is \{'grn\.": {"overrides": values, "grn": GRNOptions(aggregate="l1")},
+    }
+    for said, changes in others.items():
+        with pytest.raises(InputError, match=said):
+            finetune(options(coloured, tmp_path / "cut", max_steps=6, **changes), resume=True)
 
 
 def test_the_diversity_of_features_is_measured_where_asked_for_and_changes_nothing(

@@ -25,7 +25,14 @@ def test_the_class_is_the_folder_on_top_and_not_the_innermost():
 
 @pytest.mark.parametrize(
     ("train", "val"),
-    [("train", "val"), ("Training", "Testing"), ("Train", "Val"), ("TRAIN", "valid")],
+    [
+        ("train", "val"),
+        ("Training", "Testing"),
+        ("Train", "Val"),
+        ("TRAIN", "valid"),
+        ("training_set", "test_set"),
+        ("train-data", "ValSet"),
+    ],
 )
 def test_parts_are_known_by_their_names_in_any_case(train, val):
     found = labels(*each([f"{train}/a", f"{train}/b"]), *each([f"{val}/a/p1", f"{val}/b"], 1))

@@ -259,12 +259,14 @@ def labelled_data(
     elif any(source.labels.parts):
         held_out = source.labels.of_part("val", "test")
     if held_out:
-        words = val_data or f"{data}/{source.labels.parts[held_out[0]]}"
-        trained = f"{data}/{source.labels.parts[indices[0]] or ''}".rstrip("/")
+        words = val_data or f"part {source.labels.parts[held_out[0]]} of {data}"
+        part = source.labels.parts[indices[0]]
+        trained = f"part {part} of {data}" if part else data
         if unknown := [c for c in val_source.classes(held_out) if c not in set(classes)]:
             raise InputError(
                 f"{words} has {len(unknown)} class(es) that {trained} lacks: "
-                f"{', '.join(unknown[:20])}{', ...' * (len(unknown) > 20)}"
+                f"{', '.join(unknown[:20])}{', ...' * (len(unknown) > 20)}; train on images of "
+                "them, too, or take them out"
             )
         val = val_source.samples(held_out, classes)
     else:

@@ -160,7 +160,8 @@ def _finetune(options: FinetuneOptions, resume: bool) -> Path:
     refuse_fewer_steps(output_dir, steps)
     content = fingerprint(data.train.reader)
     fingerprinted = {"images": len(data.train), "dataset_fingerprint": content}
-    check_resumed(options, fingerprinted, FREE, resume)
+    resolved = {"recipe": {"step": step, **asdict(recipe)}, "overrides": {}}
+    check_resumed(options, fingerprinted, FREE, resume, resolved)
     seed_generators(options.seed)
     model, grn = build_classifier(
         *(setup.source, options.model, len(classes), setup.rows, recipe.drop_path),
@@ -194,7 +195,7 @@ def _finetune(options: FinetuneOptions, resume: bool) -> Path:
         )
     origin = {"dataset_fingerprint": content, "git_commit": git_commit()}
     derived = {
-        "recipe": {"step": step, **asdict(recipe)},
+        "recipe": resolved["recipe"],
         "classes": len(classes),
         **fingerprinted,
         "validation": {"images": len(data.val), "split": data.split},

@@ -24,7 +24,7 @@ MEASURE = "measure how far apart the channels of 16 images are, and warn of coll
 
 # What a resumed run may change, beside what every training may.
 FREE = (
-    "overrides.epochs",
+    "recipe.epochs",
     "eval_every",
     "eval_classes",
     "measure_features_every",

@@ -54,9 +54,15 @@ def compare_settings(
         for name, value in sorted(old.items())
         if name in new and new[name] != value
     }
+    # None that became several settings, or the other way round
+    for before, after, said in ((old, new, "was {}, is {}"), (new, old, "is {}, was {}")):
+        for name in sorted(before.keys() - after.keys()):
+            if parts := {k: v for k, v in after.items() if k.startswith(f"{name}.")}:
+                changed[name] = f"{name} {said.format(before[name], parts)}"
     if fixed := [line for name, line in changed.items() if not is_free(name)]:
         raise InputError(
             "\n  ".join(["--resume cannot continue a run with other settings:", *fixed])
+            + "\nGive the run's own, or another output folder"
         )
     return list(changed.values())
 

@@ -36,6 +36,7 @@ LISTS = {"hls", "dash", "concat", "concatf", "sdp", "rtsp", "rtp"}  # files that
 FRAME_RATE = 25.0  # of a video that does not tell its own
 SHORTEST, INSTEAD = 11, 100  # milliseconds of an animation's picture: browsers slow such down
 MISSING = 0.5  # seconds that a video may end before its container says
+TS_PACKETS = (188, 192, 204)  # bytes of a packet of MPEG-TS, of its two variants
 MOST_FAULTS = 1000
 
 
@@ -181,6 +182,8 @@ def _decoded_pictures(path: Path) -> Iterator[Timed]:
             duration = told if told > 0.5 / rate else 1 / rate  # a clock of 1 ms says 1 ms
             yield frame, seconds, duration, rate
             end, number = seconds + duration, number + 1
+        if container.format.name == "mpegts" and all(path.stat().st_size % n for n in TS_PACKETS):
+            faults.append("the last packet is cut off")  # all that such a file tells of its end
         lasts = (stream.duration or 0) * float(stream.time_base or 1)
         if not lasts and container.duration:
             lasts = container.duration / av.time_base

@@ -98,12 +98,11 @@ def test_a_cut_file_gives_what_can_be_read_and_says_so(tmp_path, ending, caplog)
     whole = list(read_frames(path))
     assert len(whole) == 10
     assert not caplog.records
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 - 7])
     cut = list(read_frames(path))
     assert 2 <= len(cut) < 8
     assert np.array_equal(cut[0].pixels, whole[0].pixels)
-    if ending != "ts":  # which tells its duration nowhere
-        assert "could be read" in caplog.text
+    assert "could be read" in caplog.text
 
 
 def test_a_cut_header_is_an_error_that_says_what_it_may_be(tmp_path):

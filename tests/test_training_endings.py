@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import pytest
 import torch
 from test_training_loop import NoisySamples, losses, small_model
 
+from training import loop
 from training.cli import run_tool
 from training.guards import endings
 from training.guards.checkpoints import checkpoint_step, list_checkpoints
@@ -48,13 +50,20 @@ def wait(folder: Path) -> None:
     time.sleep(120)
 
 
-def run(folder: Path, wait_in: str, workers: int, deadline: float) -> None:
-    """A small training, as a tool starts it, that stays somewhere at its fifth step."""
+def run(
+    folder: Path, wait_in: str, workers: int, deadline: float, place: dict[str, str] | None = None
+) -> None:
+    """A small training, as a tool starts it, that stays somewhere at its fifth step.
+
+    Args:
+        place: among several processes, as torchrun tells it.
+    """
+    os.environ.update(place or {})
     multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    endings.DEADLINE = deadline
+    endings.DEADLINE, loop.PATIENCE = deadline, 1.0
     model = small_model()
 
     def stay(step, _model):
@@ -92,6 +101,36 @@ def start(folder: Path, wait_in: str = "", workers: int = 0, deadline: float = 2
         assert time.monotonic() < end, "the training did not come so far"
         time.sleep(0.01)
     return process
+
+
+def test_a_process_beside_the_first_that_waits_for_data_ends_too_and_nothing_is_lost(tmp_path):
+    """The first is in the midst of the step by then, waiting for the other's gradients."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    folder = tmp_path / "run"
+    folder.mkdir()
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["test_training_loop", "training.loop", "torch.utils.data"])
+    processes = []
+    for rank in range(2):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+        place |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        place = {name: str(value) for name, value in place.items()}
+        arguments = (folder, "data" if rank else "", 0, 28.0, place)
+        processes.append(context.Process(target=run, args=arguments))
+        processes[-1].start()
+    end = time.monotonic() + 60
+    while not (folder / "waiting").exists() and all(each.is_alive() for each in processes):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    time.sleep(0.5)  # for the first to come into the step
+    for process in processes:
+        os.kill(process.pid, signal.SIGTERM)
+    assert [ended(process, 20) for process in processes] == [143, 143]
+    assert steps_saved(folder) == 10  # the other's ten samples are two a step
+    assert "Traceback" not in (folder / "said.txt").read_text()
+    assert ended(start(folder), 60) == 0
 
 
 def ended(process, within: float) -> int:

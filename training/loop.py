@@ -50,6 +50,7 @@ from training.guards.checkpoints import (
 )
 from training.guards.endings import (
     CHECKPOINT,
+    PATIENCE,
     EndedError,
     Endings,
     requeue,
@@ -172,10 +173,11 @@ def train(
         text="training", total=options.max_steps, unit="step", initial=start, leave=True
     )
     run.model.train()
-    # A process that others wait for cannot leave in the midst of a step; only the first one, whose
-    # checkpoint is the whole training's, may between steps. With FSDP all must write together.
+    # The first process, whose checkpoint is the whole training's, may leave between steps at once;
+    # another one breaks the others' step, and leaves late. With FSDP all must write together.
     hold_dead_workers_back()
-    endings = Endings(run.lost, accelerator.is_main_process and not run.is_sharded)
+    patience = None if run.is_sharded else 0.0 if accelerator.is_main_process else PATIENCE
+    endings = Endings(run.lost, patience)
     with steps, endings, StallWatch(lambda: getattr(batches, "_workers", ())) as stalls:
         try:
             if start and after_step is not None:  # the interruption may have come before its end
@@ -209,10 +211,12 @@ def train(
             raise
         except (RuntimeError, OSError, EOFError) as error:
             problem = stalls.problem or loader_problem(error, options.workers > 0)
-            if problem is None:
+            left = endings.received and accelerator.num_processes > 1  # another one, by the signal
+            if problem is None and not left:
                 raise
             run.save_alone(steps)
             if endings.received:  # which reached the workers, too
+                logger.warning("the signal broke this step: %s", str(error).partition("\n")[0])
                 raise EndedError(endings.received) from None
             raise InputError(
                 f"{problem}. The checkpoint of step {run.saved} is written: go on with --resume"

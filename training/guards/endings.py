@@ -31,7 +31,9 @@ ENDING = [
 ]
 CHECKPOINT = getattr(signal, "SIGUSR1", None)
 CHILD = getattr(signal, "SIGCHLD", None)
+ALARM = getattr(signal, "SIGALRM", None)
 DEADLINE = 28.0  # seconds from the first signal; schedulers and torchrun kill after 30
+PATIENCE = 14.0  # seconds that a process which others wait for gives the step it waits in
 LEAVE_TO_CHILDREN = 6.0  # seconds
 SAME = 1.0  # seconds within which signals are one: Ctrl-C goes to a launcher, which sends its own
 REQUEUE = "FCMAE_REQUEUE"  # set to 1: after SIGUSR1's checkpoint, Slurm is asked to start again
@@ -103,11 +105,14 @@ class Endings:
 
     Args:
         lost: what is lost if the process ends now, in words.
-        may_interrupt: whether a signal may interrupt what :meth:`interruptible` holds.
+        patience: seconds after which a signal interrupts what :meth:`interruptible` holds; None
+            for never. Of several processes the first need not wait; another one, which leaves the
+            others in the midst of their step, waits half of their time for that step's end.
     """
 
-    def __init__(self, lost: Callable[[], str], may_interrupt: bool = True) -> None:
-        self.lost, self.may_interrupt = lost, may_interrupt
+    def __init__(self, lost: Callable[[], str], patience: float | None = 0.0) -> None:
+        self.lost, self.patience = lost, patience
+        self._received_at = 0.0
         self.received: int | None = None
         self.checkpoint_asked = False
         self._waits = self._holds = False
@@ -116,6 +121,8 @@ class Endings:
     def __enter__(self) -> Endings:
         handlers: dict[int, Callable[[int, Any], Any]]
         handlers = dict.fromkeys([*ENDING, *([CHECKPOINT] if CHECKPOINT else [])], self._note)
+        if self.patience and ALARM:
+            handlers[ALARM] = lambda *_: self._interrupt()
         self._of_child = signal.getsignal(CHILD) if CHILD else None
         if CHILD and callable(self._of_child):  # torch's, which raises where a loader's worker died
             handlers[CHILD] = self._note_child
@@ -136,6 +143,8 @@ class Endings:
     def __exit__(self, *_: object) -> None:
         if self._sockets:
             signal.set_wakeup_fd(self._before)
+            if self.patience and ALARM:
+                signal.setitimer(signal.ITIMER_REAL, 0)
             self._sockets[1].send(b"\0")  # no signal's number: the thread ends
             self._thread.join()
             for each in self._sockets:
@@ -144,18 +153,19 @@ class Endings:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """While this is held, a signal interrupts; between steps the weights are those of a step.
+        """While this is held, a signal interrupts, at once or after :attr:`patience`.
+
+        Between steps the weights are those of a step.
 
         Raises:
             EndedError: at a signal, or at once if one came before.
             RuntimeError: torch's, for a loader's worker that died; elsewhere it is held back.
         """
-        self._holds, self._waits = True, self.may_interrupt
+        self._holds, self._waits = True, self.patience is not None
         try:
             if self._child_ended:
                 self._note_child(*self._child_ended)
-            if self._waits and self.received:
-                raise EndedError(self.received)
+            self._interrupt()
             yield
         finally:
             self._holds = self._waits = False
@@ -169,10 +179,19 @@ class Endings:
         if number == CHECKPOINT:
             self.checkpoint_asked = True
             return
-        first, self.received = self.received is None, self.received or number
-        if first and self._waits:
+        if self.received is None:
+            self.received, self._received_at = number, time.monotonic()
+            if self.patience and ALARM:
+                signal.setitimer(signal.ITIMER_REAL, self.patience)
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        """Raise if a signal has come, and what is held may be interrupted by now."""
+        if not (self.received and self._waits) or self.patience is None:
+            return
+        if time.monotonic() - self._received_at >= self.patience:
             self._waits = False
-            raise EndedError(number)
+            raise EndedError(self.received)
 
     def _watch(self) -> None:
         """In a thread: end the process at the deadline, or at a second signal."""

@@ -28,7 +28,14 @@ from backbones.errors import InputError
 from backbones.weight_files import read_pickle, save_stream
 from backbones.whole_files import REMEDIES, write_atomically, write_text
 from training.guards.checkpoints import CheckpointError
-from training.guards.endings import CHECKPOINT, EndedError, Endings, requeue, requeue_is_asked
+from training.guards.endings import (
+    CHECKPOINT,
+    PATIENCE,
+    EndedError,
+    Endings,
+    requeue,
+    requeue_is_asked,
+)
 from training.guards.workers import StallWatch, hold_dead_workers_back, loader_problem
 
 logger = logging.getLogger(__name__)
@@ -179,7 +186,7 @@ def ended_with_checkpoint(trainer: Any) -> Iterator[tuple[Endings, StallWatch]]:
         return f"{steps} steps after {newest}" if newest else f"{steps} steps of the whole run"
 
     hold_dead_workers_back()
-    endings = Endings(lost, may_interrupt=comm.is_main_process())
+    endings = Endings(lost, patience=0.0 if comm.is_main_process() else PATIENCE)
     with endings, StallWatch(multiprocessing.active_children) as stalls:
         try:
             yield endings, stalls
@@ -191,9 +198,11 @@ def ended_with_checkpoint(trainer: Any) -> Iterator[tuple[Endings, StallWatch]]:
             problem = stalls.problem or loader_problem(
                 error, waits=trainer.cfg.DATALOADER.NUM_WORKERS > 0
             )
-            if problem is None:
+            left = endings.received and comm.get_world_size() > 1  # another process, by the signal
+            if problem is None and not left:
                 raise
             save_step(trainer)
             if endings.received:  # which reached the workers, too
+                logger.warning("the signal broke this step: %s", str(error).partition("\n")[0])
                 raise EndedError(endings.received) from None
             raise InputError(f"{problem}. Then go on with --resume") from error

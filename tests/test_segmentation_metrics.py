@@ -1,6 +1,9 @@
-"""Metrics from one confusion matrix, against detectron2's evaluator and naive loops."""
+"""Metrics from one confusion matrix, against detectron2's, mmsegmentation's and naive loops."""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from PIL import Image
 from segmentation.metrics import ConfusionMatrix, boundary_region, segmentation_metrics
 from segmentation.upernet import IGNORED
 
+GOLDEN = Path(__file__).parent / "golden/mmsegmentation.json"
 NAMES = ["sky", "road", "car", "boat"]
 
 
@@ -102,6 +106,24 @@ def test_boundary_iou_of_a_shifted_square_is_far_below_its_iou():
     g, p = boundary_region(truth == 1), boundary_region(prediction == 1)
     assert metrics["boundary_IoU"] == pytest.approx(100 * (g & p).sum() / (g | p).sum())
     assert metrics["boundary_IoU"] < metrics["IoU"] - 30
+
+
+def test_every_figure_is_mmsegmentations_to_the_last_digit_of_its_float32():
+    """Golden numbers of that project's own two functions on the same maps; it divides in float32,
+    and its pixel counts are exact there."""
+    expected = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    found = measured()
+    for k, name in enumerate(NAMES):
+        for theirs, ours in (("IoU", "IoU"), ("Acc", "ACC")):
+            value = found["per_class"][name][ours]
+            if expected[theirs][k] is None:
+                assert value is None
+            else:
+                assert np.float32(value / 100) == np.float32(expected[theirs][k])
+    pairs = {"mIoU": "mIoU_mmseg", "aAcc": "pACC", "mAcc": "mACC"}
+    for theirs, ours in pairs.items():  # a mean of float32 rounds at each addition
+        assert found["sem_seg"][ours] / 100 == pytest.approx(expected[theirs], rel=3e-7)
+    assert found["sem_seg"]["mIoU"] != found["sem_seg"]["mIoU_mmseg"]
 
 
 @pytest.mark.detectron2

@@ -12,7 +12,9 @@ from transformers import (
 )
 
 from backbones.convnext import STAGES, ConvNeXt, Size, build_convnext
+from backbones.errors import InputError
 from backbones.export import write_export
+from segmentation.benchmark import segmentation_case
 from segmentation.export import graph_export
 from segmentation.model import UPerNet
 from segmentation.upernet import IGNORED, UPerNetOptions, pixel_loss
@@ -184,3 +186,14 @@ def test_published_layouts_load_by_name(tmp_path, rename, version):
     load_segmenter(tmp_path / "upernet.pth", model)
     for name, tensor in source.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
+
+
+def test_the_benchmark_measures_two_models_of_one_function():
+    """That the losses are the same is asserted there; what it prints are ratios of the two."""
+    cpu = torch.device("cpu")
+    row = segmentation_case("convnextv2_atto", "fp32", 2, 64, 1, cpu, channels=16)
+    ratio = row["ours ms"] / row["transformers ms"]
+    assert row["time, ours / transformers"] == pytest.approx(ratio)
+    assert 0.2 < row["memory, ours / transformers"] < 2
+    with pytest.raises(InputError, match="at least 2 images"):
+        segmentation_case("convnextv2_atto", "fp32", 1, 64, 1, cpu)

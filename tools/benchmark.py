@@ -17,6 +17,7 @@ from fcmae.benchmarks.gpu import gpu_encoder_case
 from fcmae.benchmarks.growth import COLUMNS, draw_growth, measure_growth
 from fcmae.benchmarks.steps import EncoderCase, encoder_case, pretrain_case
 from reporting.tables import by_column, markdown_table
+from segmentation.benchmark import segmentation_case
 from training.cli import ToolParser, at_least, run_tool
 from training.devices import DEVICES, find_device
 from training.records.environment import device_name, versions
@@ -32,6 +33,7 @@ examples:
   OMP_NUM_THREADS=1 python tools/benchmark.py data --data PHOTOGRAPHS --workers 2
   OMP_NUM_THREADS=1 python tools/benchmark.py detection --rounds 3
   OMP_NUM_THREADS=1 python tools/benchmark.py detection --only cost --rounds 2
+  OMP_NUM_THREADS=1 python tools/benchmark.py segmentation --rounds 5
   OMP_NUM_THREADS=1 python tools/benchmark.py load
   python tools/benchmark.py detection --device cuda --sizes convnextv2_base --precision bf16 \\
       --image-size 1024
@@ -52,7 +54,9 @@ DEFAULTS = {
     ],
     "data": [("convnextv2_atto", "fp32")],
     "detection": [("convnextv2_atto", "fp32"), ("convnextv2_nano", "fp32")],
+    "segmentation": [("convnextv2_atto", "fp32")],
 }
+BATCH, SIDE = {"detection": 1, "segmentation": 2}, {"detection": 512, "segmentation": 256}
 
 
 def parse() -> argparse.Namespace:
@@ -64,12 +68,15 @@ def parse() -> argparse.Namespace:
         "what",
         choices=[*DEFAULTS, "growth", "load"],
         help="the encoder alone, a whole pretraining step, its input pipeline, detectors on both "
-        "engines and their evaluation, how the encoder's cost grows, or a data set of COCO's size",
+        "engines and their evaluation, UPerNet beside transformers', how the encoder's cost grows, "
+        "or a data set of COCO's size",
     )
     add("--sizes", nargs="+", metavar="NAME", help="encoders (default: those of the table)")
     add("--precision", nargs="+", choices=["fp32", "bf16"], help="with --sizes")
-    add("--batch", type=at_least(1), nargs="+", help="images (default: 8, of detection 1)")
-    add("--image-size", type=at_least(1), nargs="+", help="pixels (default: 224, of detection 512)")
+    batch = ", ".join(f"of {what} {number}" for what, number in BATCH.items())
+    add("--batch", type=at_least(1), nargs="+", help=f"images (default: 8, {batch})")
+    side = ", ".join(f"of {what} {number}" for what, number in SIDE.items())
+    add("--image-size", type=at_least(1), nargs="+", help=f"pixels (default: 224, {side})")
     add("--mask-ratio", type=float, nargs="+", default=[0.6])
     add("--rounds", type=at_least(1), default=7, help="rounds that are counted")
     add("--device", choices=DEVICES, default="cpu", help="what computes")
@@ -108,12 +115,16 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> dict[str, li
     if arguments.sizes:
         precisions = arguments.precision or ["fp32"]
         models = [(size, precision) for size in arguments.sizes for precision in precisions]
-    batches = arguments.batch or [1 if arguments.what == "detection" else 8]
-    sides = arguments.image_size or [512 if arguments.what == "detection" else 224]
+    batches = arguments.batch or [BATCH.get(arguments.what, 8)]
+    sides = arguments.image_size or [SIDE.get(arguments.what, 224)]
     if arguments.what == "detection":
         shapes = [(*model, batch, side) for model in models for batch in batches for side in sides]
         images = 5000 if arguments.images is None else arguments.images
         return detection_tables(shapes, arguments.rounds, device, images, arguments.only)
+    if arguments.what == "segmentation":
+        shapes = [(*model, batch, side) for model in models for batch in batches for side in sides]
+        rows = [segmentation_case(*shape, arguments.rounds, device) for shape in shapes]
+        return {"a training step of UPerNet": rows}
     cases = [
         EncoderCase(size, precision, batch, pixels, ratio)
         for size, precision in models

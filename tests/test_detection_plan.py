@@ -18,8 +18,9 @@ from detection.data.scenes import write_scenes
 from detection.plan import rules
 from detection.plan.anchors import best_overlap, fitted_anchors
 from detection.plan.plan import Request, base_values, decide, write_part
-from detection.plan.survey import Encoder, Survey, load_sets, survey
+from detection.plan.survey import Survey, load_sets, survey
 from detection.run import run
+from images.plans import Encoder
 from training.plans import ON_TIME, Machine, Timing, timed
 
 CPU = Machine("cpu", 2, 8192.0)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import detection.plan.plan as detection
+import segmentation.plan as segmentation
 from backbones.errors import InputError
 from backbones.whole_files import write_text
-from detection.config import load_config
-from detection.plan.plan import Request, base_values, plan_detection
-from detection.plan.survey import read_encoder
+from images.plans import read_encoder
 from training.cli import ToolParser, run_tool
 from training.command_line.commands import as_called
 from training.devices import DEVICES
@@ -30,6 +30,10 @@ examples:
   python tools/plan_training.py json:a.json:images json:b.json:more --test json:val.json:images \\
       --encoder runs/fcmae/encoder.safetensors --minutes 60 --output plan.yaml
 
+  # class maps: a config for tools/train_segmentation.py
+  python tools/plan_training.py masks:images/train:labels/train:classes.json \\
+      --test masks:images/val:labels/val:classes.json --minutes 20 --output plan.yaml
+
   # then
   python tools/train_net.py --config-file plan.yaml OUTPUT_DIR runs/planned
 """
@@ -41,9 +45,11 @@ def parse() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("datasets", nargs="+", metavar="DATASET",
-        help="json:ANNOTATIONS:IMAGES, a known name, or a COCO json with --images")  # fmt: skip
+        help="json:..., masks:..., a known name, or a COCO json with --images")  # fmt: skip
     add("--images", metavar="DIR", help="the image folder of data sets that are given as a json")
     add("--test", nargs="+", default=[], metavar="DATASET", help="what is evaluated at the end")
+    add("--task", choices=["detection", "segmentation"],
+        help="default: segmentation for masks:IMAGES:LABELS, else detection")  # fmt: skip
     add("--encoder", metavar="FILE", help="pretrained weights: a file of any format, or timm:NAME")
     add("--minutes", type=float, default=15.0, help="of the whole training here (default: 15)")
     add("--device", choices=DEVICES, help="what trains (default: a GPU that is there)")
@@ -57,7 +63,8 @@ def dataset_name(text: str, images: str | None) -> str:
     Raises:
         InputError: for a json without its image folder.
     """
-    if Path(text).suffix.lower() != ".json" or text.startswith("json:"):
+    is_named = text.startswith(("json:", "masks:"))
+    if is_named or Path(text).suffix.lower() != ".json":
         return text
     if images is None:
         raise InputError(f"{text}: give its images' folder: --images DIR, or json:{text}:DIR")
@@ -74,20 +81,31 @@ def main() -> None:
         tuple(dataset_name(text, arguments.images) for text in texts)
         for texts in (arguments.datasets, arguments.test)
     )
+    task = arguments.task or ("segmentation" if train[0].startswith("masks:") else "detection")
+    if task == "segmentation" and max(len(train), len(test)) > 1:
+        raise InputError(f"segmentation takes one data set each, not {' '.join((*train, *test))}")
     encoder = read_encoder(arguments.encoder) if arguments.encoder else None
-    machine = this_machine(arguments.device)
-    request = Request(train, test, arguments.minutes, encoder, machine)
-    plan, numbers, timing = plan_detection(request)
-    command = f"python tools/train_net.py --config-file {arguments.output} OUTPUT_DIR runs/planned"
+    machine, minutes = this_machine(arguments.device), arguments.minutes
+    numbers: detection.Survey | segmentation.Survey
+    if task == "segmentation":
+        plan, numbers, timing = segmentation.plan_segmentation(
+            segmentation.Request(train[0], next(iter(test), None), minutes, encoder, machine)
+        )
+        base, trains = segmentation.base_values(plan), "train_segmentation"
+    else:
+        plan, numbers, timing = detection.plan_detection(
+            detection.Request(train, test, minutes, encoder, machine)
+        )
+        base, trains = detection.base_values(plan), "train_net"
+    command = f"python tools/{trains}.py --config-file {arguments.output} OUTPUT_DIR runs/planned"
     expected = timing.minutes(plan["SOLVER.MAX_ITER"], numbers.test_images)
     header = [
-        f"Planned by tools/plan_training.py for {arguments.minutes:g} minutes on {machine}.",
+        f"Planned by tools/plan_training.py for {minutes:g} minutes on {machine}.",
         numbers.sentence(),
         f"Command:  {command}",
         f"Expected: {expected:.1f} minutes: {timing}",
     ]
-    write_text(arguments.output, plan.text(header, base_values(plan)))
-    load_config(arguments.output)
+    write_text(arguments.output, plan.text(header, base))
     print(numbers.sentence())
     print(plan.table())
     print(f"{expected:.1f} minutes: {timing}")

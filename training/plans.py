@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import statistics
 import subprocess
 import tempfile
@@ -23,6 +24,7 @@ import psutil
 import torch
 
 from backbones.errors import InputError
+from training.cli import MEMORY as USED_UP
 from training.command_line.jobs import usable_cores
 from training.config_files import flatten
 from training.devices import find_device
@@ -31,6 +33,8 @@ LINE = 100  # characters of a line of the written file
 TIMED_STEPS = 14
 WARM_STEPS = 4  # of them, that are not counted: allocations, and libraries that choose kernels
 ON_TIME = 0.96  # of the minutes is planned for
+LEAST_STEPS = 20
+MEMORY = 0.8  # share of the machine's that a training may hold
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Plan:
         """
         chosen = sorted(self.choices.values(), key=lambda one: one.key.split("."))
         kept = [one for one in chosen if _plain(base.get(one.key)) == _plain(one.value)]
-        lines = [f"# {line}".rstrip() for line in header]
+        lines = [part for line in header for part in _comment(line)]
         lines.append(f"_BASE_: {_yaml(self.base)}")
         section: list[str] = []
         for choice in (one for one in chosen if one not in kept):
@@ -151,6 +155,31 @@ class Timing:
             f"{self.image:.2f} s a test image, {self.memory_mb:.0f} MB of memory"
         )
 
+    def fits(self, machine: Machine) -> bool:
+        """Whether the machine has the memory, and some to spare."""
+        return self.memory_mb <= MEMORY * machine.memory_mb
+
+    def checked_iterations(self, minutes: float, images: int, machine: Machine) -> int:
+        """As :meth:`iterations`.
+
+        Raises:
+            InputError: if these are too few to learn anything, or the memory is too little.
+        """
+        if not self.fits(machine):
+            raise InputError(
+                f"even the smallest batch holds {self.memory_mb:.0f} MB, and this machine has "
+                f"{machine.memory_mb:.0f}: cut the images, or take a machine with more"
+            )
+        steps = self.iterations(minutes, images)
+        if steps < LEAST_STEPS:
+            least = self.minutes(LEAST_STEPS, images) / ON_TIME
+            raise InputError(
+                f"--minutes {minutes:g} are too few here: start, checks, report and the evaluation "
+                f"of {images} images take {self.minutes(0, images):.1f} minutes, and a step "
+                f"{self.step:.2f} seconds; give at least {least:.1f}"
+            )
+        return steps
+
     def minutes(self, iterations: int, images: int) -> float:
         """What so many steps and an evaluation of so many images take."""
         return (self.fixed + iterations * self.step + images * self.image) / 60
@@ -162,6 +191,9 @@ def timed(command: Sequence[str], images: int, steps: int = TIMED_STEPS) -> Timi
     Args:
         command: trains and evaluates; ``OUTPUT_DIR`` and ``SOLVER.MAX_ITER`` are added.
         images: that it evaluates on.
+
+    Returns:
+        What it took; all of it infinite where it ran out of memory.
 
     Raises:
         InputError: with the end of what it said, if it fails.
@@ -178,8 +210,11 @@ def timed(command: Sequence[str], images: int, steps: int = TIMED_STEPS) -> Timi
             check=False,
         )
         whole = time.perf_counter() - began
+        said = done.stdout + done.stderr
+        if done.returncode and USED_UP in said:
+            return Timing(math.inf, math.inf, math.inf, math.inf)
         if done.returncode:
-            end = "\n".join((done.stdout + done.stderr).splitlines()[-8:])
+            end = "\n".join(said.splitlines()[-8:])
             raise InputError(f"the training that was to be timed failed:\n{end}")
         lines = (folder / "metrics.json").read_text(encoding="utf-8").splitlines()
         entries = [entry for entry in map(json.loads, lines) if "time" in entry]
@@ -245,3 +280,9 @@ def memory_mb() -> float:
     text = limit.read_text(encoding="ascii").strip() if limit.is_file() else ""
     total = psutil.virtual_memory().total
     return min(total, int(text) if text.isdecimal() else total) / 2**20
+
+
+def plan_loader(plan: Plan, machine: Machine) -> None:
+    workers = min(8 if machine.is_gpu else 1, machine.cores - 1)
+    why = f"of {machine.cores} core{'s' * (machine.cores > 1)}, beside the training's own"
+    plan.set("DATALOADER.NUM_WORKERS", workers, why)

@@ -9,21 +9,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from backbones.errors import InputError
 from backbones.whole_files import write_text
 from detection.config import load_config
 from detection.data.repair import write_coco
 from detection.dataset import CocoDataset
 from detection.plan import rules
-from detection.plan.survey import Encoder, LoadedSets, Survey, load_sets, survey
+from detection.plan.survey import LoadedSets, Survey, load_sets, survey
+from images.plans import Encoder, plan_channels, plan_weights
 from training.command_line.commands import child_command
 from training.config_files import get
 from training.data import evenly_spread
-from training.plans import ON_TIME, TIMED_STEPS, Machine, Plan, Timing, timed
+from training.plans import TIMED_STEPS, Machine, Plan, Timing, plan_loader, timed
 
 TIMED_IMAGES = (64, 12)  # of the training and the test set, in the steps that are timed
-LEAST_STEPS = 20
-MEMORY = 0.8  # share of the machine's that a training may hold
 
 Timer = Callable[[Plan], Timing]
 
@@ -97,9 +95,9 @@ def decide(request: Request, numbers: Survey, timer: Timer) -> tuple[Plan, Timin
     if request.test:
         plan.set("DATASETS.TEST", list(request.test), f"{images} images, as given")
     rules.plan_classes(plan, numbers)
-    rules.plan_channels(plan, numbers, request.encoder)
-    rules.plan_weights(plan, request.encoder)
-    rules.plan_loader(plan, machine)
+    plan_channels(plan, numbers.channels, numbers.depth, request.encoder)
+    plan_weights(plan, request.encoder)
+    plan_loader(plan, machine)
     rules.plan_batch(plan, numbers, machine)
     rules.plan_counts(plan, numbers)
     rules.plan_sampler(plan, numbers)
@@ -111,22 +109,10 @@ def decide(request: Request, numbers: Survey, timer: Timer) -> tuple[Plan, Timin
         timing = timer(plan)
     else:
         timing = _at_best_side(plan, request, numbers, timer)
-    while timing.memory_mb > MEMORY * machine.memory_mb and plan["SOLVER.IMS_PER_BATCH"] > 1:
+    while not timing.fits(machine) and plan["SOLVER.IMS_PER_BATCH"] > 1:
         rules.plan_batch(plan, numbers, machine, plan["SOLVER.IMS_PER_BATCH"] // 2)
         timing = timer(plan)
-    if timing.memory_mb > MEMORY * machine.memory_mb:
-        raise InputError(
-            f"a training of one image a step holds {timing.memory_mb:.0f} MB, and this machine has "
-            f"{machine.memory_mb:.0f}: cut the images, or take a machine with more"
-        )
-    steps = timing.iterations(minutes, images)
-    if steps < LEAST_STEPS:
-        least = timing.minutes(LEAST_STEPS, images) / ON_TIME
-        raise InputError(
-            f"--minutes {minutes:g} are too few here: start, checks, report and the evaluation of "
-            f"{images} images take {timing.minutes(0, images):.1f} minutes, and a step "
-            f"{timing.step:.2f} seconds; give at least {least:.1f}"
-        )
+    steps = timing.checked_iterations(minutes, images, machine)
     most = rules.enough_steps(numbers, plan["SOLVER.IMS_PER_BATCH"])
     why = f"{minutes:g} minutes at {timing.step:.2f} s a step"
     if steps > most:

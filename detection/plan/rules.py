@@ -14,7 +14,8 @@ import math
 import numpy as np
 
 from detection.plan.anchors import fitted_anchors
-from detection.plan.survey import Encoder, Survey
+from detection.plan.survey import Survey
+from images.plans import Encoder
 from training.plans import Machine, Plan
 
 CPU_BASE = "quick/mask_rcnn_convnextv2_atto_scratch_quick.yaml"
@@ -71,41 +72,6 @@ def plan_classes(plan: Plan, survey: Survey) -> None:
     plan.set("MODEL.ROI_HEADS.NUM_CLASSES", len(names), f"the labels': {shown}")
     have = f"{survey.with_masks} of {len(survey.boxes)} objects have a mask"
     plan.set("MODEL.MASK_ON", survey.with_masks > 0, have)
-
-
-def plan_channels(plan: Plan, survey: Survey, encoder: Encoder | None) -> None:
-    """Channels and depth of the files; mean and deviation as a training finds them."""
-    channels = survey.channels
-    files = f"the files have {channels} channel{'s' * (channels > 1)} of {survey.depth}"
-    if channels == 1 and encoder is not None and encoder.in_chans == 3:
-        channels, files = 3, f"{files}, the encoder takes 3: grey is repeated"
-    plan.set("INPUT.FORMAT", {3: "RGB", 1: "L"}.get(channels, "raw"), files)
-    plan.set("MODEL.CONVNEXT.IN_CHANS", channels, "as INPUT.FORMAT has")
-    if encoder is not None and encoder.has_statistics and encoder.in_chans == channels:
-        source = "empty: the encoder's file has its own"
-    elif channels == 3 and survey.depth == "8 bits":
-        source = "empty: ImageNet's, as for all RGB of 8 bits"
-    else:
-        source = f"empty: measured by the training; ImageNet's are for RGB of 8 bits, not {files}"
-    plan.set("MODEL.PIXEL_MEAN", [], source)
-    plan.set("MODEL.PIXEL_STD", [], "as MODEL.PIXEL_MEAN")
-    if encoder is not None and encoder.in_chans != channels:
-        why = f"the encoder has {encoder.in_chans} channels: timm's rule (docs/transfer.md)"
-        plan.set("MODEL.CONVNEXT.ADAPT_CHANNELS", True, why)
-
-
-def plan_weights(plan: Plan, encoder: Encoder | None) -> None:
-    """The encoder that was given, or random weights of the smallest; no stage is frozen.
-
-    All of the paper's fine-tunings train every stage (arXiv 2301.00808, A.3).
-    """
-    if encoder is None:
-        why = "random: no --encoder; FCMAE on such images brought 5 to 15 AP (docs/reproduction.md)"
-        plan.set("MODEL.CONVNEXT.WEIGHTS", "", why)
-    else:
-        plan.set("MODEL.CONVNEXT.SIZE", encoder.size, "of the encoder's file")
-        plan.set("MODEL.CONVNEXT.WEIGHTS", encoder.path, "--encoder")
-    plan.set("MODEL.BACKBONE.FREEZE_AT", 0, "none is frozen, as in the paper's fine-tunings")
 
 
 def wanted_side(survey: Survey) -> tuple[int, str]:
@@ -275,12 +241,6 @@ def plan_sampler(plan: Plan, survey: Survey) -> None:
 
 def plan_augmentation(plan: Plan) -> None:
     plan.set("INPUT.RANDOM_FLIP", "horizontal", "a mirrored scene is a scene, as on COCO")
-
-
-def plan_loader(plan: Plan, machine: Machine) -> None:
-    workers = min(8 if machine.is_gpu else 1, machine.cores - 1)
-    why = f"of {machine.cores} core{'s' * (machine.cores > 1)}, beside the training's own"
-    plan.set("DATALOADER.NUM_WORKERS", workers, why)
 
 
 def enough_steps(survey: Survey, batch: int) -> int:

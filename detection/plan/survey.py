@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
-from backbones.checkpoint import open_encoder
-from backbones.convnext import SIZES
 from backbones.errors import InputError
 from detection.data.checks.images import ANY
 from detection.dataset import CocoDataset, join_datasets, joined_classes, load_dataset
-from images.files import ImageError, open_picture
-from training.data import evenly_spread
+from images.plans import channels_and_depth
 from training.progress import progress
-
-HEADERS = 200  # image files whose channels and depth are looked at
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """What an encoder's file tells."""
-
-    path: str
-    size: str
-    in_chans: int
-    has_statistics: bool
 
 
 @dataclass(frozen=True)
@@ -103,15 +86,6 @@ class Survey:
         """``[N]``, what each image is multiplied by when it is resized as a config says."""
         scale = shortest / self.short
         return np.minimum(scale, longest / self.sizes.max(1))
-
-
-def read_encoder(path: str) -> Encoder:
-    """Raises FileNotFoundError or InputError if there is no such encoder."""
-    found = open_encoder(path)
-    name = next((name for name, size in SIZES.items() if size == found.size), None)
-    if name is None:
-        raise InputError(f"{path} holds an encoder of a size that has no name: {found.size}")
-    return Encoder(path, name, found.in_chans, found.statistics is not None)
 
 
 @dataclass(frozen=True)
@@ -195,27 +169,3 @@ def survey(sets: LoadedSets) -> Survey:
         depth=depth,
         test_images=sum(len(one.records) for one in sets.tests),
     )
-
-
-def channels_and_depth(paths: Sequence[str]) -> tuple[int, str]:
-    """Those that most of the images have, by the headers of up to ``HEADERS`` files.
-
-    Where grey files stand among RGB ones, 3: grey becomes RGB.
-
-    Raises:
-        InputError: if none can be read.
-    """
-    found: Counter[tuple[int, str]] = Counter()
-    for index in evenly_spread(paths, HEADERS):
-        try:
-            with Path(paths[index]).open("rb") as file:
-                picture = open_picture(file)
-        except (ImageError, OSError):
-            continue  # the check has said it
-        found[picture.colours, picture.depth] += 1
-    if not found:
-        raise InputError(f"none of the images can be read, such as {paths[0]}")
-    channels, depth = found.most_common(1)[0][0]
-    if {key[0] for key in found} == {1, 3}:
-        channels = 3
-    return channels, depth

@@ -1,0 +1,243 @@
+"""Plan a training of UPerNet: the rules, and the steps that time them.
+
+As :mod:`detection.plan`: nothing is searched by training, each value has its reason. Class weights
+are not planned: nothing here was measured with them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from backbones.errors import InputError
+from backbones.whole_files import write_json, write_text
+from images.files import Reading
+from images.plans import Encoder, channels_and_depth, plan_channels, plan_weights
+from segmentation.check import Checked, check_segmentation
+from segmentation.config import load_config
+from segmentation.dataset import SegmentationDataset, load_segmentation
+from segmentation.upernet import IGNORED
+from training.command_line.commands import child_command
+from training.config_files import get
+from training.data import evenly_spread
+from training.plans import TIMED_STEPS, Machine, Plan, Timing, plan_loader, timed
+from training.progress import progress
+
+CPU_BASE = "quick/upernet_convnextv2_atto_scratch_quick.yaml"
+GPU_BASE = "ade20k/upernet_convnextv2_atto_scratch_160k.yaml"
+MEASURED = 200  # class maps whose regions are measured
+LEAST_REGION = 16  # pixels of area: less is noise of labelling
+MIDDLE = 32  # pixels that half of the regions get: eight places of the finest map
+SIDES = (128, 160, 192, 224, 256, 320, 384, 448, 512)
+LONGEST = 4.0  # longer side / shorter side: ADE20K's 2048 / 512
+CROP = 5 / 6  # of the shorter side, as in the quick config: 160 of 192
+CPU_BATCH, GPU_BATCH = 4, 16
+TIMED_IMAGES = (32, 8)
+WANTED_STEPS, RICH_STEPS = 300, 3000  # the quick config's; see detection.plan.rules
+
+Timer = Callable[[Plan], Timing]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A training set in numbers.
+
+    Attributes:
+        sizes: ``[N, 2]``, height and width of the images that were measured.
+        regions: ``[M]``, the square root of the area of each connected region that is not of the
+            commonest class, as a share of its image's shorter side.
+        images, test_images: all of them.
+        shares: of each class, of the labelled pixels.
+    """
+
+    sizes: np.ndarray
+    regions: np.ndarray
+    images: int
+    test_images: int
+    names: tuple[str, ...]
+    shares: tuple[float, ...]
+    channels: int
+    depth: str
+
+    @cached_property
+    def short(self) -> float:
+        return float(np.median(self.sizes.min(1)))
+
+    def sentence(self) -> str:
+        rare = min((share, name) for share, name in zip(self.shares, self.names, strict=True))
+        return (
+            f"{self.images} images of {len(self.names)} classes (shorter side {self.short:.0f} "
+            f"pixels); the rarest is {rare[1]} with {rare[0]:.2%} of the pixels"
+        )
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a plan is asked for, as :class:`detection.plan.plan.Request`."""
+
+    train: str
+    test: str | None
+    minutes: float
+    encoder: Encoder | None
+    machine: Machine
+
+
+def plan_segmentation(request: Request) -> tuple[Plan, Survey, Timing]:
+    """The plan, what it was made of, and what a training by it takes.
+
+    Raises:
+        InputError: for data that a training would refuse, or minutes that are too few.
+    """
+    names = [request.train, *([request.test] if request.test else [])]
+    sets = [load_segmentation(name) for name in names]
+    reading = Reading(channels=None)
+    checked = [check_segmentation(dataset, reading) for dataset in sets]
+    if errors := [error for one in checked for error in one.errors]:
+        raise InputError("\n".join(errors))
+    numbers = survey(sets[0], checked[0], len(sets[1].records) if sets[1:] else 0)
+    with tempfile.TemporaryDirectory(prefix="plan_") as name:
+        folder = Path(name)
+        parts = [
+            write_part(dataset, folder / split, count)
+            for dataset, split, count in zip(sets, ("train", "test"), TIMED_IMAGES, strict=False)
+        ]
+
+        def timer(plan: Plan) -> Timing:
+            file = folder / "plan.yaml"
+            write_text(file, plan.text([], {}))
+            command = [*child_command("segment"), "--config-file", str(file)]
+            command += ["DATASETS.TRAIN", parts[0]]
+            command += ["DATASETS.TEST", parts[1] if parts[1:] else "()"]
+            return timed(command, min(TIMED_IMAGES[1], numbers.test_images))
+
+        plan, timing = decide(request, numbers, timer)
+    return plan, numbers, timing
+
+
+def survey(dataset: SegmentationDataset, checked: Checked, test_images: int) -> Survey:
+    """Measure the regions of up to ``MEASURED`` class maps."""
+    commonest = int(checked.pixels.argmax())
+    sizes, regions = [], []
+    chosen = [dataset.records[i] for i in evenly_spread(dataset.records, MEASURED)]
+    for record in progress(chosen, "measuring regions", unit="map"):
+        labels = dataset.class_map(record)
+        sizes.append(labels.shape)
+        for index in set(np.unique(labels).tolist()) - {commonest, IGNORED}:
+            found = cv2.connectedComponentsWithStats((labels == index).astype(np.uint8))[2]
+            areas = found[1:, cv2.CC_STAT_AREA]
+            regions += (np.sqrt(areas[areas >= LEAST_REGION]) / min(labels.shape)).tolist()
+    channels, depth = channels_and_depth([record.image for record in dataset.records])
+    shares = checked.pixels / max(1, checked.pixels.sum())
+    return Survey(
+        np.array(sizes), np.array(regions or [1.0]), len(dataset.records), test_images,
+        dataset.classes.names, tuple(shares.tolist()), channels, depth,
+    )  # fmt: skip
+
+
+def decide(request: Request, numbers: Survey, timer: Timer) -> tuple[Plan, Timing]:
+    """Apply the rules; ``timer`` is asked, a few times, what a training by them takes.
+
+    Raises:
+        InputError: for minutes or memory that are too few.
+    """
+    machine, minutes, images = request.machine, request.minutes, numbers.test_images
+    plan = Plan(GPU_BASE if machine.is_gpu else CPU_BASE)
+    plan.set("DATASETS.TRAIN", [request.train], "as given")
+    if request.test:
+        plan.set("DATASETS.TEST", [request.test], f"{images} images, as given")
+    plan.set("MODEL.SEM_SEG_HEAD.NUM_CLASSES", len(numbers.names), "the data set's")
+    plan_channels(plan, numbers.channels, numbers.depth, request.encoder)
+    if "MODEL.CONVNEXT.ADAPT_CHANNELS" in plan.choices:
+        raise InputError(
+            f"the encoder takes {request.encoder and request.encoder.in_chans} channels and the "
+            f"images have {numbers.channels}: convert it first, or plan without --encoder"
+        )
+    plan_weights(plan, request.encoder)
+    plan_loader(plan, machine)
+    is_colour = plan["INPUT.FORMAT"] == "RGB" and numbers.depth == "8 bits"
+    why = "colours of photographs vary" if is_colour else "it is for RGB of 8 bits"
+    plan.set("INPUT.DISTORT", is_colour, why)
+    batch = min(GPU_BATCH if machine.is_gpu else CPU_BATCH, numbers.images)
+    plan.set("SOLVER.IMS_PER_BATCH", batch, "the base's, but no more than there are images")
+    plan_schedule(plan, TIMED_STEPS, numbers, "timed")
+    wanted = wanted_side(numbers)
+    plan_side(plan, numbers, wanted, "")
+    timing = timer(plan)
+    steps = timing.iterations(minutes, images)
+    if (side := side_for_time(wanted, steps, numbers)) != wanted:
+        trade = "fewer pixels for more steps" if side < wanted else "time for more pixels"
+        plan_side(plan, numbers, side, f"; {wanted} would be {max(steps, 0)} steps: {trade}")
+        timing = timer(plan)
+    while not timing.fits(machine) and plan["SOLVER.IMS_PER_BATCH"] > 1:
+        plan.set("SOLVER.IMS_PER_BATCH", plan["SOLVER.IMS_PER_BATCH"] // 2, "for the memory")
+        timing = timer(plan)
+    steps = timing.checked_iterations(minutes, images, machine)
+    most = max(2000, 400 * numbers.images // plan["SOLVER.IMS_PER_BATCH"])
+    why = f"{minutes:g} minutes at {timing.step:.2f} s a step"
+    if steps > most:
+        steps, why = most, f"more teaches little on {numbers.images} images"
+    plan_schedule(plan, steps, numbers, why)
+    return plan, timing
+
+
+def wanted_side(numbers: Survey) -> int:
+    """The shorter side at which half of the regions have ``MIDDLE`` pixels; never enlarged."""
+    half = float(np.median(numbers.regions))
+    allowed = [side for side in SIDES if side <= numbers.short] or SIDES[:1]
+    return next((side for side in allowed if half * side >= MIDDLE), allowed[-1])
+
+
+def side_for_time(wanted: int, steps: int, numbers: Survey) -> int:
+    """A smaller side (half at least) where the minutes are few, a larger where they are many."""
+    if steps < WANTED_STEPS:
+        least = max(wanted / 2, wanted * (max(steps, 1) / WANTED_STEPS) ** 0.5)
+        return min(side for side in SIDES if side >= min(least, wanted))
+    if steps > RICH_STEPS:
+        most = min(numbers.short, wanted * (steps / RICH_STEPS) ** 0.5)
+        return max([wanted, *(side for side in SIDES if side <= most)])
+    return wanted
+
+
+def plan_side(plan: Plan, numbers: Survey, side: int, why: str) -> None:
+    """Resolution and crop, the same in training and test."""
+    half = float(np.median(numbers.regions)) * side
+    scale = [int(side * LONGEST), side]
+    plan.set("INPUT.SCALE", scale, f"half of the regions have {half:.0f} pixels or more{why}")
+    crop = max(128, round(CROP * side / 32) * 32)
+    plan.set("INPUT.CROP.SIZE", [crop, crop], "five sixths of it, as in the quick config")
+    plan.set("TEST.SCALE", scale, "as in training")
+    plan.set("TEST.SLIDE.ENABLED", False, "whole images are small enough at this size")
+
+
+def plan_schedule(plan: Plan, iterations: int, numbers: Survey, why: str) -> None:
+    epochs = iterations * plan["SOLVER.IMS_PER_BATCH"] / numbers.images
+    plan.set("SOLVER.MAX_ITER", iterations, f"{why}; {epochs:.3g} epochs of {numbers.images}")
+    warmup = max(1, min(1500, iterations // 15))
+    plan.set("SOLVER.WARMUP_ITERS", warmup, "a fifteenth, as in the quick config; 1500 at most")
+    plan.set("SOLVER.CHECKPOINT_PERIOD", max(1, -(-iterations // 4)), "four checkpoints")
+
+
+def base_values(plan: Plan) -> dict[str, Any]:
+    """Each chosen key with its value in the base."""
+    config = load_config(plan.base)
+    return {key: get(config, key) for key in plan.choices}
+
+
+def write_part(dataset: SegmentationDataset, folder: Path, count: int) -> str:
+    """Write some of a data set's images and class maps, evenly spread; the part's name."""
+    (folder / "images").mkdir(parents=True)
+    (folder / "labels").mkdir()
+    for number, index in enumerate(evenly_spread(dataset.records, count)):
+        record = dataset.records[index]
+        shutil.copyfile(record.image, folder / f"images/{number}{Path(record.image).suffix}")
+        cv2.imwrite(str(folder / f"labels/{number}.png"), dataset.class_map(record))
+    write_json(folder / "classes.json", list(dataset.classes.names))
+    return f"masks:{folder / 'images'}:{folder / 'labels'}:{folder / 'classes.json'}"

@@ -130,6 +130,7 @@ def _contradictions(config: CfgNode, training: bool) -> Iterator[tuple[tuple[str
         )
     yield from _tile_contradictions(config, training)
     yield from augmentation_contradictions(config)
+    yield from _validation_contradictions(config)
     yield from _channel_contradictions(config)
     yield from _grn_contradictions(model.CONVNEXT)
     yield from level_contradictions(model, extra=1, roi_extra=False)
@@ -181,6 +182,37 @@ def _tile_contradictions(config: CfgNode, training: bool) -> Iterator[tuple[tupl
         if get(config, others) != wanted and (training or not is_late):
             value = get(config, others)
             yield (others, f"{key}.ENABLED"), f"{others} is {value!r} beside {key}, but {remedy}"
+
+
+def _validation_contradictions(config: CfgNode) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What ``DATASETS.VAL``, which chooses the best weights, needs and must not be."""
+    sets, patience = config.DATASETS, config.SOLVER.EARLY_STOPPING.PATIENCE
+    for other, why in (
+        ("TRAIN", "weights that know its images by heart would be called best"),
+        ("TEST", "its result would flatter, for weights were chosen by it"),
+    ):
+        for name in sorted(set(sets.VAL) & set(sets[other])):
+            yield (
+                ("DATASETS.VAL", f"DATASETS.{other}"),
+                f"DATASETS.VAL and {other} both name {name}: {why}. Split it in two",
+            )
+    if sets.VAL and not config.TEST.EVAL_PERIOD:
+        yield (
+            ("DATASETS.VAL", "TEST.EVAL_PERIOD"),
+            "DATASETS.VAL chooses the best weights at each TEST.EVAL_PERIOD, which is 0: set it to "
+            f"{max(config.SOLVER.MAX_ITER // 10, 1)}, say, a tenth of SOLVER.MAX_ITER",
+        )
+    if patience and not sets.VAL:
+        yield (
+            ("SOLVER.EARLY_STOPPING.PATIENCE", "DATASETS.VAL"),
+            f"SOLVER.EARLY_STOPPING.PATIENCE is {patience}, but nothing tells when to stop: name a "
+            "set in DATASETS.VAL, or set PATIENCE to 0",
+        )
+    if sets.VAL and config.TEST.BEST_METRIC.startswith("segm") and not config.MODEL.MASK_ON:
+        yield (
+            ("TEST.BEST_METRIC", "MODEL.MASK_ON"),
+            f"TEST.BEST_METRIC is {config.TEST.BEST_METRIC}, but MODEL.MASK_ON is False: take bbox",
+        )
 
 
 def _channel_contradictions(config: CfgNode) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -264,9 +264,9 @@ def load_dataset(
     return dataset
 
 
-def load_test_sets(config: CfgNode) -> list[CocoDataset]:
-    """All of ``DATASETS.TEST``, for an evaluation; their images are not looked at."""
-    masks, names = config.MODEL.MASK_ON, config.DATASETS.TEST
+def load_watched_sets(config: CfgNode) -> list[CocoDataset]:
+    """What a training is evaluated on: all of ``DATASETS.VAL``, else of ``TEST``, not looked at."""
+    masks, names = config.MODEL.MASK_ON, config.DATASETS.VAL or config.DATASETS.TEST
     return [load_dataset(name, masks, check_images=False, for_evaluation=True) for name in names]
 
 

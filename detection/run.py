@@ -6,6 +6,7 @@ evaluation and report read these files and know no engine.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ from detection.run_record import (
     check_resumed_data,
     collect_facts,
     log_header,
+    validation_facts,
     write_facts,
 )
 from images.configured import reading_of, with_statistics, with_weights_statistics
@@ -50,6 +52,7 @@ from training.configured import (
 )
 from training.guards.resume import say_changes
 from training.guards.run_folder import held
+from training.guards.validation import read_record
 from training.records.environment import peak_memory_mb
 from training.records.metrics import train_seconds
 from training.records.trackers import tracker_problems
@@ -95,16 +98,17 @@ def _run(config: CfgNode, resume: bool, eval_only: bool, config_file: str) -> di
     say_changes(changes)
     continues = not eval_only and resume and holds_run(output_dir)
     config, told = with_weights_statistics(config, continues or eval_only)
-    train_set, test_sets = load_datasets(config, eval_only)
+    train_set, val_sets, test_sets = load_datasets(config, eval_only)
     earlier = read_facts(output_dir) if eval_only or continues else {}
     if continues and train_set:
         check_resumed_data(earlier, train_set)
-    config = complete(config, [train_set, *test_sets], resume)
+    config = complete(config, [train_set, *val_sets, *test_sets], resume)
     of_pixels = train_set or next(iter(test_sets), None)
     config, origin = with_statistics(config, of_pixels.image_paths() if of_pixels else None)
     facts: dict[str, Any] = {}
     if is_main:
         facts = collect_facts(config, train_set, test_sets, eval_only, config_file, earlier)
+        facts["datasets"] |= validation_facts(val_sets)
         facts.setdefault("pixel_statistics", told or origin)
         log_header(config, facts, eval_only)
         if not eval_only:
@@ -115,10 +119,13 @@ def _run(config: CfgNode, resume: bool, eval_only: bool, config_file: str) -> di
         if is_main:
             warn_of_solver(config.SOLVER)
         try:
-            engine.train(config, train_set, resume, test_sets)
+            engine.train(config, train_set, resume, val_sets or test_sets)
         finally:  # an interrupted session has trained, too
             if is_main:
                 facts["train_seconds"] = train_seconds(output_dir / "metrics.json")
+                if val_sets:
+                    record = read_record(output_dir)
+                    facts["validation"] = {k: record[k] for k in ("metric", "best", "stopped")}
                 write_facts(output_dir, facts)
     given = config.MODEL.WEIGHTS if eval_only else ""
     average = None if given else averaged_weights(output_dir)
@@ -146,11 +153,13 @@ def _run(config: CfgNode, resume: bool, eval_only: bool, config_file: str) -> di
     return metrics
 
 
-def load_datasets(config: CfgNode, eval_only: bool) -> tuple[CocoDataset | None, list[CocoDataset]]:
-    """The checked training set, all of ``DATASETS.TRAIN`` in one, and the test sets.
+def load_datasets(
+    config: CfgNode, eval_only: bool
+) -> tuple[CocoDataset | None, list[CocoDataset], list[CocoDataset]]:
+    """The checked training set, all of ``DATASETS.TRAIN`` in one, validation and test sets.
 
     Their classes are the detector's: those of all sets, joined by name; in an evaluation those that
-    the detector was trained with. The first is None in an evaluation.
+    the detector was trained with. An evaluation has neither training nor validation sets.
 
     Raises:
         InputError: for problems in the data, a set that is not named, or training and test sets
@@ -181,20 +190,26 @@ def load_datasets(config: CfgNode, eval_only: bool) -> tuple[CocoDataset | None,
         return found
 
     train_parts = [] if eval_only else load(config.DATASETS.TRAIN, False)
+    val_sets = [] if eval_only else load(config.DATASETS.VAL, True)
     test_sets = load(config.DATASETS.TEST, True)
     if problems:
         raise InputError("\n".join(problems))
     trained = trained_classes(config.MODEL.WEIGHTS, config.OUTPUT_DIR) if eval_only else None
-    classes = trained or joined_classes([*train_parts, *test_sets])
+    classes = trained or joined_classes([*train_parts, *val_sets, *test_sets])
     learnt = {name for part in train_parts for name in part.class_names} or set(classes.values())
-    for dataset in test_sets:
+    for dataset in [*val_sets, *test_sets]:
         compare_classes(dataset, learnt)
     train_set = join_datasets(train_parts, classes) if train_parts else None
-    test_sets = [dataset.with_classes(tuple(classes.values())) for dataset in test_sets]
+    val_sets, test_sets = (
+        [dataset.with_classes(tuple(classes.values())) for dataset in sets]
+        for sets in (val_sets, test_sets)
+    )
     if train_set and is_main_process():
-        for dataset in test_sets:
+        for dataset in [*val_sets, *test_sets]:
             warn_of_shared_images(train_set, dataset)
-    return train_set, test_sets
+        for chooses, measures in itertools.product(val_sets, test_sets):
+            warn_of_shared_images(chooses, measures)
+    return train_set, val_sets, test_sets
 
 
 def compare_classes(test_set: CocoDataset, learnt: set[str]) -> None:

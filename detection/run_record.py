@@ -123,6 +123,11 @@ def dataset_facts(dataset: CocoDataset) -> dict[str, Any]:
     return facts | ({"parts": list(map(dataset_facts, dataset.parts))} if dataset.parts else {})
 
 
+def validation_facts(val_sets: Sequence[CocoDataset]) -> dict[str, Any]:
+    """What ``datasets`` records of ``DATASETS.VAL``."""
+    return {"val": [dataset_facts(dataset) for dataset in val_sets]} if val_sets else {}
+
+
 def check_resumed_data(earlier: dict[str, Any], train_set: CocoDataset) -> None:
     """Say what changed in the data since the run began that is now continued.
 

@@ -27,6 +27,7 @@ from training.config_files import flatten
 from training.guards.checkpoints import checkpoint_step, list_checkpoints
 from training.guards.resume import compare_settings, is_free_key
 from training.guards.run_folder import refuse_existing_run, refuse_fewer_steps
+from training.guards.validation import BEST_WEIGHTS, read_record
 from training.options import LoopOptions
 from training.records.environment import git_commit, versions
 from training.records.metrics import log_period
@@ -206,7 +207,9 @@ def steps_done(output_dir: Path) -> int:
     # detectron2 counts from 0 in its files' names
     done += [int(p.stem[6:]) + 1 for p in output_dir.glob("model_*.pth") if p.stem[6:].isdigit()]
     config = output_dir / "config.yaml"
-    if any(output_dir.glob("model_final.*")) and config.is_file():
+    if stopped := read_record(output_dir)["stopped"]:
+        done.append(stopped)
+    elif any(output_dir.glob("model_final.*")) and config.is_file():
         done.append(yaml.safe_load(config.read_text(encoding="utf-8"))["SOLVER"]["MAX_ITER"])
     return max(done, default=0)
 
@@ -227,11 +230,13 @@ def point_to(output_dir: Path, weights: Path | None = None) -> None:
 
 
 def newest_weights(output_dir: Path) -> Path:
-    """The weights that ``last_checkpoint`` names, whichever engine wrote them.
+    """A run's best weights on its validation sets, else those that ``last_checkpoint`` names.
 
     Raises:
         InputError: if there are none.
     """
+    if best := sorted(output_dir.glob(f"{BEST_WEIGHTS}.*")):
+        return best[0]
     pointer = output_dir / "last_checkpoint"
     if (
         not pointer.is_file()

@@ -117,6 +117,7 @@ def train(
     after_step: AfterStep | None = None,
     ema: ModelEmaV3 | None = None,
     measure: Callable[[int, nn.Module], dict[str, float]] | None = None,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> nn.Module:
     """Train ``model`` and return it, unwrapped (with FSDP: a whole copy on the CPU).
 
@@ -137,6 +138,8 @@ def train(
             (its first update copies the weights), see this module's header.
         measure: called as ``after_step``, but before each line of ``metrics.json``, which what it
             returns joins: by name, the same in every process.
+        is_over: asked before each step, in every process alike: True ends the training there, with
+            a checkpoint, as if it had been the last.
 
     Raises:
         InputError: for an output folder that holds a run when not resuming, or a batch size that
@@ -183,6 +186,9 @@ def train(
             if start and after_step is not None:  # the interruption may have come before its end
                 run.call(after_step, start, endings)
             for done in range(start + 1, options.max_steps + 1):
+                if is_over():
+                    run.end_early(steps)
+                    break
                 run.step(done - 1, batches, endings, stalls)
                 steps.update()
                 last = done == options.max_steps
@@ -386,6 +392,13 @@ class _Run:
         if pictures:
             log_pictures(self.accelerator.trackers, pictures, done)
         self.model.train()
+
+    def end_early(self, steps: tqdm) -> None:
+        """Write the metrics and the weights so far, if they are not; all processes do."""
+        if "time" in self.window.values:
+            self.report(self.done, steps, {})
+        if self.done != self.saved:
+            self.save(self.done)
 
     def lost(self) -> str:
         """What would be lost if the process ended now."""

@@ -25,7 +25,8 @@ SCORE = 0.5  # of the detections that are shown, as in tools/predict.py
 def overlays_due(config: CfgNode, step: int) -> bool:
     """Whether overlays follow a step: where the run evaluates, and after its last one."""
     period, last = config.TEST.EVAL_PERIOD, config.SOLVER.MAX_ITER
-    return bool(config.DATASETS.TEST) and (step == last or (period > 0 and step % period == 0))
+    watched = config.DATASETS.VAL or config.DATASETS.TEST
+    return bool(watched) and (step == last or (period > 0 and step % period == 0))
 
 
 def overlays(config: CfgNode, dataset: CocoDataset, detect: Detect) -> dict[str, np.ndarray]:

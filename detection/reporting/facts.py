@@ -140,6 +140,22 @@ def _augmentation(run: Run) -> Cell:
     return ", ".join(found) or "none" if isinstance(found, list) else NOT_RECORDED
 
 
+def _validation_data(run: Run) -> Cell:
+    sets = run.fact("datasets", "val") or []
+    return "; ".join(f"{each['name']}: {each['images']} images" for each in sets) or "none"
+
+
+def chosen_weights(run: Run) -> Cell:
+    """Which step's weights the results are of, and what chose them."""
+    found = run.fact("validation")
+    if not isinstance(found, dict) or not (best := found.get("best")):
+        return "those after the last step"
+    average = ", averaged" if best["weights"] == "average" else ""
+    stopped = f"; stopped early at {found['stopped']}" if found.get("stopped") else ""
+    value = f"{found['metric']} {best['value']:.2f} on the validation data"
+    return f"those after step {best['iteration']}{average}: {value}{stopped}"
+
+
 FACTS: dict[str, Callable[[Run], Cell]] = {
     "Engine": _plain("engine"),
     "Encoder's weights": encoder_sentence,
@@ -150,6 +166,8 @@ FACTS: dict[str, Callable[[Run], Cell]] = {
     "Training data": _data("train"),
     "Training data's fingerprint": _code("datasets", "train", "fingerprint"),
     "Augmentation": _augmentation,
+    "Validation data": _validation_data,
+    "Weights of the results": chosen_weights,
     "Test data": _data("test"),
     "Test data's fingerprint": _code("datasets", "test", "fingerprint"),
     "Seed": _plain("seed"),

@@ -25,6 +25,8 @@ from reporting.pictures import encode_jpeg
 CHART_TITLES = {
     "total_loss": "Total loss",
     "lr": "Learning rate",
+    "bbox/AP": "Box AP in the training",
+    "segm/AP": "Mask AP in the training",
     "images_per_second": "Images per second",
     "time": "Seconds per iteration",
     "data_time": "Seconds waiting for data",
@@ -33,6 +35,7 @@ CHART_TITLES = {
     "feature_distance/lowest": "Feature diversity, the lowest block",
     "feature_dead/highest": "Share of dead channels, the highest block",
 }
+EVALUATIONS = ("bbox/AP", "segm/AP")
 COSTS = ("images_per_second", "time", "data_time", "max_mem")
 FEATURES = "feature_"  # what pretraining says about the diversity of its features
 RECONSTRUCTION_BYTES = 700_000  # of all reconstruction panels together
@@ -44,7 +47,7 @@ def curve_blocks(runs: Sequence[tuple[RunName, Run]]) -> list[Block]:
     losses = [key for key in recorded if "loss" in key and key != "total_loss"]
     charts, largest = [], 1
     features = [key for key in recorded if key.startswith(FEATURES)]
-    for key in ["total_loss", *losses, "lr", *features, *COSTS]:
+    for key in ["total_loss", *losses, "lr", *EVALUATIONS, *features, *COSTS]:
         lines = []
         for name, run in runs:
             if points := run.history.get(key):

@@ -31,7 +31,7 @@ RUN_FILES = (
     "config.yaml", "metrics.json", "metrics_summary.json", "run.json", "last_checkpoint",
     "checkpoints", "tensorboard", "events.out.tfevents.*", "inference", "reconstructions",
     "encoder.safetensors", "classifier*.safetensors", "model_*.pth", "model_final*.safetensors",
-    "report.html",
+    "model_best*.safetensors", "validation.json", "report.html",
 )  # fmt: skip
 NO_LOCKS_HERE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _held: set[Path] = set()

@@ -18,7 +18,7 @@ from detectron2.utils import comm
 from fvcore.common.config import CfgNode
 
 from detection.config import resolve_num_classes, to_detectron2
-from detection.dataset import CocoDataset, load_test_sets
+from detection.dataset import CocoDataset, load_watched_sets
 from detection.engines.detectron2.augmentation import write_augmented_predictions
 from detection.engines.detectron2.results import detector_of, write_predictions
 from detection.engines.detectron2.trainer import Trainer, build_detector
@@ -47,7 +47,7 @@ class Detectron2Engine:
             InputError: for a config, data or weights that cannot be trained with.
             FileNotFoundError: for weights that do not exist.
         """
-        test_sets = load_test_sets(config) if test_sets is None else test_sets
+        test_sets = load_watched_sets(config) if test_sets is None else test_sets
         Trainer(prepare(config, dataset_train, resume), dataset_train, resume, test_sets).train()
         comm.synchronize()  # until the main process has written the last checkpoint
 

@@ -11,7 +11,6 @@ References:
 from __future__ import annotations
 
 import logging
-import time
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model
 from detectron2.engine import hooks as d2_hooks
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.modeling import build_model
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
@@ -28,6 +28,7 @@ from torch import nn
 
 import detection.engines.detectron2.cascade  # noqa: F401 - registers these heads
 from backbones.d2_adapter import D2ConvNeXt
+from backbones.weight_files import save_pickle
 from backbones.whole_files import system_error
 from detection.dataset import CocoDataset, result_parts
 from detection.engines.detectron2.checkpoints import (
@@ -37,6 +38,7 @@ from detection.engines.detectron2.checkpoints import (
     point_to_sound_checkpoint,
 )
 from detection.engines.detectron2.data import TrainingBatches
+from detection.engines.detectron2.hooks import Bar, EarlyStopping, Evaluation, Over, Schedule, Speed
 from detection.engines.detectron2.results import write_predictions
 from detection.engines.detectron2.step import Average, Step, save_average
 from detection.engines.detectron2.trackers import OverlayHook, WandbWriter
@@ -47,11 +49,11 @@ from training.configured import build_adamw, build_average, resolve_precision
 from training.data import seed_generators
 from training.guards.endings import Endings
 from training.guards.run_folder import checkpoint_bytes, refuse_existing_run, refuse_full_disk
+from training.guards.validation import BEST_WEIGHTS, Kind, Validation
 from training.guards.workers import loader_problem
 from training.loop import NonFiniteLossError
-from training.progress import progress
-from training.records.environment import device_name, peak_memory_mb, warn_of_slow_bf16
-from training.records.metrics import MetricsFile, train_seconds
+from training.records.environment import device_name, warn_of_slow_bf16
+from training.records.metrics import MetricsFile
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +62,7 @@ def _says_more_than_its_message(entry: logging.LogRecord) -> bool:
     """detectron2 logs every exception with its traceback: not those that a message explains."""
     error = entry.exc_info[1] if entry.exc_info else None
     return error is None or not (
-        isinstance(error, (ValueError, OSError, EOFError))
+        isinstance(error, (ValueError, OSError, EOFError, Over))
         or loader_problem(error)
         or system_error(error)
     )
@@ -85,12 +87,14 @@ class Trainer(DefaultTrainer):
         cfg: what :func:`prepare` returns.
         dataset: the training data.
         resume: continue from ``OUTPUT_DIR/last_checkpoint`` where there is one.
-        test_sets: what to evaluate on each ``TEST.EVAL_PERIOD``.
+        test_sets: what to evaluate on each ``TEST.EVAL_PERIOD``: the validation sets, if any.
 
     Raises:
         InputError: if ``OUTPUT_DIR`` holds a run and ``resume`` is False, or for weights and
             data that do not fit.
     """
+
+    iter: int
 
     def __init__(
         self,
@@ -124,6 +128,7 @@ class Trainer(DefaultTrainer):
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=devices)
         self._trainer = Step(cfg, model, batches, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.validation = Validation.of(cfg, has_run)
         self.checkpointer = StrictCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.register_hooks(self.build_hooks())
         if has_run:
@@ -152,8 +157,16 @@ class Trainer(DefaultTrainer):
         """
         with ended_with_checkpoint(self) as (self.endings, self._trainer.stalls):
             self._trainer.endings = self.endings
-            self.register_hooks([EndingHook(self.endings)])
-            super().train()
+            self.register_hooks([EndingHook(self.endings), EarlyStopping()])
+            if self.validation is not None:
+                self.validation.reach(self.start_iter)
+            if self.validation is None or not self.validation.is_over:
+                try:
+                    super().train()
+                except Over:
+                    self.checkpointer.save("model_final", iteration=self.iter)
+                    if self.average is not None and comm.is_main_process():
+                        save_average(self)
         newest = Path(self.checkpointer.get_checkpoint_file())
         if self.start_iter >= self.max_iter and newest.stem != "model_final":
             # Every step was done, but the final weights are missing or were damaged.
@@ -164,7 +177,7 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         """Timing, schedule, checkpoints and evaluation; the writers follow in ``__init__``."""
-        found: list[HookBase] = [d2_hooks.IterationTimer(), _Schedule(), _Speed(), _Bar()]
+        found: list[HookBase] = [d2_hooks.IterationTimer(), Schedule(), Speed(), Bar()]
         if self.average is not None:
             found.append(Average(self.average))
         if comm.is_main_process():
@@ -176,10 +189,9 @@ class Trainer(DefaultTrainer):
             saver.recent_checkpoints = [str(path) for path in sorted(earlier)]
             found.append(saver)
         if self.cfg.TEST.EVAL_PERIOD and self.test_sets:
-            # Not at the end: whoever called train() evaluates the final weights.
-            found.append(
-                d2_hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate, eval_after_train=False)
-            )
+            # On test sets not at the end: whoever called train() evaluates the final weights.
+            at_end = self.validation is not None
+            found.append(Evaluation(self.cfg.TEST.EVAL_PERIOD, self._evaluate, at_end))
         return found
 
     def run_step(self) -> None:
@@ -196,11 +208,21 @@ class Trainer(DefaultTrainer):
             ) from error
 
     def _evaluate(self) -> dict[str, Any]:
+        validation = self.validation
+        if validation is not None and validation.knows(self.done):
+            return {}
         with self.endings.interruptible():
             found = self._metrics(self.model, "inference")
             if self.average is not None:
                 found |= {"ema": self._metrics(self.average.module, AVERAGE_FOLDER)}
+        if validation is not None:
+            validation.record(self.done, flatten_results_dict(found), self._save_best)
         return found if comm.is_main_process() else {}
+
+    def _save_best(self, kind: Kind) -> None:
+        best = self.average.module if kind == "average" and self.average else self.model
+        path = Path(self.cfg.OUTPUT_DIR) / f"{BEST_WEIGHTS}.pth"
+        save_pickle(getattr(best, "module", best).state_dict(), path, "model")
 
     def _metrics(self, model: nn.Module, folder: str) -> dict[str, Any]:
         """Task -> metric -> value of the first test set; those of the others under their labels."""
@@ -216,49 +238,6 @@ class Trainer(DefaultTrainer):
             for task in tasks:
                 of_set[task] = {k: v for k, v in metrics[task].items() if v is not None}
         return found
-
-
-class _Schedule(d2_hooks.LRScheduler):
-    """Records the rate of the heads, which is ``BASE_LR``'s, and keeps the config's on resume."""
-
-    def after_step(self) -> None:
-        lr = self.trainer.optimizer.param_groups[-1]["lr"]
-        self.trainer.storage.put_scalar("lr", lr, smoothing_hint=False)
-        self.scheduler.step()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.scheduler.last_epoch = state_dict["last_epoch"]
-
-
-class _Speed(HookBase):
-    """Adds to metrics.json: memory (MB), images per second, seconds of all sessions so far."""
-
-    def before_train(self) -> None:
-        self.earlier = train_seconds(Path(self.trainer.cfg.OUTPUT_DIR) / "metrics.json")
-        self.began = time.perf_counter()
-
-    def after_step(self) -> None:
-        storage = self.trainer.storage
-        if "time" in storage.histories():
-            seconds = storage.history("time").latest()
-            storage.put_scalar("images_per_second", self.trainer.cfg.SOLVER.IMS_PER_BATCH / seconds)
-        storage.put_scalar("max_mem", peak_memory_mb(), smoothing_hint=False)
-        seconds = self.earlier + time.perf_counter() - self.began
-        storage.put_scalar("train_seconds", seconds, smoothing_hint=False)
-
-
-class _Bar(HookBase):
-    """The progress bar of the training."""
-
-    def before_train(self) -> None:
-        total, start = self.trainer.max_iter, self.trainer.start_iter
-        self.bar = progress(text="training", total=total, unit="step", initial=start, leave=True)
-
-    def after_step(self) -> None:
-        self.bar.update()
-
-    def after_train(self) -> None:
-        self.bar.close()
 
 
 def build_detector(

@@ -26,7 +26,7 @@ from backbones.normalization import GRNOptions
 from detection.config import resolve_num_classes
 from detection.data.repeats import repeats_of
 from detection.data.transforms import DetectionSamples, collate
-from detection.dataset import CocoDataset, load_test_sets, result_parts
+from detection.dataset import CocoDataset, load_watched_sets, result_parts
 from detection.engines.interface import Detect
 from detection.engines.overlays import overlays, overlays_due
 from detection.engines.torchvision.model import MaskRCNN, build_mask_rcnn
@@ -56,6 +56,7 @@ from training.data import seed_generators
 from training.devices import find_device
 from training.guards.checkpoints import list_checkpoints
 from training.guards.processes import process_state
+from training.guards.validation import BEST_WEIGHTS, Kind, Validation
 from training.loop import train
 from training.records.trackers import LoggedValues
 from training.schedule import LrFactor
@@ -93,7 +94,7 @@ class TorchvisionEngine:
         test_sets: Sequence[CocoDataset] | None = None,
     ) -> None:
         config = completed(config, dataset_train, continues=resume)
-        test_sets = load_test_sets(config) if test_sets is None else test_sets
+        test_sets = load_watched_sets(config) if test_sets is None else test_sets
         solver, output_dir = config.SOLVER, Path(config.OUTPUT_DIR)
         device = use_device(config)
         if config.SEED < 0:
@@ -102,7 +103,9 @@ class TorchvisionEngine:
             raise InputError("detection trains without FSDP: start its processes by torchrun")
         seed_generators(config.SEED)
         model = build_mask_rcnn(config)
-        if not (resume and list_checkpoints(output_dir)):
+        continues = resume and bool(list_checkpoints(output_dir))
+        validation = Validation.of(config, continues)
+        if not continues:
             load_initial_weights(config, model, dataset_train.class_names)
         freeze_parts(model, config.MODEL.FREEZE)
         ema = build_average(config, model)
@@ -111,12 +114,21 @@ class TorchvisionEngine:
             due = step % solver.CHECKPOINT_PERIOD == 0 or step == solver.MAX_ITER
             if due and PartialState().is_main_process:
                 point_to(output_dir)
+            if validation:
+                validation.reach(step)
             if not (test_sets and overlays_due(config, step)):
                 return {}
-            metrics = {}
-            if step < solver.MAX_ITER:  # the final weights are evaluated by who called train()
-                average = ema.module if ema else None
+            metrics, average = {}, ema.module if ema else None
+            # the final weights are evaluated on the test sets by who called train()
+            if validation or step < solver.MAX_ITER:
                 metrics = evaluate_in_training(config, test_sets, model, average, step)
+            if validation and not validation.knows(step):
+
+                def save(kind: Kind) -> None:
+                    best = average if kind == "average" and average else model
+                    save_detector(config, dataset_train, best, f"{BEST_WEIGHTS}.safetensors")
+
+                validation.record(step, metrics, save)
             if not PartialState().is_main_process:
                 return {}
             first = test_sets[0]
@@ -132,6 +144,7 @@ class TorchvisionEngine:
             configured_loop(config, resume, device),
             after_step,
             ema,
+            is_over=lambda: validation is not None and validation.is_over,
         )
         if PartialState().is_main_process:
             if ema is not None:

@@ -1,0 +1,83 @@
+"""What follows the steps of a detectron2 training: schedule, records, evaluation, an early end."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from detectron2.engine import HookBase
+from detectron2.engine import hooks as d2_hooks
+
+from training.progress import progress
+from training.records.environment import peak_memory_mb
+from training.records.metrics import train_seconds
+
+
+class Over(Exception):
+    """Ends the training before its last step: see :class:`Validation`."""
+
+
+class Evaluation(d2_hooks.EvalHook):
+    """detectron2's, which a resumed run begins with where the earlier session did not come to it.
+
+    Of validation sets alone: their values decide what is best."""
+
+    def before_train(self) -> None:
+        trainer, step = self.trainer, self.trainer.start_iter
+        is_due = step and self._period and step % self._period == 0 and step < trainer.max_iter
+        if is_due and trainer.validation is not None and not trainer.validation.knows(step):
+            trainer.storage.iter = step - 1  # its own counts steps from 0
+            self._do_eval()
+            trainer.storage.iter = step
+
+
+class EarlyStopping(HookBase):
+    """Comes last: the step and all that follows it are done."""
+
+    def after_step(self) -> None:
+        if self.trainer.validation is not None and self.trainer.validation.is_over:
+            raise Over
+
+
+class Schedule(d2_hooks.LRScheduler):
+    """Records the rate of the heads, which is ``BASE_LR``'s, and keeps the config's on resume."""
+
+    def after_step(self) -> None:
+        lr = self.trainer.optimizer.param_groups[-1]["lr"]
+        self.trainer.storage.put_scalar("lr", lr, smoothing_hint=False)
+        self.scheduler.step()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.scheduler.last_epoch = state_dict["last_epoch"]
+
+
+class Speed(HookBase):
+    """Adds to metrics.json: memory (MB), images per second, seconds of all sessions so far."""
+
+    def before_train(self) -> None:
+        self.earlier = train_seconds(Path(self.trainer.cfg.OUTPUT_DIR) / "metrics.json")
+        self.began = time.perf_counter()
+
+    def after_step(self) -> None:
+        storage = self.trainer.storage
+        if "time" in storage.histories():
+            seconds = storage.history("time").latest()
+            storage.put_scalar("images_per_second", self.trainer.cfg.SOLVER.IMS_PER_BATCH / seconds)
+        storage.put_scalar("max_mem", peak_memory_mb(), smoothing_hint=False)
+        seconds = self.earlier + time.perf_counter() - self.began
+        storage.put_scalar("train_seconds", seconds, smoothing_hint=False)
+
+
+class Bar(HookBase):
+    """The progress bar of the training."""
+
+    def before_train(self) -> None:
+        total, start = self.trainer.max_iter, self.trainer.start_iter
+        self.bar = progress(text="training", total=total, unit="step", initial=start, leave=True)
+
+    def after_step(self) -> None:
+        self.bar.update()
+
+    def after_train(self) -> None:
+        self.bar.close()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import re
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,6 +17,8 @@ import yaml
 from safetensors import safe_open
 
 from backbones.errors import InputError
+from detection.config import load_config
+from detection.schema import SCHEMA
 from fcmae.grids.grid import Grid, Row, known_flags, load_grid
 from fcmae.grids.run import plan, run_grid, shares, start_process
 from fcmae.grids.table import write_tables
@@ -383,6 +387,53 @@ def test_the_reproductions_grids_are_valid_and_name_their_files(path):
     for row in grid.rows:
         if "detect" in row.stages:
             assert (ROOT / row.stages["detect"]["config-file"]).is_file()
+
+
+@pytest.mark.parametrize("name", ["nuclei", "coco_mini"])
+def test_the_augmentations_grids_are_valid_and_so_is_each_rows_config(name):
+    grid = load_grid(ROOT / f"ablations/augmentation/{name}.yaml")
+    keys = set()
+    for row in grid.rows:
+        changes = dict(row.stages["detect"])
+        config = ROOT / changes.pop("config-file")
+        pairs = [text for key, value in changes.items() for text in (key, str(value))]
+        assert load_config(config, pairs).SOLVER.EMA.ENABLED
+        keys |= {key for key in changes if key.startswith(("INPUT.AUGMENTATION", "INPUT.CROP"))}
+    off = {f"INPUT.AUGMENTATION.COPY_PASTE.{key}" for key in ("MIN_SCALE", "MAX_SCALE")}
+    known = {key for key in SCHEMA if key.startswith(("INPUT.AUGMENTATION", "INPUT.CROP"))}
+    assert keys == known - off - {"INPUT.CROP.TYPE"}  # every augmentation has its row
+
+
+def test_the_augmentations_tables_pair_rows_by_seed_and_averages_by_run(tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "ablations/augmentation", tmp_path / "ablations/augmentation")
+    page = tmp_path / "docs/augmentation.md"
+    page.parent.mkdir()
+    shutil.copy(ROOT / "docs/augmentation.md", page)
+
+    def start(command, log, share):
+        folder = Path(command[command.index("OUTPUT_DIR") + 1])
+        seed = int(command[command.index("SEED") + 1])
+        ap = 10 + seed + (2 + seed) * ("horizontal" in command)
+        for name, better in (("inference", 0), ("inference_EMA", 0.5)):
+            (folder / name).mkdir(parents=True)
+            summary = {task: {"AP": ap + better} for task in ("bbox", "segm")}
+            (folder / name / "metrics_summary.json").write_text(json.dumps(summary))
+        return Process(0)
+
+    grid = load_grid(tmp_path / "ablations/augmentation/nuclei.yaml", ["seeds=[0,1,2]"])
+    rows = [row for row in grid.rows if row.name in ("none", "flip")]
+    grid = dataclasses.replace(grid, rows=rows)
+    table = run_grid(grid, tmp_path / "runs/nuclei", Path("tools"), start_command=start)
+    assert "| box AP (averaged) |" in table.read_text(encoding="utf-8")
+    script = tmp_path / "ablations/augmentation/write_page.py"
+    monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path / "runs")])
+    runpy.run_path(str(script), run_name="__main__")
+    text = page.read_text(encoding="utf-8")
+    half = 4.303 / math.sqrt(3)  # Student's t of two degrees of freedom; a deviation of 1
+    assert f"| none | 3 | (11.00 ± {half:.2f}) | (11.00 ± {half:.2f}) | +0.50 ± 0.00 |" in text
+    assert f"| flip | 3 | +3.00 ± {half:.2f} | +3.00 ± {half:.2f} | +0.50 ± 0.00 |" in text
+    assert "| turn | not yet run |" in text
+    assert "| rare classes repeated | not yet run |" in text  # the other grid's table stays
 
 
 def test_shipped_grids_hold_every_figure_of_the_papers_tables():

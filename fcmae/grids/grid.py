@@ -51,7 +51,8 @@ from training.config_files import read_layers
 
 STAGES = ("pretrain", "classify", "detect", "segment")
 BY_CONFIG = ("detect", "segment")  # stages whose tool takes a config file and its keys
-METRICS = ("top-1", "top-1 (averaged)", "box AP", "mask AP", "mIoU", "pixel accuracy",
+METRICS = ("top-1", "top-1 (averaged)", "box AP", "mask AP",
+           "box AP (averaged)", "mask AP (averaged)", "mIoU", "pixel accuracy",
            "pretraining hours")  # fmt: skip
 GRID_KEYS = ("title", "source", "baseline", "seeds", "launcher", "rows", *STAGES)
 ROW_KEYS = ("paper", "grn", *STAGES)

@@ -256,4 +256,11 @@ def _measured(job: GridRun) -> list[tuple[str, float]]:
         names = {"mIoU": "mIoU", "pixel accuracy": "pACC"}
         return [(m, summary["sem_seg"][name]) for m, name in names.items()]
     names = {"box AP": "bbox", "mask AP": "segm"}
-    return [(m, summary[name]["AP"]) for m, name in names.items() if name in summary]
+    found = [(m, summary[name]["AP"]) for m, name in names.items() if name in summary]
+    averaged = job.folder / "inference_EMA/metrics_summary.json"
+    if averaged.is_file():
+        summary = json.loads(averaged.read_text(encoding="utf-8"))
+        found += [
+            (f"{m} (averaged)", summary[name]["AP"]) for m, name in names.items() if name in summary
+        ]
+    return found

@@ -79,7 +79,7 @@ def blended(image: np.ndarray, other: Any, weight: float) -> np.ndarray:
 def hue_turned(image: np.ndarray, turns: float, is_bgr: bool = False) -> np.ndarray:
     """The colours turned on their circle, by at most half a turn either way."""
     rgb = image[:, :, ::-1] if is_bgr else image
-    tensor = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)
+    tensor = torch.from_numpy(np.array(rgb, order="C")).permute(2, 0, 1)
     turned = adjust_hue(tensor, turns).permute(1, 2, 0).numpy()
     return turned[:, :, ::-1] if is_bgr else turned
 

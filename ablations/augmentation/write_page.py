@@ -1,0 +1,82 @@
+"""Put the figures of runs/augmentation (made by run.sh) into docs/augmentation.md.
+
+A row's table stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``; a grid that has not
+been run leaves its table as it is, and a row without runs is "not yet run".
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+from collections import defaultdict
+from pathlib import Path
+
+from fcmae.grids.grid import load_grid
+from reporting.tables import markdown_table
+from training.records.intervals import Estimate, estimate, paired_difference
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parent.parent / "docs/augmentation.md"
+METRICS = ("box AP", "mask AP")
+AVERAGED = "box AP (averaged)"
+COLUMNS = ("", "runs", *(f"Δ {metric}" for metric in METRICS), "Δ box AP of averaged weights")
+
+Values = dict[str, dict[str, dict[int, float]]]  # row -> metric -> seed
+
+
+def read_runs(folder: Path) -> Values:
+    values: Values = defaultdict(lambda: defaultdict(dict))
+    with (folder / "runs.csv").open(encoding="utf-8", newline="") as stream:
+        for line in csv.DictReader(stream):
+            values[line["row"]][line["metric"]][int(line["seed"])] = float(line["value"])
+    return values
+
+
+def shown(found: Estimate | None, sign: str = "+") -> str:
+    """A mean and half of its 95% interval."""
+    if found is None or found.mean is None:
+        return ""
+    half = "" if found.half_width is None else f" ± {found.half_width:.2f}"
+    return f"{found.mean:{sign}.2f}{half}"
+
+
+def table(name: str, values: Values) -> str:
+    """A row's differences from "none", and those of its averaged from its own last weights."""
+    grid = load_grid(HERE / f"{name}.yaml")
+    rows = []
+    for row in (each.name for each in grid.rows):
+        of_row = values.get(row, {})
+        if not of_row:
+            rows.append([row, "not yet run", *[""] * (len(COLUMNS) - 2)])
+            continue
+        cells = [row, str(len(of_row[METRICS[0]]))]
+        for metric in METRICS:
+            if row == grid.baseline:
+                cells.append(f"({shown(estimate(list(of_row[metric].values())), '')})")
+                continue
+            baseline = values[grid.baseline][metric]
+            cells.append(shown(paired_difference(of_row[metric], baseline)))
+        rows.append([*cells, shown(paired_difference(of_row[AVERAGED], of_row["box AP"]))])
+    return markdown_table(COLUMNS, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=Path, help="runs/augmentation")
+    options = parser.parse_args()
+    page = PAGE.read_text(encoding="utf-8")
+    for name in ("nuclei", "coco_mini"):
+        if not (options.runs / name / "runs.csv").is_file():
+            continue
+        found = table(name, read_runs(options.runs / name))
+        marks = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
+        page = re.sub(
+            f"{marks[0]}.*?{marks[1]}", lambda _, t=found, m=marks: f"{m[0]}\n{t}\n{m[1]}", page,
+            flags=re.DOTALL,
+        )  # fmt: skip
+    PAGE.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -11,8 +11,10 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,16 +22,20 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
+from fcmae.copies import Header, KnownHeaders, ShrunkCopies
 from fcmae.masking import PATCH, draw_mask, grid_size
 from fcmae.packed_mask import PackedMask
 from images.bad_images import refuse_bad
 from images.files import EIGHT_BITS, ImageError, Picture, Reading, open_picture
+from images.picture import picture_of
 from images.readers import Reader, open_images
 from training.progress import progress
 
 logger = logging.getLogger(__name__)
 
 CROP_SCALE, CROP_RATIO = (0.2, 1.0), [3 / 4, 4 / 3]
+HEADER_THREADS = 8
+LARGE = 2**22  # pixels from which a crop is read without the rest, where the format has parts
 SPARE = 2  # a JPEG that is far larger than needed is decoded at this many pixels a side for one
 
 Sample = tuple[Tensor, Tensor, dict[int, str]]
@@ -72,6 +78,7 @@ class PretrainingSamples:
         value_range: the values that become 0 and 1, see ``images.files``.
         crop_scale: smallest and largest share of an image's area that a crop has.
         grey_share: share of samples that lose their colour (of 3 channels).
+        copies: shrunk ones of large images, which crops are cut from where there are any.
     """
 
     reader: Reader
@@ -84,6 +91,7 @@ class PretrainingSamples:
     value_range: tuple[float, float] | None = None
     crop_scale: tuple[float, float] = CROP_SCALE
     grey_share: float = 0.0
+    copies: ShrunkCopies | None = None
 
     @property
     def reading(self) -> Reading:
@@ -103,8 +111,7 @@ class PretrainingSamples:
         state, met = torch.get_rng_state(), {}
         for candidate in self._candidates(index):
             try:
-                with opened_picture(self.reader, candidate, self.reading) as picture:
-                    image = augmented(picture, self.reading, self.image_size, self.crop_scale)
+                image = self._augmented(candidate)
             except ImageError as error:
                 if not self.skip_bad_images:
                     raise ImageError(f"{self.describe(candidate)} {error}") from error
@@ -116,6 +123,14 @@ class PretrainingSamples:
                     image = F.rgb_to_grayscale(image, num_output_channels=3)
                 return image, mask, met
         raise ImageError(f"{self.describe(index)} and half of all images behind it cannot be used")
+
+    def _augmented(self, index: int) -> Tensor:
+        if self.copies and (copy := self.copies.open(index)) is not None:
+            return augmented(
+                picture_of(copy), Reading(self.in_chans), self.image_size, self.crop_scale
+            )
+        with opened_picture(self.reader, index, self.reading) as picture:
+            return augmented(picture, self.reading, self.image_size, self.crop_scale)
 
     def _candidates(self, index: int) -> Iterator[int]:
         for step in range(len(self) // 2 + 1):
@@ -171,9 +186,12 @@ def augmented(
     shrink = min(
         size // (SPARE * wanted) for size, wanted in zip(crop[2:], image_size, strict=True)
     )
-    pixels = picture.pixels(max(1, shrink))
-    top, left, height, width = (round(v * len(pixels) / picture.height) for v in crop)
-    part = pixels[top : top + max(1, height), left : left + max(1, width)]
+    if picture.window is not None and picture.height * picture.width > LARGE:
+        part = picture.window(*crop)
+    else:
+        pixels = picture.pixels(max(1, shrink))
+        top, left, height, width = (round(v * len(pixels) / picture.height) for v in crop)
+        part = pixels[top : top + max(1, height), left : left + max(1, width)]
     values = reading.values(picture, part)
     image = torch.from_numpy(np.array(values)).permute(2, 0, 1)
     image = F.resize(image, list(image_size), InterpolationMode.BICUBIC, antialias=True)
@@ -191,26 +209,46 @@ def collate(samples: list[Sample]) -> Batch:
 
 
 def find_bad_headers(
-    reader: Reader, reading: Reading, among: Sequence[int] | None = None
+    reader: Reader,
+    reading: Reading,
+    among: Sequence[int] | None = None,
+    known: KnownHeaders | None = None,
 ) -> dict[int, str]:
     """Index and reason of every file that is no image, or not of the wanted channels.
 
     Damage behind a good header shows when an image is first used; so does all damage in sources
-    whose headers cannot be read alone. That there are several depths is a warning.
+    whose headers cannot be read alone. That there are several depths is a warning. Files are
+    looked at several at a time, since most of it is waiting for a disk.
 
     Args:
         among: the indices of the images to look at; None for all.
+        known: what an earlier start found, and what this one adds.
     """
     bad, depths = {}, defaultdict[str, list[int]](list)
     indices: Sequence[int] = range(len(reader)) if among is None else among
     if not reader.header_is_cheap:
         indices = ()
-    for index in progress(indices, "checking images", unit="image"):
+    known = known or KnownHeaders(None, reading)
+
+    def depth_of(index: int) -> str | ImageError:
+        path = Path(reader.name(index))
+        if (header := known.find(path)) is not None:
+            return header.depth
         try:
             with opened_picture(reader, index, reading) as picture:
-                depths[picture.depth].append(index)
+                known.note(path, Header(picture.height, picture.width, picture.depth))
+                return picture.depth
         except ImageError as error:
-            bad[index] = str(error)
+            return error
+
+    with ThreadPoolExecutor(HEADER_THREADS) as pool:
+        found = progress(pool.map(depth_of, indices), "checking images", len(indices), "image")
+        for index, depth in zip(indices, found, strict=True):
+            if isinstance(depth, ImageError):
+                bad[index] = str(depth)
+            else:
+                depths[depth].append(index)
+    known.save()
     if len(depths) > 1 and reading.value_range is None:
         counts = (
             f"{len(found)} of {depth} such as {reader.name(found[0])}"
@@ -236,6 +274,8 @@ def pretraining_samples(
     value_range: tuple[float, float] | None = None,
     crop_scale: tuple[float, float] = CROP_SCALE,
     grey_share: float = 0.0,
+    cache: Path | None = None,
+    cache_gb: float = 50.0,
 ) -> PretrainingSamples:
     """Everything from a name to samples, checked: see :func:`images.readers.open_images`.
 
@@ -244,8 +284,11 @@ def pretraining_samples(
         patch_size: side of the patches that are removed, a multiple of 32.
         value_range: the values that become 0 and 1, see ``images.files``.
         crop_scale, grey_share: see :class:`PretrainingSamples`.
+        cache: a folder of shrunk copies of large images (:mod:`fcmae.copies`); None for none.
+        cache_gb: what these may take.
 
     Raises:
+        InputError: for a ``cache`` of a source that is no folder of images.
         ImageError: with every file that is known to be bad; if ``skip_bad_images``, only where
             more than half are.
     """
@@ -263,8 +306,15 @@ def pretraining_samples(
         crop_scale=crop_scale,
         grey_share=grey_share,
     )
-    bad = samples.bad = find_bad_headers(reader, samples.reading)
+    copies = cache and ShrunkCopies(
+        cache, reader, samples.reading, (height, width), crop_scale[0], cache_gb
+    )
+    known = KnownHeaders(cache, samples.reading)
+    bad = samples.bad = find_bad_headers(reader, samples.reading, known=known)
     if bad and (not skip_bad_images or 2 * len(bad) > len(reader)):
         refuse_bad(reader, bad)
     logger.info("%d images from %s, %d of them bad", len(reader), name, len(bad))
+    if copies:
+        copies.make(known.header, [index for index in range(len(reader)) if index not in bad])
+        samples.copies = copies
     return samples

@@ -109,6 +109,8 @@ def _pretrain(options: PretrainOptions, resume: bool) -> Path:
         as_range(options.value_range),
         (options.crop_scale[0], options.crop_scale[1]),
         options.grey_share,
+        Path(options.cache) if options.cache else None,
+        options.cache_gb,
     )
     steps = total_steps(options, len(samples))
     refuse_fewer_steps(output_dir, steps)

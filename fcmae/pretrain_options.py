@@ -44,6 +44,10 @@ SKIP = (
     "replace an image that cannot be used by the next good one, count it and list it in "
     "bad_images.txt; without this flag it ends the run with an error that names it"
 )
+CACHE = (
+    "a folder for shrunk copies of large images, each made once: crops are cut from these, and "
+    "headers are not read again; for large PNG, TIFF and JPEG files in a folder"
+)
 DATA = (
     "a folder of images (flat or nested), .tar shards (a file, a folder, or a pattern such as "
     "'shards/{000..010}.tar'; with wds/ before it for webdataset's naming of files), or a Hugging "
@@ -58,8 +62,8 @@ PROBE = (
 
 # What a resumed run may change, beside what every training may; its statistics are checked apart.
 FREE = (
-    "epochs", "probe", "mean", "std", "statistics_images", "skip_bad_images", "panel_every",
-    "show_bands",
+    "epochs", "probe", "cache", "cache_gb", "mean", "std", "statistics_images", "skip_bad_images",
+    "panel_every", "show_bands",
     "measure_features_every",
 )  # fmt: skip
 
@@ -111,6 +115,8 @@ class PretrainOptions(TrainingOptions):
         default=2000, metadata=flag("at most so many, drawn with the seed, are measured")
     )
     skip_bad_images: bool = field(default=False, metadata=flag(SKIP))
+    cache: str | None = field(default=None, metadata=flag(CACHE, metavar="DIR"))
+    cache_gb: float = field(default=50.0, metadata=flag("gigabytes that --cache may take"))
     image_size: tuple[int, int] = field(
         default=(224, 224),
         metadata=flag(
@@ -182,7 +188,7 @@ class PretrainOptions(TrainingOptions):
         problems += range_problems(self.value_range) + bands_problems(
             self.show_bands, self.in_chans
         )
-        for name in ("weight_decay", "warmup_epochs", "panel_every"):
+        for name in ("weight_decay", "warmup_epochs", "panel_every", "cache_gb"):
             if getattr(self, name) < 0:
                 problems.append(f"{name} is {getattr(self, name)}; it must be at least 0")
         for name in ("hard_patches", "grey_share"):

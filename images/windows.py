@@ -80,7 +80,10 @@ class Windows:
 
     def shrunk(self, pixels: int) -> np.ndarray:
         """The whole at a size of at most so many pixels: means over squares of whole pixels."""
-        factor = max(1, int(np.ceil((self.height * self.width / pixels) ** 0.5)))
+        return self.shrunk_by(max(1, int(np.ceil((self.height * self.width / pixels) ** 0.5))))
+
+    def shrunk_by(self, factor: int) -> np.ndarray:
+        """The whole with its sides divided: means over squares of ``factor`` pixels a side."""
         if factor == 1:
             return self.read(0, 0, self.width, self.height)
         rows = factor * max(1, BAND_VALUES // (self.width * self.picture.channels * factor))

@@ -12,10 +12,10 @@ import torch
 from backbones.kernels import KERNELS, use_kernels
 from detection.benchmarks.load import IMAGES, OBJECTS, load_tables
 from detection.benchmarks.tables import PARTS, detection_tables
-from fcmae.benchmarks.data import data_case
+from fcmae.benchmarks.data import data_case, large_case
 from fcmae.benchmarks.gpu import gpu_encoder_case
 from fcmae.benchmarks.growth import COLUMNS, draw_growth, measure_growth
-from fcmae.benchmarks.steps import EncoderCase, encoder_case, pretrain_case
+from fcmae.benchmarks.steps import EncoderCase, encoder_case, inference_case, pretrain_case
 from reporting.tables import by_column, markdown_table
 from segmentation.benchmark import segmentation_case
 from training.cli import ToolParser, at_least, run_tool
@@ -26,11 +26,13 @@ from training.records.measure import Row
 EXAMPLES = """\
 examples:
   OMP_NUM_THREADS=1 python tools/benchmark.py encoder
+  OMP_NUM_THREADS=1 python tools/benchmark.py inference
   OMP_NUM_THREADS=1 python tools/benchmark.py pretrain --sizes convnextv2_atto --rounds 15
   python tools/benchmark.py encoder --device cuda --sizes convnextv2_base --precision bf16 \\
       --batch 256
   OMP_NUM_THREADS=1 python tools/benchmark.py growth --picture growth.png
   OMP_NUM_THREADS=1 python tools/benchmark.py data --data PHOTOGRAPHS --workers 2
+  OMP_NUM_THREADS=1 python tools/benchmark.py files
   OMP_NUM_THREADS=1 python tools/benchmark.py detection --rounds 3
   OMP_NUM_THREADS=1 python tools/benchmark.py detection --only cost --rounds 2
   OMP_NUM_THREADS=1 python tools/benchmark.py segmentation --rounds 5
@@ -52,6 +54,7 @@ DEFAULTS = {
         ("convnextv2_tiny", "fp32"),
         ("convnextv2_tiny", "bf16"),
     ],
+    "inference": [("convnextv2_atto", "fp32"), ("convnextv2_base", "fp32")],
     "data": [("convnextv2_atto", "fp32")],
     "detection": [("convnextv2_atto", "fp32"), ("convnextv2_nano", "fp32")],
     "segmentation": [("convnextv2_atto", "fp32")],
@@ -66,10 +69,11 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add(
         "what",
-        choices=[*DEFAULTS, "growth", "load"],
-        help="the encoder alone, a whole pretraining step, its input pipeline, detectors on both "
-        "engines and their evaluation, UPerNet beside transformers', how the encoder's cost grows, "
-        "or a data set of COCO's size",
+        choices=[*DEFAULTS, "files", "growth", "load"],
+        help="the encoder alone, without gradients (inference), a whole pretraining step, its "
+        "input pipeline, that by kind of file (files), detectors on both engines and their "
+        "evaluation, UPerNet beside transformers', how the encoder's cost grows, or a data set of "
+        "COCO's size",
     )
     add("--sizes", nargs="+", metavar="NAME", help="encoders (default: those of the table)")
     add("--precision", nargs="+", choices=["fp32", "bf16"], help="with --sizes")
@@ -86,6 +90,7 @@ def parse() -> argparse.Namespace:
         default="auto",
         help="of the packed encoder; encoder --device cuda: auto measures each",
     )
+    add("--compile", action="store_true", help="of inference: torch.compile, too (takes minutes)")
     add("--workers", type=at_least(0), default=2, help="of data: loader processes")
     add("--data", type=Path, metavar="DIR", help="of data: images (default: synthetic ones)")
     add(
@@ -108,6 +113,8 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> dict[str, li
         if arguments.picture:
             draw_growth(grown, arguments.picture, f"{device_name(device)}: one step of the encoder")
         return {f"by {COLUMNS[field]}": rows for field, rows in grown.items()}
+    if arguments.what == "files":
+        return {"files": large_case()}
     if arguments.what == "load":
         images = IMAGES if arguments.images is None else arguments.images
         return load_tables(images, arguments.objects)
@@ -138,6 +145,9 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> dict[str, li
     elif arguments.what == "encoder" and device.type == "cuda":
         variants = partial(gpu_encoder_case, rounds=arguments.rounds, device=device)
         rows = [row for case in cases for row in variants(case, kernels=arguments.kernels)]
+    elif arguments.what == "inference":
+        options = (arguments.rounds, device, arguments.compile)
+        rows = [inference_case(case, *options) for case in cases]
     else:
         of_case = encoder_case if arguments.what == "encoder" else pretrain_case
         rows = [of_case(case, arguments.rounds, device) for case in cases]
@@ -152,7 +162,8 @@ def main() -> None:
     if arguments.json:
         print(json.dumps({"device": device_name(device), "versions": versions(), **tables}))
         return
-    rounds = "one run" if arguments.what == "load" else f"medians of {arguments.rounds} rounds"
+    rounds = f"medians of {arguments.rounds} rounds"
+    rounds = {"load": "one run", "files": "medians of 3 rounds"}.get(arguments.what, rounds)
     print(f"{device_name(device)}, torch {torch.__version__}, {rounds}")
     for heading, rows in tables.items():
         print(f"\n{heading}\n\n{markdown_table(*by_column(rows))}")

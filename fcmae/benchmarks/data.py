@@ -10,6 +10,7 @@ a batch, of which the share is given.
 from __future__ import annotations
 
 import json
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -32,6 +33,12 @@ from training.records.measure import Row
 WARM_UP = 2  # steps that wait for the workers to start
 BATCHES = 16  # that are read and timed in one process
 SYNTHETIC = (24, 375, 500)  # images, height, width: ImageNet's usual size
+LARGE_FILES = [  # kind, ending, height, width
+    ("24 MP JPEG", ".jpg", 4000, 6000),
+    ("12 MP PNG", ".png", 3000, 4000),
+    ("12 MP TIFF", ".tif", 3000, 4000),
+]
+ROUNDS = 3
 
 
 def data_case(
@@ -85,17 +92,22 @@ def data_case(
     }
 
 
-def write_photographs(folder: Path) -> Path:
-    """JPEG files of smooth noise with edges, about as large as photographs of their size."""
+def write_photographs(
+    folder: Path,
+    count: int = SYNTHETIC[0],
+    height: int = SYNTHETIC[1],
+    width: int = SYNTHETIC[2],
+    suffix: str = ".jpg",
+) -> Path:
+    """Files of smooth noise with edges, about as large as photographs of their size."""
     generator = np.random.default_rng(0)
     folder.mkdir(parents=True)
-    count, height, width = SYNTHETIC
     for number in range(count):
         pixels = np.zeros((height, width, 3))
         for cells in (4, 16, 64):
             coarse = generator.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
             pixels += np.asarray(Image.fromarray(coarse).resize((width, height))) / 3
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:03d}.jpg", quality=90)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:03d}{suffix}", quality=90)
     return folder
 
 
@@ -135,3 +147,40 @@ def index_seconds(case: EncoderCase, rounds: int = 30) -> float:
         for _ in range(rounds):
             PackedMask.of(mask)
         return (time.process_time() - began) / rounds
+
+
+def large_case(image_size: int = 224) -> list[Row]:
+    """Images a second of a worker, by kind of file, and over those of small files.
+
+    Photographs of 24 megapixels as JPEG and of 12 as PNG and TIFF, as they are and from shrunk
+    copies (``--cache``); the rounds of all kinds are interleaved.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        sources: dict[str, tuple[Path, Path | None]] = {
+            "small JPEG": (write_photographs(folder / "small"), None)
+        }
+        for kind, suffix, height, width in LARGE_FILES:
+            images = write_photographs(folder / kind, 3, height, width, suffix)
+            sources[kind] = (images, None)
+            sources[f"{kind}, --cache"] = (images, folder / "cache")
+        readers = {
+            kind: SeededSamples(
+                pretraining_samples(str(images), [image_size] * 2, 0.6, cache=cache), seed=0
+            )
+            for kind, (images, cache) in sources.items()
+        }
+        rates: dict[str, list[float]] = {kind: [] for kind in readers}
+        for _ in range(ROUNDS):
+            for kind, samples in readers.items():
+                rates[kind].append(images_per_second(samples, batch=1))
+    medians = {kind: statistics.median(values) for kind, values in rates.items()}
+    return [
+        {
+            "files": kind,
+            "pixels": image_size,
+            "images/s a worker": rate,
+            "/ small files": rate / medians["small JPEG"],
+        }
+        for kind, rate in medians.items()
+    ]

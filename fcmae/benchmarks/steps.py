@@ -15,13 +15,15 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from backbones.compiling import compiled_encoders
 from backbones.convnext import SIZES, STRIDES, build_convnext
+from backbones.kernels import stock_operators
 from backbones.param_groups import parameter_groups
 from fcmae.masking import grid_size, random_mask, visible_count
 from fcmae.model import FCMAE
 from fcmae.packed import MaskedDenseEncoder, PackedEncoder
 from fcmae.packed_mask import PackedMask
-from training.records.measure import Row, interleaved
+from training.records.measure import Row, device_clock, interleaved
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,34 @@ def encoder_case(case: EncoderCase, rounds: int, device: torch.device) -> Row:
         "saved MiB packed": memory["packed"],
         "saved MiB masked-dense": memory["masked-dense"],
         "saved packed / masked-dense": memory["packed"] / memory["masked-dense"],
+    }
+
+
+def inference_case(
+    case: EncoderCase, rounds: int, device: torch.device, compiles: bool = False
+) -> Row:
+    """The dense encoder without gradients: stock operators, fused functions, ``torch.compile``."""
+    torch.manual_seed(0)
+    encoder = build_convnext(case.size).to(device).eval()
+    images = torch.randn(case.batch, 3, case.image_size, case.image_size, device=device)
+
+    @torch.no_grad()
+    def run(around: Callable[[], AbstractContextManager]) -> None:
+        with around(), case.autocast(device):
+            encoder.forward_features(images)
+
+    with compiled_encoders():  # so that what is compiled once stays
+        variants = {
+            "eager": partial(run, stock_operators),
+            "fused": partial(run, partial(compiled_encoders, False)),
+            **({"compiled": partial(run, nullcontext)} if compiles else {}),
+        }
+        seconds = interleaved(variants, rounds, device, device_clock(device))
+    return {
+        **{name: value for name, value in described(case).items() if name != "mask"},
+        **{f"{name} ms": 1e3 * value for name, value in seconds.items()},
+        **{f"{name} / eager": seconds[name] / seconds["eager"] for name in list(variants)[1:]},
+        "images/s": case.batch / min(seconds.values()),
     }
 
 

@@ -1,0 +1,223 @@
+"""Shrunk copies of large images (``--cache DIR``), so that pretraining decodes each of them once.
+
+Decoding a PNG or TIFF of 12 megapixels takes twenty times as long as all else that becomes of it. A
+copy is the image at a whole fraction of its sides, each value the mean over a square of the
+image's: as many as keep the smallest crop that pretraining draws (by default a fifth of the area,
+sides of 3 : 4) at the size of a sample or above. So no crop of a copy is ever enlarged, and one
+that lies on whole squares is exactly the mean of the image's own crop. Images whose factor is 1
+have no copy.
+
+A copy is a ``.npy`` array of what :mod:`images.files` makes of the file, of which a crop reads its
+rows alone. Its name is a hash of the file's path, size and time and of what shapes the copy, so
+that a changed file or setting makes another one. Any number of processes may share a folder: each
+makes what is not there, whole or not at all. The folder is bounded: what does not fit any more
+is read as without it. It holds ``headers.json`` as well: which files' headers were found good.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from backbones.errors import InputError
+from backbones.whole_files import write_atomically, write_json
+from images.files import ImageError, Reading
+from images.readers import Reader
+from images.windows import open_windows
+from training.cli import process_count
+from training.progress import progress
+
+logger = logging.getLogger(__name__)
+
+HEADERS = "headers.json"
+FORMAT = 1  # of the copies
+NARROWEST = 3 / 4  # crop: its short side : long side
+THREADS = min(4, os.cpu_count() or 1)
+GIGABYTE = 10**9
+
+
+def shrink_factor(
+    height: int, width: int, image_size: Sequence[int], smallest_crop: float = 0.2
+) -> int:
+    """By how much the sides of an image may be divided: every crop keeps the size of a sample.
+
+    Args:
+        height, width: of the image.
+        image_size: height and width of a sample.
+        smallest_crop: its share of the image's area.
+    """
+    smallest = min((smallest_crop * NARROWEST * height * width) ** 0.5, height, width)
+    return max(1, int(smallest // max(image_size)))
+
+
+def state_of(path: Path) -> tuple[int, int]:
+    """What changes when a file does: its size in bytes and its time in nanoseconds."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+class Header(NamedTuple):
+    """What is known of a good file: its sides, and the depth of its values in words."""
+
+    height: int
+    width: int
+    depth: str
+
+
+@dataclass
+class ShrunkCopies:
+    """The copies of a source's images in one folder.
+
+    Args:
+        folder: made if it is not there.
+        reader: of files in a folder.
+        reading: how files become arrays.
+        image_size: height and width of a sample.
+        smallest_crop: its share of an image's area.
+        gigabytes: that the copies in the folder may take, those of other runs included.
+
+    Raises:
+        InputError: if the source is none of files.
+    """
+
+    folder: Path
+    reader: Reader
+    reading: Reading
+    image_size: tuple[int, int]
+    smallest_crop: float = 0.2
+    gigabytes: float = 50.0
+    _paths: dict[int, Path] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.reader.header_is_cheap:
+            raise InputError(
+                f"--cache {self.folder} keeps copies of files; {self.reader.name(0)} is none: give "
+                "a folder of images, or leave --cache"
+            )
+
+    def path_of(self, index: int) -> Path:
+        """Where the copy of an image is, or would be."""
+        file = Path(self.reader.name(index))
+        made_by = [
+            FORMAT, os.path.abspath(file), *state_of(file), max(self.image_size),
+            self.smallest_crop, self.reading.channels, self.reading.value_range,
+        ]  # fmt: skip
+        digest = hashlib.sha256(repr(made_by).encode(errors="surrogateescape")).hexdigest()[:32]
+        return self.folder / digest[:2] / f"{digest}.npy"
+
+    def make(self, header: Callable[[Path], Header], among: Sequence[int]) -> None:
+        """Make the copies that are not there yet, several at a time, with a progress bar.
+
+        Args:
+            header: what is known of a file.
+            among: the images to look at; bad ones have no copy.
+        """
+        wanted, sizes = {}, {}
+        for index in among:
+            height, width, depth = header(Path(self.reader.name(index)))
+            if (factor := shrink_factor(height, width, self.image_size, self.smallest_crop)) > 1:
+                wanted[index], sizes[index] = factor, height * width / factor**2
+                sizes[index] *= (self.reading.channels or 3) * (1 if depth == "8 bits" else 4)
+        self._paths = {index: self.path_of(index) for index in wanted}
+        missing = [index for index, path in self._paths.items() if not path.is_file()]
+        if not missing:
+            logger.info("%d of %d images are read from copies in %s", len(wanted), len(among),
+                        self.folder)  # fmt: skip
+            return
+        left = self.gigabytes * GIGABYTE - sum(f.stat().st_size for f in self.folder.rglob("*.npy"))
+        fitting: list[int] = []
+        for index in missing:
+            left -= sizes[index]
+            if left < 0:
+                break
+            fitting.append(index)
+        if len(fitting) < len(missing):
+            logger.warning(
+                "%s is full: %d images are read without a copy. Allow more by --cache-gb (%g), or "
+                "remove the folder, which may hold copies of other runs",
+                self.folder, len(missing) - len(fitting), self.gigabytes,
+            )  # fmt: skip
+        # each process begins at a place of its own, and finds what others have made
+        first = int(os.environ.get("RANK", 0)) * len(fitting) // process_count()
+        fitting = fitting[first:] + fitting[:first]
+        with ThreadPoolExecutor(THREADS) as pool:
+            made = pool.map(lambda index: self._make(index, wanted[index]), fitting)
+            count = sum(progress(made, "shrinking large images", len(fitting), "image"))
+        logger.info("%d copies of large images written to %s", count, self.folder)
+
+    def _make(self, index: int, factor: int) -> bool:
+        """Write one copy; a damaged image has none, and is found when it is used."""
+        path = self._paths[index]
+        if path.is_file():  # another process was here
+            return False
+        try:
+            with open_windows(self.reader.name(index), self.reading) as windows:
+                pixels = windows.shrunk_by(factor)
+        except ImageError:
+            return False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda partial: np.save(partial, pixels))
+        return True
+
+    def open(self, index: int) -> np.ndarray | None:
+        """An image's copy ``[h, w, C]``, uint8 or float32 in 0..1; None where it has none."""
+        if (path := self._paths.get(index)) is None:
+            return None
+        try:
+            return np.load(path, mmap_mode="r")
+        except (OSError, ValueError):  # removed meanwhile: the image itself is still there
+            return None
+
+
+class KnownHeaders:
+    """Which files' headers were read before, by path, size and time; kept in a folder.
+
+    Args:
+        folder: of ``headers.json``; None remembers nothing.
+        reading: what the files were checked for.
+    """
+
+    def __init__(self, folder: Path | None, reading: Reading) -> None:
+        self._folder = folder
+        self._of = repr((FORMAT, reading.channels, reading.converts))
+        self._known: dict[str, list] = self._load()
+        self._new = False
+
+    def _load(self) -> dict[str, list]:
+        if self._folder is None:
+            return {}
+        try:
+            tree = json.loads((self._folder / HEADERS).read_text(encoding="utf-8"))
+            return tree["files"] if tree["of"] == self._of else {}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
+    def find(self, path: Path) -> Header | None:
+        """The header of a good file that has not changed since."""
+        known = self._known.get(os.path.abspath(path))
+        return self.header(path) if known and known[:2] == list(state_of(path)) else None
+
+    def header(self, path: Path) -> Header:
+        """That of a file that was found or noted."""
+        return Header(*self._known[os.path.abspath(path)][2:])
+
+    def note(self, path: Path, header: Header) -> None:
+        """Remember a good file."""
+        if self._folder is not None:
+            self._known[os.path.abspath(path)] = [*state_of(path), *header]
+            self._new = True
+
+    def save(self) -> None:
+        """Write what was noted, for the next start."""
+        if self._folder is not None and self._new:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_json(self._folder / HEADERS, {"of": self._of, "files": self._known})

@@ -29,7 +29,7 @@ from backbones.checkpoint import build_encoder, open_encoder
 from backbones.convnext import ConvNeXt
 from backbones.errors import InputError
 from backbones.weights.structure import size_name
-from backbones.whole_files import write_atomically
+from backbones.whole_files import try_writing, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +121,7 @@ def write_export(export: Export, path: str | Path, precision: str = "fp32") -> N
     Raises:
         InputError: for another extension, for ``int8`` of a ``.pt2``, or where onnx, onnxscript or
             onnxruntime is missing.
+        OSError: where the file cannot be written.
     """
     path = Path(path)
     check_target(path, precision)
@@ -168,6 +169,7 @@ def check_target(path: Path, precision: str) -> None:
             raise InputError(
                 f'ONNX export needs {package}: pip install -e ".[export]" ({error})'
             ) from None
+    try_writing(path)
 
 
 @torch.no_grad()

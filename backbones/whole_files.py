@@ -80,6 +80,23 @@ def write_all(files: Mapping[Path, Callable[[Path], None]]) -> None:
             _unfinished.discard(written)
 
 
+def try_writing(path: Path) -> None:
+    """Raise what writing this file would raise, but for a full disk: before long work, not behind.
+
+    Raises:
+        OSError: with ``path``; what was there is as it was.
+    """
+    ready: list[tuple[Path, Path]] = []
+    try:
+        _prepare(path, lambda _: None, ready)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        for written, _ in ready:
+            written.unlink(missing_ok=True)
+            _unfinished.discard(written)
+
+
 def _prepare(path: Path, write: Callable[[Path], None], ready: list[tuple[Path, Path]]) -> None:
     """Write a file beside its name, and add the two names to ``ready``."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -224,6 +224,7 @@ train.update(max_iter=2, device="cpu", eval_period=2, log_period=1, output_dir={
 dataloader.train.dataset.names, dataloader.test.dataset.names = "clients_train", "clients_val"
 dataloader.train.total_batch_size = 2
 dataloader.train.num_workers = dataloader.test.num_workers = 0
+dataloader.train.mapper.instance_mask_format = "bitmask"
 for _mapper in (dataloader.train.mapper, dataloader.test.mapper):
     _mapper.augmentations[0].short_edge_length, _mapper.augmentations[0].max_size = 96, 160
 model.roi_heads.num_classes = {classes}

@@ -144,6 +144,11 @@ def write_inputs(folder: Path, images: int = 12) -> None:
         objects.append(ids | square | {"segmentation": [polygon]})
     tree = {"images": entries, "annotations": objects, "categories": [{"id": 1, "name": "square"}]}
     (folder / "coco.json").write_text(json.dumps(tree), encoding="utf-8")
+    few = {"train": entries[:8], "test": entries[8:]}  # apart, as a study wants them
+    for name, kept in few.items():
+        ids = {entry["id"] for entry in kept}
+        part = {"images": kept, "annotations": [o for o in objects if o["image_id"] in ids]}
+        (folder / f"{name}.json").write_text(json.dumps(tree | part), encoding="utf-8")
     (folder / "names.json").write_text('["ground", "square"]', encoding="utf-8")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 from backbones.weight_files import read_state_dict, save_pickle, save_safetensors
 from backbones.whole_files import (
     linked_folder,
+    try_writing,
     write_all,
     write_atomically,
     write_files,
@@ -153,3 +155,16 @@ def test_a_folder_of_links_is_whole_or_absent_and_copies_where_there_are_no_link
     copied = linked_folder(tmp_path / "copied", {"b.txt": source})
     assert not (copied / "b.txt").samefile(source)
     assert (copied / "b.txt").read_text(encoding="utf-8") == "a"
+
+
+def test_a_place_is_tried_before_long_work_and_left_as_it_was(tmp_path):
+    kept = tmp_path / "kept.txt"
+    kept.write_text("kept")
+    try_writing(kept)
+    try_writing(tmp_path / "new/a.onnx")
+    assert kept.read_text() == "kept"
+    assert [path.name for path in (tmp_path / "new").iterdir()] == []
+    for wrong in (kept / "a.onnx", tmp_path, tmp_path / ("n" * 300)):
+        with pytest.raises(OSError, match=re.escape(str(wrong))) as error:
+            try_writing(wrong)
+        assert error.value.filename == str(wrong)

@@ -8,8 +8,6 @@ interruption: finished runs are skipped, the others go on.
 from __future__ import annotations
 
 import argparse
-import signal
-import sys
 from pathlib import Path
 
 from fcmae.grids.grid import load_grid
@@ -56,7 +54,6 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the runs in progress too
     arguments = parse()
     grid = load_grid(arguments.grid, arguments.set)
     log_to(arguments.output_dir)

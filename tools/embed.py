@@ -13,6 +13,7 @@ from pathlib import Path
 
 from backbones.compiling import COMPILE_HELP, compiled_encoders
 from backbones.convnext import STAGES
+from backbones.whole_files import try_writing
 from fcmae.features.choose import CHOICES
 from fcmae.features.embeddings import (
     POOLINGS,
@@ -75,6 +76,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     arguments = parse()
     log_to()
+    try_writing(arguments.output)
     options = EmbedOptions(
         encoder=arguments.encoder,
         data=arguments.data,

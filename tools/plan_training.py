@@ -12,7 +12,7 @@ from pathlib import Path
 import detection.plan.plan as detection
 import segmentation.plan as segmentation
 from backbones.errors import InputError
-from backbones.whole_files import write_text
+from backbones.whole_files import try_writing, write_text
 from images.plans import read_encoder
 from training.cli import ToolParser, run_tool
 from training.command_line.commands import as_called
@@ -77,6 +77,7 @@ def main() -> None:
         raise InputError(f"--minutes is {arguments.minutes}; give a positive number")
     if arguments.output.exists():
         raise InputError(f"{arguments.output} is there already: give another --output")
+    try_writing(arguments.output)
     train, test = (
         tuple(dataset_name(text, arguments.images) for text in texts)
         for texts in (arguments.datasets, arguments.test)

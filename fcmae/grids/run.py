@@ -196,8 +196,8 @@ def run_grid(
         write_tables(grid, _results(jobs), output_dir)
         return bool(code)
 
-    write_tables(grid, _results(jobs), output_dir)
     with held(output_dir):
+        write_tables(grid, _results(jobs), output_dir)
         run_side_by_side(
             waiting,
             start,

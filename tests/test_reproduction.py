@@ -256,3 +256,67 @@ def test_the_page_is_filled_from_runs_and_keeps_the_figures_of_earlier_ones(tmp_
     make_run(runs / "detection_64/detect/fcmae_seed_0", 0, 4.0, 4.0, "other", losses=[2, 1])
     assert write_page(tmp_path, monkeypatch, runs) != 0
     assert page.read_text() == text
+
+
+def test_other_pages_take_their_tables_from_their_own_runs(tmp_path, monkeypatch):
+    page, kept = tmp_path / "segmentation.md", tmp_path / "segmentation.csv"
+    name = "segmentation_nuclei"
+    page.write_text(f"<!-- begin {name} -->\n<!-- end {name} -->\n", encoding="utf-8")
+    runs = tmp_path / "runs/nuclei"
+    given = [
+        "write_page.py",
+        "--runs",
+        str(runs.parent),
+        "--page",
+        str(page),
+        "--figures",
+        str(kept),
+    ]
+
+    def write():
+        monkeypatch.setattr("sys.argv", given)
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(SCRIPTS / "write_page.py"), run_name="__main__")
+        assert not ended.value.code
+
+    write()
+    assert "| fcmae | not yet run |" in page.read_text(encoding="utf-8")
+    assert not kept.exists()
+    runs.mkdir(parents=True)
+    lines = ["row,metric,seed,value"]
+    lines += [
+        f"{row},{metric},{seed},{value + seed}"
+        for row, value in (("scratch", 80), ("fcmae", 84))
+        for metric in ("mIoU", "pixel accuracy")
+        for seed in (0, 1)
+    ]
+    (runs / "runs.csv").write_text("\n".join(lines), encoding="utf-8")
+    write()
+    assert "| fcmae | 0, 1 | 84.50 ± 6.35 | +4.00 ± 0.00 |" in page.read_text(encoding="utf-8")
+    shutil.rmtree(runs)
+    write()  # the figures stay
+    assert "+4.00 ± 0.00" in page.read_text(encoding="utf-8")
+
+
+def test_labels_of_chosen_images_are_written_once_for_each_way_of_choosing(tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "annotations").mkdir()
+    write_squares(tmp_path, "train", 66, np.random.default_rng(0))
+    given = ["choose_labels.py", "squares", str(tmp_path / "annotations/train.json")]
+    given += [str(tmp_path / "images"), str(tmp_path / "out"), "--seeds", "0"]
+    monkeypatch.setattr("sys.argv", [*given, "--encoder", "random:convnextv2_atto"])
+    script = str(ROOT / "ablations/choosing/choose_labels.py")
+    runpy.run_path(script, run_name="__main__")
+    out = tmp_path / "out"
+    chosen = {
+        (by, count): {i["id"] for i in read(out / f"squares_{count}_{by}_seed_0.json")["images"]}
+        for by in ("random", "k-centre", "typicality")
+        for count in (16, 32, 64)
+    }
+    assert all(len(ids) == count for (_, count), ids in chosen.items())
+    assert chosen["k-centre", 16] < chosen["k-centre", 32]
+    assert chosen["k-centre", 16] != chosen["random", 16]
+    tree = read(tmp_path / "out/squares_16_k-centre_seed_0.json")
+    assert {a["image_id"] for a in tree["annotations"]} == chosen["k-centre", 16]
+    monkeypatch.setattr("sys.argv", [*given, "--encoder", "nowhere.pt"])
+    runpy.run_path(script, run_name="__main__")  # all is there: no encoder is read

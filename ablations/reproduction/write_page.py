@@ -4,6 +4,9 @@ Every run's figures go to docs/reproduction.csv, where those of earlier runs sta
 same grid, row and seed replaces them: so a part can be run alone, or on another day. The tables and
 the drawings come from there. A table stands between ``<!-- begin NAME -->`` and ``<!-- end NAME
 -->``, and under ``command FOLDER`` the line of run.sh that writes to that folder of the runs.
+
+``--page``, ``--figures`` and ``--runs`` do the same for the tables of other pages: what the run.sh
+of ``ablations/segmentation`` and ``ablations/choosing`` made.
 """
 
 from __future__ import annotations
@@ -73,6 +76,14 @@ TABLES = {
     "detection_long_encoders": Table("detection_long_64", ENCODERS),
     "detection_long_fcmae_again": Table("detection_long_64", ("fcmae", "fcmae_again")),
     "detection_long_no_grn_again": Table("detection_long_64", ("no_grn", "no_grn_again")),
+}
+TABLES |= {  # of docs/segmentation.md
+    f"segmentation_{name}": Table(name, PRETRAINED, ("mIoU", "pixel accuracy"), planned=True)
+    for name in ("nuclei", "scenes", "coco_mini")
+}
+TABLES |= {  # of docs/feature_analysis.md
+    f"choosing_{name}": Table(name, ("random", "k-centre", "typicality"), planned=True)
+    for name in (f"{data}_{count}" for data in ("nuclei", "coco_mini") for count in (16, 32, 64))
 }
 RATES = {"rates": DETECTED, "rates_long": DETECTED, "classification_rates": ("top-1",)}
 COMPARED = {  # by iteration: the grid, the row and what it is compared with
@@ -264,24 +275,29 @@ def draw_labels(figures: Figures, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs/reproduction"))
-    out = parser.parse_args().runs
     docs = ROOT / "docs"
-    figures = read_figures(docs / "reproduction.csv")
+    parser.add_argument("--page", type=Path, default=docs / "reproduction.md")
+    parser.add_argument("--figures", type=Path, default=docs / "reproduction.csv")
+    options = parser.parse_args()
+    out, page, kept = options.runs, options.page, options.figures
+    figures = read_figures(kept)
     grids = sorted(file.parent for file in out.glob("*/runs.csv"))
     for grid in grids:
         for row, metric, seed, value in measured(grid):
             figures.setdefault((grid.name, row, metric), {})[seed] = value
-    write_figures(figures, docs / "reproduction.csv")
-    figures = read_figures(docs / "reproduction.csv")  # as rounded there
+    if figures:
+        write_figures(figures, kept)
+    figures = read_figures(kept)  # as rounded there
 
     def filled(found: re.Match[str]) -> str:
         return f"{found[1]}\n\n{block(found[2], figures)}\n\n{found[3]}"
 
-    page = docs / "reproduction.md"
     pattern = r"(<!-- begin ([\w ]+) -->).*?(<!-- end \2 -->)"
     page.write_text(
         re.sub(pattern, filled, page.read_text(encoding="utf-8"), flags=re.DOTALL), encoding="utf-8"
     )
+    if page.name != "reproduction.md":
+        return
     for source, picture in PICTURES.items():
         if (out / source).is_file():
             shutil.copyfile(out / source, docs / "images" / picture)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # mIoU from random weights against FCMAE on three data sets; start it again after an interruption.
 # usage: bash ablations/segmentation/run.sh DATA      (from the repository's root; DATA holds nuclei and coco_mini)
-# Then `python ablations/segmentation/write_table.py` puts the figures into docs/segmentation.md.
+# Then ablations/reproduction/write_page.py puts the figures into docs/segmentation.md, as it says there.
 set -euo pipefail
 data=$1
 out=runs/segmentation_pairs

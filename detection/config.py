@@ -16,14 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from fvcore.common.config import CfgNode
 
-from backbones.convnext import SIZES
 from backbones.d2_config import add_convnext_config
 from backbones.errors import InputError
-from backbones.normalization import GRNOptions
-from backbones.pyramid import level_contradictions
+from backbones.pyramid import Contradiction, level_contradictions
 from detection.data.augmentation.checks import augmentation_contradictions
 from detection.schema import IN_TRAINING_ALONE, SCHEMA, TORCHVISION_ONLY
-from images.configured import CHANNELS, known_statistics
+from images.configured import CHANNELS, known_statistics, shared_contradictions
 from training.config_files import add_defaults, get, read_config
 from training.configured import resolve_device
 
@@ -113,7 +111,7 @@ def resolve_num_classes(config: CfgNode, dataset: CocoDataset) -> int:
     return counted
 
 
-def _contradictions(config: CfgNode, training: bool) -> Iterator[tuple[tuple[str, ...], str]]:
+def _contradictions(config: CfgNode, training: bool) -> Iterator[Contradiction]:
     """Yield (keys involved, what is wrong) for valid values that do not go together."""
     size, lsj, model = config.INPUT.MIN_SIZE_TRAIN, config.INPUT.LSJ, config.MODEL
     if config.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and not (
@@ -131,16 +129,10 @@ def _contradictions(config: CfgNode, training: bool) -> Iterator[tuple[tuple[str
     yield from _tile_contradictions(config, training)
     yield from augmentation_contradictions(config)
     yield from _validation_contradictions(config)
-    yield from _channel_contradictions(config)
-    yield from _grn_contradictions(model.CONVNEXT)
+    yield from shared_contradictions(config)
+    yield from _band_contradictions(config)
     yield from level_contradictions(model, extra=1, roi_extra=False)
     yield from _cascade_contradictions(model)
-    if config.SOLVER.IMS_PER_BATCH % config.SOLVER.ACCUMULATE:
-        yield (
-            ("SOLVER.IMS_PER_BATCH", "SOLVER.ACCUMULATE"),
-            f"SOLVER.IMS_PER_BATCH is {config.SOLVER.IMS_PER_BATCH}, the images of one optimizer "
-            f"step, which SOLVER.ACCUMULATE {config.SOLVER.ACCUMULATE} does not divide",
-        )
     low, high = model.RPN.IOU_THRESHOLDS
     if not low <= high <= 1:
         yield (
@@ -157,7 +149,7 @@ def _contradictions(config: CfgNode, training: bool) -> Iterator[tuple[tuple[str
                 )
 
 
-def _tile_contradictions(config: CfgNode, training: bool) -> Iterator[tuple[tuple[str, ...], str]]:
+def _tile_contradictions(config: CfgNode, training: bool) -> Iterator[Contradiction]:
     tiles, key = config.INPUT.TILES, "INPUT.TILES"
     if not tiles.ENABLED:
         return
@@ -215,27 +207,8 @@ def _validation_contradictions(config: CfgNode) -> Iterator[tuple[tuple[str, ...
         )
 
 
-def _channel_contradictions(config: CfgNode) -> Iterator[tuple[tuple[str, ...], str]]:
-    convnext, mean, std = config.MODEL.CONVNEXT, config.MODEL.PIXEL_MEAN, config.MODEL.PIXEL_STD
-    channels = CHANNELS[config.INPUT.FORMAT] or convnext.IN_CHANS
-    for name, count in (
-        ("MODEL.CONVNEXT.IN_CHANS", convnext.IN_CHANS),
-        ("MODEL.PIXEL_MEAN", len(mean) or channels),
-        ("MODEL.PIXEL_STD", len(std) or channels),
-    ):
-        if count != channels:
-            yield (
-                (name, "INPUT.FORMAT"),
-                f"{name} is for {count} channels, but INPUT.FORMAT {config.INPUT.FORMAT!r} "
-                f"has {channels}"
-                + ("" if config.INPUT.FORMAT == "raw" else "; 'raw' has IN_CHANS channels"),
-            )
-    if bool(mean) != bool(std):
-        given, other = ("MEAN", "STD") if mean else ("STD", "MEAN")
-        yield (
-            ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"),
-            f"MODEL.PIXEL_{given} is given without MODEL.PIXEL_{other}: give both or neither",
-        )
+def _band_contradictions(config: CfgNode) -> Iterator[Contradiction]:
+    channels = CHANNELS[config.INPUT.FORMAT] or config.MODEL.CONVNEXT.IN_CHANS
     if wrong := [band for band in config.INPUT.SHOW_BANDS if band > channels]:
         yield (
             ("INPUT.SHOW_BANDS", "INPUT.FORMAT"),
@@ -243,21 +216,7 @@ def _channel_contradictions(config: CfgNode) -> Iterator[tuple[tuple[str, ...], 
         )
 
 
-def _grn_contradictions(convnext: CfgNode) -> Iterator[tuple[tuple[str, ...], str]]:
-    keys = tuple(f"MODEL.CONVNEXT.GRN.{name}" for name in convnext.GRN)
-    try:
-        options = GRNOptions.of_config(convnext.GRN)
-    except ValueError as error:
-        yield keys, f"MODEL.CONVNEXT.GRN: {error}"
-        return
-    if SIZES[convnext.SIZE].version == 1 and options != GRNOptions():
-        yield (
-            ("MODEL.CONVNEXT.SIZE", *keys),
-            f"MODEL.CONVNEXT.GRN is {options}, but {convnext.SIZE}, a ConvNeXt V1, has no GRN",
-        )
-
-
-def _cascade_contradictions(model: CfgNode) -> Iterator[tuple[tuple[str, ...], str]]:
+def _cascade_contradictions(model: CfgNode) -> Iterator[Contradiction]:
     """What detectron2's Cascade heads would meet by an assert."""
     name = model.ROI_HEADS.NAME
     if name not in ("CascadeROIHeads", "PerClassCascadeROIHeads"):

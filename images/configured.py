@@ -9,7 +9,7 @@ values (``INPUT.VALUE_RANGE``) travels with them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,10 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from backbones.checkpoint import open_encoder
+from backbones.convnext import SIZES
 from backbones.errors import InputError
+from backbones.normalization import GRNOptions
+from backbones.pyramid import Contradiction
 from backbones.weight_files import read_metadata
 from images.files import Reading, as_range
 from images.statistics import IMAGENET, ImageFiles, measure, to_pixel_scale
@@ -118,6 +121,47 @@ def known_statistics(config: CfgNode) -> tuple[list[float], list[float]]:
         )
     mean, std = (to_pixel_scale(v, config.INPUT.FORMAT) for v in (IMAGENET.mean, IMAGENET.std))
     return mean, std
+
+
+def shared_contradictions(config: CfgNode) -> Iterator[Contradiction]:
+    """What does not go together in the keys that detection's and segmentation's configs share."""
+    convnext, mean, std = config.MODEL.CONVNEXT, config.MODEL.PIXEL_MEAN, config.MODEL.PIXEL_STD
+    channels = CHANNELS[config.INPUT.FORMAT] or convnext.IN_CHANS
+    for name, count in (
+        ("MODEL.CONVNEXT.IN_CHANS", convnext.IN_CHANS),
+        ("MODEL.PIXEL_MEAN", len(mean) or channels),
+        ("MODEL.PIXEL_STD", len(std) or channels),
+    ):
+        if count != channels:
+            yield (
+                (name, "INPUT.FORMAT"),
+                f"{name} is for {count} channels, but INPUT.FORMAT {config.INPUT.FORMAT!r} "
+                f"has {channels}"
+                + ("" if config.INPUT.FORMAT == "raw" else "; 'raw' has IN_CHANS channels"),
+            )
+    if bool(mean) != bool(std):
+        given, other = ("MEAN", "STD") if mean else ("STD", "MEAN")
+        yield (
+            ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"),
+            f"MODEL.PIXEL_{given} is given without MODEL.PIXEL_{other}: give both or neither",
+        )
+    if config.SOLVER.IMS_PER_BATCH % config.SOLVER.ACCUMULATE:
+        yield (
+            ("SOLVER.IMS_PER_BATCH", "SOLVER.ACCUMULATE"),
+            f"SOLVER.IMS_PER_BATCH is {config.SOLVER.IMS_PER_BATCH}, the images of one optimizer "
+            f"step, which SOLVER.ACCUMULATE {config.SOLVER.ACCUMULATE} does not divide",
+        )
+    keys = tuple(f"MODEL.CONVNEXT.GRN.{name}" for name in convnext.GRN)
+    try:
+        options = GRNOptions.of_config(convnext.GRN)
+    except ValueError as error:
+        yield keys, f"MODEL.CONVNEXT.GRN: {error}"
+        return
+    if SIZES[convnext.SIZE].version == 1 and options != GRNOptions():
+        yield (
+            ("MODEL.CONVNEXT.SIZE", *keys),
+            f"MODEL.CONVNEXT.GRN is {options}, but {convnext.SIZE}, a ConvNeXt V1, has no GRN",
+        )
 
 
 def _of_weights(config: CfgNode, continues: bool) -> PixelStatistics | None:

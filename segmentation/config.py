@@ -7,10 +7,11 @@ from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
-from backbones.convnext import SIZES, STAGES, ConvNeXt, build_convnext
+from backbones.convnext import STAGES, ConvNeXt, build_convnext
 from backbones.errors import InputError
 from backbones.normalization import GRNOptions
-from images.configured import CHANNELS, known_statistics
+from backbones.pyramid import Contradiction
+from images.configured import known_statistics, shared_contradictions
 from segmentation.dataset import SegmentationDataset
 from segmentation.inference import InferenceOptions
 from segmentation.model import UPerNet
@@ -30,37 +31,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
     return read_config(path, overrides, SCHEMA, _contradictions)
 
 
-def _contradictions(config: CfgNode) -> Iterator[tuple[tuple[str, ...], str]]:
-    model, solver = config.MODEL, config.SOLVER
-    channels = CHANNELS[config.INPUT.FORMAT] or model.CONVNEXT.IN_CHANS
-    if bool(model.PIXEL_MEAN) != bool(model.PIXEL_STD):
-        yield (
-            ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"),
-            "one of MODEL.PIXEL_MEAN and PIXEL_STD is given without the other: give both or none",
-        )
-    for name, count in (
-        ("MODEL.CONVNEXT.IN_CHANS", model.CONVNEXT.IN_CHANS),
-        ("MODEL.PIXEL_MEAN", len(model.PIXEL_MEAN) or channels),
-        ("MODEL.PIXEL_STD", len(model.PIXEL_STD) or channels),
-    ):
-        if count != channels:
-            yield (
-                (name, "INPUT.FORMAT", "MODEL.CONVNEXT.IN_CHANS"),
-                f"{name} is for {count} channels, but INPUT.FORMAT {config.INPUT.FORMAT!r} "
-                f"has {channels}",
-            )
-    try:
-        options = GRNOptions.of_config(model.CONVNEXT.GRN)
-    except ValueError as error:
-        yield tuple(f"MODEL.CONVNEXT.GRN.{n}" for n in model.CONVNEXT.GRN), str(error)
-    else:
-        if SIZES[model.CONVNEXT.SIZE].version == 1 and options != GRNOptions():
-            yield (
-                ("MODEL.CONVNEXT.SIZE", "MODEL.CONVNEXT.GRN.KIND"),
-                f"MODEL.CONVNEXT.GRN is {options}, but {model.CONVNEXT.SIZE}, a ConvNeXt V1, has "
-                "no GRN",
-            )
-    head = model.SEM_SEG_HEAD
+def _contradictions(config: CfgNode) -> Iterator[Contradiction]:
+    yield from shared_contradictions(config)
+    head = config.MODEL.SEM_SEG_HEAD
     for name, least in (("CONVS_DIM", 64), ("AUX_CHANNELS", 0)):
         if head.NORM == "GN" and (head[name] % 32 or head[name] < least):
             yield (
@@ -68,12 +41,6 @@ def _contradictions(config: CfgNode) -> Iterator[tuple[tuple[str, ...], str]]:
                 f"MODEL.SEM_SEG_HEAD.{name} is {head[name]}; group norm (NORM 'GN') needs a "
                 f"multiple of 32{', at least 64' * (least > 0)}",
             )
-    if solver.IMS_PER_BATCH % solver.ACCUMULATE:
-        yield (
-            ("SOLVER.IMS_PER_BATCH", "SOLVER.ACCUMULATE"),
-            f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, the images of one optimizer step, "
-            f"which SOLVER.ACCUMULATE {solver.ACCUMULATE} does not divide",
-        )
     if config.INPUT.RATIO[0] > config.INPUT.RATIO[1]:
         yield (("INPUT.RATIO",), f"INPUT.RATIO is {config.INPUT.RATIO}; give (low, high)")
     slide = config.TEST.SLIDE

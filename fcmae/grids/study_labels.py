@@ -205,7 +205,7 @@ def split_labels(labels: LabelSet, sizes: Sequence[int | None]) -> Split:
     largest, smallest = (pick((s for s in sizes if s), default=1) for pick in (max, min))
     if len(pool) < largest or len(pool) < SMALLEST:
         problems.append(
-            f"{labels.path} has {found} images with objects; {apart} of them are set apart to "
+            f"{labels.path} has {found} images with labels; {apart} of them are set apart to "
             f"tune rates, which leaves {len(pool)}, fewer than the {max(largest, SMALLEST)} of "
             "--labels: ask for fewer, or label more"
         )

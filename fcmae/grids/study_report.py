@@ -91,13 +91,14 @@ def advice(study: Study) -> str:
             ),
         )  # fmt: skip
         text = [f"Start from {said[best]}: it is better here than {first.said}."]
-        text.append(f"That is shown with {' and '.join(sizes(best, 'better'))}.")
+        text.append(f"That is shown with {_listed(sizes(best, 'better'))}.")
         if worse := sizes(best, "worse"):
-            text.append(f"With {' and '.join(worse)} it is worse.")
+            text.append(f"With {_listed(worse)} it is worse.")
         if rivals := [said[name] for name in better if name != best]:
+            verb = "is" if len(rivals) == 1 else "are"
             text.append(
-                f"{' and '.join(rivals).capitalize()} {'is' if len(rivals) == 1 else 'are'} better "
-                f"than {first.said}, too; below stands whether they can be told apart."
+                f"Better than {first.said} {verb} {_listed(rivals)}, too; below stands whether "
+                "they can be told apart."
             )
         return " ".join(text)
     if all(sizes(arm.name, "worse") for arm in others):
@@ -107,6 +108,11 @@ def advice(study: Study) -> str:
         f"as good a choice as any: {first.said}. More pairs may tell: the same command with a "
         "larger --hours goes on from here."
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """a, b and c."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def write_study(study: Study, changed: ChangedPictures | None = None) -> Path:

@@ -19,7 +19,7 @@ from detection.benchmarks.complexity import Complexity, complexity
 from detection.config import load_config
 from training.cli import ToolParser, run_tool
 
-FOLDERS = ("quick", "coco")
+FOLDERS = ("quick", "coco", "edge")
 CLASSES = ["MODEL.ROI_HEADS.NUM_CLASSES", "80"]
 MARKS = ("<!-- table -->", "<!-- end of table -->")
 EXAMPLES = """\

@@ -26,7 +26,7 @@ from training.config_files import DEFAULTS, OVERRIDES
 
 ROOT = Path(det_configs.__file__).parent
 SHIPPED = sorted(
-    path for folder in ("quick", "coco") for path in (ROOT / folder).glob("*rcnn*.yaml")
+    path for folder in ("quick", "coco", "edge") for path in (ROOT / folder).glob("*rcnn*.yaml")
 )
 shipped = pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 IS_CASCADE = "cascade_mask_rcnn"
@@ -248,7 +248,8 @@ def test_shipped_config_is_valid_and_its_header_complete(path):
         assert f"\n# {line} " in header
     assert f"det_configs/{path.parent.name}/{path.name}" in header.replace("\n#", "")
     assert f"`{path.parent.name}/{path.name}`" in (ROOT / "README.md").read_text()
-    assert {"quick": "torchvision", "coco": "detectron2"}[path.parent.name] == config.ENGINE
+    engines = {"quick": "torchvision", "edge": "torchvision", "coco": "detectron2"}
+    assert engines[path.parent.name] == config.ENGINE
     name = re.fullmatch(
         r"(?:cascade_)?mask_rcnn_(convnext(?:v2)?_[a-z]+)_(scratch|fcmae_in1k|fcmae|in1k|in22k)_([a-z0-9]+)",
         path.stem,
@@ -273,6 +274,9 @@ def test_every_v2_size_has_its_configs():
         for init in ("scratch", "fcmae", "fcmae_in1k"):
             for schedule in ("lsj3x", "1x") if is_small else ("lsj3x",):
                 assert f"mask_rcnn_{size}_{init}_{schedule}" in names
+    for size in ("atto", "femto", "pico", "nano"):
+        for init in ("scratch", "fcmae"):
+            assert f"mask_rcnn_convnextv2_{size}_{init}_edge1x" in names
     assert "mask_rcnn_convnext_base_in1k_lsj3x" in names
     assert "cascade_mask_rcnn_convnextv2_base_fcmae_lsj3x" in names
 

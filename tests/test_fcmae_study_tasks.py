@@ -274,6 +274,23 @@ def test_weights_that_do_not_load_and_pictures_of_its_own_are_told_at_once(tmp_p
     assert "no flag batchsize; the closest is batch-size" in found.err
 
 
+def test_a_whole_model_that_does_not_load_is_told_before_anything_is_pretrained(tmp_path):
+    class Refusing(Machine):
+        def start(self, command, log, share):
+            if "MODEL.WEIGHTS" not in command:
+                return super().start(command, log, share)
+            log.write_text("$ command\nerror: x.pth has no backbone\n", encoding="utf-8")
+            failed = Ended()
+            failed.poll = lambda: 1
+            return failed
+
+    machine = Refusing()
+    arms = (*ARMS, Arm("coco", "the detector coco", detector=__file__))
+    with pytest.raises(InputError, match=r"train_coco failed:\n(.*\n)*.*x.pth has no backbone"):
+        run_study(small_study(tmp_path, machine, arms=arms), write_study)
+    assert not [c for c in machine.commands if f"{tmp_path}/study/pretrain/" in " ".join(c)]
+
+
 def test_a_study_on_images_that_changed_is_refused(tmp_path):
     small_study(tmp_path, Machine())
     (tmp_path / "new.png").write_bytes(b"another image")

@@ -120,9 +120,9 @@ def test_everything_wrong_with_the_data_comes_at_once(tmp_path, data):
 
 @pytest.mark.parametrize(
     ("relative", "side"),
-    [(0.8, 128), (0.21, 192), (0.12, 320), (0.0625, 640)],
+    [(0.8, 128), (0.25, 192), (0.15, 320), (0.075, 640)],
 )
-def test_the_side_gives_half_of_the_objects_forty_pixels(relative, side):
+def test_the_side_gives_half_of_the_objects_forty_eight_pixels(relative, side):
     numbers = drawn((1000, 1200), (1000 * relative,) * 2, spread=0.0)
     assert rules.wanted_side(numbers)[0] == side
 
@@ -150,6 +150,12 @@ def test_dense_cells_are_all_proposed_and_all_kept():
     few, _ = planned(drawn(per_image=3))
     assert few["TEST.DETECTIONS_PER_IMAGE"] == 100
     assert few["MODEL.RPN.POST_NMS_TOPK_TRAIN"] == 200
+
+
+@pytest.mark.parametrize(("objects", "samples"), [(1, 64), (16, 64), (17, 128), (500, 256)])
+def test_heads_learn_from_as_many_objects_as_an_image_has(objects, samples):
+    plan, _ = planned(drawn(per_image=objects))
+    assert plan["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"] == samples
 
 
 def test_huge_images_of_small_objects_are_cut_into_tiles_that_hold_them():
@@ -307,7 +313,7 @@ def test_the_command_times_steps_and_writes_a_config_that_it_names(
     run_tool, scenes, tmp_path, monkeypatch
 ):
     """With the training itself timed, but once and shortly."""
-    monkeypatch.setattr(planning, "timed", lambda *of: timed(*of, steps=3))
+    monkeypatch.setattr(planning, "timed", lambda *of, **how: timed(*of, steps=3, **how))
     monkeypatch.setattr(rules, "side_for_time", lambda wanted, steps, survey: wanted)
     out = tmp_path / "plan.yaml"
     flags = ["--images", f"{scenes}/images", "--minutes", 20, "--output", out, "--device", "cpu"]

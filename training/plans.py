@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import statistics
 import subprocess
 import tempfile
@@ -185,12 +186,16 @@ class Timing:
         return (self.fixed + iterations * self.step + images * self.image) / 60
 
 
-def timed(command: Sequence[str], images: int, steps: int = TIMED_STEPS) -> Timing:
+def timed(
+    command: Sequence[str], images: int, steps: int = TIMED_STEPS, by_processor: bool = False
+) -> Timing:
     """Run a training of a few steps as a process of its own, and read what its parts took.
 
     Args:
         command: trains and evaluates; ``OUTPUT_DIR`` and ``SOLVER.MAX_ITER`` are added.
         images: that it evaluates on.
+        by_processor: in seconds of the processor, which neighbours on a busy machine disturb less:
+            the whole is measured so, and its parts have their shares of the time.
 
     Returns:
         What it took; all of it infinite where it ran out of memory.
@@ -200,7 +205,7 @@ def timed(command: Sequence[str], images: int, steps: int = TIMED_STEPS) -> Timi
     """
     with tempfile.TemporaryDirectory(prefix="plan_") as name:
         folder = Path(name) / "run"
-        began = time.perf_counter()
+        began, used = time.perf_counter(), children_seconds()
         done = subprocess.run(
             [*command, "OUTPUT_DIR", str(folder), "SOLVER.MAX_ITER", str(steps)],
             capture_output=True,
@@ -210,6 +215,7 @@ def timed(command: Sequence[str], images: int, steps: int = TIMED_STEPS) -> Timi
             check=False,
         )
         whole = time.perf_counter() - began
+        scale = (children_seconds() - used) / whole if by_processor else 1.0
         said = done.stdout + done.stderr
         if done.returncode and USED_UP in said:
             return Timing(math.inf, math.inf, math.inf, math.inf)
@@ -224,11 +230,17 @@ def timed(command: Sequence[str], images: int, steps: int = TIMED_STEPS) -> Timi
     predict = facts.get("predict_seconds", 0.0)
     trained = steps * statistics.fmean(times)
     return Timing(
-        step,
-        predict / images if images else 0.0,
-        max(whole - trained - predict, 0.0),
+        scale * step,
+        scale * predict / images if images else 0.0,
+        scale * max(whole - trained - predict, 0.0),
         float(facts.get("peak_memory_mb", 0.0)),
     )
+
+
+def children_seconds() -> float:
+    """Seconds of the processor of all processes that this one has started and that have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 @dataclass(frozen=True)

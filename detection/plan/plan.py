@@ -44,8 +44,11 @@ class Request:
     machine: Machine
 
 
-def plan_detection(request: Request) -> tuple[Plan, Survey, Timing]:
+def plan_detection(request: Request, by_processor: bool = False) -> tuple[Plan, Survey, Timing]:
     """The plan, what it was made of, and what a training by it takes.
+
+    Args:
+        by_processor: minutes are the processor's, see :func:`training.plans.timed`.
 
     Raises:
         InputError: for data that a training would refuse, or minutes that are too few.
@@ -53,7 +56,7 @@ def plan_detection(request: Request) -> tuple[Plan, Survey, Timing]:
     sets = load_sets(request.train, request.test)
     numbers = survey(sets)
     with tempfile.TemporaryDirectory(prefix="plan_") as name:
-        timer = TimedPart(Path(name), sets)
+        timer = TimedPart(Path(name), sets, by_processor)
         plan, timing = decide(request, numbers, timer)
     return plan, numbers, timing
 
@@ -61,7 +64,8 @@ def plan_detection(request: Request) -> tuple[Plan, Survey, Timing]:
 class TimedPart:
     """Times a plan's training on some of the images, and adds what loading all of them takes."""
 
-    def __init__(self, folder: Path, sets: LoadedSets) -> None:
+    def __init__(self, folder: Path, sets: LoadedSets, by_processor: bool) -> None:
+        self.by_processor = by_processor
         self.file = folder / "plan.yaml"
         parts = [sets.train, *sets.tests[:1]]
         counts = [min(len(s.records), n) for s, n in zip(parts, TIMED_IMAGES, strict=False)]
@@ -79,7 +83,7 @@ class TimedPart:
         train, test = self.names[0], self.names[1] if self.tested else "()"
         command = [*child_command("train"), "--config-file", str(self.file)]
         command += ["DATASETS.TRAIN", train, "DATASETS.TEST", test]
-        found = timed(command, self.tested)
+        found = timed(command, self.tested, by_processor=self.by_processor)
         return replace(found, fixed=found.fixed + self.loading)
 
 
@@ -100,6 +104,7 @@ def decide(request: Request, numbers: Survey, timer: Timer) -> tuple[Plan, Timin
     plan_loader(plan, machine)
     rules.plan_batch(plan, numbers, machine)
     rules.plan_counts(plan, numbers)
+    rules.plan_samples(plan, numbers, machine)
     rules.plan_sampler(plan, numbers)
     rules.plan_augmentation(plan)
     rules.plan_schedule(plan, TIMED_STEPS, numbers, "timed")

@@ -136,3 +136,61 @@ def test_the_slurm_job_waits_for_the_checkpoint_and_queues_again(tmp_path, fails
     assert started.startswith("torchrun --nnodes 2 ")
     assert " --rdzv-id 17 --rdzv-endpoint first:29500 " in started
     assert later == ([] if fails else ["checkpoint", "requeue 17"])
+
+
+SMALL = """#!/bin/bash
+echo $$ > pid
+exec {python} -m fcmae "$@" --model convnextv2_atto --data {images} --image-size 64 --batch-size 4 \
+    --decoder-dim 16 --workers 0 --log-every 1 --checkpoint-every 4000 --device cpu $STEPS
+"""
+DOCKER = """#!/bin/bash
+echo "$*" > started
+while [ "$1" != IMAGE ]; do shift; done
+shift
+exec "$@"
+"""
+
+
+@pytest.fixture
+def job(tmp_path, image_folder):
+    """Start a script with stand-ins for srun, scontrol, docker; the pretraining is a small one."""
+    small = SMALL.format(python=sys.executable, images=image_folder)
+    programs = {"srun": '#!/bin/bash\nexec "$@"\n', "scontrol": SCONTROL, "docker": DOCKER}
+    for name, text in {**programs, "fcmae": small}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+
+    def start(script: str, steps: int) -> subprocess.Popen:
+        facts = {"SLURM_JOB_ID": "17", "STEPS": f"--max-steps {steps}", "PYTHONPATH": str(ROOT)}
+        environment = os.environ | facts | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        return subprocess.Popen(["bash", "-c", script], cwd=tmp_path, env=environment)
+
+    return start
+
+
+def test_the_slurm_job_of_one_process_writes_a_checkpoint_and_queues_again(tmp_path, job):
+    page = (ROOT / "docs/scaling.md").read_text()
+    _, script = re.findall(r"```bash\n(#!/bin/bash\n#SBATCH.*?)```", page, re.DOTALL)
+    run = job(script, 4000)
+    metrics = tmp_path / "runs/tiny/metrics.json"
+    while run.poll() is None and not (metrics.exists() and metrics.read_text()):
+        time.sleep(0.02)
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGUSR1)
+    assert run.wait(60) == 128 + signal.SIGUSR1
+    assert (tmp_path / "log").read_text() == "requeue 17\n"
+    assert list((tmp_path / "runs/tiny/checkpoints").glob("step_*"))
+
+
+def test_the_command_of_the_container_runs(tmp_path, job):
+    page = (ROOT / "docs/scaling.md").read_text()
+    (script,) = re.findall(r"```bash\n(docker run.*?)```", page, re.DOTALL)
+    assert job(script, 1).wait(120) == 0
+    assert "--shm-size 8g" in (tmp_path / "started").read_text()
+    assert (tmp_path / "runs/tiny/encoder.safetensors").is_file()
+
+
+def test_every_script_of_the_pages_is_bash():
+    for page in ROOT.glob("docs/**/*.md"):
+        for script in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
+            checked = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True)
+            assert checked.returncode == 0, f"{page}: {checked.stderr}"

@@ -249,6 +249,8 @@ def foreign_pixels(
             abs(a - b) > 0.5 for a, b in zip(ordered, ours, strict=True)
         ):
             yield f"MODEL.{name} is {given}; {source} learnt with {[round(v, 3) for v in ours]}"
+        elif ordered != given and given != given[::-1]:  # right for BGR, which is not
+            yield f"MODEL.{name} is {given}, in BGR's order; in RGB's it is {ordered}"
 
 
 def _ours_alone(cfg: Any) -> Iterator[str]:

@@ -57,7 +57,9 @@ for split in ("train", "val"):
     )
     name = f"clients_stuff_{{split}}"
     DatasetCatalog.register(
-        name, lambda split=split: load_sem_seg(f"{{data}}/stuff_{{split}}", f"{{data}}/images")
+        name, lambda split=split: load_sem_seg(
+            f"{{data}}/stuff_{{split}}", f"{{data}}/images", image_ext="png"
+        )
     )
     MetadataCatalog.get(name).set(
         evaluator_type="sem_seg", stuff_classes={stuff!r}, ignore_label=255,

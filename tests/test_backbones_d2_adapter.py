@@ -229,6 +229,7 @@ def test_a_resnets_yaml_is_told_all_that_must_follow_in_one_message(tmp_path, ad
         "stage1, stage2, stage3, stage4",
         "MODEL.BACKBONE.FREEZE_AT is 2",
         "INPUT.FORMAT is 'BGR'",
+        "MODEL.PIXEL_MEAN is [103.53, 116.28, 123.675], in BGR's order; in RGB's it is [123.675,",
         "MODEL.PIXEL_STD is [1.0, 1.0, 1.0]",
         "MODEL.WEIGHTS is detectron2://ImageNetPretrained/MSRA/R-50.pkl",
     ):

@@ -241,6 +241,66 @@ def test_a_shipped_yaml_trains_resumes_evaluates_and_predicts(
     assert {"instances", "sem_seg", "panoptic_seg"} & set(found)
 
 
+def test_panoptic_quality_is_measured_by_detectron2s_evaluator(picture, tmp_path):
+    """The COCO format of things and stuff, on the pictures of the other tests."""
+    pytest.importorskip("panopticapi", reason="it is on GitHub alone: cocodataset/panopticapi")
+    from detectron2.evaluation import COCOPanopticEvaluator
+    from panopticapi.utils import id2rgb
+
+    name, ids = "panoptic_test", {0: 10, 1: 1, 2: 11}  # of the label maps -> categories
+    records = DatasetCatalog.get(NAME)
+    tree = {"images": [], "annotations": [], "categories": [
+        {"id": 1, "name": "box", "isthing": 1}, {"id": 10, "name": "ground", "isthing": 0},
+        {"id": 11, "name": "line", "isthing": 0}]}  # fmt: skip
+    for record in records:
+        labels = np.array(Image.open(record["sem_seg_file_name"]))
+        separated = np.choose(labels, [1, 0, 2]).astype(np.uint8)  # 0 is all things
+        record["sem_seg_file_name"] = str(tmp_path / f"stuff_{record['image_id']}.png")
+        Image.fromarray(separated).save(record["sem_seg_file_name"])
+        file = f"{record['image_id']}.png"
+        segments = labels.astype(np.uint32) + 1
+        Image.fromarray(id2rgb(segments)).save(tmp_path / file)
+        info = [
+            {"id": label + 1, "category_id": ids[label], "iscrowd": 0,
+             "area": int((labels == label).sum()), "bbox": [0, 0, 1, 1]}
+            for label in range(3)
+        ]  # fmt: skip
+        size = {"height": record["height"], "width": record["width"]}
+        tree["images"].append({"id": record["image_id"], "file_name": file, **size})
+        tree["annotations"].append(
+            {"image_id": record["image_id"], "file_name": file, "segments_info": info}
+        )
+    (tmp_path / "panoptic.json").write_text(json.dumps(tree))
+    DatasetCatalog.register(name, lambda: records)
+    MetadataCatalog.get(name).set(
+        thing_classes=["box"],
+        thing_dataset_id_to_contiguous_id={1: 0},
+        stuff_classes=["things", "ground", "line"],
+        stuff_dataset_id_to_contiguous_id={0: 0, 10: 1, 11: 2},
+        panoptic_json=str(tmp_path / "panoptic.json"),
+        panoptic_root=str(tmp_path),
+        ignore_label=255,
+        label_divisor=1000,
+    )
+    path = SHIPPED / "architectures/panoptic_fpn_convnextv2_tiny_scratch_1x.yaml"
+    changes = {"DATASETS.TRAIN": (name,), "DATASETS.TEST": (name,), "SOLVER.MAX_ITER": 60}
+    changes |= {"SOLVER.BASE_LR": 1e-2, "SOLVER.WARMUP_ITERS": 5, "SOLVER.CHECKPOINT_PERIOD": 100}
+    changes["MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT"] = 16
+    try:
+        trainer = script("train_net").Trainer
+        cfg = config_of(path, tmp_path / "run", **changes)
+        run = trainer(cfg)
+        run.resume_or_load(resume=False)
+        evaluator = COCOPanopticEvaluator(name, str(tmp_path / "found"))
+        run._hooks = [hook for hook in run._hooks if type(hook).__name__ != "EvalHook"]
+        run.train()
+        results = trainer.test(cfg, run.model, [evaluator])
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    assert results["panoptic_seg"]["PQ_st"] > 20  # it has learnt where the ground is
+
+
 def shrink_heads(heads):
     """Heads of a LazyConfig with a few channels, where they are large."""
     boxes = heads.get("box_heads") or [heads.box_head]

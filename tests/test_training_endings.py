@@ -204,6 +204,15 @@ def test_slurms_signal_writes_a_checkpoint_and_the_training_goes_on(tmp_path):
     assert steps_saved(folder) == STEPS
 
 
+def test_slurms_signal_before_the_training_is_heeded_behind_its_first_step():
+    with endings.ended_by_signals():
+        os.kill(os.getpid(), signal.SIGUSR1)
+        with endings.Endings(lambda: "nothing") as held:
+            assert held.checkpoint_asked
+        with endings.Endings(lambda: "nothing") as held:
+            assert not held.checkpoint_asked
+
+
 def test_a_requeue_is_asked_of_slurm_where_the_user_asked_for_it(monkeypatch, caplog):
     asked = []
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)

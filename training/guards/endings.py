@@ -39,6 +39,8 @@ SAME = 1.0  # seconds within which signals are one: Ctrl-C goes to a launcher, w
 REQUEUE = "FCMAE_REQUEUE"  # set to 1: after SIGUSR1's checkpoint, Slurm is asked to start again
 PARENT = "FCMAE_PARENT"  # the process that started this one, and whose end is this one's
 
+_asked_early = threading.Event()  # by SIGUSR1, before the training
+
 
 class EndedError(SystemExit):
     """A signal ended this process, whose exit code follows from it: 128 and its number."""
@@ -56,7 +58,7 @@ def ended_by_signals() -> Iterator[None]:
     """Let SIGTERM and SIGHUP raise :class:`EndedError`, so that what is open is put in order.
 
     SIGHUP stays ignored under ``nohup``; Ctrl-C raises Python's own ``KeyboardInterrupt``.
-    SIGUSR1 ends nothing: where no training runs there is nothing to write.
+    SIGUSR1 ends nothing: a training that begins later heeds it behind its first step.
     """
 
     def end(number: int, _frame: Any) -> NoReturn:
@@ -66,7 +68,8 @@ def ended_by_signals() -> Iterator[None]:
     handlers = dict.fromkeys(ENDING, end)
     handlers[signal.SIGINT] = signal.default_int_handler
     if CHECKPOINT is not None:
-        handlers[CHECKPOINT] = lambda *_: None
+        _asked_early.clear()
+        handlers[CHECKPOINT] = lambda *_: _asked_early.set()
     with _handlers(handlers):
         yield
 
@@ -119,6 +122,8 @@ class Endings:
         self._child_ended: tuple[int, Any] | None = None
 
     def __enter__(self) -> Endings:
+        self.checkpoint_asked = _asked_early.is_set()
+        _asked_early.clear()
         handlers: dict[int, Callable[[int, Any], Any]]
         handlers = dict.fromkeys([*ENDING, *([CHECKPOINT] if CHECKPOINT else [])], self._note)
         if self.patience and ALARM:

@@ -2,7 +2,8 @@
 
 The one implementation for pretraining, classification and both detection engines.
 
-The rule: norms, biases, GRN's gamma and beta and V1's layer scale are not decayed. Layer ids follow
+The rule: norms, biases, GRN's gamma and beta and V1's layer scale are not decayed (the authors'
+pretraining does decay GRN's, which are of several dimensions there). Layer ids follow
 the authors' fine-tuning code (facebookresearch/ConvNeXt-V2, ``optim_factory.py``), generalised
 from base's depths to any: a learning rate is multiplied by ``layer_decay ** (last - id)``.
 """
@@ -21,8 +22,10 @@ LayerDecayType = Literal["single", "group", "stage"]
 STAGE_LAYERS = 12  # of "stage", where it is not told
 
 
-def is_undecayed(name: str, ndim: int) -> bool:
+def is_undecayed(name: str, ndim: int, decay_grn: bool = False) -> bool:
     """Whether weight decay spares this parameter: norms, biases, GRN, layer scale."""
+    if decay_grn and name.endswith((".grn.gamma", ".grn.beta")):
+        return False
     return ndim <= 1 or name.endswith((".bias", ".gamma", ".beta"))
 
 
@@ -82,6 +85,7 @@ def parameter_groups(
     layer_decay_type: LayerDecayType = "group",
     encoder_prefix: str = "",
     stage_layers: int = STAGE_LAYERS,
+    decay_grn: bool = False,
 ) -> list[dict[str, Any]]:
     """Groups for a torch optimizer, one for each (layer id, decayed or not) that occurs.
 
@@ -94,6 +98,7 @@ def parameter_groups(
         layer_decay_type, stage_layers: how ids are given, see :func:`last_layer_id`.
         encoder_prefix: what precedes the encoder's names in the model, such as
             ``"backbone.bottom_up."``; parameters without it have the last layer id.
+        decay_grn: decay GRN's gamma and beta, too.
 
     Returns:
         Dictionaries of ``params``, ``param_names``, ``lr`` and ``weight_decay``, by layer id.
@@ -119,7 +124,7 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        undecayed = is_undecayed(name, parameter.ndim)
+        undecayed = is_undecayed(name, parameter.ndim, decay_grn)
         layer = last
         if layer_decay != 1 and name.startswith(encoder_prefix):
             inner = name.removeprefix(encoder_prefix)

@@ -79,6 +79,7 @@ class PretrainingSamples:
         crop_scale: smallest and largest share of an image's area that a crop has.
         grey_share: share of samples that lose their colour (of 3 channels).
         copies: shrunk ones of large images, which crops are cut from where there are any.
+        whole_jpegs: never decode a JPEG at a smaller scale.
     """
 
     reader: Reader
@@ -92,6 +93,7 @@ class PretrainingSamples:
     crop_scale: tuple[float, float] = CROP_SCALE
     grey_share: float = 0.0
     copies: ShrunkCopies | None = None
+    whole_jpegs: bool = False
 
     @property
     def reading(self) -> Reading:
@@ -130,7 +132,9 @@ class PretrainingSamples:
                 picture_of(copy), Reading(self.in_chans), self.image_size, self.crop_scale
             )
         with opened_picture(self.reader, index, self.reading) as picture:
-            return augmented(picture, self.reading, self.image_size, self.crop_scale)
+            return augmented(
+                picture, self.reading, self.image_size, self.crop_scale, self.whole_jpegs
+            )
 
     def _candidates(self, index: int) -> Iterator[int]:
         for step in range(len(self) // 2 + 1):
@@ -171,12 +175,14 @@ def augmented(
     reading: Reading,
     image_size: tuple[int, int],
     crop_scale: tuple[float, float] = CROP_SCALE,
+    whole_jpegs: bool = False,
 ) -> Tensor:
     """Decode, crop at random, resize, flip at random: uint8 or float32 ``[C, H, W]``.
 
     Args:
         image_size: H and W.
         crop_scale: see :class:`PretrainingSamples`.
+        whole_jpegs: never decode a JPEG at a smaller scale.
 
     Raises:
         ImageError: if the pixels are damaged, or their values not those that are stated.
@@ -189,7 +195,7 @@ def augmented(
     if picture.window is not None and picture.height * picture.width > LARGE:
         part = picture.window(*crop)
     else:
-        pixels = picture.pixels(max(1, shrink))
+        pixels = picture.pixels(1 if whole_jpegs else max(1, shrink))
         top, left, height, width = (round(v * len(pixels) / picture.height) for v in crop)
         part = pixels[top : top + max(1, height), left : left + max(1, width)]
     values = reading.values(picture, part)
@@ -276,6 +282,7 @@ def pretraining_samples(
     grey_share: float = 0.0,
     cache: Path | None = None,
     cache_gb: float = 50.0,
+    whole_jpegs: bool = False,
 ) -> PretrainingSamples:
     """Everything from a name to samples, checked: see :func:`images.readers.open_images`.
 
@@ -286,6 +293,7 @@ def pretraining_samples(
         crop_scale, grey_share: see :class:`PretrainingSamples`.
         cache: a folder of shrunk copies of large images (:mod:`fcmae.copies`); None for none.
         cache_gb: what these may take.
+        whole_jpegs: never decode a JPEG at a smaller scale.
 
     Raises:
         InputError: for a ``cache`` of a source that is no folder of images.
@@ -305,6 +313,7 @@ def pretraining_samples(
         value_range=value_range,
         crop_scale=crop_scale,
         grey_share=grey_share,
+        whole_jpegs=whole_jpegs,
     )
     copies = cache and ShrunkCopies(
         cache, reader, samples.reading, (height, width), crop_scale[0], cache_gb

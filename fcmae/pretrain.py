@@ -111,6 +111,7 @@ def _pretrain(options: PretrainOptions, resume: bool) -> Path:
         options.grey_share,
         Path(options.cache) if options.cache else None,
         options.cache_gb,
+        options.whole_jpegs,
     )
     steps = total_steps(options, len(samples))
     refuse_fewer_steps(output_dir, steps)
@@ -136,7 +137,10 @@ def _pretrain(options: PretrainOptions, resume: bool) -> Path:
     loop = loop_options(options, steps, resume)
     lr = _learning_rate(options)
     optimizer = torch.optim.AdamW(
-        parameter_groups(model, lr, options.weight_decay), lr=lr, betas=(0.9, 0.95), fused=True
+        parameter_groups(model, lr, options.weight_decay, decay_grn=options.decay_grn),
+        lr=lr,
+        betas=(0.9, 0.95),
+        fused=True,
     )
     origin = {"dataset_fingerprint": content, "git_commit": git_commit()}
     derived = {

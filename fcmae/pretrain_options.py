@@ -117,6 +117,13 @@ class PretrainOptions(TrainingOptions):
     skip_bad_images: bool = field(default=False, metadata=flag(SKIP))
     cache: str | None = field(default=None, metadata=flag(CACHE, metavar="DIR"))
     cache_gb: float = field(default=50.0, metadata=flag("gigabytes that --cache may take"))
+    whole_jpegs: bool = field(
+        default=False,
+        metadata=flag(
+            "decode JPEGs whole, as the released code does; by default one of which a pixel of the "
+            "sample covers several is decoded at a smaller scale, which is faster (so is --cache's)"
+        ),
+    )
     image_size: tuple[int, int] = field(
         default=(224, 224),
         metadata=flag(
@@ -150,6 +157,10 @@ class PretrainOptions(TrainingOptions):
         default=40, metadata=flag("of linear warm-up, at most a tenth of the run")
     )
     weight_decay: float = field(default=0.05, metadata=flag("on all but norms, biases and GRN"))
+    decay_grn: bool = field(
+        default=False,
+        metadata=flag("decay GRN's gamma and beta, too, as the released code does"),
+    )
     decoder: Literal["convnext", "unet", "unet-skips", "transformer"] = field(
         default="convnext", metadata=flag("what predicts pixels")
     )

@@ -135,6 +135,18 @@ def test_a_detectors_own_parts_keep_the_full_rate_under_an_encoder_prefix() -> N
     assert rates["backbone.body.stages.3.1.pwconv2.weight"] == pytest.approx(1e-3 * 0.5)
 
 
+def test_grn_is_decayed_alone_where_the_authors_pretraining_is_asked_for() -> None:
+    """Their rule in pretraining spares what has one dimension, and their GRN's have four."""
+    model = build_convnext("convnextv2_atto")
+    groups = parameter_groups(model, 1e-3, 0.05, decay_grn=True)
+    decayed = {n for group in groups if group["weight_decay"] for n in group["param_names"]}
+    assert decayed == {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim > 1 or ".grn." in name
+    }
+
+
 def test_no_decay_rule_spares_scalars_and_vectors_of_any_name() -> None:
     assert is_undecayed("temperature", 0)
     assert is_undecayed("norm.weight", 1)

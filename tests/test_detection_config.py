@@ -285,8 +285,8 @@ def test_every_v2_size_has_its_configs():
 # million parameters, by the ConvNeXt authors' object_detection/README
 PUBLISHED_CASCADES = {"tiny": 86, "small": 108, "base": 146, "large": 255, "xlarge": 407}
 
-# facebookresearch/ConvNeXt, object_detection/configs/convnext, and mmdetection's configs/convnext for
-# T and S: drop path, rate, layer decay (its num_layers + 1 ids: 13, of T 7)
+# facebookresearch/ConvNeXt, object_detection/configs/convnext, and mmdetection's configs/convnext
+# for T and S: drop path, rate, layer decay (its num_layers + 1 ids: 13, of T 7)
 PUBLISHED_RECIPES = {
     "mask_rcnn_convnext_tiny_in1k": (0.4, 1e-4, 0.95, 7),
     "cascade_mask_rcnn_convnext_tiny_in1k": (0.4, 2e-4, 0.7, 7),
@@ -303,7 +303,7 @@ def test_a_published_detectors_config_trains_as_it_was_trained(name):
     config = load_config(ROOT / f"coco/{name}_ms3x.yaml")
     drop_path, rate, decay, last = PUBLISHED_RECIPES[name]
     convnext, solver = config.MODEL.CONVNEXT, config.SOLVER
-    assert (convnext.DROP_PATH_RATE, solver.BASE_LR, solver.LAYER_DECAY) == (drop_path, rate, decay)
+    assert (drop_path, rate, decay) == (convnext.DROP_PATH_RATE, solver.BASE_LR, solver.LAYER_DECAY)
     assert last_layer_id(SIZES[convnext.SIZE].depths, solver.LAYER_DECAY_TYPE) == last
     assert (solver.IMS_PER_BATCH, solver.WEIGHT_DECAY, solver.GAMMA) == (16, 0.05, 0.1)
     assert [round(n * 16 / 117266) for n in (*solver.STEPS, solver.MAX_ITER)] == [27, 33, 36]

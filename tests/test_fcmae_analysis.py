@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from backbones.checkpoint import save_encoder
 from backbones.convnext import ConvNeXt, Size, build_convnext
+from backbones.key_adapters import from_ours
 from backbones.normalization import GRNOptions
 from fcmae.features.analysis import (
     ClassSelectivity,
@@ -26,8 +27,8 @@ from fcmae.features.analysis import (
     effective_rank,
 )
 from fcmae.features.channel_maps import kinds_of
-from fcmae.features.images import AnalysisImages
-from fcmae.features.models import load_model
+from fcmae.features.images import AnalysisImages, View, choose_view
+from fcmae.features.models import load_convnext, load_model
 from fcmae.features.taps import TAPS, run_features, tap_points, tapped
 
 TINY = Size((4, 6, 8, 10), (1, 1, 2, 1), 2)
@@ -339,17 +340,17 @@ def classes_folder(tmp_path):
 
 
 def test_images_come_in_the_order_of_their_classes_spread_over_all(classes_folder):
-    whole = AnalysisImages(str(classes_folder), (32, 64), images=None)
+    whole = AnalysisImages(str(classes_folder), View((32, 64)), images=None)
     assert whole.classes == ["a", "b", "c"]
     assert whole.labels == [0, 0, 1, 1, 1, 1, 2, 2]
     assert whole[2].shape == (3, 32, 64)
     assert [int(whole[i].float().mean()) for i in range(8)] == [40, 50, 0, 10, 20, 30, 60, 70]
-    four = AnalysisImages(str(classes_folder), (32, 64), images=4)
+    four = AnalysisImages(str(classes_folder), View((32, 64)), images=4)
     assert four.labels == [0, 1, 1, 2]
-    one = AnalysisImages(str(classes_folder / "a"), (32, 64))
+    one = AnalysisImages(str(classes_folder / "a"), View((32, 64)))
     assert one.labels is None
     with pytest.raises(ValueError, match="number of images is 0"):
-        AnalysisImages(str(classes_folder), (32, 64), images=0)
+        AnalysisImages(str(classes_folder), View((32, 64)), images=0)
 
 
 def test_classes_of_shards_are_webdatasets_and_never_the_shards(classes_folder, tmp_path):
@@ -362,20 +363,20 @@ def test_classes_of_shards_are_webdatasets_and_never_the_shards(classes_folder, 
                 info = tarfile.TarInfo(f"{shard}{number}.cls")
                 info.size = 1
                 archive.addfile(info, io.BytesIO(b"71"[number % 2 : number % 2 + 1]))
-    found = AnalysisImages(f"wds/{tmp_path}/wds/s-{{0..1}}.tar", (32, 64))
+    found = AnalysisImages(f"wds/{tmp_path}/wds/s-{{0..1}}.tar", View((32, 64)))
     assert (found.classes, found.labels) == (["1", "7"], [0] * 4 + [1] * 4)
-    flat = AnalysisImages(f"{tmp_path}/wds/s-{{0..1}}.tar", (32, 64))
+    flat = AnalysisImages(f"{tmp_path}/wds/s-{{0..1}}.tar", View((32, 64)))
     assert (len(flat), flat.labels) == (8, None)
 
 
 def test_images_without_a_class_beside_others_have_no_class_selectivity(classes_folder):
     (classes_folder / "a/0.png").rename(classes_folder / "0.png")
-    assert AnalysisImages(str(classes_folder), (32, 64)).labels is None
+    assert AnalysisImages(str(classes_folder), View((32, 64))).labels is None
 
 
 def test_images_are_those_of_timms_evaluation_transform(image_folder):
     """Resized to 1 / 0.875 by the shorter side and cropped at the centre."""
-    images = AnalysisImages(str(image_folder), (64, 64))
+    images = AnalysisImages(str(image_folder), View((64, 64)))
     transform = timm.data.create_transform(
         64, interpolation="bicubic", crop_pct=0.875, mean=(0,) * 3, std=(1,) * 3
     )
@@ -384,8 +385,35 @@ def test_images_are_those_of_timms_evaluation_transform(image_folder):
     assert (images[3].float() - wanted).abs().max() <= 2
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_a_source_that_tells_size_crop_and_interpolation_is_analysed_so(
+    image_folder, told, tmp_path
+):
+    """Hugging Face's preprocessor file beside the weights; without one 224, 0.875, bicubic."""
+    encoder = build_convnext("convnextv2_atto")
+    tensors = {
+        f"convnextv2.{n}": t for n, t in from_ours(encoder.state_dict(), "huggingface")[0].items()
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    if told:
+        processor = {"size": {"shortest_edge": 96}, "crop_pct": 0.75, "resample": 2}
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    _, loaded = load_convnext(str(tmp_path / "model.safetensors"))
+    view = choose_view([loaded.view], None)
+    size, crop, mode = (96, 0.75, "bilinear") if told else (224, 0.875, "bicubic")
+    images = AnalysisImages(str(image_folder), view)
+    transform = timm.data.create_transform(
+        size, interpolation=mode, crop_pct=crop, mean=(0,) * 3, std=(1,) * 3
+    )
+    path = images._samples.describe(images.indices[3])
+    wanted = transform(Image.open(path).convert("RGB")) * 255
+    assert (images[3].float() - wanted).abs().max() <= 2
+    assert choose_view([loaded.view], (64, 32)).image_size == (64, 32)
+    assert choose_view([View((32, 32)), View((64, 64))], None).image_size == (224, 224)
+
+
 def test_real_features_of_a_real_photograph_equal_the_naive_loop(real_data):
-    images = AnalysisImages(str(real_data / "imagenet_samples"), (64, 64), images=2)
+    images = AnalysisImages(str(real_data / "imagenet_samples"), View((64, 64)), images=2)
     model = build_convnext("convnextv2_atto").eval()
     batch = torch.stack([images[0], images[1]]).float() / 255
     measured = analyze(model, [(batch, None)], "grn")

@@ -68,6 +68,19 @@ def test_augmentation_is_torchvisions_crop_and_flip(image_folder):
         assert torch.equal(image, augment(torch.from_numpy(picture).permute(2, 0, 1)))
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_large_jpegs_are_decoded_whole_where_that_is_asked_for(tmp_path, whole):
+    noise = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.jpg", quality=95)
+    samples = pretraining_samples(str(tmp_path), (64, 64), 0.6, whole_jpegs=whole)
+    image = draw(samples, 0)[0]
+    seed_generators(0, 0, 0, 0)
+    crop = v2.RandomResizedCrop((64, 64), (0.2, 1), interpolation=v2.InterpolationMode.BICUBIC)
+    pixels = np.array(Image.open(tmp_path / "noise.jpg"))
+    of_all = v2.RandomHorizontalFlip()(crop(torch.from_numpy(pixels).permute(2, 0, 1)))
+    assert torch.equal(image, of_all) == whole
+
+
 @pytest.mark.parametrize("channels", range(1, 14))
 def test_every_one_of_1_to_13_bands_is_augmented_alike(tmp_path, channels):
     band = np.random.default_rng(0).integers(0, 65536, (50, 70)).astype(np.uint16)

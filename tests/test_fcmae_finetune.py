@@ -15,6 +15,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import save_file
 from small_detector import small_config
 from timm.data import Mixup, create_dataset, create_loader
 from timm.loss import SoftTargetCrossEntropy
@@ -28,6 +29,7 @@ from backbones.weights.sources import read_source
 from detection.engines.torchvision.engine import load_initial_weights
 from detection.engines.torchvision.model import build_mask_rcnn
 from fcmae.classification.accuracy import evaluate_classifier
+from fcmae.classification.classifier import classifier_export, load_classifier
 from fcmae.classification.data import labelled_data, set_apart
 from fcmae.classification.finetune import (
     FinetuningStep,
@@ -562,6 +564,21 @@ def test_an_encoder_of_any_channels_becomes_a_classifier_with_its_statistics(tmp
     assert evaluate_classifier(options(tmp_path / "data", tmp_path / "run"))["images"] == 2
     with pytest.raises(ValueError, match=r"has 13 channel\(s\), not the 3 of --in-chans"):
         finetune(options(tmp_path / "data", tmp_path / "no", in_chans=3, **values))
+
+
+def test_a_classifier_whose_images_were_resized_bilinearly_is_evaluated_so(tmp_path):
+    """Hugging Face's ``resample`` 2; the file that fine-tuning or ``--to ours`` writes keeps it."""
+    path = classifier_file(tmp_path / "c.safetensors", 3)
+    tensors, metadata = read_source(path)
+    save_file(tensors, path, {**metadata, "interpolation": '"bilinear"', "image_size": "[64, 64]"})
+    pixels = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
+    transform = timm.data.create_transform(64, interpolation="bilinear", crop_pct=0.875)
+    classifier = load_classifier(path)
+    seen = classifier.transform(pixels)
+    torch.testing.assert_close(seen, transform(Image.fromarray(pixels)))
+    deep = classifier.transform(pixels.astype(np.float32) / 255)
+    torch.testing.assert_close(deep, seen, atol=2 / 255 / 0.2, rtol=0)
+    assert json.loads(classifier_export(path).metadata["interpolation"]) == "bilinear"
 
 
 @pytest.mark.parametrize("squashed", [False, True])

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from backbones.checkpoint import save_encoder
 from backbones.convnext import ConvNeXt, Size
 from fcmae.features.analysis import analyze
-from fcmae.features.images import AnalysisImages
+from fcmae.features.images import AnalysisImages, View
 from fcmae.features.models import load_model
 
 
@@ -44,7 +44,7 @@ def test_several_models_on_the_same_labelled_images(run_tool, image_folder, enco
     rows = rows_of(out / "cosine_distance.csv")
     assert [row["model"] for row in rows] == ["small"] * 5 + ["vit"] * 12
     model = load_model("small", str(encoder))
-    images = AnalysisImages(str(image_folder), (64, 32), images=6)
+    images = AnalysisImages(str(image_folder), View((64, 32)), images=6)
     batches = images.batches(model.statistics, 6, 0, torch.device("cpu"))
     for row, block in zip(rows, analyze(model.model, batches), strict=False):
         assert (row["block"], int(row["images"]), row["tap"]) == (block.block, 6, "grn")

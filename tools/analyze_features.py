@@ -53,7 +53,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--map-image", type=int, default=defaults.map_image, help="whose channel maps are drawn"
     )
-    parser.add_argument("--image-size", default="224", help="pixels, 224 or 160x96")
+    parser.add_argument(
+        "--image-size", help="pixels, 224 or 160x96; default: what all models tell, else 224"
+    )
     parser.add_argument("--batch-size", type=int, default=defaults.batch_size, help="images")
     parser.add_argument("--workers", type=int, default=defaults.workers, help="reading images")
     parser.add_argument("--split", default=defaults.split, help="of hfds/ and some shards")
@@ -91,7 +93,7 @@ def main() -> None:
     arguments = vars(parse())
     runs = named_sources("--run", arguments.pop("run"))
     models = named_sources("--model", arguments.pop("model"))
-    size = parse_image_size(arguments.pop("image_size"))
+    size = (text := arguments.pop("image_size")) and parse_image_size(text)
     images = arguments.pop("images") or None
     log_to()
     if runs:

@@ -52,7 +52,7 @@ def parse() -> argparse.Namespace:
     add("--output", type=Path, required=True, help="the archive, an .npz file")
     add("--stage", choices=STAGES, default=defaults.stage, help="whose output is pooled")
     add("--pooling", choices=POOLINGS, default=defaults.pooling, help="over the sites")
-    add("--image-size", default="224", help="pixels, 224 or 160x96")
+    add("--image-size", help="pixels, 224 or 160x96; default: the encoder's own, else 224")
     add("--neighbours", type=int, default=defaults.neighbours, help="of each image")
     add("--probe", action="store_true", help="accuracy of kNN and a linear probe, by the folders")
     add("--masks", type=Path, help="a folder of NAME.png of classes: the dense probe")
@@ -82,7 +82,7 @@ def main() -> None:
         data=arguments.data,
         stage=arguments.stage,
         pooling=arguments.pooling,
-        image_size=parse_image_size(arguments.image_size),
+        image_size=arguments.image_size and parse_image_size(arguments.image_size),
         neighbours=arguments.neighbours,
         batch_size=arguments.batch_size,
         workers=arguments.workers,
@@ -97,7 +97,7 @@ def main() -> None:
         found = probe_classes(embeddings)
         print("accuracy (%) " + ", ".join(f"{name} {value:.1f}" for name, value in found.items()))
     if arguments.masks:
-        found = probe_masks(embeddings, arguments.masks, options.stage, options.image_size)
+        found = probe_masks(embeddings, arguments.masks, options.stage)
         print("patches (%) " + ", ".join(f"{name} {value:.1f}" for name, value in found.items()))
     if arguments.choose:
         for name in write_next(

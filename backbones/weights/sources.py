@@ -96,7 +96,7 @@ def _of_run(path: Path) -> dict[str, str]:
         if options := derived.get("grn") or run.get("grn"):
             found["grn"] = str(GRNOptions(**options))
         seen = {**derived, **derived.get("statistics", {})}
-        for name in ("mean", "std", "image_size", "crop_pct"):
+        for name in ("mean", "std", "image_size", "crop_pct", "interpolation"):
             if seen.get(name) is not None:
                 found[name] = json.dumps(seen[name])
     return found

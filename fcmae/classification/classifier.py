@@ -17,7 +17,7 @@ from backbones.export import Export
 from backbones.weights.structure import size_name
 from fcmae.classification.head import build_classifier, read_classifier
 from fcmae.classification.setup import DEFAULT_SIZE
-from fcmae.classification.transforms import Transform, evaluation_transform
+from fcmae.classification.transforms import Transform, evaluation_transform, interpolation_of
 from fcmae.run_files import CLASSIFIER
 from images.files import Reading
 from images.statistics import IMAGENET, Statistics
@@ -34,7 +34,8 @@ class Classifier:
         transform: from an array ``[h, w, C]`` as ``reading`` gives it to what the model takes.
         reading: how image files become arrays.
         image_size: height and width in pixels.
-        crop_pct: see :func:`fcmae.classification.transforms.evaluation_transform`.
+        crop_pct, interpolation: see
+            :func:`fcmae.classification.transforms.evaluation_transform`.
         statistics: normalise the images.
         licence: of the weights.
     """
@@ -46,6 +47,7 @@ class Classifier:
     reading: Reading
     image_size: tuple[int, int]
     crop_pct: float | None
+    interpolation: str
     statistics: Statistics
     licence: str
 
@@ -84,16 +86,20 @@ def load_classifier(source: str | Path) -> Classifier:
         raise InputError(f"{source} is of {in_chans} channels and does not tell their mean and std")
     height, width = (int(side) for side in found.numbers("image_size") or DEFAULT_SIZE)
     crop_pct = json.loads(found.metadata.get("crop_pct", "null"))
+    interpolation = interpolation_of(found.metadata)
     rows = list(range(found.rows))
     model, _ = build_classifier(found, size_name(found.file.size), len(rows), rows, 0.0, in_chans)
     return Classifier(
         source=str(source),
         model=model.eval(),
         classes=found.classes or [str(row) for row in rows],
-        transform=evaluation_transform((height, width), statistics.mean, statistics.std, crop_pct),
+        transform=evaluation_transform(
+            (height, width), statistics.mean, statistics.std, crop_pct, interpolation
+        ),
         reading=Reading(in_chans, value_range=found.range_of_values()),
         image_size=(height, width),
         crop_pct=crop_pct,
+        interpolation=interpolation,
         statistics=statistics,
         licence=found.metadata.get("licence", "unknown"),
     )
@@ -144,6 +150,7 @@ def classifier_export(source: str | Path, precision: str = "fp32") -> Export:
             "licence": classifier.licence,
             "image_size": json.dumps(classifier.image_size),
             "crop_pct": json.dumps(classifier.crop_pct),
+            "interpolation": json.dumps(classifier.interpolation),
             "pixel_mean": json.dumps(classifier.statistics.mean),
             "pixel_std": json.dumps(classifier.statistics.std),
             "pixel_range": "0 to 1; the graph normalises",

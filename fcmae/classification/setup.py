@@ -10,7 +10,7 @@ from typing import Any
 from fcmae.classification.data import LabelledData, labelled_data
 from fcmae.classification.head import Source, choose_rows, read_classifier
 from fcmae.classification.options import FinetuneOptions
-from fcmae.classification.transforms import Transform, evaluation_transform
+from fcmae.classification.transforms import Transform, evaluation_transform, interpolation_of
 from images.files import Reading
 from images.statistics import Statistics, choose_statistics
 
@@ -28,7 +28,7 @@ class Setup:
         data: training and validation images.
         source: the checkpoint.
         rows: of its head, one for each class of the data; None for a new head.
-        image_size, crop_pct, statistics: how images are seen.
+        image_size, crop_pct, interpolation, statistics: how images are seen.
     """
 
     data: LabelledData
@@ -36,6 +36,7 @@ class Setup:
     rows: list[int] | None
     image_size: tuple[int, int]
     crop_pct: float | None
+    interpolation: str
     statistics: Statistics
 
     @property
@@ -45,13 +46,14 @@ class Setup:
 
     def evaluation(self) -> Transform:
         mean, std = self.statistics.mean, self.statistics.std
-        return evaluation_transform(self.image_size, mean, std, self.crop_pct)
+        return evaluation_transform(self.image_size, mean, std, self.crop_pct, self.interpolation)
 
     def vision(self) -> dict[str, Any]:
         """How images are seen, as YAML and JSON know it."""
         return {
             "image_size": list(self.image_size),
             "crop_pct": self.crop_pct,
+            "interpolation": self.interpolation,
             "mean": list(self.statistics.mean),
             "std": list(self.statistics.std),
             "value_range": list(stated) if (stated := self.data.val.reading.value_range) else None,
@@ -86,7 +88,8 @@ def set_up(options: FinetuneOptions, only_val: bool = False) -> Setup:
         crop_pct = json.loads(source.metadata["crop_pct"])
     height, width = (int(side) for side in size)
     statistics = _statistics(options, source, data)
-    return Setup(data, source, rows, (height, width), crop_pct, statistics)
+    interpolation = interpolation_of(source.metadata)
+    return Setup(data, source, rows, (height, width), crop_pct, interpolation, statistics)
 
 
 def _statistics(options: FinetuneOptions, source: Source, data: LabelledData) -> Statistics:

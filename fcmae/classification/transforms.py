@@ -8,8 +8,9 @@ are Pillow's, is left out for them.
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 SQUASHED_FROM = 384  # pixels from which the authors evaluate whole images, squashed to a square
 CROP_SCALE, CROP_RATIO = [0.08, 1.0], [3 / 4, 4 / 3]
 CROP_PCT = 0.875
+BICUBIC = "bicubic"
+INTERPOLATIONS = (BICUBIC, "bilinear")  # of what an encoder's source may tell
 
 
 @dataclass
@@ -106,8 +109,10 @@ def _evaluate_others(
     std: Sequence[float],
     crop_pct: float,
     squashed: bool,
+    interpolation: InterpolationMode,
 ) -> Tensor:
-    return F.normalize(resized_and_cropped(image, size, crop_pct, squashed), list(mean), list(std))
+    cropped = resized_and_cropped(image, size, crop_pct, squashed, interpolation)
+    return F.normalize(cropped, list(mean), list(std))
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
@@ -116,30 +121,54 @@ def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
 
 
 def evaluation_transform(
-    size: tuple[int, int], mean: Sequence[float], std: Sequence[float], crop_pct: float | None
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    crop_pct: float | None,
+    interpolation: str = BICUBIC,
 ) -> Transform:
-    """timm's: resize by the shorter side to ``size / crop_pct``, crop the centre (bicubic).
+    """timm's: resize by the shorter side to ``size / crop_pct``, crop the centre.
 
-    ``crop_pct`` None stands for the authors' way: 0.875, and from 384 pixels on the whole image,
-    squashed.
+    Args:
+        crop_pct: None stands for the authors' way: 0.875, and from 384 pixels on the whole image,
+            squashed.
+        interpolation: of the resizing, one of ``INTERPOLATIONS``.
     """
-    squashed = crop_pct is None and min(size) >= SQUASHED_FROM
-    share = crop_pct or (1.0 if squashed else CROP_PCT)
-
+    share, squashed = shown_share(size, crop_pct)
     of_others = partial(
-        _evaluate_others, size=size, mean=mean, std=std, crop_pct=share, squashed=squashed
+        _evaluate_others,
+        size=size,
+        mean=mean,
+        std=std,
+        crop_pct=share,
+        squashed=squashed,
+        interpolation=InterpolationMode(interpolation),
     )
     if len(mean) != 3:
         return Transform(_refuse_rgb, of_others)
     of_rgb: Any = create_transform(
         size,
-        interpolation="bicubic",
+        interpolation=interpolation,
         crop_pct=share,
         crop_mode="squash" if squashed else "center",
         mean=tuple(mean),
         std=tuple(std),
     )
     return Transform(of_rgb, of_others)
+
+
+def shown_share(size: Sequence[int], crop_pct: float | None) -> tuple[float, bool]:
+    """The share of a resized image that is shown, and whether the whole image is squashed."""
+    squashed = crop_pct is None and min(size) >= SQUASHED_FROM
+    return crop_pct or (1.0 if squashed else CROP_PCT), squashed
+
+
+def interpolation_of(metadata: Mapping[str, str]) -> str:
+    """The interpolation that a source's images were resized by; bicubic where it does not tell."""
+    told = json.loads(metadata.get("interpolation", "null"))
+    if told is not None and told not in INTERPOLATIONS:
+        logger.warning("its images were resized by %r interpolation; here by %r", told, BICUBIC)
+    return told if told in INTERPOLATIONS else BICUBIC
 
 
 def _refuse_rgb(image: Image.Image) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from backbones.convnext import STAGES, ConvNeXt
 from backbones.errors import InputError
 from backbones.whole_files import write_atomically
-from fcmae.features.images import AnalysisImages
+from fcmae.features.images import AnalysisImages, choose_view
 from fcmae.features.models import load_convnext
 from images.statistics import Statistics
 from training.devices import find_device
@@ -41,7 +41,8 @@ class EmbedOptions:
         data: a source of images; folders of classes are kept as labels.
         stage: "stage1" to "stage4", whose output is pooled.
         pooling: over the sites: their mean, or the largest value.
-        image_size: height and width in pixels, multiples of 32.
+        image_size: height and width in pixels, multiples of 32; None for what the encoder tells,
+            else 224.
         neighbours: how many of each image are written.
         batch_size, workers: of reading and running.
         split: of sources that have several.
@@ -52,7 +53,7 @@ class EmbedOptions:
     data: str
     stage: str = "stage4"
     pooling: Pooling = "mean"
-    image_size: tuple[int, int] = (224, 224)
+    image_size: tuple[int, int] | None = None
     neighbours: int = 10
     batch_size: int = 16
     workers: int = 0
@@ -124,8 +125,9 @@ def embed_folder(options: EmbedOptions) -> Embeddings:
     """
     encoder, loaded = load_convnext(options.encoder)
     encoder.to(find_device(options.device))
+    view = choose_view([loaded.view], options.image_size)
     images = AnalysisImages(
-        options.data, options.image_size, loaded.in_chans, None, options.split, loaded.value_range
+        options.data, view, loaded.in_chans, None, options.split, loaded.value_range
     )
     batches = images.batches(
         loaded.statistics, options.batch_size, options.workers, torch.device("cpu")
@@ -181,6 +183,7 @@ def write_embeddings(path: Path, embeddings: Embeddings, options: EmbedOptions) 
         embeddings.features, embeddings.features, options.neighbours, same=True
     )
     told = {name: value for name, value in vars(options).items() if name != "device"}
+    told |= vars(embeddings.images.view)
     arrays = {
         "features": embeddings.features,
         "names": np.array(embeddings.names),

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from timm.utils.misc import natural_key
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode
 
 from backbones.errors import InputError
-from fcmae.classification.transforms import CROP_PCT, resized_and_cropped
+from backbones.weights.sources import numbers
+from fcmae.classification.transforms import (
+    BICUBIC,
+    CROP_PCT,
+    interpolation_of,
+    resized_and_cropped,
+    shown_share,
+)
 from fcmae.data import pretraining_samples
 from images.labels import read_labels
 from images.statistics import Statistics
@@ -22,12 +32,66 @@ from training.guards.workers import SigtermOnlyFromTrainer
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class View:
+    """How images are resized and cropped.
+
+    Args:
+        image_size: height and width in pixels, multiples of 32.
+        crop_pct, interpolation: see
+            :func:`fcmae.classification.transforms.evaluation_transform`.
+    """
+
+    image_size: tuple[int, int] = (224, 224)
+    crop_pct: float | None = CROP_PCT
+    interpolation: str = BICUBIC
+
+    def cut(self, image: Tensor, interpolation: str | None = None) -> Tensor:
+        """An image ``[C, h, w]`` of any type as it is seen.
+
+        Args:
+            interpolation: another one, such as "nearest" for labels.
+        """
+        mode = InterpolationMode(interpolation or self.interpolation)
+        share, squashed = shown_share(self.image_size, self.crop_pct)
+        return resized_and_cropped(image, self.image_size, share, squashed, mode)
+
+
+def told_view(metadata: Mapping[str, str]) -> View | None:
+    """How a classifier's or a published encoder's images are evaluated; None where nobody tells.
+
+    So, too, for sizes that are no multiples of 32.
+    """
+    size = numbers(metadata, "image_size")
+    if not size or "crop_pct" not in metadata or any(side % 32 for side in size):
+        return None
+    height, width = (int(side) for side in size)
+    crop = json.loads(metadata["crop_pct"])
+    return View((height, width), crop, interpolation_of(metadata))
+
+
+def choose_view(told: Sequence[View | None], image_size: tuple[int, int] | None) -> View:
+    """The one view of all models: of the given size, else the one that all of them tell, else 224.
+
+    Args:
+        told: of each model, as :func:`told_view` gives it.
+        image_size: height and width in pixels, multiples of 32; None if not given.
+    """
+    if image_size is not None:
+        return View(image_size)
+    views = set(told)
+    found = next(iter(views)) if len(views) == 1 else None
+    if len(views) > 1:
+        logger.info("the models tell different sizes of their images, or none: 224 pixels")
+    return found or View()
+
+
 class AnalysisImages(Dataset):
-    """Images resized to ``image_size / 0.875`` (bicubic) and cropped at the centre.
+    """Images resized by their shorter side and cropped at the centre.
 
     Args:
         data: see :func:`images.readers.open_images`.
-        image_size: height and width in pixels, multiples of 32.
+        view: how.
         in_chans: channels.
         images: at most so many, spread evenly over all in the order of their classes, so that as
             many classes as possible are there; None for all.
@@ -47,7 +111,7 @@ class AnalysisImages(Dataset):
     def __init__(
         self,
         data: str,
-        image_size: tuple[int, int],
+        view: View,
         in_chans: int = 3,
         images: int | None = 1000,
         split: str = "train",
@@ -55,8 +119,13 @@ class AnalysisImages(Dataset):
     ) -> None:
         if images is not None and images < 1:
             raise InputError(f"the number of images is {images}; it must be at least 1")
+        self.view = view
         self._samples = pretraining_samples(
-            data, image_size, 0.0, in_chans, split, value_range=value_range
+            data, view.image_size, 0.0, in_chans, split, value_range=value_range
+        )
+        logger.info(
+            "images are seen at %dx%d pixels, crop %s, %s",
+            *(*view.image_size, view.crop_pct, view.interpolation),
         )
         try:
             names = read_labels(self._samples.reader).classes
@@ -84,7 +153,7 @@ class AnalysisImages(Dataset):
     def __getitem__(self, place: int) -> Tensor:
         """``[C, H, W]``, uint8, or float32 in 0..1 of files of more than 8 bits."""
         image = torch.from_numpy(self.whole(place).copy()).permute(2, 0, 1)
-        return resized_and_cropped(image, self._samples.image_size, CROP_PCT)
+        return self.view.cut(image)
 
     def name(self, place: int) -> str:
         """The file that an image comes from."""

@@ -13,7 +13,9 @@ from torch import nn
 from backbones.checkpoint import EncoderFile, build_encoder, open_encoder
 from backbones.convnext import SIZES, ConvNeXt, build_convnext
 from backbones.errors import InputError
+from backbones.weights.sources import timm_evaluation
 from backbones.weight_files import read_state_dict
+from fcmae.features.images import View, told_view
 from images.files import as_range
 from images.statistics import IMAGENET, Statistics
 
@@ -36,6 +38,7 @@ class AnalysedModel:
         in_chans: channels of its images.
         statistics: normalise them.
         value_range: the values that count as 0 and 1, see ``images.files``.
+        view: how the source tells that they are resized and cropped; None where it does not.
     """
 
     name: str
@@ -44,17 +47,18 @@ class AnalysedModel:
     in_chans: int
     statistics: Statistics
     value_range: tuple[float, float] | None = None
+    view: View | None = None
 
 
 def load_model(
-    name: str, source: str, image_size: tuple[int, int] = (224, 224), seed: int = 0
+    name: str, source: str, image_size: tuple[int, int] | None = None, seed: int = 0
 ) -> AnalysedModel:
     """Load a model.
 
     Args:
         name: what to call it.
         source: one of ``SOURCES``.
-        image_size: height and width that models of a fixed size (ViT) are built for.
+        image_size: height and width that models of a fixed size (ViT) are built for; None: 224.
         seed: of untrained weights.
 
     Raises:
@@ -85,15 +89,16 @@ def load_convnext(source: str, seed: int = 0) -> tuple[ConvNeXt, AnalysedModel]:
     return found.model, found
 
 
-def _timm_model(name: str, source: str, image_size: tuple[int, int]) -> AnalysedModel:
+def _timm_model(name: str, source: str, image_size: tuple[int, int] | None) -> AnalysedModel:
     kind, _, rest = source.partition(":")
     architecture, _, file = rest.partition("@")
     if not timm.is_model(architecture.partition(".")[0]):
         raise InputError(f"{source}: timm has no model {architecture!r}; the sources are {SOURCES}")
     options: dict[str, Any] = {"pretrained": kind == "timm"}
     configuration = timm.get_pretrained_cfg(architecture)
-    if configuration is not None and configuration.fixed_input_size:
-        options["img_size"] = image_size
+    fixed = configuration is not None and configuration.fixed_input_size
+    if fixed:
+        options["img_size"] = image_size or View().image_size
     if file:
         options["pretrained_cfg_overlay"] = {"state_dict": read_state_dict(file)}
     try:
@@ -107,14 +112,18 @@ def _timm_model(name: str, source: str, image_size: tuple[int, int]) -> Analysed
     if options["pretrained"]:
         logger.info("licence of %s: %s", source, cfg.get("license") or "unknown")
     statistics = Statistics(tuple(cfg["mean"]), tuple(cfg["std"]), f"timm's of {architecture}")
-    return AnalysedModel(name, source, model.eval(), 3, statistics)
+    view = told_view(timm_evaluation(cfg)) if kind == "timm" and not fixed else None
+    return AnalysedModel(name, source, model.eval(), 3, statistics, view=view)
 
 
 def _own_model(name: str, source: str) -> AnalysedModel:
     file = open_encoder(source)
     model, _ = build_encoder(file, out_norms=())
     stated = as_range(file.numbers("value_range"))
-    return AnalysedModel(name, source, model.eval(), file.in_chans, _statistics(file), stated)
+    return AnalysedModel(
+        *(name, source, model.eval(), file.in_chans, _statistics(file), stated),
+        view=told_view(file.metadata),
+    )
 
 
 def _statistics(file: EncoderFile) -> Statistics:

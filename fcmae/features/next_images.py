@@ -10,12 +10,10 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms import InterpolationMode
 
 from backbones.errors import InputError
 from backbones.whole_files import write_files
 from fcmae.classification.data import set_apart
-from fcmae.classification.transforms import CROP_PCT, resized_and_cropped
 from fcmae.features.choose import choose
 from fcmae.features.embeddings import Embeddings
 from fcmae.features.probes import accuracies, patch_features, patch_labels, probe_patches
@@ -113,16 +111,13 @@ def probe_classes(embeddings: Embeddings, split_seed: int = 0) -> dict[str, floa
     return accuracies(x[~is_held], x[is_held], labels[~is_held], labels[is_held])
 
 
-def probe_masks(
-    embeddings: Embeddings, masks: Path, stage: str, image_size: tuple[int, int]
-) -> dict[str, float]:
+def probe_masks(embeddings: Embeddings, masks: Path, stage: str) -> dict[str, float]:
     """The dense probe on the images that have a mask: ``accuracy`` and ``miou`` (%).
 
     Args:
         masks: a folder of grey or palette PNGs, named as the images are; a value is a class, 255
             none.
         stage: whose patches are classified.
-        image_size: height and width in pixels of what the encoder sees.
 
     Raises:
         InputError: for masks of another size than their image, or fewer than four images with one.
@@ -143,9 +138,7 @@ def probe_masks(
                 f"{embeddings.names[row]} of another size"
             )
         values = torch.from_numpy(mask.astype(np.uint8))[None]
-        cut = resized_and_cropped(
-            values, image_size, CROP_PCT, interpolation=InterpolationMode.NEAREST
-        )
+        cut = embeddings.images.view.cut(values, "nearest")
         image = embeddings.statistics.normalise(embeddings.images[row][None].to(device))
         features = patch_features(embeddings.encoder, image, stage)[0]
         sets[place in held].append((features, patch_labels(cut[0].numpy(), stage)))

@@ -15,7 +15,7 @@ from backbones.whole_files import write_text
 from fcmae.features.analysis import BlockFeatures, analyze
 from fcmae.features.channel_maps import channel_maps, draw_channel_maps
 from fcmae.features.collapse import measured_history
-from fcmae.features.images import AnalysisImages
+from fcmae.features.images import AnalysisImages, choose_view
 from fcmae.features.models import load_model
 from fcmae.features.plots import (
     draw_cosine_distance,
@@ -44,7 +44,7 @@ class AnalysisOptions:
         tap: where features are read, see ``fcmae.features.taps``.
         images: at most so many, over all classes; None for all.
         map_image: which of them the channel maps are of.
-        image_size: height and width in pixels.
+        image_size: height and width in pixels; None for what all models tell, else 224.
         batch_size, workers: of reading and running.
         split: of sources that have several.
         seed: of untrained models' weights.
@@ -57,7 +57,7 @@ class AnalysisOptions:
     tap: Tap = DEFAULT_TAP
     images: int | None = 1000
     map_image: int = 0
-    image_size: tuple[int, int] = (224, 224)
+    image_size: tuple[int, int] | None = None
     batch_size: int = 16
     workers: int = 0
     split: str = "train"
@@ -105,7 +105,7 @@ def analyze_models(options: AnalysisOptions) -> dict[str, list[BlockFeatures]]:
         )
     images = AnalysisImages(
         options.data,
-        options.image_size,
+        choose_view([model.view for model in models], options.image_size),
         models[0].in_chans,
         options.images,
         options.split,

@@ -175,7 +175,7 @@ def recognise(names: Iterable[str]) -> tuple[str, str]:
         places = ", ".join(sorted(repr(prefix) for prefix, _ in found))
         raise InputError(
             f"more than one encoder in it, under the prefixes {places}: keep one; "
-            "tools/convert_checkpoint.py takes the one that --key names"
+            "FILE#KEY takes one, and tools/convert_checkpoint.py the one that --key names"
         )
     ((prefix, stem),) = found
     if stem != _OUR_STEM:

@@ -42,6 +42,18 @@ NO_WEIGHTS = re.compile(r".*(optim|sched|scaler|rng|random|loss|message_hub).*",
 DEEPEST = 4  # containers in each other
 
 
+def split_key(source: str | Path) -> tuple[Path, str | None]:
+    """``FILE#KEY`` -> the file, and the key of one of its sets of tensors; None without one.
+
+    A file that is called so, with a ``#`` in its name, is that file.
+    """
+    path = Path(source)
+    if "#" not in path.name or path.exists():
+        return path, None
+    file, _, key = str(source).rpartition("#")
+    return Path(file), key
+
+
 def read_state_dict(path: str | Path, key: str | None = None) -> dict[str, Tensor]:
     """The tensors of :func:`read_weights`."""
     return read_weights(path, key)[0]
@@ -53,7 +65,7 @@ def read_weights(
     """The tensors of a ``.safetensors`` file or of a pickled checkpoint, on the CPU, names as is.
 
     Args:
-        path: the file.
+        path: the file, or ``FILE#KEY``.
         key: which of several there are: a container (``"teacher"``, ``"model.encoder"``) or what
             the tensors' names begin with, which is then left off.
 
@@ -66,7 +78,8 @@ def read_weights(
         InputError: if it would run code, is damaged, holds no tensors, or several sets of which
             none is named.
     """
-    path = _existing_file(path)
+    path, of_path = split_key(path)
+    path, key = _existing_file(path), key or of_path
     if _is_safetensors(path):
         with _open_safetensors(path) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -156,8 +169,8 @@ def _chosen_set(path: Path, found: Mapping[str, Mapping], key: str | None) -> st
     if len(found) > 1:
         listed = ", ".join(f"{place} ({len(found[place])})" for place in found)
         raise InputError(
-            f"{path} holds several sets of tensors: {listed}; name one: "
-            "tools/convert_checkpoint.py has --key"
+            f"{path} holds several sets of tensors: {listed}; name one behind the file, "
+            f"as {path}#{next(iter(found))}, or by tools/convert_checkpoint.py's --key"
         )
     return next(iter(found))
 
@@ -180,7 +193,7 @@ def _under_prefix(path: Path, found: Mapping[str, Mapping], key: str | None) -> 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The metadata of a file, see :func:`read_weights`; {} of a pickle that has none."""
-    path = _existing_file(path)
+    path = _existing_file(split_key(path)[0])
     if _is_safetensors(path):
         with _open_safetensors(path) as file:
             return dict(file.metadata() or {})

@@ -22,7 +22,7 @@ from backbones.convnext import SIZES
 from backbones.errors import InputError
 from backbones.normalization import GRNOptions
 from backbones.pyramid import Contradiction
-from backbones.weight_files import read_metadata
+from backbones.weight_files import read_metadata, split_key
 from images.files import Reading, as_range
 from images.statistics import IMAGENET, ImageFiles, measure, to_pixel_scale
 
@@ -171,7 +171,7 @@ def _of_weights(config: CfgNode, continues: bool) -> PixelStatistics | None:
     if continues and not model.WEIGHTS and run.is_file():
         trained.append((_read_yaml(run.read_text(encoding="utf-8")), str(run)))
     if model.WEIGHTS:
-        trained.append((_config_of(Path(model.WEIGHTS)), model.WEIGHTS))
+        trained.append((_config_of(split_key(model.WEIGHTS)[0]), model.WEIGHTS))
     for tree, source in trained:
         theirs = tree.get("MODEL", {})
         if theirs.get("PIXEL_MEAN") and len(theirs["PIXEL_MEAN"]) == model.CONVNEXT.IN_CHANS:

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from backbones.checkpoint import load_encoder, open_encoder
@@ -43,7 +44,7 @@ def saved(path: Path, content: object) -> Path:
     return path
 
 
-def assert_loads(path: Path, expected: dict[str, Tensor], key: str | None = None) -> None:
+def assert_loads(path: str | Path, expected: dict[str, Tensor], key: str | None = None) -> None:
     model = ConvNeXt(SMALL)
     load_encoder(open_encoder(path, key=key), model)
     for name, tensor in model.state_dict().items():
@@ -212,6 +213,22 @@ def test_weights_go_before_their_average_and_the_key_takes_it(tmp_path: Path, ca
         in (caplog.text)
     )
     assert_loads(path, second, key="state_dict_ema")
+
+
+def test_a_key_behind_the_file_takes_one_set_wherever_a_checkpoint_is_given(tmp_path: Path) -> None:
+    student, teacher = tensors(), tensors(seed=1)
+    path = saved(tmp_path / "x.pth", {"student": student, "teacher": teacher})
+    assert_loads(f"{path}#teacher", teacher)
+    save_file({f"teacher.{n}": t for n, t in teacher.items()}, tmp_path / "y.safetensors")
+    assert_loads(f"{tmp_path}/y.safetensors#teacher", teacher)
+    with pytest.raises(InputError, match="nothing under the key 'teecher'"):
+        open_encoder(f"{path}#teecher")
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint file .*none\.pth$"):
+        open_encoder(f"{tmp_path}/none.pth#teacher")
+    named_so = path.rename(tmp_path / "x#1.pth")
+    assert_loads(f"{named_so}#teacher", teacher)
+    with pytest.raises(InputError, match="several sets"):
+        open_encoder(named_so)
 
 
 def test_several_sets_of_tensors_are_listed_and_a_key_takes_one(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from backbones.errors import InputError
 from backbones.normalization import GRNOptions
-from backbones.weight_files import read_weights
+from backbones.weight_files import read_weights, split_key
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +49,8 @@ def read_source(
     """
     if str(source).startswith("timm:"):
         return _read_timm(str(source).removeprefix("timm:"), in_chans)
-    path = Path(source)
-    tensors, metadata = read_weights(path, key)
+    path, of_path = split_key(source)
+    tensors, metadata = read_weights(path, key or of_path)
     for pattern, licence in OFFICIAL_FILES:
         if "licence" not in metadata and re.fullmatch(pattern, path.name):
             metadata["licence"] = licence

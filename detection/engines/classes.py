@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from backbones.weight_files import read_metadata
+from backbones.weight_files import read_metadata, split_key
 from training.configured import read_facts
 
 
@@ -23,12 +23,12 @@ def trained_classes(weights: str | Path | None, run: str | Path) -> dict[Any, st
         None if neither tells.
     """
     folders = [Path(run)]
-    if weights and Path(weights).is_file():
-        metadata = read_metadata(weights)
+    if weights and (file := split_key(weights)[0]).is_file():
+        metadata = read_metadata(file)
         if {"class_names", "category_ids"} <= metadata.keys():
             ids, names = (json.loads(metadata[key]) for key in ("category_ids", "class_names"))
             return dict(zip(ids, names, strict=True))
-        folders = [*Path(weights).parents][:3]  # a checkpoint lies in RUN/checkpoints/step_N
+        folders = [*file.parents][:3]  # a checkpoint lies in RUN/checkpoints/step_N
     for folder in folders:
         if categories := read_facts(folder).get("categories"):
             return {item["id"]: item["name"] for item in categories}

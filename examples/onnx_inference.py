@@ -50,13 +50,20 @@ deep = session.get_inputs()[0].type == "tensor(float)"  # of any number of chann
 def pixels_of(path):
     if path.suffix == ".npy":
         return np.atleast_3d(np.load(path))
+    if deep and path.suffix.lower() in (".tif", ".tiff"):
+        import tifffile  # OpenCV's TIFFs have at most 4 channels
+
+        array = np.atleast_3d(tifffile.imread(path))
+        planes = array.shape[0] == session.get_inputs()[0].shape[1] != array.shape[2]
+        return np.moveaxis(array, 0, 2) if planes else array
     kind = cv2.IMREAD_UNCHANGED if deep else cv2.IMREAD_COLOR
     return cv2.imdecode(np.fromfile(path, np.uint8), kind)
 
 
 picture = read(source, pixels_of)
 if deep:  # values as the detector was trained on: a stated range, or that of the type, as 0 to 255
-    if picture.ndim == 3 and picture.shape[2] in (3, 4) and source.suffix != ".npy":
+    by_opencv = source.suffix.lower() not in (".npy", ".tif", ".tiff")
+    if by_opencv and picture.ndim == 3 and picture.shape[2] in (3, 4):
         picture = picture[..., [2, 1, 0, 3][: picture.shape[2]]]
     low, high = json.loads(facts["value_range"]) or (
         (0, 1) if picture.dtype.kind == "f" else (0, np.iinfo(picture.dtype).max)

@@ -92,6 +92,7 @@ def run_export(
             "input_format": config.INPUT.FORMAT,
             "pixel_range": "0 to 255",
             "pixel_mean": json.dumps(list(config.MODEL.PIXEL_MEAN)),
+            "value_range": json.dumps(list(config.INPUT.VALUE_RANGE)),
             "size_divisor": str(STRIDE),
             "licence": metadata.get("licence", "unknown"),
         },

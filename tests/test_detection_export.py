@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from small_coco import small_coco, write_small_coco
@@ -273,6 +274,41 @@ def test_the_example_needs_no_pytorch_and_finds_what_the_model_does(
     overlay = np.asarray(Image.open(tmp_path / "overlay.png"))
     assert overlay.shape == pixels.shape
     assert (overlay != pixels).any()
+
+
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+def test_a_file_of_13_bands_is_exported_and_the_example_finds_what_the_model_does(
+    planes: str, tmp_path: Path
+) -> None:
+    """uint16 of a 12-bit camera, whose range is stated; the bands as channels and as planes."""
+    changes = {
+        "INPUT.FORMAT": "raw",
+        "MODEL.CONVNEXT.IN_CHANS": 13,
+        "INPUT.VALUE_RANGE": [0, 4095],
+        "MODEL.PIXEL_MEAN": [127.0] * 13,
+        "MODEL.PIXEL_STD": [70.0] * 13,
+    }
+    model = small_model(FEW_LEVELS | changes)
+    config = small_config(FEW_LEVELS | changes)
+    export = detector_export(
+        config, model, ".onnx", "fp32", (["disc", "box", "ring"], [9, 2, 4]), "CC0"
+    )
+    write_export(export, tmp_path / "detector.onnx")
+    values = np.random.default_rng(0).integers(0, 4096, (64, 96, 13)).astype(np.uint16)
+    stored = values if planes == "contig" else np.moveaxis(values, 2, 0)
+    tifffile.imwrite(tmp_path / "bands.tif", stored, photometric="minisblack", planarconfig=planes)
+    result = subprocess.run(
+        [sys.executable, ROOT / "examples/onnx_inference.py", *("detector.onnx", "bands.tif", "o.png")],
+        capture_output=True, text=True, timeout=120, cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    scaled = torch.from_numpy((values / 4095 * 255).astype(np.float32)).permute(2, 0, 1)
+    (found,) = by_the_engine(model, [scaled])
+    expected = rescale_detections(found, (64, 96), (64, 96))
+    numbers = np.array([line.split()[1:] for line in result.stdout.splitlines()], dtype=float)
+    assert len(numbers) > 5
+    np.testing.assert_allclose(numbers[:, 0], expected["scores"], atol=1e-3)
+    np.testing.assert_allclose(numbers[:, 1:5], expected["boxes"], atol=0.02)
 
 
 def test_the_example_says_in_a_line_what_it_cannot_read_or_write(

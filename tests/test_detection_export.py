@@ -297,8 +297,9 @@ def test_a_file_of_13_bands_is_exported_and_the_example_finds_what_the_model_doe
     values = np.random.default_rng(0).integers(0, 4096, (64, 96, 13)).astype(np.uint16)
     stored = values if planes == "contig" else np.moveaxis(values, 2, 0)
     tifffile.imwrite(tmp_path / "bands.tif", stored, photometric="minisblack", planarconfig=planes)
+    example = ROOT / "examples/onnx_inference.py"
     result = subprocess.run(
-        [sys.executable, ROOT / "examples/onnx_inference.py", *("detector.onnx", "bands.tif", "o.png")],
+        [sys.executable, example, "detector.onnx", "bands.tif", "overlay.png"],
         capture_output=True, text=True, timeout=120, cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr

@@ -13,8 +13,8 @@ from torch import nn
 from backbones.checkpoint import EncoderFile, build_encoder, open_encoder
 from backbones.convnext import SIZES, ConvNeXt, build_convnext
 from backbones.errors import InputError
-from backbones.weights.sources import timm_evaluation
 from backbones.weight_files import read_state_dict
+from backbones.weights.sources import timm_evaluation
 from fcmae.features.images import View, told_view
 from images.files import as_range
 from images.statistics import IMAGENET, Statistics

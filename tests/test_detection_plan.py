@@ -166,6 +166,10 @@ def test_huge_images_of_small_objects_are_cut_into_tiles_that_hold_them():
     assert plan["INPUT.TILES.SIZE"] == 256
     assert largest <= plan["INPUT.TILES.OVERLAP"] <= largest + 8
     assert "INPUT.MIN_SIZE_TRAIN" not in plan.choices
+    assert plan["TEST.DETECTIONS_PER_IMAGE"] == 100  # of a tile: 40 of (8000 / 256)^2 tiles
+    full, _ = planned(drawn((8000, 8000), (24, 48), per_image=40_000, images=2, spread=0.1))
+    # 40,000 * (256 / 8000)^2 is 41; four times that and a third more, up to tens
+    assert full["TEST.DETECTIONS_PER_IMAGE"] == 220
     anchors = np.ravel(plan["MODEL.ANCHOR_GENERATOR.SIZES"])
     assert any(abs(anchor / np.sqrt(24 * 48) - 1) < 0.3 for anchor in anchors)
 

@@ -103,13 +103,15 @@ def decide(request: Request, numbers: Survey, timer: Timer) -> tuple[Plan, Timin
     plan_weights(plan, request.encoder)
     plan_loader(plan, machine)
     rules.plan_batch(plan, numbers, machine)
-    rules.plan_counts(plan, numbers)
-    rules.plan_samples(plan, numbers, machine)
     rules.plan_sampler(plan, numbers)
     rules.plan_augmentation(plan)
     rules.plan_schedule(plan, TIMED_STEPS, numbers, "timed")
-    if rules.needs_tiles(numbers, machine):
+    is_tiled = rules.needs_tiles(numbers, machine)
+    if is_tiled:
         rules.plan_tiles(plan, numbers, machine)
+    rules.plan_counts(plan, numbers)
+    rules.plan_samples(plan, numbers, machine)
+    if is_tiled:
         rules.plan_anchors(plan, numbers)
         timing = timer(plan)
     else:

@@ -36,6 +36,7 @@ RICH_STEPS = 3000  # above, more pixels and fewer steps
 
 LARGEST_SIDE = {False: 512, True: 1333}  # of a whole image, by whether there is a GPU; then tiles
 TILE = {False: 256, True: 800}
+GATHERED = 4.0  # the fullest tile has that many times the mean one's objects
 TILE_OBJECTS = 2.0  # a tile is that much larger than all but 5% of the objects
 
 COCO_DETECTIONS = 100  # that COCO's AP counts
@@ -179,14 +180,27 @@ def plan_anchors(plan: Plan, survey: Survey) -> None:
     plan.set("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [ratios], why)
 
 
+def objects_of_sample(plan: Plan, survey: Survey) -> np.ndarray:
+    """``[N]``, the objects that a detector sees at once of each image.
+
+    Of a tile, ``GATHERED`` times as many as the image's mean tile has, for objects gather.
+    """
+    counts = survey.per_image
+    if "INPUT.TILES.ENABLED" not in plan.choices:
+        return counts
+    share = plan["INPUT.TILES.SIZE"] ** 2 / survey.sizes.prod(1)
+    return np.ceil(counts * np.minimum(1, GATHERED * share)).astype(int)
+
+
 def plan_counts(plan: Plan, survey: Survey) -> None:
     """Proposals and detections, by the fullest image.
 
     A few proposals for each object and no fewer than the base's; detections a third more than the
     fullest image has, but COCO's 100 at least: an object beyond the limit is never found.
     """
-    most = int(survey.per_image.max())
-    said = f"the fullest image has {most} objects"
+    most = int(objects_of_sample(plan, survey).max())
+    in_tiles = "INPUT.TILES.ENABLED" in plan.choices
+    said = f"the fullest {'tile may have' if in_tiles else 'image has'} {most} objects"
     on_gpu = plan.base != CPU_BASE
     for split, low, before in (
         ("TRAIN", 1000 if on_gpu else 200, 2000 if on_gpu else 500),
@@ -209,10 +223,10 @@ def plan_samples(plan: Plan, survey: Survey, machine: Machine) -> None:
     """
     if machine.is_gpu:
         return
-    mean = len(survey.boxes) / len(survey.sizes)
+    mean = float(objects_of_sample(plan, survey).mean())
     wanted = 2 ** math.ceil(math.log2(4 * mean))
     samples = min(max(LEAST_SAMPLES, wanted), MOST_SAMPLES)
-    why = f"a quarter are objects, of which an image has {mean:.1f}; {LEAST_SAMPLES} at least"
+    why = f"a quarter are objects, of which {mean:.1f} are seen at once; {LEAST_SAMPLES} at least"
     plan.set("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", samples, why)
 
 

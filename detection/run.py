@@ -13,11 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from fvcore.common.config import CfgNode
 
 from backbones.errors import InputError
 from backbones.whole_files import write_text
 from detection.config import resolve_num_classes
+from detection.data.records import Records
+from detection.data.tiles import resolve_tiles
 from detection.dataset import (
     CocoDataset,
     join_datasets,
@@ -102,7 +105,7 @@ def _run(config: CfgNode, resume: bool, eval_only: bool, config_file: str) -> di
     earlier = read_facts(output_dir) if eval_only or continues else {}
     if continues and train_set:
         check_resumed_data(earlier, train_set)
-    config = complete(config, [train_set, *val_sets, *test_sets], resume)
+    config = complete(config, [train_set, *val_sets, *test_sets], resume, eval_only)
     of_pixels = train_set or next(iter(test_sets), None)
     config, origin = with_statistics(config, of_pixels.image_paths() if of_pixels else None)
     facts: dict[str, Any] = {}
@@ -238,8 +241,15 @@ def compare_classes(test_set: CocoDataset, learnt: set[str]) -> None:
         )
 
 
-def complete(config: CfgNode, datasets: Sequence[CocoDataset | None], resume: bool) -> CfgNode:
-    """The config with the number of classes from the data and a seed that is drawn if it is -1.
+def complete(
+    config: CfgNode,
+    datasets: Sequence[CocoDataset | None],
+    resume: bool,
+    eval_only: bool = False,
+) -> CfgNode:
+    """The config with what the data tell: the number of classes, tiles that are left to them.
+
+    A seed that is -1 is drawn. What an earlier part of the run found stays.
 
     Raises:
         InputError: if the config contradicts the data, or several processes should draw a seed.
@@ -250,8 +260,20 @@ def complete(config: CfgNode, datasets: Sequence[CocoDataset | None], resume: bo
         if dataset:
             config.MODEL.ROI_HEADS.NUM_CLASSES = resolve_num_classes(config, dataset)
     config.SEED = resolve_seed(config, resume)
+    earlier = Path(config.OUTPUT_DIR) / "config.yaml"
+    if (resume or eval_only) and config.INPUT.TILES.ENABLED and earlier.is_file():
+        _take_tiles(config, yaml.safe_load(earlier.read_text(encoding="utf-8")))
     config.freeze()
-    return config
+    of_objects = next((dataset.records for dataset in datasets if dataset), Records())
+    return resolve_tiles(config, of_objects)
+
+
+def _take_tiles(config: CfgNode, earlier: dict[str, Any]) -> None:
+    """Take over the size and the overlap that an earlier part of the run found."""
+    tiles, before = config.INPUT.TILES, earlier.get("INPUT", {}).get("TILES", {})
+    if before.get("ENABLED"):
+        tiles.SIZE = tiles.SIZE or before["SIZE"]
+        tiles.OVERLAP = before["OVERLAP"] if tiles.OVERLAP < 0 else tiles.OVERLAP
 
 
 def predict_and_evaluate(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -65,10 +66,7 @@ class Windows:
             return self.reading.values(self.picture, self.picture.window(y, x, height, width))
         if self._whole is None:
             if self.height * self.width > LARGE:
-                logger.info(
-                    "%s: %d x %d pixels are decoded as a whole, for this format has no parts; a "
-                    "TIFF with tiles is read part by part", self.name, self.width, self.height,
-                )  # fmt: skip
+                _say_whole(self.name, self.width, self.height)
             self._whole = self.picture.pixels()
         return self.reading.values(self.picture, self._whole[y : y + height, x : x + width])
 
@@ -103,6 +101,17 @@ class Windows:
             for band in self.bands(rows)
         ]
         return np.concatenate(parts)
+
+
+@cache
+def _say_whole(name: str, width: int, height: int) -> None:
+    logger.info(
+        "%s: %d x %d pixels are decoded as a whole, for its format has no parts; a TIFF with "
+        "tiles is read part by part",
+        name,
+        width,
+        height,
+    )
 
 
 @contextmanager

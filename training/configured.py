@@ -41,6 +41,8 @@ FOUND: dict[str, Any] = {
     "MODEL.PIXEL_MEAN": [],
     "MODEL.PIXEL_STD": [],
     "INPUT.VALUE_RANGE": [],
+    "INPUT.TILES.SIZE": 0,
+    "INPUT.TILES.OVERLAP": -1,
     "MODEL.ROI_HEADS.NUM_CLASSES": 0,
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 0,
 }

@@ -55,6 +55,12 @@ class Records(Sequence[dict[str, Any]]):
         chosen._buffer, chosen._rows = self._buffer, self._rows[self.objects > 0]
         return chosen
 
+    def repeated(self, counts: Sequence[int]) -> Records:
+        """Each as often as its count says, one after the other; the memory is shared."""
+        chosen = Records()
+        chosen._buffer, chosen._rows = self._buffer, np.repeat(self._rows, counts, axis=0)
+        return chosen
+
     def with_categories(self, indices: Mapping[int, int]) -> Records:
         """The same with other class indices: old index -> new."""
         if all(old == new for old, new in indices.items()):

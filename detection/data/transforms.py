@@ -32,6 +32,7 @@ from detection.data.augmentation.copy_paste import Objects, copy_paste, tight_bo
 from detection.data.augmentation.geometry import Transform, draw_transforms, recomputes_boxes
 from detection.data.augmentation.photometry import change_values
 from detection.data.pixels import read_record, to_tensor, values_of
+from detection.data.tiles import training_record, training_records
 from detection.dataset import CocoDataset
 from images.configured import in_order
 
@@ -79,6 +80,8 @@ class DetectionSamples(Dataset):
                 f"{dataset.annotations}: none of its {len(dataset.records)} images shows an object "
                 "to train on (crowds do not count); annotate some, or train on another file"
             )
+        if training:
+            self.records = training_records(self.records, config)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -97,6 +100,8 @@ class DetectionSamples(Dataset):
     def _sample(self, index: int, scale: float = 1.0) -> dict[str, Any]:
         """A record's sample, its drawn size multiplied by ``scale``."""
         record = self.records[index]
+        if self.training:
+            record = training_record(record, self.config)
         image = in_order(read_record(record, self.config), self.config)
         size = record["height"], record["width"]
         transforms = draw_transforms(self.options, *size, self.training, scale)

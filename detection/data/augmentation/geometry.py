@@ -138,7 +138,7 @@ def draw_transforms(
         scale: what the drawn size is multiplied by; large-scale jitter has its own.
     """
     if not training:
-        if options.MIN_SIZE_TEST == 0:
+        if options.MIN_SIZE_TEST == 0 or options.TILES.ENABLED:
             return []
         return [resize_shortest_edge(height, width, options.MIN_SIZE_TEST, options.MAX_SIZE_TEST)]
     drawn: list[Transform] = []
@@ -152,16 +152,24 @@ def draw_transforms(
     if options.CROP.ENABLED:
         crop = draw_crop(options.CROP.TYPE, options.CROP.SIZE, height, width)
         drawn, height, width = [crop], crop.height, crop.width
+    resize = scaled(_draw_size(options, height, width), scale)
+    if not options.TILES.ENABLED or scale != 1:  # else a tile keeps its image's pixels
+        drawn.append(resize)
+        height, width = resize.new_height, resize.new_width
+    flips = _draw_flips(options.RANDOM_FLIP, height, width)
+    return [*drawn, *flips, *_draw_turn(options, height, width)[0]]
+
+
+def _draw_size(options: Any, height: int, width: int) -> Resize:
+    """The size of a training sample; a tile's is its own."""
+    if options.TILES.ENABLED:
+        return Resize(height, width, height, width)
     sizes = options.MIN_SIZE_TRAIN
     if options.MIN_SIZE_TRAIN_SAMPLING == "range":
         shortest = np.random.randint(sizes[0], sizes[1] + 1)
     else:
         shortest = np.random.choice(sizes)
-    resize = resize_shortest_edge(height, width, int(shortest), options.MAX_SIZE_TRAIN)
-    resize = scaled(resize, scale)
-    height, width = resize.new_height, resize.new_width
-    flips = _draw_flips(options.RANDOM_FLIP, height, width)
-    return [*drawn, resize, *flips, *_draw_turn(options, height, width)[0]]
+    return resize_shortest_edge(height, width, int(shortest), options.MAX_SIZE_TRAIN)
 
 
 def scaled(resize: Resize, scale: float) -> Resize:

@@ -41,6 +41,7 @@ from detection.data.augmentation.photometry import change_values
 from detection.data.pixels import read_record, to_tensor
 from detection.data.records import Records
 from detection.data.repeats import repeats_of
+from detection.data.tiles import training_record, training_records
 from detection.dataset import CocoDataset
 from images.configured import in_order
 from training.data import BatchOrder, SampleKey, seed_cpu_generators, seed_generators
@@ -112,6 +113,8 @@ class Mapper(DatasetMapper):
         self.has_new_boxes = is_train and cfg.MODEL.MASK_ON and recomputes_boxes(cfg.INPUT)
 
     def __call__(self, record: dict[str, Any], scale: float = 1.0) -> dict[str, Any]:
+        if self.is_train:
+            record = training_record(record, self.cfg)
         image = T.AugInput(in_order(read_record(record, self.cfg), self.cfg))
         transforms = T.AugmentationList([_ByConfig(self.cfg, self.is_train, scale)])(image)
         height, width = image.image.shape[:2]
@@ -220,6 +223,7 @@ class TrainingBatches:
         self.records = self.dataset.records
         if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
             self.records = self.records.with_objects()
+        self.records = training_records(self.records, cfg)
         self.repeats = repeats_of(cfg, self.records)
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:

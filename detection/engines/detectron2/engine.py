@@ -18,6 +18,7 @@ from detectron2.utils import comm
 from fvcore.common.config import CfgNode
 
 from detection.config import resolve_num_classes, to_detectron2
+from detection.data.tiles import resolve_tiles
 from detection.dataset import CocoDataset, load_watched_sets
 from detection.engines.detectron2.augmentation import write_augmented_predictions
 from detection.engines.detectron2.results import detector_of, write_predictions
@@ -105,7 +106,7 @@ def prepare(config: CfgNode, dataset: CocoDataset, continues: bool = True) -> An
     level = logging.INFO if comm.is_main_process() else logging.WARNING
     logging.getLogger("detectron2").setLevel(level)
     config, _ = with_statistics(config, dataset.image_paths(), continues)
-    cfg = to_detectron2(config)
+    cfg = to_detectron2(resolve_tiles(config, dataset.records))
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = resolve_num_classes(config, dataset)
     # detectron2 accepts a step at the very end, where its scheduler then fails.
     cfg.SOLVER.STEPS = tuple(step for step in cfg.SOLVER.STEPS if step < cfg.SOLVER.MAX_ITER)

@@ -25,6 +25,7 @@ from backbones.errors import InputError
 from backbones.normalization import GRNOptions
 from detection.config import resolve_num_classes
 from detection.data.repeats import repeats_of
+from detection.data.tiles import resolve_tiles
 from detection.data.transforms import DetectionSamples, collate
 from detection.dataset import CocoDataset, load_watched_sets, result_parts
 from detection.engines.interface import Detect
@@ -181,7 +182,7 @@ def completed(config: CfgNode, dataset: CocoDataset, continues: bool) -> CfgNode
         InputError: if the config contradicts the data set.
     """
     config, _ = with_statistics(config, dataset.image_paths(), continues)
-    config = config.clone()
+    config = resolve_tiles(config, dataset.records).clone()
     config.defrost()
     config.MODEL.ROI_HEADS.NUM_CLASSES = resolve_num_classes(config, dataset)
     config.freeze()

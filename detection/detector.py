@@ -10,9 +10,12 @@ import numpy as np
 from pycocotools import mask as rle_codec
 
 from backbones.errors import InputError
-from detection.data.transforms import prediction_sample
+from detection.data.pixels import reading_of
 from detection.engines import load_engine
+from detection.engines.tiles import detect_on_image
 from detection.predict import read_run
+from images.picture import picture_of
+from images.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ class Detector:
                 f"the image is {image.dtype} {list(image.shape)}; give uint8 [height, width, 3], "
                 "RGB, as numpy.asarray(Image.open(file).convert('RGB'))"
             )
-        found = self._detect(prediction_sample(image, self.config, 0))
+        whole = Windows(picture_of(image), reading_of(self.config))
+        found = detect_on_image(self._detect, whole, self.config, 0)
         found = [result for result in found if result["score"] >= score_threshold]
         return [self._detection(r) for r in sorted(found, key=lambda r: -r["score"])]
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.evaluation import DatasetEvaluator, inference_context, inference_on_dataset
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA, detector_postprocess
 from detectron2.structures import Instances, ROIMasks
@@ -24,6 +25,7 @@ from detection.dataset import CocoDataset
 from detection.engines.detectron2.data import prediction_loader
 from detection.engines.interface import Detect
 from detection.engines.masks import encode_masks
+from detection.engines.tiles import detect_on_records, write_counts
 from training.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -141,7 +143,31 @@ def write_predictions(
     cfg: Any, model: nn.Module, dataset: CocoDataset, folder: str = "inference"
 ) -> Path:
     """Detect on every image of the data set, over all processes; the results file."""
+    if cfg.INPUT.TILES.ENABLED:
+        return _write_tiled(cfg, model, dataset, folder)
     writer = ResultsWriter(dataset, Path(cfg.OUTPUT_DIR) / folder)
     images = progress(prediction_loader(cfg, dataset), "predicting", unit="image")
     inference_on_dataset(in_boxes(model), images, writer)
     return writer.path
+
+
+def _write_tiled(cfg: Any, model: nn.Module, dataset: CocoDataset, folder: str) -> Path:
+    """The same by tiles, whose detections are joined."""
+    share = range(comm.get_rank(), len(dataset.records), comm.get_world_size())
+    counts: Counter[str] = Counter()
+    with inference_context(model):
+        one = detector_of(model, dataset)
+        found = list(detect_on_records(one, dataset.records, share, cfg, counts))
+    gathered = comm.gather((found, counts))
+    path = Path(cfg.OUTPUT_DIR) / folder / RESULTS_FILE
+    if comm.is_main_process():
+        by_image = sorted(
+            itertools.chain.from_iterable(of_process for of_process, _ in gathered),
+            key=lambda pair: pair[0],
+        )
+        results = [result for _, of_image in by_image for result in of_image]
+        write_json(path, results)
+        write_counts(path, [of_process for _, of_process in gathered], cfg)
+        logger.info("%d detections on %d images: %s", len(results), len(by_image), path)
+    comm.synchronize()
+    return path

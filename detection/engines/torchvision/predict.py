@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from detection.data.windows import encode_strips
 from detection.dataset import CocoDataset
 from detection.engines.interface import Detect
 from detection.engines.masks import encode_masks
+from detection.engines.tiles import detect_on_records, write_counts
 from training.guards.workers import SigtermOnlyFromTrainer
 from training.progress import progress
 
@@ -39,15 +41,23 @@ def write_predictions(
     """Detect on every image, over all processes of ``state``, and write COCO results."""
     rank, processes = state.process_index, state.num_processes
     share = range(rank, len(dataset.records), processes)
-    found = list(detect(config, model, dataset, share))
+    counts: list[Counter[str]] = []
+    if config.INPUT.TILES.ENABLED:
+        counts = [Counter()]
+        one = detector_of(model.eval(), dataset)
+        found = list(detect_on_records(one, dataset.records, share, config, counts[0]))
+    else:
+        found = list(detect(config, model, dataset, share))
     if processes > 1:
-        found = gather_object(found)
+        found, counts = gather_object(found), gather_object(counts)
     path = Path(config.OUTPUT_DIR) / folder / RESULTS_FILE
     if rank == 0:
         results = [
             result for _, of_image in sorted(found, key=lambda pair: pair[0]) for result in of_image
         ]
         write_json(path, results)
+        if counts:
+            write_counts(path, counts, config)
         logger.info("%d detections on %d images: %s", len(results), len(found), path)
     state.wait_for_everyone()
     return path

@@ -57,6 +57,7 @@ METRICS: dict[str, tuple[str, float | None, str, int]] = {
 }
 
 # of these those that are told at another limit of detections, and what they are called there
+AP_AT_LIMIT = "AP_at_limit"  # what it is called beside the others, in metrics.json
 AT_LIMIT = {name: name for name in METRICS if name.startswith("AP")} | {"AR100": "AR"}
 
 
@@ -122,6 +123,29 @@ def metrics_of(
     counts = _counts(truth, evaluation.results)
     found = metrics | {"per_class": per_class, "curves": curves, "counts": counts}
     return found | ({"at_limit": at_limit} if limit else {})
+
+
+def limit_of(config: Any, evaluation: Evaluation) -> int:
+    """How many detections of a class and image a run's evaluation looks at, beside COCO's 100.
+
+    ``TEST.DETECTIONS_PER_IMAGE``; with ``INPUT.TILES``, where it holds for each tile, as many as
+    the image of the most detections has of a class, where that is more.
+    """
+    limit = config.TEST.DETECTIONS_PER_IMAGE
+    if config.INPUT.TILES.ENABLED:
+        counts = Counter((r["image_id"], r["category_id"]) for r in evaluation.results)
+        limit = max([limit, *counts.values()])
+    return limit
+
+
+def flat_metrics(metrics: dict[str, Any], tasks: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Task -> metric -> value, of those that there are; with another limit, its AP, too."""
+    found = {}
+    for task in tasks:
+        at_limit = metrics.get("at_limit", {}).get(task, {}).get("AP")
+        values = metrics[task] | {AP_AT_LIMIT: at_limit}
+        found[task] = {name: value for name, value in values.items() if value is not None}
+    return found
 
 
 @contextlib.contextmanager

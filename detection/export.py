@@ -144,7 +144,8 @@ def detector_export(
             "pixel_std": json.dumps(known_statistics(config)[1]),
             "pixel_range": "0 to 255; the graph normalises",
             "value_range": json.dumps(list(config.INPUT.VALUE_RANGE)),
-            "min_size": str(config.INPUT.MIN_SIZE_TEST),
+            # tiles, which whoever runs the graph cuts, are not resized
+            "min_size": str(0 if config.INPUT.TILES.ENABLED else config.INPUT.MIN_SIZE_TEST),
             "max_size": str(config.INPUT.MAX_SIZE_TEST),
             "score_threshold": str(config.MODEL.ROI_HEADS.SCORE_THRESH_TEST),
             "licence": licence,

@@ -24,21 +24,22 @@ from fvcore.common.config import CfgNode
 from backbones.errors import InputError
 from detection.config import load_config
 from detection.data.records import Records
-from detection.data.transforms import sample_of_values
 from detection.dataset import CocoDataset
 from detection.engines import load_engine
 from detection.engines.classes import trained_classes
+from detection.engines.tiles import detect_on_image
 from detection.prediction.outputs import IMAGES, PREDICTIONS, write_files_of
 from detection.prediction.overlays import OverlayWriter, draw
 from images.configured import reading_of
-from images.display import shown
+from images.display import LARGEST, shown
 from images.inputs import (
     Frame,
     files_to_predict,
     is_video,
     output_names,
-    read_frames,
+    read_windows,
 )
+from images.windows import Windows
 from training.configured import newest_weights
 from training.guards.checkpoints import sha256_of
 from training.guards.journal import Journal
@@ -111,12 +112,13 @@ def predict(
             bar = progress(text="predicting", total=len(files), unit="file")
             for file, name in zip(files, output_names(files, journal.done.values()), strict=True):
                 with OverlayWriter(output_dir, file, name, frames) as overlays:
-                    for frame in read_frames(file, every, reading):
-                        entry = image_entry(journal.counts["images"] + 1, file, frame)
-                        found = detect(sample_of_values(frame.pixels, config, entry["id"]))
+                    for frame, image in read_windows(file, every, reading):
+                        entry = image_entry(journal.counts["images"] + 1, file, frame, image)
+                        found = detect_on_image(detect, image, config, entry["id"])
                         found = [result for result in found if result["category_id"] in names]
                         sure = [result for result in found if result["score"] >= score_threshold]
-                        overlay = draw(shown(frame.pixels, bands), sure, names)
+                        pixels = shown(image.shrunk(LARGEST if image.too_large else None), bands)
+                        overlay = draw(pixels, sure, names, (image.height, image.width))
                         entry["overlay"] = overlays.write(frame, overlay)
                         journal.add(
                             {"image": entry, "results": found},
@@ -177,10 +179,9 @@ def read_run(
     return config, CocoDataset(str(run), facts_file, run, tuple(classes.values()), ids, Records())
 
 
-def image_entry(key: int, file: Path, frame: Frame) -> dict[str, Any]:
+def image_entry(key: int, file: Path, frame: Frame, image: Windows) -> dict[str, Any]:
     """What ``images.json`` says about an image or a frame."""
-    height, width = frame.pixels.shape[:2]
-    entry = {"id": key, "file_name": str(file), "width": width, "height": height}
+    entry = {"id": key, "file_name": str(file), "width": image.width, "height": image.height}
     if is_video(file):
         entry |= {"frame": frame.number, "seconds": round(frame.seconds, 3)}
     return entry

@@ -215,7 +215,7 @@ def _headline_blocks(runs: Sequence[Run], notes: Sequence[str]) -> list[Block]:
     if len(runs) > 1 and not all(run.fact("datasets", "test", "name") for run in runs):
         same = "Whether all runs were tested on the same data"
         blocks.append(Paragraph(f"{same}: {NOT_RECORDED}.", "warning"))
-    blocks += [Paragraph(note, "note") for note in notes]
+    blocks += [*_limit_blocks(runs), *(Paragraph(note, "note") for note in notes)]
     for run in runs:
         blocks += [Paragraph(f"{run.name}: {problem}", "warning") for problem in run.problems]
     return blocks
@@ -272,6 +272,12 @@ def _metrics_blocks(runs: Sequence[Run]) -> list[Block]:
                 "warning",
             )
         )
+    return blocks + _limit_blocks(runs)
+
+
+def _limit_blocks(runs: Sequence[Run]) -> list[Block]:
+    """AP at another limit of detections than COCO's, a sentence a run."""
+    blocks: list[Block] = []
     for run in runs:
         if limit := run.metrics.get("at_limit"):
             found = [

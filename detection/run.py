@@ -7,6 +7,7 @@ evaluation and report read these files and know no engine.
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import time
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from backbones.errors import InputError
 from backbones.whole_files import write_text
 from detection.config import resolve_num_classes
 from detection.data.records import Records
-from detection.data.tiles import resolve_tiles
+from detection.data.tiles import COUNTS_FILE, resolve_tiles, tiles_sentence
 from detection.dataset import (
     CocoDataset,
     join_datasets,
@@ -32,7 +33,7 @@ from detection.dataset import (
 from detection.engines import Engine, load_engine
 from detection.engines.classes import trained_classes
 from detection.engines.weights import AVERAGE_FOLDER, averaged_weights
-from detection.evaluate import metrics_of, write_metrics_summary
+from detection.evaluate import limit_of, metrics_of, write_metrics_summary
 from detection.evaluation.diagnosis import diagnosis_of, write_diagnosis
 from detection.evaluation.inputs import Evaluation, read_evaluation
 from detection.report import write_report
@@ -311,7 +312,10 @@ def evaluate(
     """COCO metrics and the diagnosis of a results file, logged and written beside it."""
     tasks = ("bbox", "segm") if config.MODEL.MASK_ON else ("bbox",)
     evaluation = read_evaluation(dataset, results, tasks)
-    metrics = metrics_of(evaluation, max_detections=config.TEST.DETECTIONS_PER_IMAGE)
+    metrics = metrics_of(evaluation, max_detections=limit_of(config, evaluation))
+    if (tiles := results.with_name(COUNTS_FILE)).is_file() and config.INPUT.TILES.ENABLED:
+        metrics["tiles"] = json.loads(tiles.read_text(encoding="utf-8"))
+        logger.info("%s", tiles_sentence(metrics["tiles"]))
     write_metrics_summary(metrics, results.parent / "metrics_summary.json")
     write_diagnosis(diagnosis_of(evaluation), results.parent / "diagnosis.json")
     for task in tasks:
@@ -319,5 +323,10 @@ def evaluate(
         logger.info("%s: %s", task, row)
         if limit := metrics.get("at_limit"):
             count, value = limit["max_detections"], limit[task]["AP"]
-            logger.info("%s: AP %s with %d detections an image", task, value, count)
+            logger.info(
+                "%s: AP %s with %d detections of a class and image in place of COCO's 100",
+                task,
+                "-" if value is None else f"{value:.2f}",
+                count,
+            )
     return metrics, evaluation

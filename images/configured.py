@@ -56,6 +56,7 @@ def reading_of(config: CfgNode) -> Reading:
         + ("" if channels else " (MODEL.CONVNEXT.IN_CHANS)"),
         range_setting="INPUT.VALUE_RANGE",
         all_channels="INPUT.FORMAT raw MODEL.CONVNEXT.IN_CHANS {}",
+        by_parts="TILES" in config.INPUT and config.INPUT.TILES.ENABLED,
     )
 
 

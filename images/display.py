@@ -13,8 +13,10 @@ import numpy as np
 
 from images.files import EIGHT_BITS, Reading, open_picture
 from images.picture import ImageError
+from images.windows import Windows
 
 PERCENTILES = (1, 99)
+LARGEST = 2**25  # pixels of a picture of an image that is too large to be decoded as a whole
 
 
 def shown(pixels: np.ndarray, bands: Sequence[int] = ()) -> np.ndarray:
@@ -57,6 +59,8 @@ def stretched(values: np.ndarray) -> np.ndarray:
 def read_shown(path: str | Path, bands: Sequence[int] = ()) -> np.ndarray:
     """An image file as a picture for people, ``[H, W, 3]`` uint8 RGB.
 
+    One that only parts are read of is shrunk to at most ``LARGEST`` pixels.
+
     Raises:
         FileNotFoundError, ImageError: if it cannot be read.
     """
@@ -64,7 +68,7 @@ def read_shown(path: str | Path, bands: Sequence[int] = ()) -> np.ndarray:
         with open(path, "rb") as file:
             picture = open_picture(file)
             channels = picture.channels if bands else picture.colours
-            pixels = Reading(channels if bands or channels != 1 else 3).read(picture)
-            return shown(pixels, bands)
+            image = Windows(picture, Reading(channels if bands or channels != 1 else 3))
+            return shown(image.shrunk(LARGEST if image.too_large else None), bands)
     except ImageError as error:
         raise ImageError(f"{path} {error}") from error

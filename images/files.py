@@ -46,6 +46,8 @@ class Reading:
         value_range: the values that become 0 and 1; None for those of this module's header.
         channels_setting, range_setting: what to change, in messages.
         all_channels: the setting for as many as ``{}``, as they are.
+        by_parts: whether an image may be larger than what may be decoded as a whole, for it will be
+            read part by part (:mod:`images.windows`).
     """
 
     channels: int | None = 3
@@ -54,6 +56,7 @@ class Reading:
     channels_setting: str = "--in-chans"
     range_setting: str = "--value-range"
     all_channels: str = "--in-chans {}"
+    by_parts: bool = False
 
     def check(self, picture: Picture) -> None:
         """Check that a rule of this module's header leads to the wanted channels.

@@ -21,6 +21,7 @@ from images.formats import image_endings
 from images.picture import picture_of
 from images.threads import in_threads
 from images.video import VIDEOS, Frame, is_video, refuse_live, video_frames
+from images.windows import Windows, open_windows
 from training.guards.journal import JOURNAL, Journal
 from training.progress import progress
 
@@ -172,7 +173,11 @@ def _unreadable(files: Sequence[Path], reading: Reading) -> dict[Path, str]:
 
 def _fault(path: Path, reading: Reading) -> str:
     try:
-        next(read_frames(path, reading=reading))
+        if not is_video(path):
+            with open_windows(path, reading) as image:
+                image.check_pixels()
+        else:
+            next(read_frames(path, reading=reading))
     except ValueError as error:
         return f"{error}; replace it or leave it out"
     return ""
@@ -199,6 +204,26 @@ def _as_wanted(path: Path, frame: Picture, reading: Reading) -> np.ndarray:
         return reading.read(frame)
     except ImageError as error:
         raise ImageError(f"{path}: a frame {error}") from error
+
+
+def read_windows(
+    path: Path, every: int = 1, reading: Reading = RGB
+) -> Iterator[tuple[Frame, Windows]]:
+    """What :func:`read_frames` gives, to be read part by part; an image's frame has no pixels.
+
+    Raises:
+        InputError: as :func:`read_frames`.
+    """
+    if not is_video(path):
+        with open_windows(path, reading) as image:
+            yield Frame(np.zeros((0, 0, 3), np.uint8)), image
+        return
+    for frame in video_frames(path, every):
+        picture = picture_of(frame.pixels)
+        try:
+            yield frame, Windows(picture, reading, str(path))
+        except ImageError as error:
+            raise ImageError(f"{path}: a frame {error}") from error
 
 
 def output_names(files: Sequence[Path], taken_before: Iterable[str] = ()) -> list[str]:

@@ -20,12 +20,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from backbones.errors import InputError
 from images.files import EIGHT_BITS, ImageError, Reading, open_picture, read_image
+from images.windows import open_windows
 from training.guards.workers import SigtermOnlyFromTrainer
 from training.progress import progress
 
 logger = logging.getLogger(__name__)
 
 FAINT = 0.1
+ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,14 @@ class ImageFiles:
         return len(self.paths)
 
     def whole_image(self, index: int) -> np.ndarray:
-        return read_image(self.paths[index], self.reading)
+        """The image; of one that only parts may be read of, ``ROWS`` rows from top to bottom."""
+        if not self.reading.by_parts:
+            return read_image(self.paths[index], self.reading)
+        with open_windows(self.paths[index], self.reading) as image:
+            if not image.too_large:
+                return image.read(0, 0, image.width, image.height)
+            rows = np.linspace(0, image.height - 1, ROWS).astype(int)
+            return np.concatenate([image.read(0, int(row), image.width, 1) for row in rows])
 
     def eight_bit(self) -> bool:
         for path in self.paths:

@@ -18,6 +18,7 @@ import numpy as np
 
 from images.files import Reading, open_picture
 from images.picture import ImageError, Picture
+from images.size_limit import size_fault
 
 logger = logging.getLogger(__name__)
 
@@ -70,15 +71,31 @@ class Windows:
             self._whole = self.picture.pixels()
         return self.reading.values(self.picture, self._whole[y : y + height, x : x + width])
 
+    @property
+    def too_large(self) -> bool:
+        """Whether it may be read part by part alone."""
+        return self.by_parts and bool(size_fault(self.height, self.width, self.picture.channels))
+
+    def check_pixels(self) -> float:
+        """Decode all of it; its highest value.
+
+        Raises:
+            ImageError: if it is damaged, or too large to be read otherwise than by parts.
+        """
+        if not (self.by_parts and self.reading.by_parts):
+            return float(self.reading.read(self.picture).max())
+        return max(float(band.max()) for band in self.bands())
+
     def bands(self, rows: int = 0) -> Iterator[np.ndarray]:
         """All of it from top to bottom, ``rows`` (by default a bounded number) at a time."""
         rows = rows or max(1, BAND_VALUES // (self.width * self.picture.channels))
         for y in range(0, self.height, rows):
             yield self.read(0, y, self.width, min(rows, self.height - y))
 
-    def shrunk(self, pixels: int) -> np.ndarray:
-        """The whole at a size of at most so many pixels: means over squares of whole pixels."""
-        return self.shrunk_by(max(1, int(np.ceil((self.height * self.width / pixels) ** 0.5))))
+    def shrunk(self, pixels: int | None) -> np.ndarray:
+        """The whole at a size of about ``pixels`` at most: means over squares of whole pixels."""
+        most = pixels or np.inf
+        return self.shrunk_by(max(1, int(np.ceil((self.height * self.width / most) ** 0.5))))
 
     def shrunk_by(self, factor: int) -> np.ndarray:
         """The whole with its sides divided: means over squares of ``factor`` pixels a side."""

@@ -48,7 +48,7 @@ from detection.data.checks.images import (
 from detection.data.checks.problems import Findings, Problem, is_text
 from detection.data.coco_file import read_coco
 from images.files import Reading
-from images.size_limit import size_fault
+from images.size_limit import MAX_PIXELS_IN_PARTS, size_fault
 from images.threads import in_threads
 from training.progress import progress
 
@@ -127,7 +127,7 @@ def _check_images(
             findings.error(
                 f"image {key}", f"height and width are {size}", "give positive whole numbers"
             )
-        elif fault := size_fault(*size):
+        elif fault := size_fault(*size, most=MAX_PIXELS_IN_PARTS):
             findings.error(
                 f"image {key}", f"height and width are {fault}", "correct them, or cut the image"
             )

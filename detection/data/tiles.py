@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,13 +28,15 @@ from fvcore.common.config import CfgNode
 from torch.utils.data import IterableDataset, get_worker_info
 
 from backbones.errors import InputError
-from detection.data.pixels import in_order, open_record, to_tensor
+from detection.data.pixels import open_record, to_tensor
 from detection.data.records import Records
 from detection.data.windows import decode_window, encode_strips
+from images.configured import in_order
 from images.windows import Windows
 
 logger = logging.getLogger(__name__)
 
+COUNTS_FILE = "tiles.json"  # beside results: what the tiles' detections became
 TRIES = 20  # places where a tile of no object is looked for
 SIZE, OVERLAP = 1024, 256  # where nothing is known of the objects
 STEP = 64  # of sizes and overlaps that are found
@@ -144,6 +146,15 @@ def training_record(record: dict[str, Any], config: CfgNode) -> dict[str, Any]:
         return record
     tile = draw_tile(record, config.INPUT.TILES)
     return cut_record(record, tile, config.INPUT.TILES.MIN_VISIBLE)
+
+
+def busiest_tile(record: dict[str, Any], config: CfgNode) -> dict[str, Any]:
+    """The record of the tile, of those of a prediction, that most annotations meet."""
+    if not config.INPUT.TILES.ENABLED:
+        return record
+    boxes = _boxes(record["annotations"])
+    tiles = tiles_of(record["height"], record["width"], config)
+    return cut_record(record, max(tiles, key=lambda tile: _meets(boxes, tile).sum()), 0.0)
 
 
 def draw_tile(record: dict[str, Any], options: CfgNode) -> Tile:
@@ -290,3 +301,13 @@ class TileSamples(IterableDataset):
             with open_record(record, self.config) as image:
                 for tile in tiles_of(image.height, image.width, self.config):
                     yield index, tile, tile_sample(image, tile, self.config, record["image_id"])
+
+
+def tiles_sentence(counts: Mapping[str, int]) -> str:
+    """What ``tiles.json`` says of an evaluation, in words."""
+    return (
+        f"{counts['tiles']} tiles of {counts['size']} pixels that share {counts['overlap']}, of "
+        f"{counts['images']} images: {counts['found']} detections, of which {counts['repeated']} "
+        f"show what another tile shows, and {counts['parts']} are parts of {counts['united']} "
+        "objects that every tile cuts"
+    )

@@ -6,6 +6,7 @@ label can be read on a 200 px thumbnail and on a 4000 px photograph.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from reporting.palette import class_colour
 
 MASK_OPACITY = 0.42
 READABLE = 640, 160  # pixels of the longer and the shorter side that leave room for labels
+IN_WINDOWS = 2**26  # pixels of an image from which masks are resized within their boxes
 MOST_ENLARGED = 3200  # pixels of the longer side of what is enlarged
 
 
@@ -91,21 +93,25 @@ def draw_instances(
     instances: Sequence[Instance],
     long_side: int | None = None,
     font_size: int | None = None,
+    size: tuple[int, int] | None = None,
 ) -> Drawing:
     """Draw instances on a copy of an image.
 
     Args:
         image: ``[H, W, 3]`` uint8, RGB.
         instances: masks and boxes in the image's pixels; the first get their labels placed first.
-        long_side: pixels of the drawing's longer side; None keeps the image's size.
+        long_side: pixels of the drawing's longer side; None keeps that of ``image``.
         font_size: pixels of the drawing; by default a 40th of its longer side, less on a strip, at
             least 11.
+        size: height and width of the image that the instances are of, if ``image`` was shrunk.
     """
-    height, width = image.shape[:2]
-    scale = 1.0 if long_side is None else long_side / max(height, width)
+    height, width = size or image.shape[:2]
+    scale = (long_side or max(image.shape[:2])) / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    canvas = np.array(cv2.resize(image, size, interpolation=method) if scale != 1 else image)
+    shrinks = size[0] < image.shape[1]
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    is_same = size == image.shape[1::-1]
+    canvas = np.array(image if is_same else cv2.resize(image, size, interpolation=method))
     line = max(1, round(max(size) / 450))
     largest_first = sorted(instances, key=lambda i: -i.box[2] * i.box[3])  # small ones stay visible
     for instance in largest_first:
@@ -157,6 +163,8 @@ def _window(
         inside, corner = decode_window(mask)
         if tuple(mask["size"]) == (height, width):
             return inside, corner
+        if mask["size"][0] * mask["size"][1] > IN_WINDOWS:
+            return _shrunk(inside, corner, mask["size"], (height, width))
         mask = np.zeros(mask["size"], bool)
         (x, y), (h, w) = corner, inside.shape
         mask[y : y + h, x : x + w] = inside
@@ -164,6 +172,25 @@ def _window(
         bitmap = mask.astype(np.uint8) * 255
         mask = cv2.resize(bitmap, (width, height), interpolation=cv2.INTER_LINEAR) > 127
     return mask, (0, 0)
+
+
+def _shrunk(
+    inside: np.ndarray, corner: tuple[int, int], size: Sequence[int], drawn: tuple[int, int]
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """A part of a mask of a large image, on a drawing of another size."""
+    if not inside.size:
+        return inside, (0, 0)
+    factors = drawn[1] / size[1], drawn[0] / size[0]
+    start = [int(first * factor) for first, factor in zip(corner, factors, strict=True)]
+    ends = [
+        min(max(math.ceil((first + side) * factor), low + 1), most)
+        for first, side, factor, low, most in zip(
+            corner, inside.shape[::-1], factors, start, drawn[::-1], strict=True
+        )
+    ]
+    shape = ends[0] - start[0], ends[1] - start[1]
+    bitmap = cv2.resize(inside.astype(np.uint8) * 255, shape, interpolation=cv2.INTER_AREA)
+    return bitmap > 127, (start[0], start[1])
 
 
 def _scaled_box(instance: Instance, scale: float, size: tuple[int, int]) -> Rectangle:

@@ -10,6 +10,7 @@ import numpy as np
 from fvcore.common.config import CfgNode
 
 from detection.data.pixels import read_record
+from detection.data.tiles import busiest_tile
 from detection.data.transforms import sample_of_values
 from detection.dataset import CocoDataset
 from detection.drawing.instances import coco_instances, draw_instances
@@ -39,12 +40,13 @@ def overlays(config: CfgNode, dataset: CocoDataset, detect: Detect) -> dict[str,
     Returns:
         ``predictions/FILE`` -> uint8 ``[H, W, 3]``, RGB: ground truth on the left, on the right
         the detections that score at least ``SCORE``. The images are spread evenly over those with
-        objects.
+        objects; of each only one tile, where the config has tiles.
     """
     names = dataset.category_names
     ids = {index: key for key, index in dataset.contiguous_ids.items()}
     pictures = {}
     for record in _chosen(dataset):
+        record = busiest_tile(record, config)
         values = read_record(record, config)
         sample = sample_of_values(values, config, record["image_id"])
         found = [result for result in detect(sample) if result["score"] >= SCORE]

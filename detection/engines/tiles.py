@@ -18,15 +18,13 @@ from torch.utils.data import DataLoader
 
 from backbones.whole_files import write_json
 from detection.data.records import Records
-from detection.data.tiles import Tile, TileSamples, tile_sample, tiles_of
+from detection.data.tiles import COUNTS_FILE, Tile, TileSamples, tile_sample, tiles_of
 from detection.data.transforms import sample_of_values
 from detection.engines.interface import Detect
 from detection.engines.seams import Result, join_tiles
 from images.windows import Windows
 from training.guards.workers import SigtermOnlyFromTrainer
 from training.progress import progress
-
-COUNTS_FILE = "tiles.json"  # beside the results
 
 
 def detect_on_image(

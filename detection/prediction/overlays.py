@@ -20,12 +20,20 @@ JPEG = {".jpg", ".jpeg"}
 
 
 def draw(
-    pixels: np.ndarray, results: Sequence[dict[str, Any]], names: Mapping[Any, str]
+    pixels: np.ndarray,
+    results: Sequence[dict[str, Any]],
+    names: Mapping[Any, str],
+    size: tuple[int, int],
 ) -> np.ndarray:
-    """The image ``[H, W, 3]`` with its detections, enlarged if it is too small for labels."""
-    height, width = pixels.shape[:2]
-    long_side = round(max(height, width) * readable_scale(height, width))
-    return draw_instances(pixels, coco_instances(results, names, height, width), long_side).image
+    """The image with its detections, enlarged if it is too small for labels.
+
+    Args:
+        pixels: ``[h, w, 3]``; of a very large image shrunk.
+        size: height and width of the image.
+    """
+    instances = coco_instances(results, names, *size)
+    long_side = round(max(pixels.shape) * readable_scale(*pixels.shape[:2]))
+    return draw_instances(pixels, instances, long_side, size=size).image
 
 
 class OverlayWriter:

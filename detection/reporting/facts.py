@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from detection.data.tiles import tiles_sentence
 from detection.reporting.run import Run
 from reporting.blocks import NOT_RECORDED, Cell, Code, Number, RunName, Table
 
@@ -156,12 +157,27 @@ def chosen_weights(run: Run) -> Cell:
     return f"those after step {best['iteration']}{average}: {value}{stopped}"
 
 
+def _tiles(run: Run) -> Cell:
+    """Whether images were taken in tiles, and what the test images' tiles came to."""
+    if not run.config:
+        return NOT_RECORDED
+    if not run.config.get("INPUT.TILES.ENABLED"):
+        return "none: whole images"
+    size, overlap = (run.config.get(f"INPUT.TILES.{name}") for name in ("SIZE", "OVERLAP"))
+    of_training = f"trained on tiles of {size} pixels"
+    tested = run.metrics.get("tiles")
+    if not tested:
+        return f"{of_training}; an overlap of {overlap} in tests"
+    return f"{of_training}; tested: {tiles_sentence(tested)}"
+
+
 FACTS: dict[str, Callable[[Run], Cell]] = {
     "Engine": _plain("engine"),
     "Encoder's weights": encoder_sentence,
     "Weights' fingerprint": _of_weights(_code("encoder", "fingerprint")),
     "Weights' licence": _of_weights(_plain("encoder", "licence")),
     "Pixels": _pixels,
+    "Tiles": _tiles,
     "Parameters": _number("parameters"),
     "Training data": _data("train"),
     "Training data's fingerprint": _code("datasets", "train", "fingerprint"),

@@ -16,6 +16,7 @@ from detection.evaluation.inputs import read_ground_truth, read_results
 from detection.reporting.gallery import TYPICAL, Chosen
 from detection.reporting.run import Run
 from images.display import read_shown
+from images.size_limit import size_fault
 from reporting.blocks import Picture, Pictures, RunName
 from reporting.pictures import encode_jpeg
 from training.progress import progress
@@ -93,19 +94,19 @@ def prediction_panels(
     for number, choice in enumerate(progress(chosen, "drawing predictions", unit="image")):
         entry = images.get(choice.image_id, {})
         image = image_of(entry, image_root, bands)
-        if image is None or image.shape[:2] != (entry["height"], entry["width"]):
+        if image is None or not _is_of_size(image, entry["height"], entry["width"]):
             missing.append(str(entry.get("file_name", choice.image_id)))
             continue
-        size, file_name = image.shape[:2], entry["file_name"]
+        size, file_name = (entry["height"], entry["width"]), entry["file_name"]
         pictures, present = [], set()
         for place, (source, entries) in enumerate(sources):
             shown = coco_instances(entries[choice.image_id], names, *size)
             present |= {names[e["category_id"]] for e in entries[choice.image_id]}
-            drawing = draw_instances(image, shown, long_side, font_size=15)
+            drawing = draw_instances(image, shown, long_side, font_size=15, size=size)
             unlabelled += drawing.unlabelled
             full = None
             if max(size) > FULL_FROM * long_side:
-                large = draw_instances(image, shown).image
+                large = draw_instances(image, shown, size=size).image
                 name = f"{full_folder}/full-{number:03d}-{place}.jpg"
                 full = (name, encode_jpeg(large, FULL_BYTES))
             jpeg = encode_jpeg(drawing.image, budget)
@@ -114,6 +115,15 @@ def prediction_panels(
         tags = {"Images": groups, "Class": sorted(present), "Error": choice.errors}
         panels.append((Pictures(f"{file_name} · {choice.why}", pictures, tags), choice.groups))
     return panels, _omissions(missing, len(chosen), image_root, unlabelled)
+
+
+def _is_of_size(image: np.ndarray, height: int, width: int) -> bool:
+    """Whether an image is of this size, or of its shape where it had to be shrunk."""
+    high, wide = image.shape[:2]
+    is_shrunk = bool(size_fault(height, width)) and high < height
+    return (high, wide) == (height, width) or (
+        is_shrunk and abs(high / height - wide / width) * max(height, width) < 2 * height / high
+    )
 
 
 def _thresholds(run: Run) -> dict[Any, float]:

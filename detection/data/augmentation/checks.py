@@ -78,7 +78,9 @@ def augmentation_words(config: Any) -> list[str]:
         )
     elif crop.ENABLED:
         words.append(f"crop {crop.TYPE} {list(crop.SIZE)}")
-    if not jitter.ENABLED and len(sizes := options.MIN_SIZE_TRAIN) > 1:
+    if options.TILES.ENABLED:
+        words.append(f"tiles of {options.TILES.SIZE} at the images' own size")
+    elif not jitter.ENABLED and len(sizes := options.MIN_SIZE_TRAIN) > 1:
         words.append(f"sizes {min(sizes)} to {max(sizes)}")
     names = ("BRIGHTNESS", "CONTRAST", "SATURATION", "HUE", "BLUR", "NOISE")
     words += [f"{name.lower()} {changes[name]:g}" for name in names if changes[name]]

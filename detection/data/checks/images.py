@@ -11,13 +11,15 @@ from typing import Literal, NamedTuple, TypeVar
 from backbones.errors import InputError
 from images.files import ImageError, Picture, Reading, open_picture, pixel_digest, read_image
 from images.formats import SIXTEEN_BITS
+from images.size_limit import refuse_absurd_size
 from images.threads import in_threads
+from images.windows import Windows
 from training.guards.checkpoints import sha256_of
 from training.progress import progress
 
 BLOCK = 2**20  # bytes
 DIM = 4095  # of 16 bits; values up to here are those of a 12-bit camera, not stretched
-ANY = Reading(None)
+ANY = Reading(None, by_parts=True)
 # How such an image is shown; 5 to 8 swap its sides.
 ORIENTATIONS = {
     2: "mirrored",
@@ -88,13 +90,21 @@ def file_state(image: dict, folder: Path, decode: bool, reading: Reading = ANY) 
         with open(path, "rb") as file:
             picture = open_picture(file)
             reading.check(picture)
-            highest = float(reading.read(picture).max()) if decode else 1.0
-    except (ImageError, OSError) as error:
+            pixels = Windows(picture, reading)
+            if pixels.too_large and not reading.by_parts:
+                refuse_absurd_size(picture.height, picture.width, picture.channels, by_parts=True)
+            highest = pixels.check_pixels() if decode else 1.0
+    except (InputError, OSError) as error:
         message, _, remedy = str(error).partition("; ")
         return FileState([FileFault("error", message, remedy or "replace or remove the image")])
     faults = []
     if fault := _size_fault(picture, (image["width"], image["height"])):
         faults.append(fault)
+    if pixels.too_large and reading is ANY:
+        remedy = "train and predict with INPUT.TILES.ENABLED True"
+        size = f"{picture.width} x {picture.height} pixels"
+        message = f"is {size}, too large for anything but tiles"
+        faults.append(FileFault("warning", message, remedy))
     is_stated = reading.value_range is not None or picture.white != SIXTEEN_BITS
     if highest * SIXTEEN_BITS < DIM + 0.5 and not is_stated:
         remedy = (

@@ -43,7 +43,7 @@ from detection.engines.detectron2.results import write_predictions
 from detection.engines.detectron2.step import Average, Step, save_average
 from detection.engines.detectron2.trackers import OverlayHook, WandbWriter
 from detection.engines.weights import AVERAGE_FOLDER, freeze_parts, read_detector, wanted_classes
-from detection.evaluate import metrics_of
+from detection.evaluate import flat_metrics, limit_of, metrics_of
 from detection.evaluation.inputs import read_evaluation
 from training.configured import build_adamw, build_average, resolve_precision
 from training.data import seed_generators
@@ -233,10 +233,10 @@ class Trainer(DefaultTrainer):
             results = write_predictions(self.cfg, model, dataset, where)
             if not comm.is_main_process():
                 continue
-            metrics = metrics_of(read_evaluation(dataset, results, tasks))
+            evaluation = read_evaluation(dataset, results, tasks)
+            metrics = metrics_of(evaluation, max_detections=limit_of(self.cfg, evaluation))
             of_set = found.setdefault(part, {}) if part else found
-            for task in tasks:
-                of_set[task] = {k: v for k, v in metrics[task].items() if v is not None}
+            of_set |= flat_metrics(metrics, tasks)
         return found
 
 

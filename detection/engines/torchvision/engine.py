@@ -39,7 +39,7 @@ from detection.engines.weights import (
     read_detector,
     wanted_classes,
 )
-from detection.evaluate import metrics_of
+from detection.evaluate import AP_AT_LIMIT, flat_metrics, limit_of, metrics_of
 from detection.evaluation.inputs import read_evaluation
 from images.configured import with_statistics
 from training.configured import (
@@ -299,15 +299,19 @@ def evaluate_in_training(
             state, where = PartialState(), f"{folder}/{part}".rstrip("/")
             results = write_predictions(config, detector, dataset, state, where)
             if state.is_main_process:
-                metrics = metrics_of(read_evaluation(dataset, results, tasks(config)))
+                evaluation = read_evaluation(dataset, results, tasks(config))
+                metrics = metrics_of(evaluation, max_detections=limit_of(config, evaluation))
                 found |= {
                     f"{prefix}{part}{'/' if part else ''}{task}/{name}": value
-                    for task in tasks(config)
-                    for name, value in metrics[task].items()
-                    if value is not None
+                    for task, values in flat_metrics(metrics, tasks(config)).items()
+                    for name, value in values.items()
                 }
     if found:
-        headline = {name: value for name, value in found.items() if name.endswith("/AP")}
+        headline = {
+            name: value
+            for name, value in found.items()
+            if name.endswith(("/AP", f"/{AP_AT_LIMIT}"))
+        }
         logger.info("step %d: %s", step, headline)
     return found
 

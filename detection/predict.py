@@ -19,11 +19,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from fvcore.common.config import CfgNode
 
 from backbones.errors import InputError
 from detection.config import load_config
 from detection.data.records import Records
+from detection.data.tiles import resolve_tiles
 from detection.dataset import CocoDataset
 from detection.engines import load_engine
 from detection.engines.classes import trained_classes
@@ -169,6 +171,16 @@ def read_run(
             "training by tools/train_net.py"
         )
     config = load_config(config_file, ["OUTPUT_DIR", str(run), *overrides], training=False)
+    if config.INPUT.TILES.ENABLED:
+        trained = yaml.safe_load(config_file.read_text(encoding="utf-8")).get("INPUT", {})
+        if not trained.get("TILES", {}).get("ENABLED"):
+            logger.warning(
+                "%s was not trained on tiles but on images resized to %s pixels; tiles keep their "
+                "images' own pixels, so objects may be larger or smaller than it learnt them",
+                run,
+                trained.get("MIN_SIZE_TRAIN"),
+            )
+        config = resolve_tiles(config, Records())
     classes = trained_classes(weights, run) or trained_classes(None, run)
     if not classes:
         raise InputError(

@@ -85,10 +85,14 @@ def read_pixels(path: str | Path, config: CfgNode) -> np.ndarray:
     Raises:
         FileNotFoundError, InputError: if it cannot be used.
     """
-    pixels = read_image(path, reading_of(config))
-    if pixels.dtype != np.uint8:
-        pixels = pixels * np.float32(EIGHT_BITS)
-    return in_order(pixels, config)
+    return model_pixels(read_image(path, reading_of(config)), config)
+
+
+def model_pixels(values: np.ndarray, config: CfgNode) -> np.ndarray:
+    """What was read of an image, or of a part of it, see :func:`read_pixels`."""
+    if values.dtype != np.uint8:
+        values = values * np.float32(EIGHT_BITS)
+    return in_order(values, config)
 
 
 def collate(samples: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:

@@ -46,19 +46,26 @@ def segment(model: UPerNet, image_hwc: np.ndarray, testing: InferenceOptions) ->
         model: in evaluation mode, on its device.
         image_hwc: as the config's format has it.
     """
-    views = list(_views(image_hwc, testing))
+    views = view_logits(model, image_hwc, testing)
     total: Tensor | None = None
-    for view, mirrored in views:
-        tensor = torch.from_numpy(view.copy()).permute(2, 0, 1)
-        logits = window_logits(model, tensor, testing)
-        if mirrored:
-            logits = logits.flip(-1)
+    for logits in views:
         if logits.shape[-2:] != image_hwc.shape[:2]:
             logits = resize(logits[None], size=image_hwc.shape[:2])[0]
         scores = logits if len(views) == 1 else logits.softmax(0) / len(views)
         total = scores if total is None else total + scores
     assert total is not None
     return total
+
+
+@torch.no_grad()
+def view_logits(model: UPerNet, image_hwc: np.ndarray, testing: InferenceOptions) -> list[Tensor]:
+    """Logits ``[K, h, w]`` of each view of an image, at the view's size and not mirrored."""
+    found = []
+    for view, mirrored in _views(image_hwc, testing):
+        tensor = torch.from_numpy(view.copy()).permute(2, 0, 1)
+        logits = window_logits(model, tensor, testing)
+        found.append(logits.flip(-1) if mirrored else logits)
+    return found
 
 
 def _views(image: np.ndarray, testing: InferenceOptions) -> Iterator[tuple[np.ndarray, bool]]:

@@ -9,39 +9,39 @@ is done (:mod:`training.guards.journal`):
   * ``images.json``: which image each map is of, and the settings;
   * ``classes.json``: the classes' names by index, and their colours.
 
-An image of more than ``WHOLE`` pixels is predicted tile by tile with a margin around each, so that
-scores of all classes are held for one tile alone.
+A large image is predicted part by part (:mod:`segmentation.parts`) and its map written row by row;
+one that is too large to be decoded as a whole is shown shrunk.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
-import torch
 from fvcore.common.config import CfgNode
 from PIL import Image
 
 from backbones.errors import InputError
 from backbones.whole_files import write_atomically
+from images.configured import reading_of
 from images.display import read_shown
 from images.inputs import files_to_predict, output_names
+from images.png_writer import GreyPngWriter
+from images.windows import Windows, open_windows
 from reporting.palette import class_colour
 from reporting.tables import csv_text
 from segmentation.config import (
     build_segmenter,
-    inference_options,
     load_config,
 )
-from segmentation.engine import read_pixels
 from segmentation.figures import coloured
-from segmentation.inference import InferenceOptions, segment
-from segmentation.model import UPerNet
+from segmentation.parts import class_bands
 from segmentation.weights import load_segmenter
 from training.configured import newest_weights, resolve_device
 from training.devices import find_device
@@ -52,9 +52,7 @@ from training.progress import progress
 
 logger = logging.getLogger(__name__)
 
-WHOLE = 4_000_000  # pixels
 AREAS, IMAGES = "areas.csv", "images.json"
-TILE, MARGIN = 1536, 128  # pixels of a tile's side, and around it
 
 
 def predict(
@@ -86,6 +84,7 @@ def predict(
         FileNotFoundError: if ``weights`` does not exist.
     """
     config, classes = read_run(run, overrides)
+    reading = replace(reading_of(config), by_parts=True)
     source = Path(weights or newest_weights(run))
     settings = {
         "run": str(run.resolve()),
@@ -95,7 +94,7 @@ def predict(
     }
     with held(output_dir):
         journal = Journal(output_dir, settings, AREAS, IMAGES, resume)
-        files = files_to_predict(inputs, journal, skip_bad_images, videos=False)
+        files = files_to_predict(inputs, journal, skip_bad_images, reading, videos=False)
         if journal.is_finished:
             return dict(journal.counts)
         device = find_device(resolve_device(config), "MODEL.DEVICE")
@@ -106,13 +105,16 @@ def predict(
             names = output_names(files, journal.done.values())
             paired = zip(files, names, strict=True)
             for file, name in progress(paired, "predicting", len(files), "image"):
-                labels = class_indices(model, read_pixels(file, config), inference_options(config))
-                picture = coloured(read_shown(str(file)), labels)
+                picture = read_shown(str(file))
+                with open_windows(file, reading) as image:
+                    found = _Map(image, picture.shape[:2], len(classes))
+                    bands = class_bands(model, image, config)
+                    written = output_dir / "maps" / f"{name}.png"
+                    write_atomically(written, partial(found.write, bands))
                 overlay = output_dir / "overlays" / f"{name}.jpg"
-                write_atomically(overlay, partial(_save, picture, "JPEG"))
-                write_atomically(output_dir / "maps" / f"{name}.png", partial(_save, labels, "PNG"))
-                pixels = np.bincount(labels.ravel(), minlength=len(classes)).tolist()
+                write_atomically(overlay, partial(_save, coloured(picture, found.shown)))
                 entry = {"file_name": str(file), "name": name}
+                pixels = found.pixels.tolist()
                 journal.add({"image": entry, "pixels": pixels}, {"images": 1})
                 journal.finish(file, name)
             _write_tables(output_dir, journal, classes)
@@ -165,25 +167,33 @@ def read_run(run: Path, overrides: Sequence[str] = ()) -> tuple[CfgNode, list[st
     return load_config(config_file, ["OUTPUT_DIR", str(run), *overrides]), facts["classes"]
 
 
-def class_indices(model: UPerNet, image_hwc: np.ndarray, options: InferenceOptions) -> np.ndarray:
-    """The class index of every pixel, ``[H, W]`` uint8, in memory that the tile bounds.
+def _save(array: np.ndarray, path: Path) -> None:
+    Image.fromarray(array).save(path, format="JPEG", quality=88)
 
-    Tiles are predicted at the image's own size: an image that is fitted into ``TEST.SCALE`` is
-    small enough to be whole.
+
+class _Map:
+    """What is kept of a class map while its rows come: its pixels by class, and every nth row.
+
+    Args:
+        shape: height and width of the picture that the kept rows and columns are for.
     """
-    height, width = image_hwc.shape[:2]
-    if height * width <= WHOLE or options.scale is not None:
-        return segment(model, image_hwc, options).argmax(0).to(torch.uint8).cpu().numpy()
-    labels = np.empty((height, width), np.uint8)
-    for top in range(0, height, TILE):
-        for left in range(0, width, TILE):
-            y0, x0 = max(0, top - MARGIN), max(0, left - MARGIN)
-            part = image_hwc[y0 : top + TILE + MARGIN, x0 : left + TILE + MARGIN]
-            found = segment(model, part, options).argmax(0).to(torch.uint8).cpu().numpy()
-            inner = found[top - y0 : top - y0 + TILE, left - x0 : left - x0 + TILE]
-            labels[top : top + TILE, left : left + TILE] = inner
-    return labels
 
+    def __init__(self, image: Windows, shape: tuple[int, ...], classes: int) -> None:
+        self.size = image.height, image.width
+        self.rows, self.columns = (
+            ((np.arange(small) + 0.5) * large / small).astype(int)
+            for small, large in zip(shape, self.size, strict=True)
+        )
+        self.shown = np.empty((len(self.rows), len(self.columns)), np.uint8)
+        self.pixels = np.zeros(classes, np.int64)
 
-def _save(array: np.ndarray, kind: str, path: Path) -> None:
-    Image.fromarray(array).save(path, format=kind, **({"quality": 88} if kind == "JPEG" else {}))
+    def write(self, bands: Iterator[np.ndarray], path: Path) -> None:
+        """Write the map of these rows, from top to bottom, as a PNG."""
+        top = 0
+        with GreyPngWriter(path, *self.size) as writer:
+            for band in bands:
+                writer.write(band)
+                self.pixels += np.bincount(band.ravel(), minlength=len(self.pixels))
+                inside = (self.rows >= top) & (self.rows < top + len(band))
+                self.shown[inside] = band[self.rows[inside] - top][:, self.columns]
+                top += len(band)

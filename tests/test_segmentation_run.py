@@ -189,25 +189,6 @@ def test_predictions_are_the_evaluations_maps_with_areas(tmp_path, finished, sce
     assert "holds predictions already" in again.err
 
 
-def test_tiles_of_a_large_image_join_without_a_seam(monkeypatch):
-    from segmentation import predict as prediction
-    from segmentation.inference import InferenceOptions
-
-    class Local(torch.nn.Module):
-        """Classes that depend on a pixel's own value alone."""
-
-        def forward(self, inputs):
-            image = inputs[0]["image"].float()
-            return [torch.stack([100 - image[0], image[0]])]
-
-    monkeypatch.setattr(prediction, "WHOLE", 100)
-    monkeypatch.setattr(prediction, "TILE", 32)
-    monkeypatch.setattr(prediction, "MARGIN", 8)
-    image = np.random.default_rng(0).integers(0, 101, (75, 110, 3)).astype(np.uint8)
-    found = prediction.class_indices(Local(), image, InferenceOptions(scale=None))
-    assert np.array_equal(found, image[..., 0] > 50)
-
-
 def test_the_encoders_statistics_come_with_it(tmp_path, scenes):
     from backbones.checkpoint import save_encoder
     from backbones.convnext import build_convnext
@@ -231,15 +212,15 @@ def test_a_prediction_goes_on_where_it_ended(tmp_path, finished, scenes, run_too
     folder, whole, part = scenes.split(":")[1], tmp_path / "whole", tmp_path / "part"
     prediction.predict(output, [folder], whole)
     seen = []
-    read = prediction.read_pixels
+    read = prediction.read_shown
 
-    def fails_at_the_fourth(file, config):
+    def fails_at_the_fourth(file):
         seen.append(file)
         if len(seen) == 4:
             raise KeyboardInterrupt
-        return read(file, config)
+        return read(file)
 
-    monkeypatch.setattr(prediction, "read_pixels", fails_at_the_fourth)
+    monkeypatch.setattr(prediction, "read_shown", fails_at_the_fourth)
     with pytest.raises(KeyboardInterrupt):
         prediction.predict(output, [folder], part)
     again = ("--run", output, "--input", folder, "--output-dir", part)

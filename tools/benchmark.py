@@ -11,7 +11,7 @@ import torch
 
 from backbones.kernels import KERNELS, use_kernels
 from detection.benchmarks.load import IMAGES, OBJECTS, load_tables
-from detection.benchmarks.tables import PARTS, detection_tables
+from detection.benchmarks.tables import ASKED, PARTS, detection_tables
 from fcmae.benchmarks.data import data_case, large_case
 from fcmae.benchmarks.gpu import gpu_encoder_case
 from fcmae.benchmarks.growth import COLUMNS, draw_growth, measure_growth
@@ -36,6 +36,8 @@ examples:
   OMP_NUM_THREADS=1 python tools/benchmark.py detection --rounds 3
   OMP_NUM_THREADS=1 python tools/benchmark.py detection --only cost --rounds 2
   OMP_NUM_THREADS=1 python tools/benchmark.py segmentation --rounds 5
+  # memory of a TIFF of 20,000 x 20,000 pixels, about 500 tiles on each engine
+  OMP_NUM_THREADS=1 python tools/benchmark.py detection --only tiles
   OMP_NUM_THREADS=1 python tools/benchmark.py load
   python tools/benchmark.py detection --device cuda --sizes convnextv2_base --precision bf16 \\
       --image-size 1024
@@ -100,7 +102,13 @@ def parse() -> argparse.Namespace:
         f"or of load's data set (default: {IMAGES})",
     )
     add("--objects", type=int, default=OBJECTS, help="of load's data set")
-    add("--only", nargs="+", choices=PARTS, default=PARTS, help="of detection: these tables alone")
+    add(
+        "--only",
+        nargs="+",
+        choices=[*PARTS, *ASKED],
+        default=PARTS,
+        help="of detection: these tables alone",
+    )
     add("--picture", type=Path, metavar="FILE", help="of growth: a PNG or SVG")
     add("--json", action="store_true", help="print JSON instead of a table")
     return parser.parse_args()

@@ -38,6 +38,8 @@ examples:
   # larger test images, on the CPU, by the other engine
   python tools/predict.py --run runs/detector --input photos --output-dir out \\
       --engine detectron2 MODEL.DEVICE cpu INPUT.MIN_SIZE_TEST 1000
+  # large images by tiles of 768 pixels that share 128, joined across the seams
+  python tools/predict.py --run runs/detector --input slides --output-dir out --tiles 768,128
   # as labels that LabelMe opens, to be corrected and trained on
   python tools/predict.py --run runs/detector --input photos --output-dir out --format labelme
 
@@ -98,10 +100,30 @@ def parse() -> argparse.Namespace:
         metavar="N",
         help="of images of many bands, the one or three channels (from 1) that overlays show",
     )
+    add(
+        "--tiles",
+        type=tile_settings,
+        metavar="auto|SIZE|SIZE,OVERLAP",
+        help="detect on overlapping tiles of SIZE pixels, at the images' own size, and join across "
+        "the seams (INPUT.TILES); a run that was trained on tiles does so anyway; auto: the run's, "
+        "or 1024 pixels that share 256",
+    )
     add("--device", choices=DEVICES, help="instead of the run's MODEL.DEVICE")
     add("--compile", action="store_true", help=COMPILE_HELP)
     add("opts", nargs="*", metavar="KEY VALUE", help="settings that override the run's")
     return parser.parse_intermixed_args()
+
+
+def tile_settings(text: str) -> list[str]:
+    """Overrides that switch tiles on."""
+    size, _, overlap = text.partition(",")
+    found = ["INPUT.TILES.ENABLED", "True"]
+    if text == "auto":
+        return found
+    if not size.isdecimal() or not (overlap.isdecimal() or size == text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not auto, SIZE or SIZE,OVERLAP in pixels")
+    found += ["INPUT.TILES.SIZE", size]
+    return [*found, "INPUT.TILES.OVERLAP", overlap or "-1"]
 
 
 def refuse_flags(arguments: argparse.Namespace, kind: str, *names: str) -> None:
@@ -118,7 +140,7 @@ def refuse_flags(arguments: argparse.Namespace, kind: str, *names: str) -> None:
 def segment(arguments: argparse.Namespace) -> None:
     from segmentation.predict import predict as predict_maps
 
-    refuse_flags(arguments, "segmenter", "engine", "frames", "classes", "format")
+    refuse_flags(arguments, "segmenter", "engine", "frames", "classes", "format", "tiles")
     device = ["MODEL.DEVICE", arguments.device] if arguments.device else []
     counts = predict_maps(
         arguments.run,
@@ -135,7 +157,7 @@ def segment(arguments: argparse.Namespace) -> None:
 def classify(arguments: argparse.Namespace) -> None:
     from fcmae.classification.predict import predict_classes
 
-    flags = ("opts", "engine", "weights", "frames", "classes", "format")
+    flags = ("opts", "tiles", "engine", "weights", "frames", "classes", "format")
     refuse_flags(arguments, "classifier", *flags)
     counts = predict_classes(
         arguments.run,
@@ -173,7 +195,7 @@ def detect(arguments: argparse.Namespace) -> None:
         arguments.every,
         arguments.frames,
         arguments.weights,
-        [*arguments.opts, *engine, *device, *bands],
+        [*arguments.opts, *(arguments.tiles or []), *engine, *device, *bands],
         arguments.skip_bad_images,
         arguments.classes,
         arguments.resume,

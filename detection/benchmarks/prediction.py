@@ -38,7 +38,7 @@ def prediction_case(width: int, height: int, detections: int, engine: str) -> Ro
 
 
 def _measure(folder: Path, width: int, height: int, detections: int, engine: str) -> Row:
-    run = _write_run(folder, detections, engine)
+    run = write_run(folder, detections, engine)
     for name, size in (("small", (64, 48)), ("large", (width, height))):
         coarse = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
         Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(folder / f"{name}.jpg")
@@ -48,7 +48,7 @@ def _measure(folder: Path, width: int, height: int, detections: int, engine: str
         return predict(run, [str(folder / f"{name}.jpg")], folder / name, 0.0, weights=weights)
 
     detect("small")
-    before, began = _resident_mb(), time.perf_counter()
+    before, began = resident_mb(), time.perf_counter()
     counts = detect("large")
     return {
         "megapixels": width * height / 1e6,
@@ -59,7 +59,8 @@ def _measure(folder: Path, width: int, height: int, detections: int, engine: str
     }
 
 
-def _write_run(folder: Path, detections: int, engine: str) -> Path:
+def write_run(folder: Path, detections: int, engine: str) -> Path:
+    """A run of random weights, ``folder/detector.pth``, that finds so many objects everywhere."""
     run = folder / "run"
     run.mkdir()
     settings = {"ENGINE": engine, "OUTPUT_DIR": run, "MODEL.ROI_HEADS.NUM_CLASSES": CLASSES}
@@ -75,7 +76,7 @@ def _write_run(folder: Path, detections: int, engine: str) -> Path:
     return run
 
 
-def _resident_mb() -> float:
+def resident_mb() -> float:
     """MiB that this process holds now; at most so far where the system does not tell."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])

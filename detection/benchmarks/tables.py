@@ -18,9 +18,11 @@ from detection.benchmarks.engines import (
 )
 from detection.benchmarks.evaluation import evaluation_case
 from detection.benchmarks.prediction import SHAPES, prediction_case
+from detection.benchmarks.tiles import SIDES, tiles_case
 from training.records.measure import Row
 
 PARTS = ("adapter", "engines", "cost", "evaluation", "prediction")
+ASKED = ("tiles",)  # what is only measured where it is asked for: it takes long
 ADAPTER_PIXELS, ADAPTER_ROUNDS = 224, 30  # small and often: what the adapter adds is constant
 
 
@@ -38,13 +40,13 @@ def detection_tables(
         rounds: that are counted.
         evaluation_images: of the synthetic results to evaluate; 0 for no evaluation and no
             prediction.
-        parts: which of PARTS to measure.
+        parts: which of PARTS and ASKED to measure.
     """
     cases = [DetectorCase(*shape) for shape in shapes]
     tables: dict[str, list[Row]] = {}
     missing = why_no_detectron2()
     if missing and set(parts) - {"evaluation"}:
-        tables["adapter, engines, cost and prediction on detectron2"] = [{"skipped": missing}]
+        tables["what needs detectron2"] = [{"skipped": missing}]
     if "adapter" in parts and not missing:
         small = [replace(case, batch=1, image_size=ADAPTER_PIXELS) for case in cases]
         tables["detectron2's adapter"] = [
@@ -74,5 +76,11 @@ def detection_tables(
             prediction_case(*shape, engine)
             for engine in (["torchvision"] if missing else ENGINES)
             for shape in SHAPES
+        ]
+    if "tiles" in parts:
+        tables["prediction of one large image by its tiles"] = [
+            tiles_case(side, engine)
+            for engine in (["torchvision"] if missing else ENGINES)
+            for side in SIDES
         ]
     return tables

@@ -199,6 +199,22 @@ def test_inputs_keep_their_order_come_once_and_other_files_are_counted(tmp_path,
     assert output_names(find_files(inputs)) == ["7", "12", "20", "3", "3_2"]
 
 
+def test_tiles_of_a_run_that_was_trained_without(trained, tmp_path, run_tool):
+    run, images = trained
+    arguments = ["predict", "--run", run, "--input", images / "3.png", "--output-dir"]
+    done = run_tool(*arguments, tmp_path / "tiles", "--tiles", "64,32")
+    assert done.code == 0, done.err
+    assert "was not trained on tiles" in done.err
+    results, listed = read(tmp_path / "tiles")
+    assert len(results) > 5  # DETECTIONS_PER_IMAGE, of each of two tiles
+    assert [(image["width"], image["height"]) for image in listed["images"]] == [(80, 60)]
+    for tiles in ("64,", "a", "64,b", "64,32,1"):
+        assert run_tool(*arguments, tmp_path / "none", "--tiles", tiles).code == 2
+    wrong = run_tool(*arguments, tmp_path / "none", "--tiles", "64,64")
+    assert wrong.code == 1
+    assert "INPUT.TILES.OVERLAP is 64" in wrong.err
+
+
 def test_wrong_usage_is_exit_code_2_and_help_shows_commands(run_tool):
     assert run_tool("predict", "--run", "x").code == 2
     shown = run_tool("predict", "--help")

@@ -32,7 +32,7 @@ from torch.utils.checkpoint import checkpoint
 
 from backbones.compiling import compiled_runs, run_compiled
 from backbones.errors import InputError
-from backbones.kernels import functions_are_transformed
+from backbones.kernels import functions_are_transformed, products_are_fused
 from backbones.kernels.fused import depthwise_convolution, gelu_grn, gelu_grn_runs
 from backbones.normalization import (
     GRN,
@@ -138,13 +138,20 @@ class Block(nn.Module):
 
         ``convolve`` is how CBAM, in GRN's place, convolves maps of the layout of ``x``.
         """
-        x = self.pwconv1(x)
         grn = self._grn_behind_gelu()
+        if visible is None and grn is not None and products_are_fused(x):
+            from backbones.kernels.triton_mlp import fused_mlp
+
+            return self._scaled(fused_mlp(x, self.pwconv1, grn.gamma, grn.beta, self.pwconv2))
+        x = self.pwconv1(x)
         if visible is None and grn is not None and gelu_grn_runs(x):
             x = gelu_grn(x, grn.gamma, grn.beta)
         else:
             x = self.grn(self.act(x), visible, convolve)
-        x = self.pwconv2(x)
+        return self._scaled(self.pwconv2(x))
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        """Layer scale (V1) and drop path."""
         if self.gamma is not None:
             x = self.gamma * x
         return self.drop_path(x)

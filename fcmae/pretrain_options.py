@@ -218,9 +218,9 @@ class PretrainOptions(TrainingOptions):
             problems.append(
                 f"measure_features_every is {self.measure_features_every}; 0 is for never"
             )
-        if self.kernels == "triton":
+        if self.kernels in ("triton", "fused"):
             problem = why_no_triton(find_device(self.device))
-            problems += [f"kernels is 'triton', but {problem}"] if problem else []
+            problems += [f"kernels is {self.kernels!r}, but {problem}"] if problem else []
         if problems:
             raise InputError("; ".join(problems))
 

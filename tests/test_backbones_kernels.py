@@ -89,7 +89,7 @@ def test_version_is_read_from_the_package_or_none(monkeypatch):
 
 
 def test_unknown_kernels_are_refused():
-    with pytest.raises(ValueError, match="kernels is 'cuda'; allowed: auto, triton, torch"):
+    with pytest.raises(ValueError, match="kernels is 'cuda'; allowed: auto, triton, torch, fused"):
         use_kernels("cuda").__enter__()
 
 

@@ -254,6 +254,8 @@ def test_packed_encoder_by_triton_equals_the_torch_path_with_every_gradient(monk
     assert sides == [8, 4, 2, 1]
     expected = encode("torch", encoder, images, mask)
     assert max(relative_errors(actual, expected)) < 1e-12
+    fused = encode("fused", encoder, images, mask)
+    assert max(relative_errors(fused, expected)) < 1e-11
 
 
 def test_packed_encoder_by_triton_under_autocast_stays_within_bfloat16s_rounding():
@@ -292,6 +294,7 @@ def compile_only(self, *arguments, **options):
 JITFunction.run = compile_only
 
 from backbones.kernels.triton_gelu_grn import GeluGrn
+from backbones.kernels.triton_mlp import FusedMlp
 from fcmae.masking import visible_patches
 from fcmae.kernels.triton_depthwise import depthwise_norm, neighbouring_blocks
 
@@ -302,6 +305,13 @@ for p, c, dtype in ((8, 128, torch.bfloat16), (1, 40, torch.float16)):
     depthwise_norm(conv, norm, x, neighbouring_blocks(mask, visible_patches(mask))).sum().backward()
 h = torch.zeros(1, 4, 512, dtype=torch.bfloat16, requires_grad=True)
 GeluGrn.apply(h, torch.zeros(512), torch.zeros(512)).sum().backward()
+for dtype in (torch.bfloat16, torch.float32):
+    x, w1, b1, w2, b2 = (
+        torch.zeros(*shape, dtype=dtype, requires_grad=True)
+        for shape in ((1, 70, 128), (512, 128), (512,), (128, 512), (128,))
+    )
+    gamma, beta = torch.zeros(2, 512, requires_grad=True)
+    FusedMlp.apply(x, w1, b1, gamma, beta, w2, b2).sum().backward()
 for name, kernel in compiled:
     assert "sm_90" in kernel.asm["ptx"] and len(kernel.asm["cubin"]) > 1000, name
 print(*[name for name, _ in compiled])
@@ -317,7 +327,9 @@ def test_every_kernel_compiles_to_machine_code_for_a_gpu_that_is_not_here(tmp_pa
     assert done.returncode == 0, done.stderr
     depthwise = ["convolve", "norm_gradient", "convolve", "weight_gradient"]
     gelu = ["_square_sums", "_apply", "_gradient_sums", "_input_gradient"]
-    assert done.stdout.split() == [f"{name}_kernel" for name in 2 * depthwise + gelu]
+    mlp = ["_expand", "_contract", "_expand_gradient", "_contract_gradient", "_apply"]
+    expected = [f"{name}_kernel" for name in 2 * depthwise + gelu + 2 * mlp]
+    assert done.stdout.split() == expected
 
 
 @pytest.mark.skipif(not ON_GPU, reason="needs a GPU: full size, base at 224 in bf16")

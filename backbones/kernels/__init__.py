@@ -1,7 +1,8 @@
 """Which kernels run what the stock operators do slowly: Triton's on a GPU, or PyTorch's own.
 
 One setting of the process, as ``torch.backends`` has: "auto" takes Triton's kernels for CUDA
-tensors where Triton can compile, "triton" insists on them, "torch" never takes them. Triton's
+tensors where Triton can compile, "triton" insists on them, "torch" never takes them; "fused" is
+"triton" with a block's products in them as well, which no GPU was measured with yet. Triton's
 interpreter (``TRITON_INTERPRET=1``, set before Triton is imported) also runs "triton" on a CPU,
 thousands of times slower, for tests.
 """
@@ -24,7 +25,7 @@ from backbones.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-Kernels = Literal["auto", "triton", "torch"]
+Kernels = Literal["auto", "triton", "torch", "fused"]
 KERNELS: tuple[Kernels, ...] = get_args(Kernels)
 OLDEST_TRITON = (3, 3)  # tuples of tensors inside kernels
 
@@ -37,7 +38,7 @@ def use_kernels(choice: Kernels) -> Iterator[None]:
     """Run what is inside with these kernels.
 
     Raises:
-        InputError: if the choice is none of "auto", "triton", "torch".
+        InputError: if the choice is none of ``KERNELS``.
     """
     global _chosen
     if choice not in KERNELS:
@@ -90,17 +91,26 @@ def triton_runs(x: Tensor) -> bool:
     """Whether Triton's kernels are to process this tensor.
 
     Raises:
-        InputError: if the choice is "triton" and they cannot.
+        InputError: if the choice is "triton" or "fused" and they cannot.
     """
     if _chosen == "torch" or (_chosen == "auto" and x.device.type != "cuda"):
         return False
     problem = why_no_triton(x.device)
     if problem is None:
         return True
-    if _chosen == "triton":
-        raise InputError(f"kernels is 'triton', but {problem}; use 'auto' or 'torch'")
+    if _chosen in ("triton", "fused"):
+        raise InputError(f"kernels is {_chosen!r}, but {problem}; use 'auto' or 'torch'")
     _say_once(problem)
     return False
+
+
+def products_are_fused(x: Tensor) -> bool:
+    """Whether a block's two products are to run with GELU and GRN in Triton's kernels.
+
+    Raises:
+        InputError: as :func:`triton_runs`.
+    """
+    return _chosen == "fused" and nobody_reads_the_graph() and triton_runs(x)
 
 
 def why_no_triton(device: torch.device) -> str | None:

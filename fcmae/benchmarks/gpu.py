@@ -116,7 +116,7 @@ def gpu_encoder_case(
         case: what to run.
         rounds: that are counted.
         device: a GPU; elsewhere no peak memory is shown.
-        kernels: of the packed encoder: "torch", "triton", or "auto" for a row of each.
+        kernels: of the packed encoder: "torch", "triton", "fused", or "auto" for a row of each.
         rates: of the hardware; measured when None.
 
     Raises:
@@ -143,7 +143,7 @@ def gpu_encoder_case(
             output = forward()
         output.float().square().mean().backward()
 
-    chosen: list[Kernels] = ["torch", "triton"] if kernels == "auto" else [kernels]
+    chosen: list[Kernels] = ["torch", "triton", "fused"] if kernels == "auto" else [kernels]
     if kernels == "auto" and (problem := why_no_triton(device)):
         logger.warning("no row for Triton's kernels: %s", problem)
         chosen = ["torch"]

@@ -170,6 +170,7 @@ def test_pretraining_here_is_compared_with_published_encoders_too(tmp_path):
     assert "That is shown with 8 labels and all labels." in text
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Linux's names have colons")
 def test_energy_is_divided_among_what_runs_and_counters_turn_over(tmp_path):
     package = tmp_path / "intel-rapl:0"
     for folder in (package, tmp_path / "intel-rapl:0:0"):
@@ -213,7 +214,7 @@ def test_gpus_count_millijoules_and_those_that_cannot_are_left_out():
 
     (counter,) = nvml_counters(Library())
     assert counter() == 7.5
-    assert nvml_counters(ctypes.CDLL(None)) == []  # a library without such functions
+    assert nvml_counters(ctypes.pythonapi) == []  # a library without such functions
 
 
 def test_energy_that_cannot_be_read_is_said(tmp_path):

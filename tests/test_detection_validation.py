@@ -87,6 +87,19 @@ def test_a_resumed_run_forgets_what_came_later_and_ends_alike(tmp_path):
     assert Validation.of(small_config(), continues=True) is None
 
 
+def test_the_best_beyond_the_resumed_step_stays_the_best_for_its_weights_are_written(tmp_path):
+    found = validation(tmp_path, 2)
+    feed(found, [5, 1, 9, 2])
+    found.reach(2)
+    assert found.best["iteration"] == 3
+    assert [each["iteration"] for each in found.evaluations] == [1, 2, 3]
+    assert not found.is_over
+    assert found.knows(3)
+    found.record(4, {"bbox/AP": 2}, lambda _: pytest.fail("nothing better"))
+    found.record(5, {"bbox/AP": 3}, lambda _: pytest.fail("nothing better"))
+    assert found.is_over
+
+
 def test_the_value_is_the_mean_over_the_sets_of_the_right_weights_and_task():
     metrics = {
         "bbox/AP": 10.0, "bbox/AP50": 90.0, "segm/AP": 70.0, "second/bbox/AP": 30.0,

@@ -57,8 +57,16 @@ class Validation:
         return cls(folder, config.TEST.BEST_METRIC, patience, earlier)
 
     def reach(self, step: int) -> None:
-        """Forget what came after a step, of which a run is resumed."""
-        self.evaluations = [each for each in self.evaluations if each["iteration"] <= step]
+        """Forget what came after a step, of which a run is resumed.
+
+        Not the best: its weights are those that were written.
+        """
+        best = self.best["iteration"] if self.best else 0
+        self.evaluations = [
+            each
+            for each in self.evaluations
+            if each["iteration"] <= step or each["iteration"] == best
+        ]
 
     def knows(self, step: int) -> bool:
         return any(each["iteration"] == step for each in self.evaluations)
@@ -95,6 +103,7 @@ class Validation:
         values = _of_main_process({kind: value for kind, value in own.items() if value is not None})
         before = self.best
         self.evaluations.append({"iteration": step, **values})
+        self.evaluations.sort(key=lambda each: each["iteration"])
         if metrics:  # the main process
             if self.best != before and self.best is not None:
                 save(self.best["weights"])
@@ -108,16 +117,15 @@ class Validation:
             "evaluations": self.evaluations,
         }
         write_json(self.folder / RECORD, tree, indent=2)
-        best = self.best
-        if best is not None:
+        newest = next(each for each in self.evaluations if each["iteration"] == step)
+        if self.best is not None:
             logger.info(
                 "validation: %s %s; the best so far is %.2f at step %d",
                 self.metric,
-                ", ".join(f"{self.evaluations[-1][k]:.2f} ({k})" for k in PREFIXES
-                          if k in self.evaluations[-1]),
-                best["value"],
-                best["iteration"],
-            )  # fmt: skip
+                ", ".join(f"{newest[kind]:.2f} ({kind})" for kind in PREFIXES if kind in newest),
+                self.best["value"],
+                self.best["iteration"],
+            )
         if self.is_over:
             logger.info(
                 "the training ends at step %d: %d evaluations brought nothing better "

@@ -209,13 +209,14 @@ class Trainer(DefaultTrainer):
 
     def _evaluate(self) -> dict[str, Any]:
         validation = self.validation
-        if validation is not None and validation.knows(self.done):
+        is_known = validation is not None and validation.knows(self.done)
+        if is_known and self.done == self.start_iter:  # in the session before
             return {}
         with self.endings.interruptible():
             found = self._metrics(self.model, "inference")
             if self.average is not None:
                 found |= {"ema": self._metrics(self.average.module, AVERAGE_FOLDER)}
-        if validation is not None:
+        if validation is not None and not is_known:
             validation.record(self.done, flatten_results_dict(found), self._save_best)
         return found if comm.is_main_process() else {}
 

@@ -1,0 +1,120 @@
+"""Put what measure.py measured into docs/transfer.md and docs/transfer.csv.
+
+    python ablations/transfer/write_page.py runs/transfer/transfer.csv
+
+Seeds of which an arm of their experiment is not measured yet are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from reporting.tables import markdown_table
+from training.cli import run_tool
+from training.records.intervals import Estimate, estimate, paired_difference
+
+DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
+BEGIN, END = "<!-- begin measured -->\n", "<!-- end measured -->"
+RANDOM, ENCODER, DETECTOR = "random weights", "the detector's encoder", "the detector"
+FROM_DETECTOR = ((ENCODER, RANDOM), (DETECTOR, RANDOM), (DETECTOR, ENCODER))
+MEASURED = "8 bits, measured statistics"
+
+
+class Section(NamedTuple):
+    """An experiment's heading, and which arm is compared with which."""
+
+    heading: str
+    pairs: tuple[tuple[str, str], ...]
+
+
+SECTIONS = {
+    "detector to nuclei": Section("Detector to detector: nuclei", FROM_DETECTOR),
+    "detector to fruits_nuts": Section("Detector to detector: fruits and nuts", FROM_DETECTOR),
+    "a fourth band": Section(
+        "A band that alone shows the objects", (("photographs and the band", "photographs"),)
+    ),
+    "deep images": Section(
+        "Deep images",
+        (
+            ("12 bits in 16", "8 bits"),
+            ("12 bits in 16", MEASURED),
+            ("12 bits in 16", "their upper 8 bits"),
+            (MEASURED, "8 bits"),
+        ),
+    ),
+}
+# (experiment, labelled images) -> arm -> seed -> (box AP, mask AP)
+Figures = dict[tuple[str, int], dict[str, dict[int, tuple[float, float]]]]
+
+
+def read(path: Path) -> Figures:
+    """What a CSV of measure.py's holds, of whole seeds alone."""
+    found: Figures = {}
+    with path.open(newline="", encoding="utf-8") as stream:
+        for row in csv.DictReader(stream):
+            arms = found.setdefault((row["experiment"], int(row["labelled"])), {})
+            scores = float(row["box AP"]), float(row["mask AP"])
+            arms.setdefault(row["arm"], {})[int(row["seed"])] = scores
+    for arms in found.values():
+        whole = set.intersection(*(set(seeds) for seeds in arms.values()))
+        for arm, seeds in arms.items():
+            arms[arm] = {seed: seeds[seed] for seed in sorted(whole)}
+    return found
+
+
+def shown(found: Estimate | None, sign: str = "") -> str:
+    if found is None:
+        return ""
+    width = "" if found.half_width is None else f" ± {found.half_width:.1f}"
+    return f"{found.mean:{sign}.1f}{width}"
+
+
+def section(name: str, figures: Figures) -> str:
+    """An experiment's two tables: each arm, and the differences."""
+    values, differences = [], []
+    for (experiment, labelled), arms in figures.items():
+        if experiment != name:
+            continue
+        for arm, seeds in arms.items():
+            scores = [shown(estimate([s[task] for s in seeds.values()])) for task in (0, 1)]
+            values.append((labelled, arm, ", ".join(map(str, seeds)), *scores))
+        for first, second in SECTIONS[name].pairs:
+            of = [
+                [{seed: s[task] for seed, s in arms[arm].items()} for arm in (first, second)]
+                for task in (0, 1)
+            ]
+            cells = [shown(paired_difference(*both), "+") for both in of]
+            differences.append((labelled, f"{first} over {second}", *cells))
+    titles = ("labelled", "arm", "seeds", "box AP", "mask AP")
+    return "\n\n".join(
+        (
+            f"## {SECTIONS[name].heading}",
+            markdown_table(titles, values),
+            markdown_table(("labelled", "difference", "box AP", "mask AP"), differences),
+        )
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("csv", type=Path, help="measure.py's")
+    source = parser.parse_args().csv
+    if source.resolve() != (DOCS / "transfer.csv").resolve():
+        shutil.copy(source, DOCS / "transfer.csv")
+    figures = read(DOCS / "transfer.csv")
+    page = DOCS / "transfer.md"
+    body = "\n\n".join(section(name, figures) for name in SECTIONS) + "\n"
+    text = page.read_text(encoding="utf-8")
+    new = re.sub(f"{BEGIN}.*{END}", lambda _: BEGIN + body + END, text, flags=re.DOTALL)
+    page.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_tool(main))

@@ -85,8 +85,8 @@ def study_rows(study: Study) -> Rows:
               "FCMAE steps", "FCMAE hours", "FCMAE kJ", "minutes per training",
               "kJ per training"]  # fmt: skip
     for other in others:
-        titles += [f"{what} {other}" for what in ("difference to", "from, to", "to, to")]
-        titles += [f"pairs with {other}", f"answer against {other}"]
+        titles += [f"difference to {other}", f"low against {other}", f"high against {other}",
+                   f"pairs against {other}", f"answer against {other}"]  # fmt: skip
     titles += [f"tried at {rate}" for rate in rates]
     titles += [f"loss at {step}" for step in iterations]
     titles += [f"mean loss at {step}" for step in iterations]

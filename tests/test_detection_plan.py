@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -116,6 +117,15 @@ def test_everything_wrong_with_the_data_comes_at_once(tmp_path, data):
         load_sets([missing, "what"], [data])
     assert "none.json" in str(error.value)
     assert "unknown data set 'what'" in str(error.value)
+
+
+def test_masks_that_some_objects_lack_are_told_before_anything_is_timed(data):
+    file = Path(data.split(":")[1])
+    tree = json.loads(file.read_text())
+    del tree["annotations"][0]["segmentation"]
+    file.write_text(json.dumps(tree))
+    with pytest.raises(InputError, match="1 of 4 objects have no mask"):
+        survey(load_sets([data], []))
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,11 @@ def survey(sets: LoadedSets) -> Survey:
             f"{dataset.name}: none of {len(dataset.records)} images shows an object to train "
             "on (crowds do not count): annotate some"
         )
+    if 0 < masks < len(boxes):
+        raise InputError(
+            f"{dataset.name}: {len(boxes) - masks} of {len(boxes)} objects have no mask: draw "
+            "them, or leave them out by tools/check_dataset.py --repair"
+        )
     channels, depth = channels_and_depth(
         [record["file_name"] for record in dataset.records.heads()]
     )

@@ -26,7 +26,7 @@ from PIL import Image
 
 from backbones.errors import InputError
 from detection.data.scenes import write_scenes
-from reporting.tables import markdown_table
+from reporting.tables import markdown_table, write_between
 from training.cli import ToolParser, run_tool
 
 EXAMPLES = """\
@@ -420,10 +420,7 @@ def main() -> int:
     table = markdown_table(("detectron2's", *MODELS), rows)
     print(table)
     if arguments.page:
-        before, _, rest = arguments.page.read_text(encoding="utf-8").partition(MARKS[0])
-        after = rest.partition(MARKS[1])[2]
-        content = f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}"
-        arguments.page.write_text(content, encoding="utf-8")
+        write_between(arguments.page, MARKS, table)
     return int(any(cell.startswith("fails") for _, ours, _ in rows for cell in [ours]))
 
 

@@ -21,7 +21,7 @@ from fault_processes import ROOT, can_mount
 from fault_tools import tool_rows
 from fault_trainings import training_rows
 
-from reporting.tables import markdown_table
+from reporting.tables import markdown_table, write_between
 from training.cli import ToolParser, run_tool
 from training.progress import progress
 
@@ -93,11 +93,8 @@ def read_page() -> dict[tuple[str, str], str]:
 
 
 def write_page(said: str, lines: list[str]) -> None:
-    start, rest = PAGE.read_text(encoding="utf-8").split(MARKS[0])
-    head = "\n".join(markdown_table(TITLES, []).splitlines())
-    table = "\n".join([head, *lines])
-    text = f"{start}{MARKS[0]}\n{said}\n\n{table}\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
-    PAGE.write_text(text, encoding="utf-8")
+    table = "\n".join([markdown_table(TITLES, []), *lines])
+    write_between(PAGE, MARKS, f"{said}\n\n{table}")
 
 
 if __name__ == "__main__":

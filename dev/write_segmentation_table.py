@@ -10,7 +10,7 @@ import argparse
 import re
 from pathlib import Path
 
-from reporting.tables import markdown_table
+from reporting.tables import markdown_table, write_between
 from segmentation.complexity import complexity
 from segmentation.config import load_config
 from training.cli import ToolParser, run_tool
@@ -55,10 +55,7 @@ def main() -> None:
     add("--configs", type=Path, default=Path("det_configs/ade20k"), help="their folder")
     add("--page", type=Path, default=Path("docs/segmentation.md"), help="the page")
     arguments = parser.parse_args()
-    before, _, rest = arguments.page.read_text(encoding="utf-8").partition(MARKS[0])
-    after = rest.partition(MARKS[1])[2]
-    text = f"{before}{MARKS[0]}\n{table(arguments.configs).rstrip()}\n{MARKS[1]}{after}"
-    arguments.page.write_text(text, encoding="utf-8")
+    write_between(arguments.page, MARKS, table(arguments.configs).rstrip())
 
 
 if __name__ == "__main__":

@@ -12,7 +12,10 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from backbones.whole_files import write_text
 
 
 def by_column(
@@ -46,6 +49,13 @@ def markdown_table(
         assert len(line) == len(titles), line
         lines.append(f"| {' | '.join(map(_cell, line))} |")
     return "\n".join(lines)
+
+
+def write_between(page: Path, marks: tuple[str, str], text: str) -> None:
+    """Put a table, or other lines, into a page between two lines that are there for it."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(marks[0])
+    after = rest.partition(marks[1])[2]
+    write_text(page, f"{before}{marks[0]}\n{text}\n{marks[1]}{after}")
 
 
 def csv_text(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -384,3 +384,24 @@ def test_a_shipped_lazy_config_trains_resumes_evaluates_and_predicts(
         image = torch.from_numpy(picture.copy()).permute(2, 0, 1)
         (found,) = model([{"image": image, "height": SIDE, "width": SIDE + 16}])
     assert {"instances", "sem_seg", "panoptic_seg"} & set(found)
+
+
+def test_the_comparison_of_architectures_pairs_seeds_and_builds_its_small_models(tmp_path):
+    spec = importlib.util.spec_from_file_location(
+        "compare", SHIPPED.parent / "ablations/architectures/compare.py"
+    )
+    compare = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(compare)
+    arms = {"scratch": (1.0, 2.0), "fcmae": (3.0, 5.0)}
+    found = {
+        f"nuclei/retinanet/{arm}/{seed}": {"box AP": value}
+        for arm, values in arms.items()
+        for seed, value in enumerate(values)
+    }
+    # 6.4: 12.706, the quantile of one degree of freedom, x 0.7071 / the root of 2
+    line = "| RetinaNet | nuclei | box AP | 1.5 | 4.0 | +2.5 ± 6.4 | +2.0, +3.0 |"
+    assert compare.table(found, [0, 1]).splitlines()[2:] == [line]
+    for architecture in compare.ARCHITECTURES.values():
+        file = SHIPPED / f"lazy/{architecture}_convnextv2_tiny_fcmae_1x.py"
+        model = instantiate(compare.configure(file, "nuclei", None, tmp_path, 4).model)
+        assert model.backbone.output_shape()["p3"].channels == compare.CHANNELS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
-from reporting.tables import by_column, csv_text, markdown_table
+from reporting.tables import by_column, csv_text, markdown_table, write_between
 
 
 def test_a_pipe_or_a_line_end_in_a_cell_does_not_break_the_table():

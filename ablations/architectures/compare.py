@@ -41,7 +41,7 @@ from backbones.convnext import SIZES
 from backbones.d2_adapter import lr_decay_rate
 from fcmae.pretrain import pretrain as run_pretraining
 from fcmae.pretrain_options import PretrainOptions
-from reporting.tables import markdown_table
+from reporting.tables import markdown_table, write_between
 from training.cli import ToolParser, at_least, log_to, run_tool
 from training.records.intervals import estimate, paired_difference
 
@@ -53,6 +53,7 @@ ARCHITECTURES = {
     "RetinaNet": "retinanet",
 }
 ARMS = ("scratch", "fcmae")
+MARKS = ("<!-- architectures -->", "<!-- end of architectures -->")
 ENCODER, CHANNELS = "convnextv2_atto", 64
 EXAMPLES = """\
 examples:
@@ -86,6 +87,7 @@ def parse() -> argparse.Namespace:
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--iterations", type=at_least(1), default=150, help="of a detector, 2 images each")
     add("--pretraining-steps", type=at_least(1), default=400, help="of 32 crops each")
+    add("--page", type=Path, help="write the table into this page, between its marks")
     return parser.parse_args()
 
 
@@ -309,6 +311,8 @@ def main() -> None:
     text = table(found, options.seeds)
     (out / "table.md").write_text(f"{text}\n", encoding="utf-8")
     print(text)
+    if options.page:
+        write_between(options.page, MARKS, text)
 
 
 if __name__ == "__main__":

@@ -29,3 +29,11 @@ def test_csv_gives_back_what_was_written():
 
 def test_columns_are_chosen_and_ordered_by_who_asks():
     assert by_column([{"a": 1, "b": 2}], ["b", "z"]) == (["b", "z"], [[2, None]])
+
+
+def test_a_table_is_put_between_its_marks_and_the_rest_of_the_page_stays(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("head\n<!-- a -->\nold\n<!-- end -->\nfoot\n")
+    for text in ("new\nlines", "again"):
+        write_between(page, ("<!-- a -->", "<!-- end -->"), text)
+        assert page.read_text() == f"head\n<!-- a -->\n{text}\n<!-- end -->\nfoot\n"

@@ -78,7 +78,8 @@ def test_rates_count_multiply_adds_and_both_ways_of_a_copy(monkeypatch):
 @needs_triton
 def test_each_way_to_compute_the_encoder_gets_a_row(toy):
     rows = gpu_encoder_case(toy, 1, DEVICE, rates=Rates(1e10, 1e9))
-    assert [row["variant"] for row in rows] == ["masked-dense", "packed, torch", "packed, triton"]
+    variants = ["masked-dense", "packed, torch", "packed, triton", "packed, fused"]
+    assert [row["variant"] for row in rows] == variants
     for row in rows:
         assert row["images/s"] == pytest.approx(1e3 / row["ms"])
         assert row["/ masked-dense"] == pytest.approx(row["ms"] / rows[0]["ms"])

@@ -232,6 +232,8 @@ class FCMAE(nn.Module):
 
     def _loss(self, images: Tensor, patches: Tensor, mask: Tensor) -> Tensor:
         """The same of the N removed patches' prediction, ``[N, 32*32*C]``."""
+        if not len(patches):
+            return patches.sum().float()  # torch warns of the variance of nothing
         target, _, _ = self.normalised(removed_patches(images, mask))
         error = (patches.to(target.dtype) - target).square().mean(1)
         return error.sum() / mask.sum().clamp(min=1)

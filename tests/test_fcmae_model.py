@@ -176,3 +176,10 @@ def test_predicting_removed_patches_alone_changes_neither_loss_nor_gradients():
     for name, expected in model.named_parameters():
         if expected.grad is not None:
             torch.testing.assert_close(gradients[name], expected.grad)
+
+
+@pytest.mark.filterwarnings("error")
+def test_images_without_a_removed_patch_have_no_loss_and_no_warning():
+    loss = small_fcmae()(torch.randn(2, 3, 64, 64), torch.zeros(2, 2, 2, dtype=torch.bool)).loss
+    assert loss == 0
+    loss.backward()

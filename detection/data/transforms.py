@@ -69,12 +69,11 @@ class DetectionSamples(Dataset):
         self.records = dataset.records
         if training and config.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
             self.records = dataset.records.with_objects()
-            logger.info(
-                "%s: %d of %d images are left out of training, for they show no object",
-                dataset.name,
-                len(dataset.records) - len(self.records),
-                len(dataset.records),
-            )
+            if left := len(dataset.records) - len(self.records):
+                logger.info(
+                    "%s: %d of %d images are left out of training, for they show no object",
+                    *(dataset.name, left, len(dataset.records)),
+                )
         if not self.records:
             raise InputError(
                 f"{dataset.annotations}: none of its {len(dataset.records)} images shows an object "

@@ -81,14 +81,15 @@ def write_all(files: Mapping[Path, Callable[[Path], None]]) -> None:
 
 
 def try_writing(path: Path) -> None:
-    """Raise what writing this file would raise, but for a full disk: before long work, not behind.
+    """Raise what writing a small file there would raise: before long work, not behind it.
 
     Raises:
         OSError: with ``path``; what was there is as it was.
     """
     ready: list[tuple[Path, Path]] = []
     try:
-        _prepare(path, lambda _: None, ready)
+        # a device, such as /dev/stdout, is left alone
+        _prepare(path, lambda file: None if file == path else _fill(bytes(4096), file), ready)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:

@@ -118,7 +118,7 @@ TRAININGS = {
 }  # fmt: skip
 
 
-def write_inputs(folder: Path, images: int = 12) -> None:
+def write_inputs(folder: Path, images: int = 24) -> None:
     """Unlabelled images, classes, boxes with masks, and class maps, all of the same pictures."""
     generator = np.random.default_rng(0)
     entries, objects = [], []
@@ -144,7 +144,7 @@ def write_inputs(folder: Path, images: int = 12) -> None:
         objects.append(ids | square | {"segmentation": [polygon]})
     tree = {"images": entries, "annotations": objects, "categories": [{"id": 1, "name": "square"}]}
     (folder / "coco.json").write_text(json.dumps(tree), encoding="utf-8")
-    few = {"train": entries[:8], "test": entries[8:]}  # apart, as a study wants them
+    few = {"train": entries[:18], "test": entries[18:]}  # apart, as a study wants them
     for name, kept in few.items():
         ids = {entry["id"] for entry in kept}
         part = {"images": kept, "annotations": [o for o in objects if o["image_id"] in ids]}

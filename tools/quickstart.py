@@ -20,7 +20,7 @@ from training.cli import ToolParser, at_least, run_tool
 from training.command_line.commands import child_command, shown_command
 from training.command_line.jobs import Job, run_jobs
 from training.devices import DEVICES
-from training.guards.run_folder import held
+from training.guards.run_folder import LOCK, held
 
 CONFIG = "quick/mask_rcnn_convnextv2_atto_{}_quick.yaml"
 PRETRAINING_STEPS = 300
@@ -89,9 +89,9 @@ def main() -> None:
     add("--device", choices=DEVICES, default="cpu", help="what computes (default: cpu)")
     arguments = parser.parse_args()
     out = Path(arguments.output_dir).resolve()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} is not an empty folder; choose another --output-dir")
     with held(out):
+        if any(path.name != LOCK for path in out.iterdir()):
+            raise InputError(f"{out} is not an empty folder; choose another --output-dir")
         quickstart(arguments, out)
 
 

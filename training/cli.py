@@ -242,7 +242,9 @@ def run_tool(main: Callable[[], int | None]) -> int:
             return 1
         if number := system_error(error):  # of a library that has errors of its own
             cause = os.strerror(number)
-            said = next((line for line in str(error).splitlines() if cause in line), cause).strip()
+            lines = str(error).splitlines()  # of Python itself: "Symlink loop from PATH"
+            known = (line for line in lines if cause in line or "Symlink loop" in line)
+            said = next(known, cause).strip()
             print(f"error: {said}; {REMEDIES.get(number, '')}", file=sys.stderr)
             return 1
         if isinstance(error, MemoryError) or re.search(NO_MEMORY, f"{type(error)} {error}"):

@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import importlib.util
 import runpy
+import signal
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +27,9 @@ from small_coco import write_small_coco
 from tracked import StubWandb
 
 from training.command_line import console
+
+if hasattr(signal, "SIGHUP"):  # under nohup it is ignored, in every child as well
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 torch.set_num_threads(1)
 if not torch.cuda.is_available():  # Triton, not yet imported, interprets its kernels on the CPU

@@ -132,7 +132,7 @@ def test_wandb_is_among_the_torchvision_engines_trackers(data, tmp_path, wandb, 
     class Stopped(Exception):
         pass
 
-    def stop(*arguments):
+    def stop(*arguments, **named):
         (options,) = (a for a in arguments if hasattr(a, "trackers"))
         raise Stopped(*options.trackers, options.tracked_config["SOLVER.MAX_ITER"])
 

@@ -175,7 +175,7 @@ def scored(monkeypatch):
         module = importlib.import_module(f"detection.engines.{engine}.{part}")
         remaining = iter(values)
 
-        def metrics_of(_):
+        def metrics_of(_, **limits):
             value = next(remaining)
             if value is None:
                 raise Interrupted

@@ -440,6 +440,7 @@ def test_tiles_that_cannot_be_are_told_with_the_remedy(tmp_path, settings, said)
         load_config(write(tmp_path), overrides)
 
 
+@pytest.mark.detectron2
 def test_shared_keys_have_detectron2s_types():
     cfg = detectron2_defaults()
     ours = set()

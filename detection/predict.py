@@ -42,7 +42,7 @@ from images.inputs import (
     read_windows,
 )
 from images.windows import Windows
-from training.configured import newest_weights
+from training.configured import newest_weights, run_files
 from training.guards.checkpoints import sha256_of
 from training.guards.journal import Journal
 from training.guards.run_folder import held
@@ -164,12 +164,7 @@ def read_run(
     Raises:
         InputError: if the folder is not a run, or its config does not fit the overrides.
     """
-    config_file, facts_file = run / "config.yaml", run / "run.json"
-    if missing := [file.name for file in (config_file, facts_file) if not file.is_file()]:
-        raise InputError(
-            f"{run} is not a run: it has no {' and no '.join(missing)}. Give the OUTPUT_DIR of a "
-            "training by tools/train_net.py"
-        )
+    config_file, facts_file = run_files(run, "train_net")
     config = load_config(config_file, ["OUTPUT_DIR", str(run), *overrides], training=False)
     if config.INPUT.TILES.ENABLED:
         trained = yaml.safe_load(config_file.read_text(encoding="utf-8")).get("INPUT", {})

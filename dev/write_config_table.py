@@ -17,6 +17,7 @@ from fvcore.common.config import CfgNode
 from backbones.errors import InputError
 from detection.benchmarks.complexity import Complexity, complexity
 from detection.config import load_config
+from reporting.tables import write_between
 from training.cli import ToolParser, run_tool
 
 FOLDERS = ("quick", "coco", "edge")
@@ -102,11 +103,7 @@ def main() -> None:
         if not (arguments.configs / arguments.config).is_file():
             raise InputError(f"there is no config {arguments.configs / arguments.config}")
         add_result(arguments.configs / "results.json", arguments.config, arguments.run)
-    readme = arguments.configs / "README.md"
-    before, _, rest = readme.read_text(encoding="utf-8").partition(MARKS[0])
-    after = rest.partition(MARKS[1])[2]
-    table = "\n".join(rows(arguments.configs))
-    readme.write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}", encoding="utf-8")
+    write_between(arguments.configs / "README.md", MARKS, "\n".join(rows(arguments.configs)))
 
 
 if __name__ == "__main__":

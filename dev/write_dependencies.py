@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 from backbones.errors import InputError
+from reporting.tables import write_between
 from training.cli import ToolParser, run_tool
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -116,11 +117,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=ROOT / "docs/dependencies.md")
     page = parser.parse_args().output
-    before, _, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
-    after = rest.partition(MARKS[1])[2]
-    page.write_text(
-        f"{before}{MARKS[0]}\n{chr(10).join(table())}\n{MARKS[1]}{after}", encoding="utf-8"
-    )
+    write_between(page, MARKS, "\n".join(table()))
 
 
 if __name__ == "__main__":

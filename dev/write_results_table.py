@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from backbones.errors import InputError
+from backbones.whole_files import write_text
 from detection.reporting.run import read_run
+from reporting.tables import with_between
 from training.cli import ToolParser, run_tool
 
 MARKS = ("<!-- results -->", "<!-- end of results -->")
@@ -77,20 +79,16 @@ def main() -> None:
         entry["name"]: entry for entry in json.loads(options.results.read_text(encoding="utf-8"))
     }
     entries |= {name: entry_of(name, Path(folder)) for name, folder in options.run}
-    before, mark, rest = options.page.read_text(encoding="utf-8").partition(MARKS[0])
-    table, end, after = rest.partition(MARKS[1])
-    if not mark or not end:
-        raise InputError(f"{options.page} has no lines {MARKS[0]} and {MARKS[1]} for the table")
     lines = [HEAD, "| --- | --- | --- | ---: | ---: | --- | --- |", *map(row, entries.values())]
-    written = "\n" + "\n".join(lines) + "\n"
+    written = with_between(options.page, MARKS, "\n".join(lines))
     if options.check:
-        if table != written:
+        if options.page.read_text(encoding="utf-8") != written:
             raise InputError(f"{options.page} is out of date: run dev/write_results_table.py")
         return
     if options.run:
         text = json.dumps(list(entries.values()), indent=2, ensure_ascii=False)
         options.results.write_text(text + "\n", encoding="utf-8")
-    options.page.write_text(f"{before}{mark}{written}{end}{after}", encoding="utf-8")
+    write_text(options.page, written)
     print(options.page)
 
 

@@ -20,7 +20,9 @@ from backbones.errors import InputError
 from backbones.key_adapters import FORMATS, Recognised, from_ours, to_ours
 from backbones.weights.sources import LICENCE_NAMES, timm_evaluation
 from backbones.weights.structure import check_head
+from backbones.whole_files import write_text
 from images.statistics import IMAGENET
+from reporting.tables import with_between
 from training.cli import ToolParser, run_tool
 
 PAGE = Path("docs/weights.md")
@@ -149,19 +151,16 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
-    text = arguments.page.read_text(encoding="utf-8")
-    before, _, rest = text.partition(MARKS[0])
-    after = rest.partition(MARKS[1])[2]
     said = (
         f"{len(tags())} names of timm {timm.__version__}, written by "
         "`python dev/write_weights_table.py`."
     )
-    new = f"{before}{MARKS[0]}\n{said}\n\n{table()}\n{MARKS[1]}{after}"
-    if arguments.check and new != text:
+    new = with_between(arguments.page, MARKS, f"{said}\n\n{table()}")
+    if arguments.check and new != arguments.page.read_text(encoding="utf-8"):
         raise InputError(
             f"{arguments.page} is not what timm {timm.__version__} says: write it anew"
         )
-    arguments.page.write_text(new, encoding="utf-8")
+    write_text(arguments.page, new)
     print(f"wrote {arguments.page}")
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from backbones.errors import InputError
 from backbones.whole_files import write_text
 
 
@@ -52,18 +53,32 @@ def markdown_table(
 
 
 def write_between(page: Path, marks: tuple[str, str], text: str) -> None:
-    """Put a table, or other lines, into a page between two lines that are there for it."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(marks[0])
-    after = rest.partition(marks[1])[2]
-    write_text(page, f"{before}{marks[0]}\n{text}\n{marks[1]}{after}")
+    """Put a table, or other lines, into a page between two lines that are there for it.
+
+    Raises:
+        InputError: if the page lacks one of them.
+    """
+    write_text(page, with_between(page, marks, text))
+
+
+def with_between(page: Path, marks: tuple[str, str], text: str) -> str:
+    """The page as :func:`write_between` would write it."""
+    before, first, rest = page.read_text(encoding="utf-8").partition(marks[0])
+    _, last, after = rest.partition(marks[1])
+    if not first or not last:
+        raise InputError(f"{page} has no lines {marks[0]} and {marks[1]} for the table")
+    return f"{before}{first}\n{text}\n{last}{after}"
 
 
 def csv_text(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A CSV file's text: a line of titles, then the rows with every digit; None is left empty."""
+    return csv_lines([titles]) + csv_lines(rows)
+
+
+def csv_lines(rows: Iterable[Sequence[Any]]) -> str:
+    """Rows of such a file."""
     stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(titles)
-    writer.writerows(rows)
+    csv.writer(stream, lineterminator="\n").writerows(rows)
     return stream.getvalue()
 
 

@@ -35,7 +35,7 @@ from images.inputs import files_to_predict, output_names
 from images.png_writer import GreyPngWriter
 from images.windows import Windows, open_windows
 from reporting.palette import class_colour
-from reporting.tables import csv_text
+from reporting.tables import csv_lines
 from segmentation.config import (
     build_segmenter,
     load_config,
@@ -43,7 +43,7 @@ from segmentation.config import (
 from segmentation.figures import coloured
 from segmentation.parts import class_bands
 from segmentation.weights import load_segmenter
-from training.configured import newest_weights, resolve_device
+from training.configured import newest_weights, resolve_device, run_files
 from training.devices import find_device
 from training.guards.checkpoints import sha256_of
 from training.guards.journal import Journal, write_outputs
@@ -130,12 +130,12 @@ def _write_tables(output_dir: Path, journal: Journal, classes: Sequence[str]) ->
     ]
 
     def areas(stream: TextIO) -> None:
-        stream.write(csv_text(["image", "class", "pixels", "share"], []))
+        stream.write(csv_lines([["image", "class", "pixels", "share"]]))
         for entry in journal.entries():
             image, pixels = Path(entry["image"]["file_name"]).as_posix(), entry["pixels"]
             for name, count in zip(classes, pixels, strict=True):
                 row = [image, name, count, count / sum(pixels)]
-                stream.write(csv_text([], [row]).partition("\n")[2])
+                stream.write(csv_lines([row]))
 
     def class_names(stream: TextIO) -> None:
         stream.write(json.dumps(named, indent=1) + "\n")
@@ -155,12 +155,7 @@ def read_run(run: Path, overrides: Sequence[str] = ()) -> tuple[CfgNode, list[st
     Raises:
         InputError: if the folder is not a segmentation run.
     """
-    config_file, facts_file = run / "config.yaml", run / "run.json"
-    if missing := [file.name for file in (config_file, facts_file) if not file.is_file()]:
-        raise InputError(
-            f"{run} is not a run: it has no {' and no '.join(missing)}. Give the OUTPUT_DIR of a "
-            "training by tools/train_segmentation.py"
-        )
+    config_file, facts_file = run_files(run, "train_segmentation")
     facts = json.loads(facts_file.read_text(encoding="utf-8"))
     if facts.get("task") != "segmentation":
         raise InputError(f"{run} is no run of tools/train_segmentation.py")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import io
 
+import pytest
+
+from backbones.errors import InputError
 from reporting.tables import by_column, csv_text, markdown_table, write_between
 
 
@@ -37,3 +40,12 @@ def test_a_table_is_put_between_its_marks_and_the_rest_of_the_page_stays(tmp_pat
     for text in ("new\nlines", "again"):
         write_between(page, ("<!-- a -->", "<!-- end -->"), text)
         assert page.read_text() == f"head\n<!-- a -->\n{text}\n<!-- end -->\nfoot\n"
+
+
+def test_a_page_without_the_marks_is_refused_and_left_as_it_is(tmp_path):
+    page = tmp_path / "page.md"
+    for text in ("head\nfoot\n", "head\n<!-- a -->\nfoot\n"):
+        page.write_text(text)
+        with pytest.raises(InputError, match=r"page\.md has no lines <!-- a --> and <!-- end -->"):
+            write_between(page, ("<!-- a -->", "<!-- end -->"), "new")
+        assert page.read_text() == text

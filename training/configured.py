@@ -225,6 +225,24 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
+def run_files(run: Path, tool: str) -> tuple[Path, Path]:
+    """A run's ``config.yaml`` and ``run.json``.
+
+    Args:
+        tool: the file of ``tools/`` that makes such runs, without its ending.
+
+    Raises:
+        InputError: if the folder lacks one of them.
+    """
+    files = run / "config.yaml", run / "run.json"
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise InputError(
+            f"{run} is not a run: it has no {' and no '.join(missing)}. Give the OUTPUT_DIR of a "
+            f"training by tools/{tool}.py"
+        )
+    return files
+
+
 def point_to(output_dir: Path, weights: Path | None = None) -> None:
     """Let ``last_checkpoint`` name a file in ``output_dir``, by default the newest checkpoint's."""
     weights = weights or list_checkpoints(output_dir)[-1] / "model.safetensors"

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import argparse
 import csv
-import re
 from collections import defaultdict
 from pathlib import Path
 
 from fcmae.grids.grid import load_grid
-from reporting.tables import markdown_table
+from reporting.tables import markdown_table, write_between
 from training.records.intervals import Estimate, estimate, paired_difference
 
 HERE = Path(__file__).resolve().parent
@@ -65,17 +64,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path, help="runs/augmentation")
     options = parser.parse_args()
-    page = PAGE.read_text(encoding="utf-8")
     for name in ("nuclei", "coco_mini"):
         if not (options.runs / name / "runs.csv").is_file():
             continue
         found = table(name, read_runs(options.runs / name))
-        marks = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
-        page = re.sub(
-            f"{marks[0]}.*?{marks[1]}", lambda _, t=found, m=marks: f"{m[0]}\n{t}\n{m[1]}", page,
-            flags=re.DOTALL,
-        )  # fmt: skip
-    PAGE.write_text(page, encoding="utf-8")
+        write_between(PAGE, (f"<!-- begin {name} -->", f"<!-- end {name} -->"), f"\n{found}")
 
 
 if __name__ == "__main__":

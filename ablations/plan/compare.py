@@ -26,6 +26,7 @@ from detection.data.formats.yolo import write_yolo
 from detection.data.repair import write_coco
 from detection.data.scenes import write_scenes
 from detection.plan.plan import Request, base_values, plan_detection
+from reporting.tables import write_between
 from training.cli import ToolParser, at_least, run_tool
 from training.command_line.commands import child_command
 from training.plans import children_seconds, this_machine
@@ -35,7 +36,7 @@ REAL = ("nuclei", "fruits_nuts", "coco_mini")
 SETS = (*REAL, "scenes", "imported")
 FIELDS = ("data", "seed", "arm", "iterations", "cpu_seconds", "box_ap", "box_ap50", "mask_ap")
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "plan.md"
-BEGIN, END = "<!-- comparison -->", "<!-- end of comparison -->"
+MARKS = ("<!-- comparison -->", "<!-- end of comparison -->")
 EXAMPLES = """\
 examples:
   # data holds nuclei/, fruits_nuts/ and coco_mini/, each with annotations/ and images/
@@ -186,9 +187,7 @@ def main() -> None:
                 compare(name, seed, arguments.data.resolve(), out)
     table = comparison(read_rows(out / "results.csv"))
     if arguments.write:
-        text = PAGE.read_text(encoding="utf-8")
-        before, after = text.split(BEGIN)[0], text.split(END)[1]
-        write_text(PAGE, f"{before}{BEGIN}\n{table}\n{END}{after}")
+        write_between(PAGE, MARKS, table)
     print(table)
 
 

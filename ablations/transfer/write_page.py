@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import argparse
 import csv
-import re
 import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from reporting.tables import markdown_table
+from reporting.tables import markdown_table, write_between
 from training.cli import run_tool
 from training.records.intervals import Estimate, estimate, paired_difference
 
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
-BEGIN, END = "<!-- begin measured -->\n", "<!-- end measured -->"
+MARKS = ("<!-- begin measured -->", "<!-- end measured -->")
 RANDOM, ENCODER, DETECTOR = "random weights", "the detector's encoder", "the detector"
 FROM_DETECTOR = ((ENCODER, RANDOM), (DETECTOR, RANDOM), (DETECTOR, ENCODER))
 MEASURED = "8 bits, measured statistics"
@@ -109,11 +108,8 @@ def main() -> None:
     if source.resolve() != (DOCS / "transfer.csv").resolve():
         shutil.copy(source, DOCS / "transfer.csv")
     figures = read(DOCS / "transfer.csv")
-    page = DOCS / "transfer.md"
-    body = "\n\n".join(section(name, figures) for name in SECTIONS) + "\n"
-    text = page.read_text(encoding="utf-8")
-    new = re.sub(f"{BEGIN}.*{END}", lambda _: BEGIN + body + END, text, flags=re.DOTALL)
-    page.write_text(new, encoding="utf-8")
+    body = "\n\n".join(section(name, figures) for name in SECTIONS)
+    write_between(DOCS / "transfer.md", MARKS, body)
 
 
 if __name__ == "__main__":

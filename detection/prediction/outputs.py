@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from pycocotools import mask as rle_codec
 
-from reporting.tables import csv_text
+from reporting.tables import csv_lines
 from training.guards.journal import Journal, write_json_list, write_outputs
 
 PREDICTIONS, IMAGES = "predictions.json", "images.json"
@@ -69,7 +69,7 @@ def _annotations(stream: TextIO, journal: Journal, names: Mapping[Any, str]) -> 
 
 
 def _counts(stream: TextIO, journal: Journal, names: Mapping[Any, str]) -> None:
-    stream.write(csv_text(COUNTS, []))
+    stream.write(csv_lines([COUNTS]))
     for entry in journal.entries():
         image = entry["image"]
         count, area = dict.fromkeys(names, 0), dict.fromkeys(names, 0.0)
@@ -78,7 +78,7 @@ def _counts(stream: TextIO, journal: Journal, names: Mapping[Any, str]) -> None:
             area[result["category_id"]] += area_of(result)
         where = [image["id"], image["file_name"], image.get("frame"), image.get("seconds")]
         rows = [[*where, name, count[key], f"{area[key]:.10g}"] for key, name in names.items()]
-        stream.write(csv_text(COUNTS, rows).partition("\n")[2])
+        stream.write(csv_lines(rows))
 
 
 OUTPUTS: dict[str, Callable[..., None]] = {

@@ -24,7 +24,7 @@ from fcmae.classification.classifier import Classifier, load_classifier
 from images.display import shown
 from images.files import Reading
 from images.inputs import Frame, files_to_predict, is_video, output_names, read_frames
-from reporting.tables import csv_text
+from reporting.tables import csv_lines
 from training.devices import find_device
 from training.guards.checkpoints import sha256_of
 from training.guards.journal import Journal, write_outputs
@@ -137,12 +137,12 @@ def _write_tables(output_dir: Path, journal: Journal, classifier: Classifier) ->
         titles = ["image", "class", "probability"]
         if len(classifier.classes) <= MOST_COLUMNS:
             titles += [f"probability of {name}" for name in classifier.classes]
-        stream.write(csv_text(titles, []))
+        stream.write(csv_lines([titles]))
         for entry in journal.entries():
             image = entry["image"]
             row = [_name(image), image["class"], image["probability"]]
             row += entry.get("probabilities", [])
-            stream.write(csv_text([], [row]).partition("\n")[2])
+            stream.write(csv_lines([row]))
 
     def record(stream: TextIO) -> None:
         facts = {"classifier": classifier.source, "classes": classifier.classes}

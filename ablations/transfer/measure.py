@@ -35,9 +35,7 @@ import tifffile
 import det_configs
 from detection.config import load_config
 from detection.data.scenes import write_scenes
-from detection.data.statistics import with_statistics
-from detection.engines import load_engine
-from detection.run import complete, load_datasets, predict_and_evaluate
+from detection.run import run
 from images.display import read_shown
 from training.cli import ToolParser, log_to, run_tool
 
@@ -198,7 +196,7 @@ def train(
     iterations: int,
     changes: list[str],
 ) -> dict[str, Any]:
-    """Train and evaluate, without a report: ``coco_metrics``."""
+    """Train and evaluate: ``coco_metrics``."""
     config = load_config(
         config_file,
         [
@@ -209,14 +207,7 @@ def train(
             *changes,
         ],
     )
-    dataset, test_sets = load_datasets(config, eval_only=False)
-    assert dataset is not None
-    config = complete(config, [dataset, *test_sets], resume=False)
-    config, origin = with_statistics(config, dataset)
-    logger.info("statistics: %s", origin)
-    engine = load_engine(config.ENGINE)
-    engine.train(config, dataset, resume=True, test_sets=test_sets)
-    return predict_and_evaluate(engine, config, test_sets[0], "")[0]
+    return run(config, resume=True)
 
 
 def main() -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from backbones.errors import InputError
-from detection.data.coco_file import decode_json, other_format
+from detection.data.coco_file import other_format
 from detection.data.formats.cvat import read_cvat, write_cvat
 from detection.data.formats.label_studio import read_label_studio
 from detection.data.formats.labelme import read_labelme, write_labelme
-from detection.data.formats.labels import Builder
+from detection.data.formats.labels import Builder, read_json
 from detection.data.formats.masks import MASK_FILES, read_masks, write_masks
 from detection.data.formats.voc import read_voc
 from detection.data.formats.yolo import read_yolo, write_yolo
@@ -86,20 +86,14 @@ def guess(source: Path) -> str:
 
 
 def _of_file(file: Path) -> str | None:
-    import json
-
     if file.suffix.lower() == ".txt":
         words = file.read_text(encoding="utf-8", errors="replace").split("\n")[0].split()
         numbers = all(word.replace(".", "", 1).isdigit() for word in words)
         return "yolo" if len(words) >= 5 and numbers else None
-    data = file.read_bytes()
     if file.suffix.lower() == ".xml":
-        start = data[:4000]
+        start = file.read_bytes()[:4000]
         return "cvat" if b"<annotations" in start else "voc" if b"<annotation" in start else None
-    try:
-        found = other_format(json.loads(decode_json(data)))
-    except (ValueError, RecursionError):
-        return None
+    found = other_format(read_json(file))
     if not found or "--from" not in found[1]:
         return None
     return found[1].rsplit("--from ", 1)[1]

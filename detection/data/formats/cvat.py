@@ -17,9 +17,8 @@ import pycocotools.mask as mask_util
 from backbones.errors import InputError
 from backbones.whole_files import write_text
 from detection.data.checks.segmentations import as_rle, rle_of
-from detection.data.formats.labels import GONE, Builder, ImageFinder, ellipse, turned
+from detection.data.formats.labels import GONE, Builder, by_image, ellipse, read_xml, turned
 from detection.data.formats.outlines import outlines
-from training.progress import progress
 
 WITHOUT_AREA = ("polyline", "points", "skeleton", "cuboid", "tag")
 
@@ -33,37 +32,18 @@ def read_cvat(source: Path, images: Path | None) -> dict[str, Builder]:
     files = [source] if source.is_file() else sorted(source.rglob("*.xml"))
     folder = source.parent if source.is_file() else source
     root = (images or folder).resolve()
-    finder = ImageFinder(root)
-    trees = [tree for file in files if (tree := _parsed(file)) is not None]
+    trees = [tree for file in files if (tree := read_xml(file, "annotations")) is not None]
     if not trees:
         raise InputError(f"{source}: no XML of 'CVAT for images' is in it")
     classes = [label.text or "" for tree in trees for label in tree.iterfind("meta//label/name")]
     builder = Builder(root, classes)
-    entries = [entry for tree in trees for entry in tree.iterfind("image")]
     tracks = sum(len(tree.findall("track")) for tree in trees)
     if tracks:
         builder.note(f"{tracks} tracks", "are of 'CVAT for video'", f"{GONE}: export for images")
-    found = {}
-    for place, entry in enumerate(entries):
-        name = entry.get("name", "")
-        image = finder.find(name)
-        if image is None:
-            builder.note(name, "its image is not there")
-        else:
-            found[place] = image
-    sizes = builder.sizes(list(found.values()))
-    for place, path in progress(found.items(), "reading labels", len(found), "image"):
-        if path in sizes:
-            _read_image(builder, builder.image(path, sizes[path]), entries[place])
+    entries = [(entry.get("name", ""), entry) for tree in trees for entry in tree.iterfind("image")]
+    for entry, image in builder.images_of((name, [name], entry) for name, entry in entries):
+        _read_image(builder, image, entry)
     return {"annotations": builder}
-
-
-def _parsed(file: Path) -> ElementTree.Element | None:
-    try:
-        tree = ElementTree.parse(file).getroot()
-    except (ElementTree.ParseError, UnicodeDecodeError):
-        return None
-    return tree if tree.tag == "annotations" else None
 
 
 def _read_image(builder: Builder, image: dict[str, Any], entry: ElementTree.Element) -> None:
@@ -85,8 +65,7 @@ def _read_image(builder: Builder, image: dict[str, Any], entry: ElementTree.Elem
             try:
                 polygons += _shape(builder, image, place, shape, alone=len(members) == 1)
             except (TypeError, ValueError):
-                builder.read += 1
-                builder.note(place, f"is a {shape.tag} without the numbers that it needs")
+                builder.refuse(place, f"is a {shape.tag} without the numbers that it needs")
         if polygons:
             builder.polygons(image, where, name, polygons)
 
@@ -125,9 +104,8 @@ def _shape(
             builder.mask(image, where, name, mask)
             return []
         return outlines(rle_of(mask), *mask.shape)
-    builder.read += 1
     what = "which has no area" if shape.tag in WITHOUT_AREA else "which is unknown"
-    builder.note(where, f"is a {shape.tag}, {what}")
+    builder.refuse(where, f"is a {shape.tag}, {what}")
     return []
 
 
@@ -145,9 +123,6 @@ def _mask(shape: ElementTree.Element, image: dict[str, Any]) -> np.ndarray:
 def write_cvat(tree: dict[str, Any], folder: Path) -> None:
     """``annotations.xml``: polygons for masks of one part without holes, masks for the others."""
     names = {one["id"]: one["name"] for one in tree["categories"]}
-    of_image: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in tree["images"]}
-    for item in tree["annotations"]:
-        of_image[item["image_id"]].append(item)
     labels = "".join(
         f"<label><name>{quoteattr(str(name))[1:-1]}</name></label>" for name in names.values()
     )
@@ -156,11 +131,11 @@ def write_cvat(tree: dict[str, Any], folder: Path) -> None:
         "<annotations><version>1.1</version>",
         f"<meta><task><labels>{labels}</labels></task></meta>",
     ]
-    for number, image in enumerate(tree["images"]):
+    for number, (image, items) in enumerate(by_image(tree)):
         name = quoteattr(str(image["file_name"]))
         height, width = image["height"], image["width"]
         lines.append(f'<image id="{number}" name={name} width="{width}" height="{height}">')
-        for item in of_image[image["id"]]:
+        for item in items:
             lines.append(_line(item, quoteattr(str(names[item["category_id"]])), height, width))
         lines.append("</image>")
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 
 from backbones.errors import InputError
-from detection.data.coco_file import decode_json
-from detection.data.formats.labels import Builder, ImageFinder, ellipse, points_of, turned
-from training.progress import progress
+from detection.data.formats.labels import Builder, ellipse, points_of, read_json, turned
 
 
 def read_label_studio(source: Path, images: Path | None) -> dict[str, Builder]:
@@ -24,34 +21,24 @@ def read_label_studio(source: Path, images: Path | None) -> dict[str, Builder]:
     """
     files = [source] if source.is_file() else sorted(source.rglob("*.json"))
     root = (images or (source.parent if source.is_file() else source)).resolve()
-    builder, finder = Builder(root), ImageFinder(root)
+    builder = Builder(root)
     tasks = [task for file in files for task in _tasks(file)]
     if not tasks:
         raise InputError(f"{source}: it is no JSON export of Label Studio")
-    found = {}
-    for place, task in enumerate(tasks):
-        named = _image_names(task)
-        if image := finder.find(*named):
-            found[place] = image
-        else:
-            builder.note(f"task {task.get('id', place)} ({named[0]})", "its image is not there")
-    sizes = builder.sizes(list(found.values()))
-    for place, path in progress(found.items(), "reading labels", len(found), "image"):
-        if path in sizes:
-            _read_task(builder, builder.image(path, sizes[path]), tasks[place])
+    named = [(_image_names(task), task) for task in tasks]
+    for task, image in builder.images_of(
+        (f"task {task.get('id', place)} ({names[0]})", names, task)
+        for place, (names, task) in enumerate(named)
+    ):
+        _read_task(builder, image, task)
     return {"annotations": builder}
 
 
 def _tasks(file: Path) -> list[dict[str, Any]]:
-    try:
-        tree = json.loads(decode_json(file.read_bytes()))
-    except (ValueError, RecursionError):
-        return []
-    if not isinstance(tree, list):
-        return []
+    tree = read_json(file)
     return [
         task
-        for task in tree
+        for task in (tree if isinstance(tree, list) else [])
         if isinstance(task, dict) and ({"annotations", "completions", "image"} & task.keys())
     ]
 
@@ -98,8 +85,7 @@ def _read_result(
         return
     labels = next((v for k, v in value.items() if k.endswith("labels") and v), None)
     if not isinstance(labels, list):
-        builder.read += 1
-        builder.note(where, "has no label")
+        builder.refuse(where, "has no label")
         return
     if len(labels) > 1:
         builder.note(where, "has several labels", "the first is taken")
@@ -129,8 +115,7 @@ def _read_result(
             else:
                 builder.box(image, where, name, [*corner, *sides])
     except (KeyError, TypeError, ValueError, IndexError, OverflowError):
-        builder.read += 1
-        builder.note(where, "is no shape that is known, or lacks its numbers")
+        builder.refuse(where, "is no shape that is known, or lacks its numbers")
 
 
 def decode_brush(data: list[int], height: int, width: int) -> np.ndarray:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,7 @@ from PIL import Image
 from backbones.errors import InputError
 from backbones.whole_files import write_json
 from detection.data.checks.segmentations import rle_of
-from detection.data.coco_file import decode_json
-from detection.data.formats.labels import Builder, ImageFinder, ellipse, points_of
+from detection.data.formats.labels import Builder, by_image, ellipse, points_of, read_json
 from detection.data.formats.outlines import outlines
 from training.progress import progress
 
@@ -35,36 +33,23 @@ def read_labelme(source: Path, images: Path | None) -> dict[str, Builder]:
         InputError: if no JSON file there is one of LabelMe.
     """
     folder = source.parent if source.is_file() else source
-    root = (images or folder).resolve()
-    builder, finder = Builder(root), ImageFinder(root)
-    trees, found = {}, {}
+    builder = Builder((images or folder).resolve())
+    trees = {}
     files = [source] if source.is_file() else sorted(source.rglob("*.json"))
     for file in progress(files, "reading labels", unit="file"):
-        tree = _parsed(file)
-        if tree is None:
-            builder.note(file.name, "is no file of LabelMe")
-            continue
-        trees[file] = tree
-        image = finder.find(str(tree["imagePath"]), file.stem)
-        if image is None:
-            builder.note(file.name, "its image is not there")
+        if _is_labelme(tree := read_json(file)):
+            trees[file] = tree
         else:
-            found[file] = image
+            builder.note(file.name, "is no file of LabelMe")
     if not trees:
         raise InputError(f"{source}: no JSON file of LabelMe is in it")
-    sizes = builder.sizes(list(found.values()))
     kinds = {str(shape.get("shape_type")) for tree in trees.values() for shape in tree["shapes"]}
     boxes_only = kinds <= {"rectangle"}
-    for file, path in found.items():
-        if path not in sizes:
-            continue
-        tree, size = trees[file], sizes[path]
-        stated = (tree.get("imageHeight"), tree.get("imageWidth"))
-        entry = builder.image(path, size)
-        if stated != size and None not in stated:
-            builder.note(
-                file.name, "states another size than its image has", "the image's is taken"
-            )
+    for file, entry in builder.images_of(
+        (file.name, [str(tree["imagePath"]), file.stem], file) for file, tree in trees.items()
+    ):
+        tree = trees[file]
+        builder.compare_size(file.name, entry, tree.get("imageHeight"), tree.get("imageWidth"))
         groups: dict[Any, list[tuple[int, Shape]]] = {}
         for number, shape in enumerate(tree["shapes"], 1):
             group = shape.get("group_id")
@@ -75,16 +60,11 @@ def read_labelme(source: Path, images: Path | None) -> dict[str, Builder]:
     return {"annotations": builder}
 
 
-def _parsed(file: Path) -> dict[str, Any] | None:
-    try:
-        tree = json.loads(decode_json(file.read_bytes()))
-    except (ValueError, RecursionError):
-        return None
+def _is_labelme(tree: Any) -> bool:
     if not isinstance(tree, dict) or "imagePath" not in tree:
-        return None
+        return False
     shapes = tree.get("shapes")
-    is_labelme = isinstance(shapes, list) and all(isinstance(shape, dict) for shape in shapes)
-    return tree if is_labelme else None
+    return isinstance(shapes, list) and all(isinstance(shape, dict) for shape in shapes)
 
 
 def _object(
@@ -103,13 +83,11 @@ def _object(
         kind, place = str(shape.get("shape_type") or "polygon"), f"{file}, shape {number}"
         points = points_of(shape.get("points"))
         if points is None or not len(points):
-            builder.read += 1
-            builder.note(place, "has no points in numbers")
+            builder.refuse(place, "has no points in numbers")
         elif kind == "mask":
             mask = _mask(shape, points, size)
             if mask is None:
-                builder.read += 1
-                builder.note(place, "has a mask that does not decode")
+                builder.refuse(place, "has a mask that does not decode")
             elif len(members) == 1:
                 builder.mask(image, place, name, mask)
             else:
@@ -128,8 +106,7 @@ def _object(
             builder.note(place, "is a circle", "a polygon of 64 points")
             polygons.append(ellipse(points[0], (radius, radius)))
         else:
-            builder.read += 1
-            builder.note(place, f"is a {kind}, which has no area")
+            builder.refuse(place, f"is a {kind}, which has no area")
     if polygons:
         builder.polygons(image, where, name, polygons)
 
@@ -153,27 +130,19 @@ def _mask(shape: Shape, points: np.ndarray, size: tuple[int, int]) -> np.ndarray
 def write_labelme(tree: dict[str, Any], folder: Path) -> None:
     """A JSON file for each image; the parts of a mask are polygons of one group."""
     names = {one["id"]: one["name"] for one in tree["categories"]}
-    of_image: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in tree["images"]}
-    for item in tree["annotations"]:
-        of_image[item["image_id"]].append(item)
-    for image in tree["images"]:
+    for image, items in by_image(tree):
         shapes: list[Shape] = []
-        for number, item in enumerate(of_image[image["id"]], 1):
-            label = {"label": names[item["category_id"]], "flags": {}}
-            if not item.get("segmentation"):
+        for number, item in enumerate(items, 1):
+            if item.get("segmentation"):
+                kind = "polygon"
+                parts = outlines(item["segmentation"], image["height"], image["width"])
+                found = [np.reshape(part, (-1, 2)).tolist() for part in parts]
+            else:
                 x, y, w, h = item["bbox"]
-                points = [[x, y], [x + w, y + h]]
-                shapes.append(
-                    label | {"points": points, "group_id": None, "shape_type": "rectangle"}
-                )
-                continue
-            parts = outlines(item["segmentation"], image["height"], image["width"])
-            for part in parts:
-                points = [list(pair) for pair in zip(part[::2], part[1::2], strict=True)]
-                group = number if len(parts) > 1 else None
-                shapes.append(
-                    label | {"points": points, "group_id": group, "shape_type": "polygon"}
-                )
+                kind, found = "rectangle", [[[x, y], [x + w, y + h]]]
+            label = {"label": names[item["category_id"]], "flags": {}, "shape_type": kind}
+            group = number if len(found) > 1 else None
+            shapes += [label | {"points": points, "group_id": group} for points in found]
         path = folder / Path(image["file_name"]).with_suffix(".json")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(

@@ -5,10 +5,12 @@ Nothing is dropped in silence: a reader says by :meth:`Builder.note` what it did
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from xml.etree import ElementTree
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -17,12 +19,15 @@ from numpy.typing import ArrayLike
 from detection.data.checks.images import shown_size
 from detection.data.checks.problems import Findings, Problem
 from detection.data.checks.segmentations import rle_of
+from detection.data.coco_file import decode_json
 from images.folders import ending_of, files_of_folder
 from images.formats import image_endings
 from images.threads import in_threads
 from training.progress import progress
 
 GONE = "left out"
+
+Labels = TypeVar("Labels")
 
 
 class Builder:
@@ -52,6 +57,30 @@ class Builder:
     def note(self, where: str, what: str, done: str = GONE) -> None:
         self.notes.warn(where, what, done)
 
+    def refuse(self, where: str, what: str) -> None:
+        """Leave a label out that is read here and not by a method that adds an object."""
+        self.read += 1
+        self.note(where, what)
+
+    def images_of(
+        self, labelled: Iterable[tuple[str, Sequence[str], Labels]]
+    ) -> Iterator[tuple[Labels, dict[str, Any]]]:
+        """Find and add the images of labels; yields the labels of each image and its entry.
+
+        Args:
+            labelled: where the labels stand, what their image may be called, and the labels.
+        """
+        finder, found = ImageFinder(self.root), []
+        for where, names, labels in labelled:
+            if path := finder.find(*names):
+                found.append((labels, path))
+            else:
+                self.note(where, "its image is not there")
+        sizes = self.sizes([path for _, path in found])
+        for labels, path in progress(found, "reading labels", len(found), "image"):
+            if path in sizes:
+                yield labels, self.image(path, sizes[path])
+
     def sizes(self, files: Sequence[Path]) -> dict[Path, tuple[int, int]]:
         """Height and width of image files as they are shown, but for those that are none."""
         found = {}
@@ -79,6 +108,11 @@ class Builder:
         }
         self.images.append(entry)
         return entry
+
+    def compare_size(self, where: str, image: dict[str, Any], *stated: Any) -> None:
+        """Note height and width that labels state and their image has not; None states nothing."""
+        if None not in stated and stated != (image["height"], image["width"]):
+            self.note(where, "states another size than its image has", "the image's is taken")
 
     def box(
         self, image: dict[str, Any], where: str, name: str, box: Sequence[float], crowd: int = 0
@@ -178,6 +212,31 @@ class Builder:
     def problems(self) -> list[Problem]:
         """What was changed or left out, each kind once."""
         return self.notes.problems()
+
+
+def read_xml(file: Path, tag: str) -> ElementTree.Element | None:
+    """The root of an XML file; None if it is no XML, or its root has another tag."""
+    try:
+        tree = ElementTree.parse(file).getroot()
+    except (ElementTree.ParseError, UnicodeDecodeError):
+        return None
+    return tree if tree.tag == tag else None
+
+
+def read_json(file: Path) -> Any:
+    """What a JSON file holds; None if it is none."""
+    try:
+        return json.loads(decode_json(file.read_bytes()))
+    except (ValueError, RecursionError):
+        return None
+
+
+def by_image(tree: dict[str, Any]) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Each image of a COCO file with its annotations."""
+    found: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in tree["images"]}
+    for item in tree["annotations"]:
+        found[item["image_id"]].append(item)
+    return [(image, found[image["id"]]) for image in tree["images"]]
 
 
 def points_of(value: Any) -> np.ndarray | None:

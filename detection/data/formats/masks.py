@@ -19,7 +19,7 @@ from PIL import Image
 from backbones.errors import InputError
 from backbones.whole_files import write_atomically
 from detection.data.checks.segmentations import as_rle
-from detection.data.formats.labels import Builder, image_files
+from detection.data.formats.labels import Builder, by_image, image_files
 from training.progress import progress
 
 ENDINGS = ("", "_masks", "_cp_masks", "_mask", "_label", "_labels", "_instances", "_instance_ids")
@@ -99,21 +99,15 @@ def _read_mask(
         with Image.open(path) as picture:
             values = np.asarray(picture)
     except Exception:  # Pillow's decoders raise nearly everything on damaged files
-        builder.read += 1
-        builder.note(where, "is no image that can be read")
+        builder.refuse(where, "is no image that can be read")
         return
     if values.ndim == 3:
         colours = values[..., : 3 if values.shape[2] >= 3 else 1].astype(np.int64)
         values = (colours * 256 ** np.arange(colours.shape[2])).sum(-1)
-    if values.shape != (image["height"], image["width"]):
-        builder.read += 1
-        size = f"{values.shape[1]} x {values.shape[0]}"
-        builder.note(f"{where} ({size})", "mask has another size than its image")
-        return
-    ids = [value for value in np.unique(values).tolist() if value]
-    if not is_map:
+    if not is_map or values.shape != (image["height"], image["width"]):  # which is refused there
         builder.mask(image, where, class_name, values > 0)
         return
+    ids = [value for value in np.unique(values).tolist() if value]
     if len(ids) == 1 and ids[0] in (1, 255, 65535, 256**3 - 1):
         count, parts = cv2.connectedComponents((values > 0).astype(np.uint8))
         if count > 2:
@@ -131,15 +125,12 @@ def write_masks(tree: dict[str, Any], folder: Path) -> None:
     Raises:
         InputError: for over 65535 objects in an image.
     """
-    of_image: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in tree["images"]}
-    for item in tree["annotations"]:
-        of_image[item["image_id"]].append(item)
-    for image in tree["images"]:
+    for image, items in by_image(tree):
         height, width = image["height"], image["width"]
-        if len(of_image[image["id"]]) > np.iinfo(np.uint16).max:
+        if len(items) > np.iinfo(np.uint16).max:
             raise InputError(f"{image['file_name']} has more objects than 16 bits can tell")
         ids = np.zeros((height, width), np.uint16)
-        for number, item in enumerate(of_image[image["id"]], 1):
+        for number, item in enumerate(items, 1):
             if item.get("segmentation"):
                 ids[mask_util.decode(as_rle(item["segmentation"], height, width)) > 0] = number
             else:

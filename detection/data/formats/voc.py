@@ -8,13 +8,12 @@ are neither trained on nor counted.
 from __future__ import annotations
 
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image
 
 from backbones.errors import InputError
-from detection.data.formats.labels import Builder, ImageFinder
+from detection.data.formats.labels import Builder, read_xml
 from training.progress import progress
 
 
@@ -24,32 +23,25 @@ def read_voc(source: Path, images: Path | None) -> dict[str, Builder]:
     Raises:
         InputError: if no XML file there is one of VOC.
     """
-    root = images or source
-    builder, finder = Builder(root.resolve()), ImageFinder(root.resolve())
-    files = sorted(source.rglob("*.xml"))
-    trees, found = {}, {}
-    for file in progress(files, "reading labels", unit="file"):
-        tree = _parsed(file)
+    builder = Builder((images or source).resolve())
+    trees = {}
+    for file in progress(sorted(source.rglob("*.xml")), "reading labels", unit="file"):
+        tree = read_xml(file, "annotation")
         if tree is None:
             builder.note(file.name, "is no XML of Pascal VOC")
-            continue
-        trees[file] = tree
-        image = finder.find(file.stem, tree.findtext("filename") or "")
-        if image is None:
-            builder.note(file.name, "its image is not there")
         else:
-            found[file] = image
+            trees[file] = tree
     if not trees:
         raise InputError(f"{source}: no XML file of Pascal VOC is in it")
-    sizes = builder.sizes(list(found.values()))
-    for file, path in found.items():
-        if path not in sizes:
-            continue
-        entry, tree = builder.image(path, sizes[path]), trees[file]
+    for file, entry in builder.images_of(
+        (file.name, [file.stem, tree.findtext("filename") or ""], file)
+        for file, tree in trees.items()
+    ):
+        tree = trees[file]
         stated = [int(float(tree.findtext(f"size/{side}") or 0)) for side in ("height", "width")]
-        if any(stated) and tuple(stated) != sizes[path]:
-            builder.note(file.name, "states another size than its image", "the image's is taken")
-        masks = _masks(file, sizes[path])
+        if any(stated):
+            builder.compare_size(file.name, entry, *stated)
+        masks = _masks(file, (entry["height"], entry["width"]))
         for number, item in enumerate(tree.findall("object"), 1):
             where = f"{file.name}, object {number}"
             name = (item.findtext("name") or "").strip() or "object"
@@ -65,20 +57,11 @@ def read_voc(source: Path, images: Path | None) -> dict[str, Builder]:
                     for side in ("xmin", "ymin", "xmax", "ymax")
                 )
             except ValueError:
-                builder.read += 1
-                builder.note(where, "has no box in numbers")
+                builder.refuse(where, "has no box in numbers")
                 continue
             box = [left - 1, top - 1, right - left + 1, bottom - top + 1]
             builder.box(entry, where, name, box, crowd)
     return {"annotations": builder}
-
-
-def _parsed(file: Path) -> ElementTree.Element | None:
-    try:
-        tree = ElementTree.parse(file).getroot()
-    except (ElementTree.ParseError, UnicodeDecodeError):
-        return None
-    return tree if tree.tag == "annotation" else None
 
 
 def _masks(file: Path, size: tuple[int, int]) -> np.ndarray | None:

@@ -155,8 +155,7 @@ def _read_split(builder: Builder, files: list[Path], labels: Path | None, keypoi
                 continue
             where = f"{builder.name(text)}, line {number}"
             if line.strip() in seen:
-                builder.read += 1
-                builder.note(where, "repeats another line")
+                builder.refuse(where, "repeats another line")
                 continue
             seen.add(line.strip())
             _read_line(builder, image, where, line.split(), points)
@@ -183,8 +182,7 @@ def _read_line(
         index, values = -1, []
     names = list(builder.classes)
     if index < 0 or not values or any(value != value for value in values):
-        builder.read += 1
-        builder.note(where, "is not 'class x y width height' or a polygon in numbers")
+        builder.refuse(where, "is not 'class x y width height' or a polygon in numbers")
         return
     if index >= len(names):
         for new in range(len(names), index + 1):
@@ -200,8 +198,7 @@ def _read_line(
         builder.note(where, "has a confidence", f"the confidence is {GONE}")
         values, count = values[:4], BOX
     if max(map(abs, values)) > 1.5:
-        builder.read += 1
-        builder.note(where, "is not in parts of the image (0 to 1)")
+        builder.refuse(where, "is not in parts of the image (0 to 1)")
     elif count == BOX:
         x, y, w, h = values
         box = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
@@ -210,8 +207,7 @@ def _read_line(
         polygon = [v * (height if i % 2 else width) for i, v in enumerate(values)]
         builder.polygons(image, where, names[index], [polygon])
     else:
-        builder.read += 1
-        builder.note(where, f"has {count} numbers: neither a box nor a polygon")
+        builder.refuse(where, f"has {count} numbers: neither a box nor a polygon")
 
 
 def write_yolo(tree: dict[str, Any], folder: Path) -> None:

@@ -5,14 +5,22 @@ from __future__ import annotations
 import argparse
 import collections
 import datetime
+import enum
 import functools
+import http
+import inspect
 import logging
 import os
 import pathlib
 import pickle
+import re
+import signal
+import socket
+import ssl
 import subprocess
 import sys
 import types
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +34,7 @@ from backbones.convnext import STAGES, ConvNeXt, Size
 from backbones.errors import InputError
 from backbones.key_adapters import from_ours, to_ours
 from backbones.weight_files import read_state_dict
-from backbones.weights.pickles import StandIn, read_pickle
+from backbones.weights.pickles import StandIn, read_pickle, stand_in
 from backbones.weights.structure import check_head
 from fcmae.classification.head import read_classifier
 
@@ -115,6 +123,51 @@ def test_what_training_programs_put_beside_the_weights_is_read_past(
         _use_new_zipfile_serialization=False,
     )
     assert_loads(path, expected)
+
+
+class Mode(enum.IntEnum):
+    FAST = 1
+
+
+class Access(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
+class Task:
+    class Kind(enum.Enum):  # pickled as an attribute of Task
+        BOXES = "boxes"
+
+    class Options:
+        pass
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+@pytest.mark.parametrize(
+    "value",
+    [
+        signal.SIGINT, signal.SIG_DFL, signal.Signals, http.HTTPStatus.OK, re.IGNORECASE,
+        socket.AF_INET, ssl.TLSVersion.TLSv1_2, uuid.SafeUUID.safe,
+        inspect.Parameter.POSITIONAL_ONLY, Mode.FAST, Access.READ | Access.WRITE, Task.Kind.BOXES,
+        Task.Options(),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_enums_beside_the_weights_are_read_past(value, new_format: bool, tmp_path: Path) -> None:
+    path, expected = tmp_path / "x.pth", tensors()
+    content = {"model": expected, "ended_by": value, "by": {value: 1} if value else {}}
+    torch.save(content, path, _use_new_zipfile_serialization=new_format)
+    assert_loads(path, expected)
+
+
+@pytest.mark.parametrize("name", ["signal.SIGINT", "socket.AF_INET"])
+def test_an_enums_member_that_is_pickled_by_its_name_is_a_value(name: str) -> None:
+    assert stand_in(name) is not None  # as some versions of Python pickle them
+
+
+@pytest.mark.parametrize("name", ["signal.raise_signal", "signal.signal", "socket.socket"])
+def test_functions_beside_an_enum_stay_refused(name: str) -> None:
+    assert stand_in(name) is None
 
 
 class Runs:

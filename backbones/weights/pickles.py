@@ -33,12 +33,21 @@ from backbones.whole_files import REMEDIES, system_error
 
 logger = logging.getLogger(__name__)
 
+# Enums of Python's library, and their members where these are pickled by name (signal.SIGINT).
+ENUMS = (
+    r"http\.(HTTPStatus|HTTPMethod)|inspect\._ParameterKind|plistlib\.PlistFormat|pstats\.SortKey"
+    r"|py_compile\.PycInvalidationMode|re\.RegexFlag|signal\.(Signals|Handlers|Sigmasks)"
+    r"|socket\.(AddressFamily|AddressInfo|MsgFlag|SocketKind)|ssl\.(AlertDescription|Options|Purpose"
+    r"|SSLErrorNumber|TLSVersion|VerifyFlags|VerifyMode|_SSLMethod|_TLS\w+)|tkinter\.EventType"
+    r"|uuid\.SafeUUID|(signal|socket|ssl|re|http)\.[A-Z][A-Z0-9_]+"
+)
 # Of Python's library, what only holds values; functools.partial and getattr are not called either.
 PLAIN = re.compile(
+    rf"{ENUMS}|"
     r"pathlib\.\w+|datetime\.\w+|decimal\.Decimal|fractions\.Fraction|uuid\.UUID|typing\.\w+"
     r"|enum\.\w+|types\.SimpleNamespace|functools\.partial|copyreg\._reconstructor"
     r"|time\.struct_time|zoneinfo\.\w+|logging\.\w+|re\._compile"
-    r"|builtins\.(getattr|slice|range|frozenset|object|list|dict|tuple|int|float|str|bool|bytes)"
+    r"|builtins\.(slice|range|frozenset|object|list|dict|tuple|int|float|str|bool|bytes)"
 )
 MODULES = "torch.nn.modules."  # of whole models that were pickled as objects
 # Names whose stand-in is filled as a dictionary or as a list afterwards.
@@ -47,6 +56,7 @@ DICTIONARIES = re.compile(
     r"|DotDict|Dict|Box)"
 )
 LISTS = re.compile(r"collections\.deque")
+ATTRIBUTES = re.compile(r"builtins\.getattr")  # of a class, a class within it
 # Arrays may be the weights themselves (detectron2's .pkl).
 ARRAYS: dict[str, Any] = {
     f"{module}.{name}": value
@@ -94,6 +104,13 @@ class _List:
         return []
 
 
+class _Attribute:
+    """A class in place of ``getattr``: whatever is asked for, it gives the stand-in."""
+
+    def __new__(cls, *_: Any, **__: Any) -> type[StandIn]:  # type: ignore[misc]
+        return StandIn
+
+
 def stand_in(name: str) -> Any | None:
     """What is built for a name (``module.name``) in a pickle; None for names that are refused."""
     package = name.partition(".")[0]
@@ -101,6 +118,8 @@ def stand_in(name: str) -> Any | None:
         return type(name, (_Dictionary,), {})
     if LISTS.fullmatch(name):
         return type(name, (_List,), {})
+    if ATTRIBUTES.fullmatch(name):
+        return type(name, (_Attribute,), {})
     if name.startswith(MODULES) or PLAIN.fullmatch(name):
         return type(name, (StandIn,), {"__module__": __name__})
     if package in sys.stdlib_module_names and package != "__main__":
@@ -125,7 +144,7 @@ def read_pickle(path: Path) -> Any:
         if not is_torch:
             return _read_arrays(path)
         allowed: list[Any] = [(value, name) for name, value in ARRAYS.items()] + ARRAY_TYPES
-        allowed.append((argparse.Namespace, "argparse.Namespace"))
+        allowed += [(argparse.Namespace, "argparse.Namespace"), (StandIn, f"{__name__}.StandIn")]
         known = {name for _, name in allowed}
         stood_in = []
         for name in sorted(names - known):

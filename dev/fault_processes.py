@@ -146,8 +146,8 @@ def write_inputs(folder: Path, images: int = 24) -> None:
     (folder / "coco.json").write_text(json.dumps(tree), encoding="utf-8")
     few = {"train": entries[:18], "test": entries[18:]}  # apart, as a study wants them
     for name, kept in few.items():
-        ids = {entry["id"] for entry in kept}
-        part = {"images": kept, "annotations": [o for o in objects if o["image_id"] in ids]}
+        of_part = {entry["id"] for entry in kept}
+        part = {"images": kept, "annotations": [o for o in objects if o["image_id"] in of_part]}
         (folder / f"{name}.json").write_text(json.dumps(tree | part), encoding="utf-8")
     (folder / "names.json").write_text('["ground", "square"]', encoding="utf-8")
 

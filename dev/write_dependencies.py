@@ -81,8 +81,8 @@ def requirements() -> dict[str, tuple[str, str]]:
 def licence(package: str) -> str:
     """As the installed package declares it: by expression, by classifier or in its own words."""
     facts = metadata(package)
-    if expression := facts.get("License-Expression"):
-        return expression
+    if "License-Expression" in facts:
+        return facts["License-Expression"]
     kinds = [c for c in facts.get_all("Classifier", []) if c.startswith("License :: OSI Approved")]
     return kinds[-1].rpartition(" :: ")[2] if kinds else facts["License"].splitlines()[0]
 

@@ -126,7 +126,7 @@ def build(kind: str) -> nn.Module:
 
 
 @torch.no_grad()
-def detect(model: nn.Module, samples: list[dict[str, Any]]) -> list[Detections]:
+def detect(model: Any, samples: list[dict[str, Any]]) -> list[Detections]:
     """What mmdetection finds on images that are not resized."""
     from mmdet.structures import DetDataSample
 

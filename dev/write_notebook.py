@@ -22,8 +22,9 @@ examples:
 
 def cell(number: int, kind: str, text: str) -> dict[str, Any]:
     """A cell in Jupyter's format (nbformat 4.5)."""
-    found = {"cell_type": kind, "id": f"cell-{number}", "metadata": {}}
-    found |= {"execution_count": None, "outputs": []} if kind == "code" else {}
+    found: dict[str, Any] = {"cell_type": kind, "id": f"cell-{number}", "metadata": {}}
+    if kind == "code":
+        found |= {"execution_count": None, "outputs": []}
     return found | {"source": text.strip("\n").splitlines(keepends=True)}
 
 

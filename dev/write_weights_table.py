@@ -10,6 +10,7 @@ import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -75,7 +76,7 @@ def stand_in(tag: str) -> nn.Module:
     """A model of this tag's structure and head, of few channels, with random weights."""
     architecture = tag.partition(".")[0]
     torch.manual_seed(0)
-    options = {"head_hidden_size": 12} if architecture.endswith("_mlp") else {}
+    options: dict[str, Any] = {"head_hidden_size": 12} if architecture.endswith("_mlp") else {}
     # timm's sizes of two blocks in the first stage have 1x1 convolutions for Linear layers
     small = any(word in architecture for word in ("atto", "femto", "pico", "nano", "zepto"))
     model = timm.create_model(tag, dims=DIMS, depths=(2 if small else 1, 1, 1, 1), **options).eval()
@@ -99,7 +100,9 @@ def size_of(tag: str) -> str:
 
 def describe(tag: str) -> Row:
     """The row of a tag."""
-    cfg = timm.get_pretrained_cfg(tag).to_dict()
+    found = timm.get_pretrained_cfg(tag)
+    assert found is not None, tag
+    cfg = found.to_dict()
     told = timm_evaluation(cfg)
     size = json.loads(told["image_size"])[0]
     seen = f"{size}, {json.loads(told['crop_pct']):g}, {json.loads(told['interpolation'])}"

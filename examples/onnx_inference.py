@@ -1,4 +1,7 @@
-"""Detect objects with an exported detector: python onnx_inference.py FILE.onnx IMAGE OVERLAY.png"""
+"""Detect objects with an exported detector: onnxruntime, numpy, OpenCV alone.
+
+python examples/onnx_inference.py detector.onnx photo.jpg overlay.png
+"""
 
 import json
 import sys
@@ -29,7 +32,8 @@ def read(path, how):
 
 
 if len(sys.argv) != 4:
-    sys.exit(__doc__)
+    print(__doc__, file=sys.stderr)
+    sys.exit(2)
 graph, source, target = map(Path, sys.argv[1:])
 if not target.parent.is_dir():
     sys.exit(f"{target.parent} is not there: make the folder of the overlay first")
@@ -97,7 +101,10 @@ for index, (x0, y0, x1, y1) in enumerate(found["boxes"]):
         mask = found["masks"][index]
         rows, columns = shares(y0, y1, height, len(mask)), shares(x0, x1, width, len(mask))
         inside = rows @ mask @ columns.T >= 0.5
-        picture[inside], pixels = picture[inside] // 2 + np.uint8([0, 100, 127]), inside.sum()
+        picture[inside], pixels = (
+            picture[inside] // 2 + np.array([0, 100, 127], np.uint8),
+            inside.sum(),
+        )
     cv2.rectangle(picture, (round(x0), round(y0)), (round(x1), round(y1)), (0, 200, 255))
     print(f"{name} {score:.4f} {x0:.2f} {y0:.2f} {x1:.2f} {y1:.2f} {pixels}")
 done, data = cv2.imencode(target.suffix, picture)

@@ -15,7 +15,10 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
-model, photo, output = map(Path, sys.argv[1:4])
+if len(sys.argv) != 4:
+    print(__doc__, file=sys.stderr)
+    sys.exit(2)
+model, photo, output = map(Path, sys.argv[1:])
 for path in (model, photo):
     if not path.is_file():
         sys.exit(f"error: there is no file {path}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from backbones.errors import InputError
 from fcmae.features.models import SOURCES
@@ -41,7 +42,7 @@ examples:
 def parse() -> argparse.Namespace:
     defaults = AnalysisOptions({}, "", Path())
     parser = ToolParser(description=__doc__, epilog=EXAMPLES, formatter_class=HelpFormatter)
-    named = {"action": "append", "default": [], "metavar": "NAME=SOURCE"}
+    named: dict[str, Any] = {"action": "append", "default": [], "metavar": "NAME=SOURCE"}
     parser.add_argument("--model", help=f"repeatable: {SOURCES}", **named)
     parser.add_argument("--run", help="repeatable: a pretraining run's folder", **named)
     parser.add_argument("--data", help="images (folder, .tar shards, hfds/NAME) for --model")

@@ -148,8 +148,8 @@ def measure(arguments: argparse.Namespace, device: torch.device) -> dict[str, li
         for ratio in arguments.mask_ratio
     ]
     if arguments.what == "data":
-        options = (arguments.workers, arguments.rounds, arguments.data, arguments.device)
-        rows = [data_case(case, *options) for case in cases]
+        reading = (arguments.workers, arguments.rounds, arguments.data, arguments.device)
+        rows = [data_case(case, *reading) for case in cases]
     elif arguments.what == "encoder" and device.type == "cuda":
         variants = partial(gpu_encoder_case, rounds=arguments.rounds, device=device)
         rows = [row for case in cases for row in variants(case, kernels=arguments.kernels)]

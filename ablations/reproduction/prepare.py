@@ -66,9 +66,9 @@ def link_classes(data: Path, output: Path, seeds: int) -> None:
             of_seed = np.random.default_rng(seed).permutation(others)
             splits[f"seed_{seed}"] = {"train": of_seed[::2], "val": of_seed[1::2]}
         splits["tune"] = {"train": splits[f"seed_{seeds - 1}"]["train"], "val": set_aside}
-        for folder, parts in splits.items():
+        for of_split, parts in splits.items():
             for split, part in parts.items():
-                link([files[i] for i in part], output / folder / split / name)
+                link([files[i] for i in part], output / of_split / split / name)
 
 
 def cut_tiles(annotations: Path, images: Path, output: Path) -> dict:
@@ -81,7 +81,7 @@ def cut_tiles(annotations: Path, images: Path, output: Path) -> dict:
         pixels = Image.open(images / image["file_name"]).convert("RGB")
         left = int(generator.integers(pixels.width - TILE + 1))
         top = int(generator.integers(pixels.height - TILE + 1))
-        objects = []
+        objects: list[dict] = []
         for annotation in labels.imgToAnns[image["id"]]:
             whole = labels.annToMask(annotation)
             part = np.asfortranarray(whole[top : top + TILE, left : left + TILE])

@@ -114,8 +114,9 @@ def write_nuclei(nuclei: Path, photos: Path, out: Path, test_images: int) -> Non
                 if values.shape[2] == 3:
                     cv2.imwrite(f"{stem}.png", values[..., ::-1])
                 else:
-                    options = {"photometric": "minisblack", "planarconfig": "contig"}
-                    tifffile.imwrite(f"{stem}.tif", values, **options)
+                    tifffile.imwrite(
+                        f"{stem}.tif", values, photometric="minisblack", planarconfig="contig"
+                    )
         _write(out / f"nuclei_{part}.json", tree, square, ".png")
         _write(out / f"nuclei_{part}_tif.json", tree, square, ".tif")
 
@@ -156,8 +157,8 @@ def prepare(options: argparse.Namespace) -> None:
                 _write(out / f"{name}_{size}_seed_{seed}.json", tree, images, "")
     if not (out / "source/source_metrics.json").is_file():
         write_scenes(out / "scenes", 100, 50, 0, 0)
-        sets = (f"json:{out}/scenes/annotations/{part}.json:{out}/scenes/images"
-                for part in ("train", "val"))  # fmt: skip
+        labels, images = out / "scenes/annotations", out / "scenes/images"
+        sets = (f"json:{labels}/train.json:{images}", f"json:{labels}/val.json:{images}")
         iterations = options.source_iterations
         changes = ["INPUT.MIN_SIZE_TRAIN", "[224]", "INPUT.MIN_SIZE_TEST", "224"]
         found = train(SCENES, *sets, out / "source", 0, iterations, changes)
@@ -183,8 +184,8 @@ def trainings(options: argparse.Namespace, seed: int) -> Iterator[Training]:
         for arm, changes in arms.items():
             ending = "_tif" if arm == "photographs and the band" else ""
             folder = out / FOLDERS.get(arm, arm)
-            sets = (f"json:{out}/nuclei_{part}{ending}.json:{folder}" for part in ("train", "val"))
-            yield Training(experiment, arm, 267, *sets, changes)
+            sets = [f"json:{out}/nuclei_{part}{ending}.json:{folder}" for part in ("train", "val")]
+            yield Training(experiment, arm, 267, sets[0], sets[1], changes)
 
 
 def train(

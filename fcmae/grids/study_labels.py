@@ -30,7 +30,8 @@ SMALLEST = 4  # images of either half of that split, where there is one kind of 
 class LabelSet(Protocol):
     """Labelled images of which parts can be written as labels of their own."""
 
-    path: Path
+    @property
+    def path(self) -> Path: ...
 
     @property
     def images(self) -> Sequence[Any]: ...

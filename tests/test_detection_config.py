@@ -247,7 +247,11 @@ def test_shipped_config_is_valid_and_its_header_complete(path):
     header = path.read_text().split("\n_BASE_")[0]
     for line in ("Command:", "Expected:", "Schedule:"):
         assert f"\n# {line} " in header
-    assert f"det_configs/{path.parent.name}/{path.name}" in header.replace("\n#", "")
+    # by the name that any folder understands, for the command that a wheel brings
+    command = " ".join(header.partition("\n# Command:")[2].partition("\n# Expected:")[0].split())
+    assert f"--config-file {path.parent.name}/{path.name}" in command
+    assert "fcmae train" in command
+    assert "tools/" not in command
     assert f"`{path.parent.name}/{path.name}`" in (ROOT / "README.md").read_text()
     engines = {"quick": "torchvision", "edge": "torchvision", "coco": "detectron2"}
     assert engines[path.parent.name] == config.ENGINE

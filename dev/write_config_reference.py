@@ -22,8 +22,9 @@ HEAD = """# Configuration
 Every key of a detection config. A key stands in a config file or, with its value, behind the other
 arguments: `fcmae train --config-file FILE SOLVER.MAX_ITER 1000`. Keys that detectron2 has keep
 their name, type and meaning. A misspelt key, a wrong type or a bad value is an error; all are
-listed at once, each with the closest known key and what is allowed. Where the torchvision engine can do less, its
-column says what it takes. (Written from the schema by `dev/write_config_reference.py`.)
+listed at once, each with the closest known key and what is allowed. Where the torchvision engine
+can do less, its column says what it takes. (Written from the
+schema by `dev/write_config_reference.py`.)
 """
 
 

@@ -15,6 +15,7 @@ import argparse
 import csv
 import json
 import os
+import shutil
 import statistics
 import subprocess
 from pathlib import Path
@@ -54,7 +55,10 @@ def data_set(name: str, data: Path, out: Path) -> tuple[str, str]:
         return tuple(f"json:{part}:{folder / 'images'}" for part in parts)  # type: ignore[return-value]
     folder = out / "data" / name
     if not folder.is_dir():
-        write_scenes(folder, train=100, val=50, unlabelled=1, seed=int(name == "imported"))
+        partial = folder.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)  # what an interruption left
+        write_scenes(partial, train=100, val=50, unlabelled=1, seed=int(name == "imported"))
+        partial.rename(folder)
     parts = [folder / f"annotations/{split}.json" for split in ("train", "val")]
     if name == "imported":
         parts = [imported(part, folder) for part in parts]
@@ -78,6 +82,7 @@ def imported(part: Path, folder: Path) -> Path:
 
 def train(config: str, names: tuple[str, str], folder: Path, seed: int) -> float:
     """Train in a process of its own; its seconds of the processor."""
+    shutil.rmtree(folder, ignore_errors=True)  # an interrupted run: its seconds are not known
     before = children_seconds()
     command = [*child_command("train"), "--config-file", config, "OUTPUT_DIR", str(folder)]
     command += ["DATASETS.TRAIN", names[0], "DATASETS.TEST", names[1], "SEED", str(seed)]

@@ -26,8 +26,8 @@ from torch.autograd.function import once_differentiable
 from backbones.kernels import launching_on
 from backbones.normalization import GRN_EPS
 
-CHUNK = 256  # sites of a program
-SITES, CHANNELS = 16, 128  # tile of a program: 16 values in each of 128 threads
+CHUNK = tl.constexpr(256)  # sites of a program
+SITES, CHANNELS = tl.constexpr(16), 128  # tile of a program: 16 values in each of 128 threads
 
 
 @triton.jit
@@ -46,25 +46,22 @@ def _tile(chunks, channels, CHANNELS: tl.constexpr):
 
 
 @triton.jit
+def _values(image, first, sites, c, inside_c, channels):
+    """Where the values of ``SITES`` sites from ``first`` on are, and which of them there are."""
+    site = first + tl.arange(0, SITES)
+    inside = (site < sites)[:, None] & inside_c[None, :]
+    return (image.to(tl.int64) * sites + site)[:, None] * channels + c[None, :], inside
+
+
+@triton.jit
 def _square_sums_kernel(
-    h_ptr,
-    partial_ptr,
-    sites,
-    chunks,
-    channels,
-    CHUNK: tl.constexpr,
-    SITES: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    ACC: tl.constexpr,
+    h_ptr, partial_ptr, sites, chunks, channels, CHANNELS: tl.constexpr, ACC: tl.constexpr
 ):
     image, chunk, c, inside_c = _tile(chunks, channels, CHANNELS)
     squares = tl.zeros([SITES, CHANNELS], ACC)
     for s in range(chunk * CHUNK, min((chunk + 1) * CHUNK, sites), SITES):
-        site = s + tl.arange(0, SITES)
-        inside = (site < sites)[:, None] & inside_c[None, :]
-        at = (image.to(tl.int64) * sites + site)[:, None] * channels + c[None, :]
-        h = tl.load(h_ptr + at, mask=inside, other=0.0).to(ACC)
-        x, _ = _gelu(h)
+        at, inside = _values(image, s, sites, c, inside_c, channels)
+        x, _ = _gelu(tl.load(h_ptr + at, mask=inside, other=0.0).to(ACC))
         squares += x * x
     at = tl.program_id(0).to(tl.int64) * channels + c
     tl.store(partial_ptr + at, tl.sum(squares, 0), mask=inside_c)
@@ -72,59 +69,34 @@ def _square_sums_kernel(
 
 @triton.jit
 def _apply_kernel(
-    h_ptr,
-    norm_ptr,
-    mean_ptr,
-    gamma_ptr,
-    beta_ptr,
-    y_ptr,
-    sites,
-    chunks,
-    channels,
-    CHUNK: tl.constexpr,
-    SITES: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    ACC: tl.constexpr,
-):
+    h_ptr, norm_ptr, mean_ptr, gamma_ptr, beta_ptr, y_ptr,
+    sites, chunks, channels, CHANNELS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
     image, chunk, c, inside_c = _tile(chunks, channels, CHANNELS)
     norm = tl.load(norm_ptr + image.to(tl.int64) * channels + c, mask=inside_c, other=0.0)
     gamma = tl.load(gamma_ptr + c, mask=inside_c, other=0.0).to(ACC)
     beta = tl.load(beta_ptr + c, mask=inside_c, other=0.0).to(ACC)
     scale = gamma * norm / tl.load(mean_ptr + image) + 1
     for s in range(chunk * CHUNK, min((chunk + 1) * CHUNK, sites), SITES):
-        site = s + tl.arange(0, SITES)
-        inside = (site < sites)[:, None] & inside_c[None, :]
-        at = (image.to(tl.int64) * sites + site)[:, None] * channels + c[None, :]
-        h = tl.load(h_ptr + at, mask=inside, other=0.0).to(ACC)
-        x, _ = _gelu(h)
+        at, inside = _values(image, s, sites, c, inside_c, channels)
+        x, _ = _gelu(tl.load(h_ptr + at, mask=inside, other=0.0).to(ACC))
         y = x * scale[None, :] + beta[None, :]
         tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _gradient_sums_kernel(
-    h_ptr,
-    dy_ptr,
-    partial_ptr,
-    sites,
-    chunks,
-    channels,
-    CHUNK: tl.constexpr,
-    SITES: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    ACC: tl.constexpr,
-):
+    h_ptr, dy_ptr, partial_ptr,
+    sites, chunks, channels, CHANNELS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
     """Partial sums over sites of dy * x, and of dy."""
     image, chunk, c, inside_c = _tile(chunks, channels, CHANNELS)
     products = tl.zeros([SITES, CHANNELS], ACC)
     gradients = tl.zeros([SITES, CHANNELS], ACC)
     for s in range(chunk * CHUNK, min((chunk + 1) * CHUNK, sites), SITES):
-        site = s + tl.arange(0, SITES)
-        inside = (site < sites)[:, None] & inside_c[None, :]
-        at = (image.to(tl.int64) * sites + site)[:, None] * channels + c[None, :]
-        h = tl.load(h_ptr + at, mask=inside, other=0.0).to(ACC)
+        at, inside = _values(image, s, sites, c, inside_c, channels)
+        x, _ = _gelu(tl.load(h_ptr + at, mask=inside, other=0.0).to(ACC))
         dy = tl.load(dy_ptr + at, mask=inside, other=0.0).to(ACC)
-        x, _ = _gelu(h)
         products += dy * x
         gradients += dy
     at = tl.program_id(0).to(tl.int64) * 2 * channels + c
@@ -134,22 +106,9 @@ def _gradient_sums_kernel(
 
 @triton.jit
 def _input_gradient_kernel(
-    h_ptr,
-    dy_ptr,
-    norm_ptr,
-    mean_ptr,
-    gamma_ptr,
-    dyx_ptr,
-    through_mean_ptr,
-    dh_ptr,
-    sites,
-    chunks,
-    channels,
-    CHUNK: tl.constexpr,
-    SITES: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    ACC: tl.constexpr,
-):
+    h_ptr, dy_ptr, norm_ptr, mean_ptr, gamma_ptr, dyx_ptr, through_mean_ptr, dh_ptr,
+    sites, chunks, channels, CHANNELS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
     image, chunk, c, inside_c = _tile(chunks, channels, CHANNELS)
     at_bc = image.to(tl.int64) * channels + c
     norm = tl.load(norm_ptr + at_bc, mask=inside_c, other=0.0)
@@ -160,12 +119,9 @@ def _input_gradient_kernel(
     dnorm = (gamma * dyx - tl.load(through_mean_ptr + image)) / mean
     through_norm = dnorm / tl.where(norm > 0, norm, 1.0)  # a norm of 0: x is 0 at all sites
     for s in range(chunk * CHUNK, min((chunk + 1) * CHUNK, sites), SITES):
-        site = s + tl.arange(0, SITES)
-        inside = (site < sites)[:, None] & inside_c[None, :]
-        at = (image.to(tl.int64) * sites + site)[:, None] * channels + c[None, :]
-        h = tl.load(h_ptr + at, mask=inside, other=0.0).to(ACC)
+        at, inside = _values(image, s, sites, c, inside_c, channels)
+        x, slope = _gelu(tl.load(h_ptr + at, mask=inside, other=0.0).to(ACC))
         dy = tl.load(dy_ptr + at, mask=inside, other=0.0).to(ACC)
-        x, slope = _gelu(h)
         dh = (dy * scale[None, :] + x * through_norm[None, :]) * slope
         tl.store(dh_ptr + at, dh.to(dh_ptr.dtype.element_ty), mask=inside)
 
@@ -195,17 +151,8 @@ class GeluGrn(Function):
         # what the mean over channels takes from every channel's gradient
         through_mean_b = (gamma * dgamma_bc).mean(-1)
         dh_bsc = torch.empty_like(h_bsc)
-        _over_tiles(
-            _input_gradient_kernel,
-            h_bsc,
-            dy_bsc,
-            g_bc,
-            mean_b,
-            gamma,
-            dyx_bc,
-            through_mean_b,
-            dh_bsc,
-        )
+        tensors = dy_bsc, g_bc, mean_b, gamma, dyx_bc, through_mean_b, dh_bsc
+        _over_tiles(_input_gradient_kernel, h_bsc, *tensors)
         return dh_bsc, dgamma_bc.sum(0).to(gamma.dtype), sums_b2c[:, 1].sum(0).to(gamma.dtype)
 
 
@@ -216,7 +163,7 @@ def _over_tiles(kernel: Any, h_bsc: Tensor, *tensors: Tensor, sums: int = 0) -> 
         Its partial sums, ``[B, K, sums, C]``.
     """
     b, s, c = h_bsc.shape
-    chunks = triton.cdiv(s, CHUNK)
+    chunks = triton.cdiv(s, CHUNK.value)
     dtype = torch.promote_types(h_bsc.dtype, torch.float32)
     partial_bkxc = h_bsc.new_empty(b, chunks, sums, c, dtype=dtype)
     tile = min(CHANNELS, triton.next_power_of_2(c))
@@ -228,8 +175,6 @@ def _over_tiles(kernel: Any, h_bsc: Tensor, *tensors: Tensor, sums: int = 0) -> 
             s,
             chunks,
             c,
-            CHUNK=CHUNK,
-            SITES=SITES,
             CHANNELS=tile,
             ACC=tl.float64 if dtype == torch.float64 else tl.float32,
             num_warps=4,

@@ -35,7 +35,8 @@ from backbones.kernels import interpreted, launching_on
 from backbones.kernels.triton_gelu_grn import _apply_kernel, _gelu, _over_tiles
 from backbones.normalization import GRN_EPS
 
-SITES, COLUMNS, DEPTH = 64, 64, 32  # of a program's tile of the product, and of a step of its sum
+# of a program's tile of the product, and of a step of its sum
+SITES, COLUMNS, DEPTH = 64, tl.constexpr(64), tl.constexpr(32)
 
 
 @triton.jit
@@ -47,6 +48,13 @@ def _rows(tiles, sites, SITES: tl.constexpr):
 
 
 @triton.jit
+def _columns(count):
+    """This program's columns of the product, and which of them there are."""
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    return column, column < count
+
+
+@triton.jit
 def _product(a, b, ACC: tl.constexpr, WIDE: tl.constexpr):
     """A product of tiles; ``WIDE`` for the interpreter, which reads bfloat16 as integers."""
     if WIDE:
@@ -55,33 +63,31 @@ def _product(a, b, ACC: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
+def _rows_times_columns(
+    a_ptr, w_ptr, row, inside_r, column, inside, depth, by_k, by_column,
+    SITES: tl.constexpr, ACC: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Rows of ``a [B * S, depth]`` times columns of w, whose strides are ``by_k, by_column``."""
+    total = tl.zeros([SITES, COLUMNS], ACC)
+    for first in range(0, depth, DEPTH):
+        k = first + tl.arange(0, DEPTH)
+        a_at = row[:, None] * depth + k[None, :]
+        w_at = k[:, None] * by_k + column[None, :] * by_column
+        a = tl.load(a_ptr + a_at, mask=inside_r[:, None] & (k < depth)[None, :], other=0.0)
+        w = tl.load(w_ptr + w_at, mask=inside[None, :] & (k < depth)[:, None], other=0.0)
+        total += _product(a, w, ACC, WIDE)
+    return total
+
+
+@triton.jit
 def _expand_kernel(
-    x_ptr,
-    w_ptr,
-    bias_ptr,
-    h_ptr,
-    partial_ptr,
-    sites,
-    tiles,
-    c,
-    e,
-    SITES: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    ACC: tl.constexpr,
-    WIDE: tl.constexpr,
-):
+    x_ptr, w_ptr, bias_ptr, h_ptr, partial_ptr, sites, tiles, c, e,
+    SITES: tl.constexpr, ACC: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
     """h of a tile, and the sum over its sites of GELU(h) squared."""
     _, row, inside_r = _rows(tiles, sites, SITES)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = column < e
-    h = tl.zeros([SITES, COLUMNS], ACC)
-    for first in range(0, c, DEPTH):
-        k = first + tl.arange(0, DEPTH)
-        x_at, w_at = row[:, None] * c + k[None, :], column[None, :] * c + k[:, None]
-        x = tl.load(x_ptr + x_at, mask=inside_r[:, None] & (k < c)[None, :], other=0.0)
-        w = tl.load(w_ptr + w_at, mask=inside[None, :] & (k < c)[:, None], other=0.0)
-        h += _product(x, w, ACC, WIDE)
+    column, inside = _columns(e)
+    h = _rows_times_columns(x_ptr, w_ptr, row, inside_r, column, inside, c, 1, c, SITES, ACC, WIDE)
     h += tl.load(bias_ptr + column, mask=inside, other=0.0).to(ACC)[None, :]
     rounded = h.to(h_ptr.dtype.element_ty)
     both = inside_r[:, None] & inside[None, :]
@@ -93,26 +99,12 @@ def _expand_kernel(
 
 @triton.jit
 def _contract_kernel(
-    h_ptr,
-    scale_ptr,
-    beta_ptr,
-    w_ptr,
-    bias_ptr,
-    y_ptr,
-    sites,
-    tiles,
-    c,
-    e,
-    SITES: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    ACC: tl.constexpr,
-    WIDE: tl.constexpr,
-):
+    h_ptr, scale_ptr, beta_ptr, w_ptr, bias_ptr, y_ptr, sites, tiles, c, e,
+    SITES: tl.constexpr, ACC: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
     """y of a tile from h: GELU and GRN's scale on the way into the product."""
     image, row, inside_r = _rows(tiles, sites, SITES)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = column < c
+    column, inside = _columns(c)
     y = tl.zeros([SITES, COLUMNS], ACC)
     for first in range(0, e, DEPTH):
         k = first + tl.arange(0, DEPTH)
@@ -132,32 +124,15 @@ def _contract_kernel(
 
 @triton.jit
 def _expand_gradient_kernel(
-    dy_ptr,
-    w_ptr,
-    h_ptr,
-    dz_ptr,
-    partial_ptr,
-    sites,
-    tiles,
-    c,
-    e,
-    SITES: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    ACC: tl.constexpr,
-    WIDE: tl.constexpr,
-):
+    dy_ptr, w_ptr, h_ptr, dz_ptr, partial_ptr, sites, tiles, c, e,
+    SITES: tl.constexpr, ACC: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
     """dz of a tile, and the sums over its sites of dz * a and of dz."""
     _, row, inside_r = _rows(tiles, sites, SITES)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = column < e
-    dz = tl.zeros([SITES, COLUMNS], ACC)
-    for first in range(0, c, DEPTH):
-        k = first + tl.arange(0, DEPTH)
-        dy_at, w_at = row[:, None] * c + k[None, :], k[:, None] * e + column[None, :]
-        dy = tl.load(dy_ptr + dy_at, mask=inside_r[:, None] & (k < c)[None, :], other=0.0)
-        w = tl.load(w_ptr + w_at, mask=inside[None, :] & (k < c)[:, None], other=0.0)
-        dz += _product(dy, w, ACC, WIDE)
+    column, inside = _columns(e)
+    dz = _rows_times_columns(
+        dy_ptr, w_ptr, row, inside_r, column, inside, c, e, 1, SITES, ACC, WIDE
+    )
     both = inside_r[:, None] & inside[None, :]
     at = row[:, None] * e + column[None, :]
     rounded = dz.to(dz_ptr.dtype.element_ty)
@@ -171,27 +146,12 @@ def _expand_gradient_kernel(
 
 @triton.jit
 def _contract_gradient_kernel(
-    dz_ptr,
-    h_ptr,
-    scale_ptr,
-    through_norm_ptr,
-    w_ptr,
-    dx_ptr,
-    dh_ptr,
-    sites,
-    tiles,
-    c,
-    e,
-    SITES: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    ACC: tl.constexpr,
-    WIDE: tl.constexpr,
-):
+    dz_ptr, h_ptr, scale_ptr, through_norm_ptr, w_ptr, dx_ptr, dh_ptr, sites, tiles, c, e,
+    SITES: tl.constexpr, ACC: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
     """dx of a tile; the gradient through GRN and GELU on the way, which the first column writes."""
     image, row, inside_r = _rows(tiles, sites, SITES)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = column < c
+    column, inside = _columns(c)
     dx = tl.zeros([SITES, COLUMNS], ACC)
     for first in range(0, e, DEPTH):
         k = first + tl.arange(0, DEPTH)
@@ -262,18 +222,14 @@ class FusedMlp(Function):
         _launch(_contract_gradient_kernel, x_bsc, w1_ec, c, tensors, sums=0)
         z_bse = dz_bse  # its memory
         _over_tiles(_apply_kernel, h_bse, g_be, mean_b1.flatten(), gamma_e, beta_e, z_bse)
-        dw1, dw2 = (
-            dh_bse.flatten(0, 1).T @ x_bsc.flatten(0, 1),
-            dy_bsc.flatten(0, 1).T @ z_bse.flatten(0, 1),
-        )
         dtype = g_be.dtype
         return (
             dx_bsc,
-            dw1,
+            dh_bse.flatten(0, 1).T @ x_bsc.flatten(0, 1),
             dh_bse.sum((0, 1), dtype=dtype).to(w1_ec.dtype),
             dgamma_be.sum(0).to(gamma_e.dtype),
             sums[:, 1].sum(0).to(beta_e.dtype),
-            dw2,
+            dy_bsc.flatten(0, 1).T @ z_bse.flatten(0, 1),
             dy_bsc.sum((0, 1), dtype=dtype).to(w2_ce.dtype),
         )
 
@@ -295,7 +251,7 @@ def _launch(
     tiles = triton.cdiv(s, side)
     partial = x_bsc.new_empty(b, tiles, sums, e, dtype=dtype)
     with launching_on(x_bsc):
-        kernel[(b * tiles, triton.cdiv(columns, COLUMNS))](
+        kernel[(b * tiles, triton.cdiv(columns, COLUMNS.value))](
             *tensors,
             *([partial] if sums else []),
             s,
@@ -303,8 +259,6 @@ def _launch(
             c,
             e,
             SITES=side,
-            COLUMNS=COLUMNS,
-            DEPTH=DEPTH,
             ACC=tl.float64 if dtype == torch.float64 else tl.float32,
             WIDE=interpreted(),
             num_warps=4,

@@ -8,7 +8,6 @@ can be checked: the last loss, AP, a file; or the last line of its error.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -389,9 +388,7 @@ def _environment() -> dict[str, str]:
 
 
 def main() -> int:
-    parser = ToolParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("checkout", type=Path, help="detectron2's repository")
     add("--output-dir", type=Path, required=True, help="data, configs and logs go here")

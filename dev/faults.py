@@ -9,7 +9,6 @@ to.
 
 from __future__ import annotations
 
-import argparse
 import fnmatch
 import tempfile
 from collections.abc import Callable, Iterator
@@ -53,8 +52,7 @@ def make_row(name: str, make: Callable[[], Row], mounts: bool) -> Row:
 
 
 def main() -> int:
-    parser = ToolParser(description=__doc__, epilog=EXAMPLES,
-                        formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = ToolParser(__doc__, EXAMPLES)
     parser.add_argument("--rows", nargs="+", metavar="PATTERN", help="of their names: 'killed*'")
     parser.add_argument("--print", action="store_true", help="to the terminal, not to the page")
     arguments = parser.parse_args()

@@ -6,7 +6,6 @@ augmentation on, and strong, so that the eye sees it.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +82,7 @@ def sheet(dataset: CocoDataset, image: int) -> Image.Image:
 
 
 def main() -> None:
-    parser = ToolParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(__doc__, EXAMPLES)
     parser.add_argument("dataset", help="json:ANNOTATIONS:IMAGE_FOLDER, of colours")
     parser.add_argument("--image", type=int, default=0, help="which of its images")
     parser.add_argument("--output", type=Path, default=Path("docs/images/augmentation.jpg"))

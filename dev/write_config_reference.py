@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import re
 from pathlib import Path
@@ -54,9 +53,7 @@ def render() -> str:
 
 
 def main() -> None:
-    parser = ToolParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(__doc__, EXAMPLES)
     parser.add_argument("--output", type=Path, default=Path("docs/configuration.md"))
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     options = parser.parse_args()

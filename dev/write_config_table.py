@@ -34,9 +34,7 @@ examples:
 
 
 def parse() -> argparse.Namespace:
-    parser = ToolParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(__doc__, EXAMPLES)
     parser.add_argument("--configs", type=Path, default=Path("det_configs"), help="their folder")
     parser.add_argument("--config", help="the file that --run was made with, relative to --configs")
     parser.add_argument("--run", type=Path, help="a finished run's folder")

@@ -6,7 +6,6 @@ of them must be installed: pip install -e ".[test,export,wandb,tiff,dicom,heic,h
 
 from __future__ import annotations
 
-import argparse
 import configparser
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
@@ -112,9 +111,7 @@ def table() -> list[str]:
 
 
 def main() -> None:
-    parser = ToolParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(__doc__, EXAMPLES)
     parser.add_argument("--output", type=Path, default=ROOT / "docs/dependencies.md")
     page = parser.parse_args().output
     write_between(page, MARKS, "\n".join(table()))

@@ -6,7 +6,6 @@ detectron2. Run this only to change the golden inputs, and say why in the commit
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import sys
@@ -31,9 +30,7 @@ EPILOG = """examples:
 
 
 def main() -> None:
-    parser = ToolParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(__doc__, EPILOG)
     parser.add_argument("--output", type=Path, default=outputs.FILE)
     parser.add_argument("--train", action="store_true", help="the trained detectors anew: minutes")
     args = parser.parse_args()

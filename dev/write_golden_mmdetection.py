@@ -13,7 +13,6 @@ torch and torchvision::
 
 from __future__ import annotations
 
-import argparse
 import importlib.machinery
 import json
 import sys
@@ -149,9 +148,7 @@ def detect(model: Any, samples: list[dict[str, Any]]) -> list[Detections]:
 
 
 def main() -> None:
-    parser = ToolParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(__doc__, EPILOG)
     parser.add_argument("--packages", type=Path, help="a folder that holds mmdet")
     parser.add_argument("--output", type=Path, default=mmdetection.FILE)
     args = parser.parse_args()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from pathlib import Path
@@ -38,9 +37,7 @@ def notebook(page: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = ToolParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(__doc__, EXAMPLES)
     parser.add_argument("--page", type=Path, default=ROOT / "docs/python.md")
     parser.add_argument("--output", type=Path, default=ROOT / "examples/python.ipynb")
     parser.add_argument("--check", action="store_true", help="compare, write nothing")

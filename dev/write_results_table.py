@@ -32,9 +32,7 @@ json's; 2 on wrong usage
 
 
 def parse() -> argparse.Namespace:
-    parser = ToolParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("--page", type=Path, default=Path("docs/real_runs.md"))
     add("--results", type=Path, default=Path("docs/results.json"))

@@ -6,7 +6,6 @@ is what a file's header says after "Expected:".
 
 from __future__ import annotations
 
-import argparse
 import re
 from pathlib import Path
 
@@ -48,9 +47,7 @@ def table(folder: Path) -> str:
 
 
 def main() -> None:
-    parser = ToolParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("--configs", type=Path, default=Path("det_configs/ade20k"), help="their folder")
     add("--page", type=Path, default=Path("docs/segmentation.md"), help="the page")

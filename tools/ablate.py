@@ -35,9 +35,7 @@ examples:
 
 
 def parse() -> argparse.Namespace:
-    parser = ToolParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("grid", metavar="GRID.yaml", help="what to run; see ablations/ and docs/ablations.md")
     add("--output-dir", required=True, type=Path, help="for the table and every run's folder")

@@ -41,7 +41,7 @@ examples:
 
 def parse() -> argparse.Namespace:
     defaults = AnalysisOptions({}, "", Path())
-    parser = ToolParser(description=__doc__, epilog=EXAMPLES, formatter_class=HelpFormatter)
+    parser = ToolParser(__doc__, EXAMPLES, formatter_class=HelpFormatter)
     named: dict[str, Any] = {"action": "append", "default": [], "metavar": "NAME=SOURCE"}
     parser.add_argument("--model", help=f"repeatable: {SOURCES}", **named)
     parser.add_argument("--run", help="repeatable: a pretraining run's folder", **named)

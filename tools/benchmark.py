@@ -65,9 +65,7 @@ BATCH, SIDE = {"detection": 1, "segmentation": 2}, {"detection": 512, "segmentat
 
 
 def parse() -> argparse.Namespace:
-    parser = ToolParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(__doc__, EXAMPLES)
     add = parser.add_argument
     add(
         "what",

@@ -38,9 +38,7 @@ exit code: 0 without errors (warnings may remain), 1 with errors, 2 on wrong usa
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = ToolParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(__doc__, EXAMPLES)
     parser.add_argument("annotations", type=Path, help="COCO json")
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="image folder")
     parser.add_argument(

@@ -6,7 +6,6 @@ quantity of metrics.json, by iteration.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from backbones.whole_files import write_text
@@ -23,9 +22,7 @@ exit code: 0; 1 for folders that cannot be compared, all at once; 2 on wrong usa
 
 
 def main() -> None:
-    parser = ToolParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(__doc__, EXAMPLES)
     parser.add_argument(
         "--arm",
         nargs="+",

@@ -37,9 +37,7 @@ EXAMPLES = """examples:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = ToolParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(__doc__, EXAMPLES)
     parser.add_argument("input", help="a checkpoint of any format, or timm:NAME")
     parser.add_argument(
         "output",

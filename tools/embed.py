@@ -45,7 +45,7 @@ examples:
 
 def parse() -> argparse.Namespace:
     defaults = EmbedOptions("", "")
-    parser = ToolParser(description=__doc__, epilog=EXAMPLES, formatter_class=HelpFormatter)
+    parser = ToolParser(__doc__, EXAMPLES, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("--encoder", required=True, help="a checkpoint of any format, timm:NAME or random:NAME")
     add("--data", required=True, help="images: a folder, .tar shards, hfds/NAME")

@@ -36,9 +36,7 @@ def at_least_one(text: str) -> float:
 
 
 def parse() -> argparse.Namespace:
-    parser = ToolParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(__doc__, EXAMPLES)
     source = parser.add_mutually_exclusive_group(required=True)
     add = source.add_argument
     add("--run", type=Path, metavar="DIR", help="a finished run of any task")

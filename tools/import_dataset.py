@@ -30,9 +30,7 @@ lines name it as tools/train_net.py and tools/check_dataset.py take it.
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = ToolParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("source", type=Path, help="the labels: a file or a folder")
     add("--from", dest="kind", choices=["auto", *READERS], default="auto", help="their format")

@@ -21,9 +21,7 @@ exit code: 0, 1 for folders that hold no run, 2 on wrong usage
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = ToolParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(__doc__, EXAMPLES)
     parser.add_argument(
         "runs",
         type=Path,

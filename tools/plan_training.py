@@ -40,9 +40,7 @@ examples:
 
 
 def parse() -> argparse.Namespace:
-    parser = ToolParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("datasets", nargs="+", metavar="DATASET",
         help="json:..., masks:..., a known name, or a COCO json with --images")  # fmt: skip

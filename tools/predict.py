@@ -52,9 +52,7 @@ usage
 
 
 def parse() -> argparse.Namespace:
-    parser = ToolParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("--run", type=Path, required=True, metavar="DIR", help="OUTPUT_DIR of a training")
     add(

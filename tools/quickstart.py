@@ -75,9 +75,7 @@ def jobs_for(arguments: argparse.Namespace, out: Path) -> tuple[Job, list[Job]]:
 
 
 def main() -> None:
-    parser = ToolParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("--output-dir", required=True, help="a new or empty folder")
     add("--seed", type=at_least(0), default=0, help="of the scenes and of both trainings")

@@ -5,7 +5,6 @@ OUTPUT_DIR gets a picture of each image (image, masked image, reconstruction), a
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from fcmae.reconstruct import reconstruct_images
@@ -23,9 +22,7 @@ examples:
 
 
 def main() -> None:
-    parser = ToolParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("--run", required=True, type=Path, help="a pretraining's folder, with its checkpoints")
     add("--input", required=True, nargs="+", metavar="IMAGES", help="files, folders, patterns")

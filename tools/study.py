@@ -76,9 +76,7 @@ def named(text: str) -> tuple[str, str]:
 
 
 def parse() -> argparse.Namespace:
-    parser = ToolParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("--images", required=True, type=Path, help="the folder of unlabelled images")
     add("--train", required=True, metavar="LABELS",

@@ -39,9 +39,7 @@ that the environment variable DETECTRON2_DATASETS names.
 
 
 def parse() -> argparse.Namespace:
-    parser = ToolParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="a YAML file, see det_configs/")
     add("--engine", choices=["torchvision", "detectron2"], help="instead of the config's ENGINE")

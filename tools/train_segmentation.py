@@ -6,8 +6,6 @@ inference/metrics_summary.json, inference/maps/, report.html, report.md.
 
 from __future__ import annotations
 
-import argparse
-
 from segmentation.config import load_config
 from segmentation.run import run
 from training.cli import ToolParser, run_tool
@@ -42,9 +40,7 @@ environment variable DETECTRON2_DATASETS names.
 
 
 def main() -> int:
-    parser = ToolParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="a YAML file, see det_configs/")
     add("--device", choices=DEVICES, help="instead of the config's MODEL.DEVICE")

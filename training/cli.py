@@ -50,10 +50,14 @@ class ToolParser(argparse.ArgumentParser):
     argparse itself stops at the first bad value, and names no flag that may have been meant.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(
+        self, description: str | None = None, epilog: str | None = None, **options: Any
+    ) -> None:
+        """Both texts are shown as they are written; ``options`` are argparse's."""
         if is_console():
             options.setdefault("prog", own_program())
-        super().__init__(*args, **options)
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(description=description, epilog=epilog, **options)
         self._wrong: list[str] = []
         self._unknown: set[str] = set()
 
@@ -140,10 +144,7 @@ class OptionsParser(ToolParser):
 
     def __init__(self, options: type, description: str | None, epilog: str) -> None:
         super().__init__(
-            description=description,
-            epilog=epilog,
-            formatter_class=HelpFormatter,
-            argument_default=argparse.SUPPRESS,
+            description, epilog, formatter_class=HelpFormatter, argument_default=argparse.SUPPRESS
         )
         types = get_type_hints(options)
         own = set(vars(options).get("__annotations__", {}))

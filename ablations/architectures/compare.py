@@ -78,9 +78,7 @@ DATA = {"nuclei": Data(128, 8), "coco_mini": Data(128, 16)}
 
 
 def parse() -> argparse.Namespace:
-    parser = ToolParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("data", type=Path, help="the folder of the data sets")
     add("--output-dir", type=Path, required=True)

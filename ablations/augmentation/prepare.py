@@ -7,7 +7,6 @@ photographs with a shorter side of 160 pixels, COCO's twelve supercategories as 
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -18,6 +17,8 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle_codec
 from pycocotools.coco import COCO
+
+from training.cli import ToolParser
 
 REPRODUCTION = Path(__file__).resolve().parent.parent / "reproduction/prepare.py"
 SIDE = 160  # pixels
@@ -65,9 +66,7 @@ def shrunk(labels: COCO, images: Path, output: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(__doc__)
     parser.add_argument("data", type=Path, help="the folder of the data sets")
     parser.add_argument("output_dir", type=Path, help="must not exist")
     options = parser.parse_args()

@@ -7,13 +7,13 @@ on after an interruption.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 from backbones.whole_files import linked_folder, write_json
 from fcmae.features.choose import CHOICES, choose
 from fcmae.features.embeddings import EmbedOptions, embed_folder
+from training.cli import ToolParser
 
 COUNTS = (16, 32, 64)
 SEEDS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10)
@@ -22,9 +22,7 @@ PIXELS = (128, 128)  # as the encoders were pretrained
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(__doc__)
     parser.add_argument("name", help="of the data set, in the files' names")
     parser.add_argument("pool", type=Path, help="COCO json of the images to choose among")
     parser.add_argument("images", type=Path, help="their folder")

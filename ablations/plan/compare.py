@@ -11,7 +11,6 @@ table into docs/plan.md.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import os
@@ -173,9 +172,7 @@ def comparison(rows: list[dict[str, str]]) -> str:
 
 
 def main() -> None:
-    parser = ToolParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("data", type=Path, help="the folder of nuclei, fruits_nuts and coco_mini")
     add("--output-dir", type=Path, required=True)

@@ -12,7 +12,6 @@ OUTPUT_DIR gets
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,6 +20,8 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle_codec
 from pycocotools.coco import COCO
+
+from training.cli import ToolParser
 
 TILE = 128  # pixels
 TUNE = 60  # training images set aside
@@ -119,9 +120,7 @@ def subset(tiles: dict, chosen: set[int]) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(__doc__)
     parser.add_argument("data", type=Path, help="the folder of the data sets")
     parser.add_argument("output_dir", type=Path, help="must not exist")
     parser.add_argument("--seeds", type=int, default=11, help="label subsets and halves")

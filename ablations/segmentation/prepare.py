@@ -10,7 +10,6 @@ OUTPUT_DIR gets, for nuclei, coco_mini and drawn scenes (of :mod:`detection.data
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from detection.data.scenes import write_scenes
+from training.cli import ToolParser
 
 LABELLED = {"nuclei": 32, "coco_mini": None, "scenes": 32}  # images of a seed; None: all
 SCENES = (200, 60, 400)  # to train, to test, without labels
@@ -34,9 +34,7 @@ def subset(labels: dict[str, Any], size: int | None, seed: int) -> dict[str, Any
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(__doc__)
     parser.add_argument("data", type=Path, help="the folder that holds nuclei and coco_mini")
     parser.add_argument("output_dir", type=Path, help="must not exist")
     parser.add_argument("--seeds", type=int, default=5)

@@ -40,9 +40,7 @@ LARGE_ANCHORS = "[[16],[32],[64],[128],[256]]"
 
 
 def parse() -> argparse.Namespace:
-    parser = ToolParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("--nuclei", type=Path, help="a folder of annotations/ (train, dense) and images/")
     add("--photos", type=Path, help="a folder of annotations/ (train, val) and images/")

@@ -75,9 +75,7 @@ class Training(NamedTuple):
 
 
 def parse() -> argparse.Namespace:
-    parser = ToolParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="the folder that holds nuclei and fruits_nuts")
     add("--output-dir", type=Path, required=True)

@@ -7,14 +7,13 @@ Seeds of which an arm of their experiment is not measured yet are left out.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 from reporting.tables import markdown_table, write_between
-from training.cli import run_tool
+from training.cli import ToolParser, run_tool
 from training.records.intervals import Estimate, estimate, paired_difference
 
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
@@ -100,9 +99,7 @@ def section(name: str, figures: Figures) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(__doc__)
     parser.add_argument("csv", type=Path, help="measure.py's")
     source = parser.parse_args().csv
     if source.resolve() != (DOCS / "transfer.csv").resolve():

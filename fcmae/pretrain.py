@@ -131,8 +131,7 @@ def _pretrain(options: PretrainOptions, resume: bool) -> Path:
         ).licence
     model = build_fcmae(encoder, options)
     warmup = min(
-        math.ceil(options.warmup_epochs * len(samples) / options.batch_size),
-        max(1, steps // 10),
+        math.ceil(options.warmup_epochs * len(samples) / options.batch_size), max(1, steps // 10)
     )
     loop = loop_options(options, steps, resume)
     lr = _learning_rate(options)

@@ -158,8 +158,7 @@ class PretrainOptions(TrainingOptions):
     )
     weight_decay: float = field(default=0.05, metadata=flag("on all but norms, biases and GRN"))
     decay_grn: bool = field(
-        default=False,
-        metadata=flag("decay GRN's gamma and beta, too, as the released code does"),
+        default=False, metadata=flag("decay GRN's gamma and beta, too, as the released code does")
     )
     decoder: Literal["convnext", "unet", "unet-skips", "transformer"] = field(
         default="convnext", metadata=flag("what predicts pixels")

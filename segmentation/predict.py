@@ -36,10 +36,7 @@ from images.png_writer import GreyPngWriter
 from images.windows import Windows, open_windows
 from reporting.palette import class_colour
 from reporting.tables import csv_lines
-from segmentation.config import (
-    build_segmenter,
-    load_config,
-)
+from segmentation.config import build_segmenter, load_config
 from segmentation.figures import coloured
 from segmentation.parts import class_bands
 from segmentation.weights import load_segmenter

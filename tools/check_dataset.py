@@ -51,10 +51,7 @@ def parse_arguments() -> argparse.Namespace:
         "--against-images", type=Path, metavar="DIR", help="OTHER's image folder, if not the same"
     )
     parser.add_argument(
-        "--repair",
-        type=Path,
-        metavar="FIXED",
-        help="write it with what has one remedy mended",
+        "--repair", type=Path, metavar="FIXED", help="write it with what has one remedy mended"
     )
     parser.add_argument("--no-masks", action="store_true", help="objects need boxes only")
     parser.add_argument("--headers-only", action="store_true", help="do not decode the images")
@@ -79,11 +76,7 @@ def main() -> int:
         problems += other_problems
         problems += compare_classes(tree, other, str(annotations), str(options.against))
         problems += check_overlap(
-            files,
-            image_files(other, folder),
-            f"{annotations}",
-            f"{options.against}",
-            pixels=decode,
+            files, image_files(other, folder), f"{annotations}", f"{options.against}", pixels=decode
         )
     found = Counter(problem.severity for problem in problems)
     if options.json:

@@ -15,12 +15,7 @@ from backbones.compiling import COMPILE_HELP, compiled_encoders
 from backbones.convnext import STAGES
 from backbones.whole_files import try_writing
 from fcmae.features.choose import CHOICES
-from fcmae.features.embeddings import (
-    POOLINGS,
-    EmbedOptions,
-    embed_folder,
-    write_embeddings,
-)
+from fcmae.features.embeddings import POOLINGS, EmbedOptions, embed_folder, write_embeddings
 from fcmae.features.next_images import probe_classes, probe_masks, write_next
 from fcmae.pretrain_options import parse_image_size
 from training.cli import HelpFormatter, ToolParser, log_to, run_tool

@@ -23,13 +23,7 @@ MEASURE = "measure how far apart the channels of 16 images are, and warn of coll
 
 
 # What a resumed run may change, beside what every training may.
-FREE = (
-    "recipe.epochs",
-    "eval_every",
-    "eval_classes",
-    "measure_features_every",
-    "skip_bad_images",
-)
+FREE = ("recipe.epochs", "eval_every", "eval_classes", "measure_features_every", "skip_bad_images")
 
 
 @dataclass(frozen=True, kw_only=True)

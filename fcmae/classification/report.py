@@ -158,10 +158,7 @@ def _confusion(classes: Sequence[str], evaluation: Evaluation) -> list[Block]:
         return [Table(["is", "predicted as", "images"], rows, caption)] if rows else []
     images = Counter(evaluation.truth)
     matrix: list[list[Cell]] = [
-        [
-            classes[a],
-            *(Number(pairs[a, b], 0, shade=pairs[a, b] / max(1, images[a])) for b in met),
-        ]
+        [classes[a], *(Number(pairs[a, b], 0, shade=pairs[a, b] / max(1, images[a])) for b in met)]
         for a in met
     ]
     caption = "Images by their class (rows) and the predicted one (columns)"

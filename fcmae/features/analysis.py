@@ -210,9 +210,7 @@ class _BlockSums:
 
 @torch.no_grad()
 def analyze(
-    model: nn.Module,
-    batches: Iterable[tuple[Tensor, list[int] | None]],
-    tap: Tap = DEFAULT_TAP,
+    model: nn.Module, batches: Iterable[tuple[Tensor, list[int] | None]], tap: Tap = DEFAULT_TAP
 ) -> list[BlockFeatures]:
     """Measure every block of a model on images.
 

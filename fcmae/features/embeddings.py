@@ -85,10 +85,7 @@ class Embeddings:
 
 @torch.no_grad()
 def embed(
-    encoder: ConvNeXt,
-    batches: Iterable[Tensor],
-    stage: str = "stage4",
-    pooling: Pooling = "mean",
+    encoder: ConvNeXt, batches: Iterable[Tensor], stage: str = "stage4", pooling: Pooling = "mean"
 ) -> np.ndarray:
     """The embeddings float32 ``[I, C]`` of normalised images ``[B, C, H, W]``.
 

@@ -23,14 +23,7 @@ from backbones.errors import InputError
 from backbones.whole_files import write_json
 from fcmae.grids.run import GridRun, StartCommand, shares
 from fcmae.grids.study_labels import LabelSet, Split, content_of
-from fcmae.grids.study_plan import (
-    Arm,
-    Measured,
-    Plan,
-    Question,
-    StudyOptions,
-    make_plan,
-)
+from fcmae.grids.study_plan import Arm, Measured, Plan, Question, StudyOptions, make_plan
 from fcmae.grids.verdicts import Verdict, verdict
 from training.command_line.jobs import Running, Share, run_side_by_side, start_process
 from training.records.energy import EnergyShares

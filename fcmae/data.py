@@ -12,9 +12,9 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +25,9 @@ from torchvision.transforms.v2 import functional as F
 from fcmae.copies import Header, KnownHeaders, ShrunkCopies
 from fcmae.masking import PATCH, draw_mask, grid_size
 from fcmae.packed_mask import PackedMask
+from fcmae.samples import ImageSamples, opened_picture
 from images.bad_images import refuse_bad
-from images.files import EIGHT_BITS, ImageError, Picture, Reading, open_picture
+from images.files import EIGHT_BITS, ImageError, Picture, Reading
 from images.picture import picture_of
 from images.readers import Reader, open_images
 from training.progress import progress
@@ -42,66 +43,33 @@ Sample = tuple[Tensor, Tensor, dict[int, str]]
 Batch = tuple[Tensor, PackedMask, dict[int, str]]
 
 
-@contextmanager
-def opened_picture(reader: Reader, index: int, reading: Reading) -> Iterator[Picture]:
-    """A picture that can become one of the wanted channels; closed afterwards.
-
-    Raises:
-        ImageError: if it cannot; the message says why and leaves the name to the caller.
-    """
-    try:
-        file = reader.open(index)
-    except (OSError, ValueError) as error:
-        raise ImageError(f"cannot be opened ({error})") from error
-    with file:
-        picture = open_picture(file)
-        reading.check(picture)
-        yield picture
-
-
-@dataclass
-class PretrainingSamples:
-    """Map-style samples of (image, mask, bad images met), for :func:`training.loop.train`.
+@dataclass(kw_only=True)
+class PretrainingSamples(ImageSamples):
+    """Samples of (image, mask, bad images met), for :func:`training.loop.train`.
 
     The mask is drawn with the sample, from the same seeded generators, so that it depends on
     (seed, epoch, index) alone. So does what replaces a bad image: the next good one by index (the
     first follows the last), cropped, flipped and masked by the draws of the sample it stands for.
 
     Args:
-        reader: where the image files come from.
-        image_size: height and width of a sample in pixels, multiples of 32.
+        image_size: height and width of a sample in pixels, multiples of ``patch_size``.
         mask_ratio: share of patches to remove.
-        in_chans: channels of a sample.
-        skip_bad_images: replace images that cannot be used; otherwise they are errors.
-        bad: index and reason of those that are known beforehand.
-        patch_size: side of the patches that are removed, in pixels.
-        value_range: the values that become 0 and 1, see ``images.files``.
+        patch_size: side of the patches that are removed, in pixels, a multiple of 32.
         crop_scale: smallest and largest share of an image's area that a crop has.
         grey_share: share of samples that lose their colour (of 3 channels).
         copies: shrunk ones of large images, which crops are cut from where there are any.
         whole_jpegs: never decode a JPEG at a smaller scale.
     """
 
-    reader: Reader
+    CANDIDATES = "half of all images behind it"
+
     image_size: tuple[int, int]
     mask_ratio: float
-    in_chans: int = 3
-    skip_bad_images: bool = False
-    bad: dict[int, str] = field(default_factory=dict)
     patch_size: int = PATCH
-    value_range: tuple[float, float] | None = None
     crop_scale: tuple[float, float] = CROP_SCALE
     grey_share: float = 0.0
     copies: ShrunkCopies | None = None
     whole_jpegs: bool = False
-
-    @property
-    def reading(self) -> Reading:
-        """How files become arrays."""
-        return Reading(self.in_chans, value_range=self.value_range)
-
-    def __len__(self) -> int:
-        return len(self.reader)
 
     def __getitem__(self, index: int) -> Sample:
         """Image uint8 ``[C, H, W]`` (float32 in 0..1 from files of more than 8 bits), mask bool
@@ -110,64 +78,26 @@ class PretrainingSamples:
         Raises:
             ImageError: for a bad image where they are not skipped, or half of all are bad.
         """
-        state, met = torch.get_rng_state(), {}
-        for candidate in self._candidates(index):
-            try:
-                image = self._augmented(candidate)
-            except ImageError as error:
-                if not self.skip_bad_images:
-                    raise ImageError(f"{self.describe(candidate)} {error}") from error
-                met[candidate] = str(error)
-                torch.set_rng_state(state)
-            else:
-                mask = draw_mask(1, self.image_size, self.mask_ratio, self.patch_size)[0]
-                if self.grey_share and torch.rand(()) < self.grey_share:
-                    image = F.rgb_to_grayscale(image, num_output_channels=3)
-                return image, mask, met
-        raise ImageError(f"{self.describe(index)} and half of all images behind it cannot be used")
+        _, image, met = self.first_usable(index, self._augmented)
+        mask = draw_mask(1, self.image_size, self.mask_ratio, self.patch_size)[0]
+        if self.grey_share and torch.rand(()) < self.grey_share:
+            image = F.rgb_to_grayscale(image, num_output_channels=3)
+        return image, mask, met
 
     def _augmented(self, index: int) -> Tensor:
         if self.copies and (copy := self.copies.open(index)) is not None:
-            return augmented(
-                picture_of(copy), Reading(self.in_chans), self.image_size, self.crop_scale
-            )
-        with opened_picture(self.reader, index, self.reading) as picture:
+            reading = Reading(self.in_chans)
+            return augmented(picture_of(copy), reading, self.image_size, self.crop_scale)
+        with self.opened(index) as picture:
             return augmented(
                 picture, self.reading, self.image_size, self.crop_scale, self.whole_jpegs
             )
 
-    def _candidates(self, index: int) -> Iterator[int]:
+    def candidates(self, index: int) -> Iterator[int]:
         for step in range(len(self) // 2 + 1):
             candidate = (index + step) % len(self)
             if candidate not in self.bad:
                 yield candidate
-
-    def describe(self, index: int) -> str:
-        """The file that a sample comes from."""
-        return self.reader.name(index)
-
-    def whole_image(self, index: int) -> np.ndarray:
-        """An image without augmentation, ``[h, w, in_chans]``: uint8, or float32 in 0..1.
-
-        Raises:
-            ImageError: if it cannot be used; the message names it.
-        """
-        try:
-            with opened_picture(self.reader, index, self.reading) as picture:
-                return self.reading.read(picture)
-        except ImageError as error:
-            raise ImageError(f"{self.describe(index)} {error}") from error
-
-    def eight_bit(self) -> bool:
-        """Whether the first usable image has values of 8 bits, and keeps them."""
-        for index in self._candidates(0):
-            try:
-                with opened_picture(self.reader, index, self.reading) as picture:
-                    return self.reading.is_eight_bit(picture)
-            except ImageError:
-                if not self.skip_bad_images:
-                    raise
-        return True
 
 
 def augmented(
@@ -275,25 +205,18 @@ def pretraining_samples(
     mask_ratio: float,
     in_chans: int = 3,
     split: str = "train",
-    skip_bad_images: bool = False,
-    patch_size: int = PATCH,
     value_range: tuple[float, float] | None = None,
-    crop_scale: tuple[float, float] = CROP_SCALE,
-    grey_share: float = 0.0,
     cache: Path | None = None,
     cache_gb: float = 50.0,
-    whole_jpegs: bool = False,
+    **sampling: Any,
 ) -> PretrainingSamples:
     """Everything from a name to samples, checked: see :func:`images.readers.open_images`.
 
     Args:
-        image_size: height and width in pixels, multiples of ``patch_size``.
-        patch_size: side of the patches that are removed, a multiple of 32.
         value_range: the values that become 0 and 1, see ``images.files``.
-        crop_scale, grey_share: see :class:`PretrainingSamples`.
         cache: a folder of shrunk copies of large images (:mod:`fcmae.copies`); None for none.
         cache_gb: what these may take.
-        whole_jpegs: never decode a JPEG at a smaller scale.
+        sampling: further fields of :class:`PretrainingSamples`.
 
     Raises:
         InputError: for a ``cache`` of a source that is no folder of images.
@@ -301,26 +224,19 @@ def pretraining_samples(
             more than half are.
     """
     height, width = image_size
-    grid_size(height, width, patch_size)
-    reader = open_images(name, split)
     samples = PretrainingSamples(
-        reader,
-        (height, width),
-        mask_ratio,
-        in_chans,
-        skip_bad_images,
-        patch_size=patch_size,
-        value_range=value_range,
-        crop_scale=crop_scale,
-        grey_share=grey_share,
-        whole_jpegs=whole_jpegs,
+        reader=open_images(name, split),
+        reading=Reading(in_chans, value_range=value_range),
+        image_size=(height, width),
+        mask_ratio=mask_ratio,
+        **sampling,
     )
-    copies = cache and ShrunkCopies(
-        cache, reader, samples.reading, (height, width), crop_scale[0], cache_gb
-    )
-    known = KnownHeaders(cache, samples.reading)
-    bad = samples.bad = find_bad_headers(reader, samples.reading, known=known)
-    if bad and (not skip_bad_images or 2 * len(bad) > len(reader)):
+    grid_size(height, width, samples.patch_size)
+    reader, reading, smallest = samples.reader, samples.reading, samples.crop_scale[0]
+    copies = cache and ShrunkCopies(cache, reader, reading, (height, width), smallest, cache_gb)
+    known = KnownHeaders(cache, reading)
+    bad = samples.bad = find_bad_headers(reader, reading, known=known)
+    if bad and (not samples.skip_bad_images or 2 * len(bad) > len(reader)):
         refuse_bad(reader, bad)
     logger.info("%d images from %s, %d of them bad", len(reader), name, len(bad))
     if copies:

@@ -104,14 +104,14 @@ def _pretrain(options: PretrainOptions, resume: bool) -> Path:
         options.mask_ratio,
         options.in_chans,
         options.split,
-        options.skip_bad_images,
-        options.patch_size,
         as_range(options.value_range),
-        (options.crop_scale[0], options.crop_scale[1]),
-        options.grey_share,
         Path(options.cache) if options.cache else None,
         options.cache_gb,
-        options.whole_jpegs,
+        skip_bad_images=options.skip_bad_images,
+        patch_size=options.patch_size,
+        crop_scale=(options.crop_scale[0], options.crop_scale[1]),
+        grey_share=options.grey_share,
+        whole_jpegs=options.whole_jpegs,
     )
     steps = total_steps(options, len(samples))
     refuse_fewer_steps(output_dir, steps)

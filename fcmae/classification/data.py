@@ -13,8 +13,8 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,9 +22,10 @@ from timm.utils.misc import natural_key
 from torch import Tensor
 
 from backbones.errors import InputError
-from fcmae.data import find_bad_headers, opened_picture
+from fcmae.data import find_bad_headers
+from fcmae.samples import ImageSamples
 from images.bad_images import refuse_bad
-from images.files import ImageError, Reading
+from images.files import Reading
 from images.labels import Labels, read_labels
 from images.readers import Reader, open_images
 
@@ -36,96 +37,47 @@ Sample = tuple[Tensor, int, dict[int, str]]
 Batch = tuple[Tensor, Tensor, dict[int, str]]
 
 
-@dataclass
-class LabelledSamples:
-    """Map-style samples of (image float32 ``[C, H, W]``, class, bad images met), normalised.
+@dataclass(kw_only=True)
+class LabelledSamples(ImageSamples):
+    """Samples of (image float32 ``[C, H, W]``, class, bad images met), normalised.
 
     What replaces a bad image is the next good one, with its class (the first follows the last).
 
     Args:
-        reader: where the image files come from.
-        indices: which of the reader's images these are.
+        indices: which of the reader's images these are; ``bad`` ones are none of them.
         labels: the class of each.
         transform: from an array ``[h, w, C]`` (uint8, or float32 in 0..1) to a tensor.
-        reading: how files become arrays.
-        skip_bad_images: replace images that cannot be used; otherwise they are errors.
-        bad: index and reason of those that were known beforehand, and are none of ``indices``.
     """
 
-    reader: Reader
     indices: Sequence[int]
     labels: Sequence[int]
     transform: Callable[[np.ndarray], Tensor] | None = None
-    reading: Reading = RGB
-    skip_bad_images: bool = False
-    bad: dict[int, str] = field(default_factory=dict)
-
-    @property
-    def in_chans(self) -> int:
-        """Channels of a sample."""
-        assert self.reading.channels is not None
-        return self.reading.channels
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def index_of(self, place: int) -> int:
+        return self.indices[place]
 
     def __getitem__(self, place: int) -> Sample:
         """
         Raises:
             ImageError: for a bad image where they are not skipped, or all are bad.
         """
-        assert self.transform is not None
         if not 0 <= place < len(self):
             raise IndexError(place)  # by which iteration over samples ends
-        met = {}
-        for candidate in self._candidates(place):
-            try:
-                image = self.transform(self._read(candidate))
-            except ImageError as error:
-                if not self.skip_bad_images:
-                    raise ImageError(f"{self.describe(candidate)} {error}") from error
-                met[self.indices[candidate]] = str(error)
-            else:
-                return image, self.labels[candidate], met
-        raise ImageError(f"{self.describe(place)} and all images behind it cannot be used")
+        used, image, met = self.first_usable(place, self._transformed)
+        return image, self.labels[used], met
 
-    def _candidates(self, place: int) -> Iterator[int]:
-        return ((place + step) % len(self) for step in range(len(self)))
-
-    def whole_image(self, place: int) -> np.ndarray:
-        """An image without augmentation, ``[h, w, C]``: uint8, or float32 in 0..1.
-
-        Raises:
-            ImageError: if it cannot be used; the message names it.
-        """
-        try:
-            return self._read(place)
-        except ImageError as error:
-            raise ImageError(f"{self.describe(place)} {error}") from error
-
-    def _read(self, place: int) -> np.ndarray:
-        with opened_picture(self.reader, self.indices[place], self.reading) as picture:
-            return self.reading.read(picture)
-
-    def eight_bit(self) -> bool:
-        """Whether the first usable image has values of 8 bits, and keeps them."""
-        for place in range(len(self)):
-            try:
-                with opened_picture(self.reader, self.indices[place], self.reading) as picture:
-                    return self.reading.is_eight_bit(picture)
-            except ImageError as error:
-                if not self.skip_bad_images:
-                    raise ImageError(f"{self.describe(place)} {error}") from error
-        return True
+    def _transformed(self, place: int) -> Tensor:
+        assert self.transform is not None
+        with self.opened(place) as picture:
+            return self.transform(self.reading.read(picture))
 
     def subset(self, places: Sequence[int]) -> LabelledSamples:
         """Some of these samples."""
         indices, labels = ([of[place] for place in places] for of in (self.indices, self.labels))
         return replace(self, indices=indices, labels=labels)
-
-    def describe(self, place: int) -> str:
-        """The file that a sample comes from."""
-        return self.reader.name(self.indices[place])
 
 
 @dataclass(frozen=True)
@@ -197,7 +149,12 @@ class _Source:
         numbers = {name: number for number, name in enumerate(classes)}
         labels = [numbers[name] for name in names]
         return LabelledSamples(
-            self.reader, good, labels, None, self.reading, self.skip_bad_images, bad
+            reader=self.reader,
+            reading=self.reading,
+            skip_bad_images=self.skip_bad_images,
+            bad=bad,
+            indices=good,
+            labels=labels,
         )
 
     def classes(self, indices: Sequence[int]) -> list[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from backbones.checkpoint import OWN_WEIGHTS, load_encoder, save_encoder
 from backbones.convnext import ConvNeXt, build_convnext
 from backbones.kernels import use_kernels
 from backbones.param_groups import parameter_groups
+from backbones.whole_files import write_atomically
 from fcmae.classification.data import labelled_data
 from fcmae.data import Batch, PretrainingSamples, collate, pretraining_samples
 from fcmae.features.collapse import WATCHED_IMAGES, CollapseWatch, steps_between_measures
@@ -29,8 +29,8 @@ from fcmae.features.probes import probe_images
 from fcmae.hard_patches import HardPatches
 from fcmae.model import FCMAE
 from fcmae.pretrain_options import FREE, PretrainOptions, total_steps
-from fcmae.run_files import CONFIG, as_yaml, check_resumed, write_config
-from fcmae.visualize import reconstruction_panel, save_panel
+from fcmae.run_files import CONFIG, as_yaml, check_resumed, statistics_of, write_config
+from fcmae.visualize import reconstruction_panel
 from images.bad_images import BadImages
 from images.files import Reading, as_range
 from images.readers import fingerprint
@@ -42,7 +42,6 @@ from training.guards.run_folder import held, refuse_existing_run, refuse_fewer_s
 from training.loop import train
 from training.options import loop_options
 from training.records.environment import git_commit, versions
-from training.records.trackers import Pictures
 from training.schedule import cosine_with_warmup, warn_of_schedule
 
 logger = logging.getLogger(__name__)
@@ -156,13 +155,27 @@ def _pretrain(options: PretrainOptions, resume: bool) -> Path:
     bad_images = BadImages(output_dir, samples.reader)
     bad_images.add(samples.bad)
     every = options.panel_every or max(1, steps // 10)
-    panels = _Panels(
-        samples, statistics, bad_images, output_dir, every, steps, options.show_bands or ()
-    )
-    probe = _Probe(options, statistics, every, steps) if options.probe else None
+    shown, shown_masks = _fixed_batch(samples, bad_images, PANEL_IMAGES)
+    probed = None
+    if options.probe:
+        reading = Reading(options.in_chans, value_range=as_range(options.value_range))
+        probed = labelled_data(options.probe, val_fraction=PROBE_HELD_OUT, reading=reading)
 
     def after_step(step: int, model: nn.Module) -> dict[str, Any]:
-        return {**panels(step, model), **(probe(step, model) if probe else {})}
+        """Now and then: pictures of the same images and masks, and what a probe finds."""
+        if step % every and step != steps:
+            return {}
+        assert isinstance(model, FCMAE)
+        bands = options.show_bands or ()
+        picture, _ = reconstruction_panel(model, shown, shown_masks, statistics, bands)
+        if is_main_process():
+            write_atomically(output_dir / f"reconstructions/step_{step:08d}.png", picture.save)
+        found: dict[str, Any] = {"reconstructions": np.asarray(picture)}
+        if probed:
+            scores = probe_images(model.encoder, probed, statistics, options.image_size)
+            logger.info("step %d  probe: kNN %.1f%%  linear %.1f%%", step, *scores.values())
+            found |= {f"probe/{name}": value for name, value in scores.items()}
+        return found
 
     images, masks = _fixed_batch(samples, bad_images, WATCHED_IMAGES)
     watch = CollapseWatch(
@@ -228,65 +241,14 @@ def build_fcmae(encoder: ConvNeXt, options: PretrainOptions) -> FCMAE:
 def _fixed_batch(
     samples: PretrainingSamples, bad_images: BadImages, number: int
 ) -> tuple[Tensor, Tensor]:
-    """Images and masks, the same in every run on these samples, spread evenly over them."""
+    """Images and masks, the same in every run on these samples, spread evenly over them.
+
+    Images are uint8, or float32 in 0..1, ``[B, C, H, W]``; masks bool ``[B, H/32, W/32]``.
+    """
     seed_generators(0)
     images, masks, met = collate([samples[i] for i in evenly_spread(samples, number)])
     bad_images.add(met)
     return images, masks.mask
-
-
-class _Panels:
-    """Draws the same images with the same masks now and then, so that progress can be seen."""
-
-    def __init__(
-        self,
-        samples: PretrainingSamples,
-        statistics: Statistics,
-        bad_images: BadImages,
-        output_dir: Path,
-        every: int,
-        last: int,
-        bands: Sequence[int],
-    ) -> None:
-        self.statistics, self.bands = statistics, bands
-        self.folder = output_dir / "reconstructions"
-        self.every, self.last = every, last
-        self.images, self.masks = _fixed_batch(samples, bad_images, PANEL_IMAGES)
-
-    def __call__(self, step: int, model: nn.Module) -> Pictures:
-        if step % self.every and step != self.last:
-            return {}
-        assert isinstance(model, FCMAE)
-        device = model.pred.weight.device
-        images = self.statistics.normalise(self.images.to(device))
-        is_deep = self.images.is_floating_point()
-        seen = (self.statistics.mean, self.statistics.std) if is_deep else self.statistics.shown()
-        masks = self.masks.to(device)
-        panel = reconstruction_panel(model, images, masks, *seen, self.bands, stretch=is_deep)
-        if is_main_process():
-            save_panel(panel, self.folder / f"step_{step:08d}.png")
-        return {"reconstructions": np.asarray(panel)}
-
-
-class _Probe:
-    """How well the frozen encoder tells the classes of labelled images, now and then."""
-
-    def __init__(
-        self, options: PretrainOptions, statistics: Statistics, every: int, last: int
-    ) -> None:
-        assert options.probe is not None
-        reading = Reading(options.in_chans, value_range=as_range(options.value_range))
-        self.data = labelled_data(options.probe, val_fraction=PROBE_HELD_OUT, reading=reading)
-        self.statistics, self.image_size = statistics, options.image_size
-        self.every, self.last = every, last
-
-    def __call__(self, step: int, model: nn.Module) -> dict[str, float]:
-        if step % self.every and step != self.last:
-            return {}
-        assert isinstance(model, FCMAE)
-        found = probe_images(model.encoder, self.data, self.statistics, self.image_size)
-        logger.info("step %d  probe: kNN %.1f%%  linear %.1f%%", step, *found.values())
-        return {f"probe/{name}": value for name, value in found.items()}
 
 
 def _learning_rate(options: PretrainOptions) -> float:
@@ -313,13 +275,9 @@ def _statistics(options: PretrainOptions, samples: PretrainingSamples, resume: b
     """
     config = Path(options.output_dir) / CONFIG
     if resume and config.is_file():
-        stored = (
-            (yaml.safe_load(config.read_text(encoding="utf-8")) or {})
-            .get("derived", {})
-            .get("statistics")
-        )
-        if stored is not None:
-            statistics = Statistics(tuple(stored["mean"]), tuple(stored["std"]), stored["origin"])
+        run = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+        if (stored := run.get("derived", {}).get("statistics")) is not None:
+            statistics = statistics_of(stored)
             statistics.check_resumed(options.mean, options.std, options.in_chans, str(config))
             return statistics
     return choose_statistics(

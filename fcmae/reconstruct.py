@@ -19,13 +19,13 @@ from torchvision.transforms.v2 import functional as F
 from backbones.convnext import build_convnext
 from backbones.errors import InputError
 from backbones.normalization import GRNOptions
-from backbones.whole_files import write_text
+from backbones.whole_files import write_atomically, write_text
 from fcmae.masking import draw_mask
 from fcmae.model import FCMAE
 from fcmae.pretrain import build_fcmae
 from fcmae.pretrain_options import PretrainOptions
-from fcmae.run_files import CONFIG
-from fcmae.visualize import reconstruction_panel, save_panel
+from fcmae.run_files import CONFIG, statistics_of
+from fcmae.visualize import reconstruction_panel
 from images.files import Reading, as_range
 from images.inputs import find_files, output_names, read_frames
 from images.statistics import Statistics
@@ -71,22 +71,16 @@ def reconstruct_images(
     files = find_files(inputs, reading=reading)
     generator = torch.Generator().manual_seed(seed)
     written, rows = [], []
-    target = model.pred.weight.device
     for file, name in progress(
         zip(files, output_names(files), strict=True), "reconstructing", len(files), "image"
     ):
         pixels = covered(next(read_frames(file, reading=reading)).pixels, options.image_size)
-        image = statistics.normalise(pixels[None].to(target))
-        is_deep = pixels.is_floating_point()
-        seen = (statistics.mean, statistics.std) if is_deep else statistics.shown()
-        mask = draw_mask(1, options.image_size, ratio, options.patch_size, generator).to(target)
+        mask = draw_mask(1, options.image_size, ratio, options.patch_size, generator)
         bands = options.show_bands or ()
-        panel = reconstruction_panel(model, image, mask, *seen, bands, stretch=is_deep)
-        save_panel(panel, output_dir / f"{name}.png")
-        with torch.no_grad():
-            loss = float(model(image, mask).loss)
+        panel = reconstruction_panel(model, pixels[None], mask, statistics, bands)
         written.append(output_dir / f"{name}.png")
-        rows.append([str(file), written[-1].name, loss])
+        write_atomically(written[-1], panel.picture.save)
+        rows.append([str(file), written[-1].name, panel.loss])
     write_text(output_dir / TABLE, csv_text(["image", "picture", "loss"], rows))
     return written
 
@@ -111,8 +105,7 @@ def read_run(run: Path) -> tuple[PretrainOptions, Statistics]:
     """
     try:
         stored: dict[str, Any] = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
-        found = stored["derived"]["statistics"]
-        statistics = Statistics(tuple(found["mean"]), tuple(found["std"]), found["origin"])
+        statistics = statistics_of(stored["derived"]["statistics"])
         known = {field.name for field in fields(PretrainOptions)}
         values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value

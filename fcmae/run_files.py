@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from backbones.whole_files import write_text
+from images.statistics import Statistics
 from training.cli import is_main_process
 from training.guards.checkpoints import list_checkpoints
 from training.guards.resume import compare_settings, say_changes
@@ -27,6 +28,11 @@ def as_yaml(values: Any) -> dict[str, Any]:
     """A dataclass's fields as YAML knows them."""
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(values).items()}
     return {k: str(v) if isinstance(v, Path) else v for k, v in plain.items()}
+
+
+def statistics_of(stored: Mapping[str, Any]) -> Statistics:
+    """Statistics as :func:`as_yaml` has written them."""
+    return Statistics(tuple(stored["mean"]), tuple(stored["std"]), stored["origin"])
 
 
 def write_config(options: Any, derived: Mapping[str, Any]) -> None:

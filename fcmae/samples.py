@@ -85,7 +85,8 @@ class ImageSamples:
         Raises:
             ImageError: for a bad image where they are not skipped, or if there is no other.
         """
-        state, met = torch.get_rng_state(), {}
+        state = torch.get_rng_state()
+        met: dict[int, str] = {}
         for candidate in self.candidates(place):
             try:
                 return candidate, make(candidate), met

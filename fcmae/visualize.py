@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from backbones.whole_files import write_atomically
 from fcmae.masking import PATCH, upsample_mask
 from fcmae.model import FCMAE
 from images.display import PERCENTILES
+from images.statistics import Statistics
 
 GAP, HEADER, REMOVED_GREY = 6, 22, 0.5
 IN_A_ROW = 2
@@ -22,10 +21,7 @@ TITLES = ("image", "masked", "reconstruction")
 
 
 def to_pixels(
-    images: Tensor,
-    mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
-    std: Sequence[float] = IMAGENET_DEFAULT_STD,
-    bands: Sequence[int] = (),
+    images: Tensor, mean: Sequence[float], std: Sequence[float], bands: Sequence[int] = ()
 ) -> Tensor:
     """Undo the normalisation: ``[B, C, H, W]`` -> ``[B, 3, H, W]``, float.
 
@@ -40,36 +36,38 @@ def to_pixels(
     return pixels[:, chosen].expand(-1, 3, -1, -1)
 
 
+class Panel(NamedTuple):
+    """An RGB picture of reconstructions, and the loss of its images."""
+
+    picture: Image.Image
+    loss: float
+
+
 @torch.no_grad()
 def reconstruction_panel(
-    model: FCMAE,
-    images: Tensor,
-    mask: Tensor,
-    mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
-    std: Sequence[float] = IMAGENET_DEFAULT_STD,
-    bands: Sequence[int] = (),
-    stretch: bool = False,
-) -> Image.Image:
-    """Draw a panel of the model's reconstructions.
+    model: FCMAE, images: Tensor, mask: Tensor, statistics: Statistics, bands: Sequence[int] = ()
+) -> Panel:
+    """Draw rows of image | masked | reconstruction, two images in a row.
+
+    Deep images are shown from each band's 1st to its 99th percentile over the images.
 
     Args:
         model: in any mode; it is put into evaluation mode and back.
-        images: normalised ``[B, C, H, W]``, on the model's device.
+        images: uint8, or of deep images float32 in 0..1, ``[B, C, H, W]``.
         mask: bool ``[B, H/32, W/32]``, True = removed.
-        mean, std, bands: see :func:`to_pixels`.
-        stretch: show each band from its 1st to its 99th percentile over the images, and not from
-            0 to 1.
-
-    Returns:
-        An RGB picture of rows of image | masked | reconstruction, two images in a row.
+        bands: see :func:`to_pixels`.
     """
+    device = model.pred.weight.device
+    is_deep, mask = images.is_floating_point(), mask.to(device)
+    seen = (statistics.mean, statistics.std) if is_deep else statistics.shown()
+    images = statistics.normalise(images.to(device))
     was_training = model.training
     model.eval()
-    prediction = model(images, mask).prediction
+    output = model(images, mask)
     model.train(was_training)
-    pixels = to_pixels(images.float(), mean, std, bands)
-    made = to_pixels(model.reconstruct(images.float(), mask, prediction), mean, std, bands)
-    if stretch:
+    pixels = to_pixels(images, *seen, bands)
+    made = to_pixels(model.reconstruct(images, mask, output.prediction), *seen, bands)
+    if is_deep:
         of_bands = pixels.transpose(0, 1).flatten(1).cpu().numpy()
         ends = np.percentile(of_bands, PERCENTILES, axis=1).reshape(2, 1, 3, 1, 1)
         low, high = (pixels.new_tensor(end) for end in ends)
@@ -77,7 +75,8 @@ def reconstruction_panel(
     pixels, made = pixels.clamp(0, 1), made.clamp(0, 1)
     removed = upsample_mask(mask, PATCH).unsqueeze(1)
     columns = (pixels, torch.where(removed, torch.full_like(pixels, REMOVED_GREY), pixels), made)
-    return _grid([(c * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy() for c in columns])
+    picture = _grid([(c * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy() for c in columns])
+    return Panel(picture, float(output.loss))
 
 
 def _grid(columns: list[np.ndarray]) -> Image.Image:
@@ -98,8 +97,3 @@ def _grid(columns: list[np.ndarray]) -> Image.Image:
             place = (left, HEADER + number // across * (height + GAP))
             panel.paste(Image.fromarray(picture), place)
     return panel
-
-
-def save_panel(panel: Image.Image, path: Path) -> None:
-    """Write a panel as PNG, making its folder."""
-    write_atomically(path, panel.save)

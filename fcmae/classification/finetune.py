@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of an encoder as a classifier: what a step computes, what a run leaves.
+"""Supervised fine-tuning of an encoder as a classifier, and what a run leaves behind.
 
 The recipe is the authors' (``fcmae.classification.recipes``); augmentation, mixing, losses,
 averaged weights and their schedules are timm's. Deliberate deviations from the authors' code:
@@ -15,31 +15,28 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import yaml
-from timm.data import Mixup
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import nn
 
 from backbones.checkpoint import save_ours
 from backbones.convnext import SIZES, ConvNeXt, GRNOptions
-from backbones.errors import InputError
 from backbones.kernels import use_kernels
 from backbones.param_groups import parameter_groups
-from fcmae.classification.data import Batch, collate
+from fcmae.classification.data import collate
 from fcmae.classification.evaluation import Evaluation, evaluate
 from fcmae.classification.head import build_classifier
 from fcmae.classification.options import FREE, FinetuneOptions
-from fcmae.classification.recipes import BATCHES, Recipe, choose_recipe, schedule, step_of_chain
+from fcmae.classification.recipes import BATCHES, choose_recipe, schedule, step_of_chain
 from fcmae.classification.report import PER_IMAGE, per_image_rows, write_report
 from fcmae.classification.setup import Setup, set_up
+from fcmae.classification.step import FinetuningStep, balanced_weights, check_batch
 from fcmae.classification.transforms import training_transform
 from fcmae.features.collapse import WATCHED_IMAGES, CollapseWatch, steps_between_measures
 from fcmae.run_files import CLASSIFIER, as_yaml, check_resumed, write_config, write_json
@@ -58,67 +55,6 @@ logger = logging.getLogger(__name__)
 CLASSIFIER_EMA = "classifier_ema.safetensors"
 SUMMARY, REPORT = "metrics_summary.json", "report.html"
 EMA_WARMUP = 10
-
-
-class FinetuningStep:
-    """What a training step computes, from (images, classes) to a named loss.
-
-    Args:
-        recipe: says how batches are mixed and targets smoothed.
-        classes: how many there are.
-        bad_images: notes those that the loader's workers met.
-        weights: of each class in the loss, see :func:`balanced_weights`.
-    """
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        classes: int,
-        bad_images: BadImages | None = None,
-        weights: Tensor | None = None,
-    ) -> None:
-        self.bad_images, self.weights = bad_images, weights
-        self.smoothing, self.classes = recipe.label_smoothing, classes
-        self.mixup: Mixup | None = None
-        self.criterion: nn.Module
-        if recipe.mixup or recipe.cutmix:
-            self.mixup = Mixup(
-                recipe.mixup,
-                recipe.cutmix,
-                label_smoothing=recipe.label_smoothing,
-                num_classes=classes,
-            )
-            self.criterion = SoftTargetCrossEntropy()
-        elif recipe.label_smoothing:
-            self.criterion = LabelSmoothingCrossEntropy(recipe.label_smoothing)
-        else:
-            self.criterion = nn.CrossEntropyLoss()
-
-    def __call__(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        images, targets, met = batch
-        if self.bad_images is not None:
-            self.bad_images.add(met)
-        if self.mixup is not None:
-            images, targets = self.mixup(images, targets)
-        logits = model(images).float()
-        if self.weights is None:
-            return {"loss_classification": self.criterion(logits, targets)}
-        # a mean over the batch, not over its weights: as large whatever the batch holds
-        shares = targets if targets.is_floating_point() else F.one_hot(targets, self.classes)
-        if self.mixup is None:  # which smooths by itself
-            shares = shares * (1 - self.smoothing) + self.smoothing / self.classes
-        weights = self.weights.to(logits.device)
-        return {"loss_classification": F.cross_entropy(logits, shares.float(), weights)}
-
-
-def balanced_weights(labels: Sequence[int], classes: int) -> Tensor:
-    """A weight for each class, by which all count alike: images / (classes x its images).
-
-    scikit-learn's ``class_weight="balanced"``; 1 on average over the images. A class without
-    images has 1.
-    """
-    counts = torch.bincount(torch.tensor(labels), minlength=classes)
-    return torch.where(counts > 0, len(labels) / (classes * counts.clamp(min=1)), 1.0)
 
 
 def finetune(options: FinetuneOptions, resume: bool = False) -> Path:
@@ -305,20 +241,6 @@ class _Evaluations:
     def figures(self) -> dict[str, dict[str, float]]:
         """Of the latest evaluation, by the kind of weights."""
         return {name: evaluation.figures() for name, evaluation in self.latest.items()}
-
-
-def check_batch(options: FinetuneOptions, recipe: Recipe, processes: int) -> None:
-    """Refuse a batch that mixing cannot pair.
-
-    Raises:
-        InputError: if mixup or cutmix is to pair an odd number of images.
-    """
-    shares = options.accumulate * processes
-    if (recipe.mixup or recipe.cutmix) and options.batch_size // shares % 2:
-        raise InputError(
-            "mixup and cutmix pair the images of a micro-batch of one process, which has "
-            f"{options.batch_size} / {shares} images: make it even, or give --mixup 0 --cutmix 0"
-        )
 
 
 def _save(model: ConvNeXt, path: Path, metadata: Mapping[str, str], grn: GRNOptions | None) -> None:

@@ -43,7 +43,7 @@ from backbones.d2_config import (
     foreign_pixels,
     freezing,
 )
-from backbones.errors import InputError
+from backbones.errors import InputError, listed
 from backbones.key_adapters import ENCODER
 from backbones.normalization import GRNOptions
 from backbones.param_groups import LayerDecayType, last_layer_id, layer_id
@@ -52,6 +52,7 @@ from backbones.weight_files import read_state_dict
 
 __all__ = ["ConvNeXtFPN", "D2ConvNeXt", "add_convnext_config", "lr_decay_rate"]
 
+THE_CONFIG = "the config of a ConvNeXt"
 logger = logging.getLogger("detectron2.convnext")  # detectron2 shows and writes its own logger's
 
 
@@ -67,7 +68,7 @@ class _Shapes(dict[str, ShapeSpec]):
 
     def __missing__(self, name: str) -> ShapeSpec:
         given = f"a head reads {name!r}, but the backbone gives {list(self)}"
-        raise InputError(_listed(self.problems or [given]))
+        raise InputError(listed(self.problems or [given], THE_CONFIG))
 
 
 class D2ConvNeXt(ConvNeXt, Backbone):
@@ -139,13 +140,8 @@ class D2ConvNeXt(ConvNeXt, Backbone):
     ) -> None:
         """Load an encoder's weights, as the class describes."""
         try:
-            self.loaded = load_encoder(
-                weights,
-                self,
-                allow_other_grn=allow_other_grn,
-                adapt_channels=adapt_channels,
-                log=logger,
-            )
+            allowed = {"allow_other_grn": allow_other_grn, "adapt_channels": adapt_channels}
+            self.loaded = load_encoder(weights, self, **allowed, log=logger)
         except (FileNotFoundError, InputError) as error:
             if not (isinstance(error, FileNotFoundError) or weights.startswith("timm:")):
                 raise
@@ -272,9 +268,8 @@ def _build_pyramid(cfg: CfgNode, extra: int) -> ConvNeXtFPN:
     if plan.above and extra == 1:
         top_block = LastLevelMaxPool()
     elif plan.above:
-        top = plan.stages[-1]
-        channels = encoder.out_channels[top]
-        top_block = LastLevelP6P7(channels, options.OUT_CHANNELS, in_feature=top)
+        top, channels = plan.stages[-1], options.OUT_CHANNELS
+        top_block = LastLevelP6P7(encoder.out_channels[top], channels, in_feature=top)
     return ConvNeXtFPN(
         encoder,
         plan.stages,
@@ -288,14 +283,10 @@ def _build_pyramid(cfg: CfgNode, extra: int) -> ConvNeXtFPN:
 
 def _check(cfg: CfgNode, extra: int | None) -> list[str]:
     """Raise for what is wrong; what is wrong only for heads whose levels nobody chose."""
+    problems = config_problems(cfg, extra, unchosen=True)
     if config_problems(cfg, extra):
-        raise InputError(_listed(config_problems(cfg, extra, unchosen=True)))
-    return config_problems(cfg, extra, unchosen=True)
-
-
-def _listed(problems: Sequence[str]) -> str:
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return "\n  ".join([f"{count} in the config of a ConvNeXt:", *problems])
+        raise InputError(listed(problems, THE_CONFIG))
+    return problems
 
 
 def _build_encoder(
@@ -342,9 +333,8 @@ def _take_statistics(cfg: CfgNode, encoder: D2ConvNeXt) -> None:
     Raises:
         InputError: if nothing tells those of so many channels.
     """
-    channels, told = cfg.MODEL.CONVNEXT.IN_CHANS, None
-    if encoder.loaded is not None:
-        told = encoder.loaded.statistics
+    channels = cfg.MODEL.CONVNEXT.IN_CHANS
+    told = encoder.loaded.statistics if encoder.loaded is not None else None
     if told is None and channels != 3:
         raise InputError(
             f"MODEL.PIXEL_MEAN is empty, and nothing tells that of {channels} channels: give it "

@@ -7,7 +7,9 @@ has a ``detection`` or ``training`` folder of its own, which would hide ours.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 from backbones.convnext import SIZES, STAGES
@@ -24,23 +26,13 @@ from backbones.pyramid import (
 
 RGB_MEAN, RGB_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # ImageNet's, of 0 to 255
 
-# Every key of det_configs that detectron2 does not have. Those that switch on what only this
-# project's tools/train_net.py can do are off.
-KEYS: dict[str, Any] = {
-    "ENGINE": "detectron2",
+# Keys of det_configs that act in this project's tools/train_net.py alone, all of them off.
+SWITCHES: dict[str, Any] = {
     "WANDB": False,
     "DATASETS.VAL": (),
     "INPUT.VALUE_RANGE": [],
-    "INPUT.SHOW_BANDS": [],
     "INPUT.LSJ.ENABLED": False,
-    "INPUT.LSJ.MIN_SCALE": 0.1,
-    "INPUT.LSJ.MAX_SCALE": 2.0,
-    "INPUT.LSJ.SIZE": 1024,
     "INPUT.TILES.ENABLED": False,
-    "INPUT.TILES.SIZE": 0,
-    "INPUT.TILES.OVERLAP": -1,
-    "INPUT.TILES.BACKGROUND": 0.2,
-    "INPUT.TILES.MIN_VISIBLE": 0.1,
     "INPUT.AUGMENTATION.ROTATE_90": False,
     "INPUT.AUGMENTATION.BRIGHTNESS": 0.0,
     "INPUT.AUGMENTATION.CONTRAST": 0.0,
@@ -49,6 +41,25 @@ KEYS: dict[str, Any] = {
     "INPUT.AUGMENTATION.BLUR": 0.0,
     "INPUT.AUGMENTATION.NOISE": 0.0,
     "INPUT.AUGMENTATION.COPY_PASTE.ENABLED": False,
+    "MODEL.CLASS_ALIASES": (),
+    "MODEL.FREEZE": [],
+    "SOLVER.ACCUMULATE": 1,
+    "SOLVER.OPTIMIZER": "SGD",
+    "SOLVER.LAYER_DECAY": 1.0,
+    "SOLVER.EMA.ENABLED": False,
+}
+# Every key of det_configs that detectron2 does not have.
+KEYS: dict[str, Any] = {
+    **SWITCHES,
+    "ENGINE": "detectron2",
+    "INPUT.SHOW_BANDS": [],
+    "INPUT.LSJ.MIN_SCALE": 0.1,
+    "INPUT.LSJ.MAX_SCALE": 2.0,
+    "INPUT.LSJ.SIZE": 1024,
+    "INPUT.TILES.SIZE": 0,
+    "INPUT.TILES.OVERLAP": -1,
+    "INPUT.TILES.BACKGROUND": 0.2,
+    "INPUT.TILES.MIN_VISIBLE": 0.1,
     "INPUT.AUGMENTATION.COPY_PASTE.PROBABILITY": 1.0,
     "INPUT.AUGMENTATION.COPY_PASTE.MIN_SCALE": 0.8,
     "INPUT.AUGMENTATION.COPY_PASTE.MAX_SCALE": 1.25,
@@ -66,45 +77,17 @@ KEYS: dict[str, Any] = {
     "MODEL.CONVNEXT.GRN.RESIDUAL": True,
     "MODEL.CONVNEXT.ALLOW_OTHER_GRN": False,
     "MODEL.CONVNEXT.ADAPT_CHANNELS": False,
-    "MODEL.CLASS_ALIASES": (),
-    "MODEL.FREEZE": [],
     "MODEL.CONVNEXT.ALLOW_IGNORED_KEYS": False,
     "MODEL.ROI_HEADS.SOFT_NMS.ENABLED": False,
     "MODEL.ROI_HEADS.SOFT_NMS.METHOD": "linear",
     "MODEL.ROI_HEADS.SOFT_NMS.SIGMA": 0.5,
     "MODEL.ROI_HEADS.SOFT_NMS.MIN_SCORE": 0.001,
-    "SOLVER.ACCUMULATE": 1,
-    "SOLVER.OPTIMIZER": "SGD",
-    "SOLVER.LAYER_DECAY": 1.0,
     "SOLVER.LAYER_DECAY_TYPE": "group",
-    "SOLVER.EMA.ENABLED": False,
     "SOLVER.EMA.DECAY": 0.9999,
     "SOLVER.EARLY_STOPPING.PATIENCE": 0,
-    "TEST.BEST_METRIC": "bbox/AP",
     "SOLVER.AMP.PRECISION": "bf16",  # detectron2's own trainer takes fp16
+    "TEST.BEST_METRIC": "bbox/AP",
 }
-# Those of them that decide for themselves whether they act.
-SWITCHES = (
-    "WANDB",
-    "DATASETS.VAL",
-    "INPUT.VALUE_RANGE",
-    "INPUT.LSJ.ENABLED",
-    "INPUT.TILES.ENABLED",
-    "INPUT.AUGMENTATION.ROTATE_90",
-    "INPUT.AUGMENTATION.BRIGHTNESS",
-    "INPUT.AUGMENTATION.CONTRAST",
-    "INPUT.AUGMENTATION.SATURATION",
-    "INPUT.AUGMENTATION.HUE",
-    "INPUT.AUGMENTATION.BLUR",
-    "INPUT.AUGMENTATION.NOISE",
-    "INPUT.AUGMENTATION.COPY_PASTE.ENABLED",
-    "MODEL.CLASS_ALIASES",
-    "MODEL.FREEZE",
-    "SOLVER.ACCUMULATE",
-    "SOLVER.OPTIMIZER",
-    "SOLVER.LAYER_DECAY",
-    "SOLVER.EMA.ENABLED",
-)
 
 
 def add_convnext_config(cfg: Any) -> None:
@@ -112,7 +95,12 @@ def add_convnext_config(cfg: Any) -> None:
 
     Call it with ``get_cfg()``, before your file is merged.
     """
-    for name, default in KEYS.items():
+    add_keys(cfg, KEYS)
+
+
+def add_keys(cfg: Any, defaults: Mapping[str, Any]) -> None:
+    """Add every dotted key that a config lacks, with its default."""
+    for name, default in defaults.items():
         *sections, leaf = name.split(".")
         node = cfg
         for section in sections:
@@ -255,11 +243,8 @@ def foreign_pixels(
 
 def _ours_alone(cfg: Any) -> Iterator[str]:
     """Keys that act in this project's ``tools/train_net.py`` and not in detectron2's trainer."""
-    for name in SWITCHES:
-        value: Any = cfg
-        for part in name.split("."):
-            value = value[part]
-        if value != KEYS[name]:
+    for name, off in SWITCHES.items():
+        if (value := reduce(getitem, name.split("."), cfg)) != off:
             yield f"{name} is {value!r}: detectron2's own trainer does not know this key"
     solver, model = cfg.SOLVER, cfg.MODEL
     if solver.CLIP_GRADIENTS.ENABLED and solver.CLIP_GRADIENTS.CLIP_TYPE == "full_model":

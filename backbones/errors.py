@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class InputError(ValueError):
     """What the user gave cannot be used: a value, a file, a setting.
@@ -10,3 +12,9 @@ class InputError(ValueError):
     as one message without a traceback and exit with 1 (:func:`training.cli.run_tool`). Any other
     exception is this project's own mistake and keeps its traceback.
     """
+
+
+def listed(problems: Sequence[str], where: str) -> str:
+    """``2 problems in WHERE:``, and under it a line for each."""
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return "\n  ".join([f"{count} in {where}:", *problems])

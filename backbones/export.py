@@ -29,7 +29,7 @@ from backbones.checkpoint import build_encoder, open_encoder
 from backbones.convnext import ConvNeXt
 from backbones.errors import InputError
 from backbones.weights.structure import size_name
-from backbones.whole_files import try_writing, write_atomically
+from backbones.whole_files import try_writing, write_atomically, write_files
 
 logger = logging.getLogger(__name__)
 
@@ -125,12 +125,8 @@ def write_export(export: Export, path: str | Path, precision: str = "fp32") -> N
     """
     path = Path(path)
     check_target(path, precision)
-    metadata = {
-        **export.metadata,
-        "format_version": FORMAT_VERSION,
-        "precision": precision,
-        "torch": torch.__version__,
-    }
+    metadata = export.metadata | {"format_version": FORMAT_VERSION, "precision": precision}
+    metadata["torch"] = torch.__version__
     logger.info("tracing for %s: of a detector this takes a minute or more", path)
     program = capture(export)
     if path.suffix == ".pt2":
@@ -140,12 +136,7 @@ def write_export(export: Export, path: str | Path, precision: str = "fp32") -> N
         model = to_onnx(program, export, metadata | {"onnx": import_module("onnx").__version__})
         if precision == "int8":
             model = quantize(model)
-        content = model.SerializeToString()
-
-        def write(partial: Path) -> None:
-            partial.write_bytes(content)
-
-        write_atomically(path, write)
+        write_files({path: model.SerializeToString()})
     logger.info("wrote %s: %s, %.1f MB", path, precision, path.stat().st_size / 1e6)
 
 

@@ -182,11 +182,10 @@ def recognise(names: Iterable[str]) -> tuple[str, str]:
         return next(name for name, row in FORMATS.items() if row.stem == stem), prefix
     if any(name.startswith(prefix) and name.endswith(".kernel") for name in names):
         return "official-sparse", prefix
-    if ("." + prefix).endswith(".backbone.") and any(
-        name.startswith((f"{prefix}norm", f"{prefix}stages.0.0.depthwise_conv.")) for name in names
-    ):
-        return "mmpretrain", prefix
-    if any(name.startswith(f"{prefix}stages.0.0.depthwise_conv.") for name in names):
+    signs = [f"{prefix}stages.0.0.depthwise_conv."]
+    if ("." + prefix).endswith(".backbone."):
+        signs.append(f"{prefix}norm")
+    if any(name.startswith(tuple(signs)) for name in names):
         return "mmpretrain", prefix
     for name in ("fcmae", "detectron2", "torchvision"):
         if ("." + prefix).endswith("." + FORMATS[name].prefix):

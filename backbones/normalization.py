@@ -2,7 +2,8 @@
 
 Each module stands where GRN does in a ConvNeXt V2 block: behind the GELU, on the expanded channels
 (arXiv 2301.00808, section 3.3 and Table 2). All are called alike, ``module(x, visible, convolve)``,
-and take their statistics over the *visible* sites alone, so that a masked image is seen as sparse:
+of which only CBAM needs the last, and take their statistics over the *visible* sites alone, so that
+a masked image is seen as sparse:
 
   * of each image: GRN, SE, CBAM;
   * of each site: LRN, LayerNorm; of none: affine;
@@ -135,7 +136,20 @@ def _per_image(values_bc: Tensor, x: Tensor) -> Tensor:
     return values_bc.view(x.shape[0], *[1] * (x.ndim - 2), -1).to(x.dtype)
 
 
-class GRN(nn.Module):
+class Affine(nn.Module):
+    """gamma * X + beta + X: GRN's parameters without its statistic."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, channels))
+        self.beta = nn.Parameter(torch.zeros(1, 1, 1, channels))
+
+    def forward(self, x: Tensor, visible: Tensor | None = None, *_: Convolve) -> Tensor:
+        scale = (self.gamma.flatten() + 1).to(x.dtype)
+        return torch.addcmul(self.beta.flatten().to(x.dtype), x, scale)
+
+
+class GRN(Affine):
     """Global Response Normalization (paper, section 3.3, Algorithm 1), channels last.
 
     The response of each channel is aggregated over the sites of *one image*; the statistics are
@@ -146,10 +160,8 @@ class GRN(nn.Module):
     """
 
     def __init__(self, channels: int, options: GRNOptions | None = None) -> None:
-        super().__init__()
+        super().__init__(channels)
         self.options = options or GRNOptions()
-        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, channels))
-        self.beta = nn.Parameter(torch.zeros(1, 1, 1, channels))
 
     def aggregate(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
         """G(X), Eq. 1: ``[B, ..., C]`` -> ``[B, C]`` over the sites where ``visible`` is 1."""
@@ -176,34 +188,15 @@ class GRN(nn.Module):
             scale = scale + 1
         return torch.addcmul(self.beta.flatten().to(x.dtype), x, scale.to(x.dtype))
 
-    def forward(
-        self, x: Tensor, visible: Tensor | None = None, convolve: Convolve = convolve_map
-    ) -> Tensor:
+    def forward(self, x: Tensor, visible: Tensor | None = None, *_: Convolve) -> Tensor:
         """``[B, ..., C]`` -> the same; ``visible [B, ...]`` (1 = counted) limits the statistic."""
         return self.calibrate(x, self.normalize(self.aggregate(x, visible)))
-
-
-class Affine(nn.Module):
-    """gamma * X + beta + X: GRN's parameters without its statistic."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, channels))
-        self.beta = nn.Parameter(torch.zeros(1, 1, 1, channels))
-
-    def forward(
-        self, x: Tensor, visible: Tensor | None = None, convolve: Convolve = convolve_map
-    ) -> Tensor:
-        scale = (self.gamma.flatten() + 1).to(x.dtype)
-        return torch.addcmul(self.beta.flatten().to(x.dtype), x, scale)
 
 
 class NoResponseNorm(nn.Identity):
     """The block without GRN."""
 
-    def forward(
-        self, x: Tensor, visible: Tensor | None = None, convolve: Convolve = convolve_map
-    ) -> Tensor:
+    def forward(self, x: Tensor, visible: Tensor | None = None, *_: Convolve) -> Tensor:
         return x
 
 
@@ -217,18 +210,14 @@ class LocalResponseNorm(nn.LocalResponseNorm):
     def __init__(self, channels: int) -> None:
         super().__init__(size=5, alpha=1e-4, beta=0.75, k=1.0)
 
-    def forward(
-        self, x: Tensor, visible: Tensor | None = None, convolve: Convolve = convolve_map
-    ) -> Tensor:
+    def forward(self, x: Tensor, visible: Tensor | None = None, *_: Convolve) -> Tensor:
         return super().forward(x.flatten(0, -2).unsqueeze(-1)).view(x.shape)
 
 
 class BatchNorm(nn.BatchNorm1d):
     """Batch normalisation over the visible sites of all images; 0 is returned elsewhere."""
 
-    def forward(
-        self, x: Tensor, visible: Tensor | None = None, convolve: Convolve = convolve_map
-    ) -> Tensor:
+    def forward(self, x: Tensor, visible: Tensor | None = None, *_: Convolve) -> Tensor:
         if visible is None:
             return super().forward(x.flatten(0, -2)).view(x.shape)
         counted = visible.bool()
@@ -242,9 +231,7 @@ class LayerNorm(nn.LayerNorm):
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=NORM_EPS)
 
-    def forward(
-        self, x: Tensor, visible: Tensor | None = None, convolve: Convolve = convolve_map
-    ) -> Tensor:
+    def forward(self, x: Tensor, visible: Tensor | None = None, *_: Convolve) -> Tensor:
         return super().forward(x)
 
 

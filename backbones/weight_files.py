@@ -29,15 +29,8 @@ logger = logging.getLogger(__name__)
 
 # Where training programs put the weights beside optimizer, epoch and so on, by precedence.
 CONTAINERS = (
-    "model",
-    "state_dict",
-    "model_state_dict",
-    "model_state",
-    "module",
-    "net",
-    "network",
-    "weights",
-)
+    "model", "state_dict", "model_state_dict", "model_state", "module", "net", "network", "weights",
+)  # fmt: skip
 NO_WEIGHTS = re.compile(r".*(optim|sched|scaler|rng|random|loss|message_hub).*", re.IGNORECASE)
 DEEPEST = 4  # containers in each other
 
@@ -112,8 +105,8 @@ def _metadata_of(content: Mapping) -> dict[str, str]:
     if isinstance(written, Mapping):
         found = {str(k): v for k, v in written.items() if isinstance(v, str)}
     meta = content.get("meta")
-    dataset = meta.get("dataset_meta") if isinstance(meta, Mapping) else None
-    for place in (dataset, meta):  # of mmdetection 3.x, 2.x
+    places = [meta, meta.get("dataset_meta")] if isinstance(meta, Mapping) else []
+    for place in reversed(places):  # of mmdetection 3.x, 2.x
         if isinstance(place, Mapping):
             names = next((v for k, v in place.items() if str(k).lower() == "classes"), None)
             if isinstance(names, list | tuple) and "class_names" not in found:
@@ -151,19 +144,16 @@ def _sets_of_tensors(content: Mapping, place: str = "") -> Iterator[tuple[str, M
 
 def _chosen_set(path: Path, found: Mapping[str, Mapping], key: str | None) -> str | None:
     """The place of the set to read; None where the key is none."""
-    if key is not None:
-        if key in found:
-            return key
-        under = [place for place in found if place.startswith(f"{key}.")]
-        if len(under) != 1:
-            return None
-        return under[0]
-    for container in CONTAINERS:
-        under = [p for p in found if p == container or p.startswith(f"{container}.")]
-        if len(under) == 1 or container in under:
-            return container if container in under else under[0]
+    for container in CONTAINERS if key is None else (key,):
+        if container in found:
+            return container
+        under = [place for place in found if place.startswith(f"{container}.")]
+        if len(under) == 1:
+            return under[0]
         if under:
             break
+    if key is not None:
+        return None
     if "" in found:
         return ""
     if len(found) > 1:
@@ -179,9 +169,9 @@ def _under_prefix(path: Path, found: Mapping[str, Mapping], key: str | None) -> 
     """The tensors whose names begin with ``key``, which is left off."""
     prefix = f"{key}."
     for tensors in found.values():
-        inner = {str(n): v for n, v in tensors.items() if str(n).startswith(prefix)}
-        if inner:
-            return {name.removeprefix(prefix): value for name, value in inner.items()}
+        names = [name for name in tensors if str(name).startswith(prefix)]
+        if names:
+            return {str(name).removeprefix(prefix): tensors[name] for name in names}
     tensor_names = [str(name) for tensors in found.values() for name in tensors]
     first = sorted({name.partition(".")[0] for name in tensor_names})
     known = [place for place in found if place] + first
@@ -223,13 +213,9 @@ def read_pickle(path: str | Path) -> Any:
     return pickles.read_pickle(_existing_file(path))
 
 
-def _first_bytes(path: Path, number: int) -> bytes:
-    with open(path, "rb") as stream:
-        return stream.read(number)
-
-
 def _is_safetensors(path: Path) -> bool:
-    return path.suffix == ".safetensors" or _first_bytes(path, 9)[8:] == b"{"
+    with open(path, "rb") as stream:
+        return path.suffix == ".safetensors" or stream.read(9)[8:] == b"{"
 
 
 def _open_safetensors(path: Path) -> Any:

@@ -13,7 +13,8 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ LONGEST_ENDING = 32
 FULL = 2**20  # bytes: less than this left is a full disk
 _numbers = itertools.count()
 _unfinished: set[Path] = set()  # this process's temporary files
+TORCHS_STREAM = r"inline_container|PytorchStreamWriter|unexpected pos"  # that failed to write
 UNFINISHED = ".[0-9]*-[0-9]*.partial*"  # those of any process
 
 
@@ -62,22 +64,18 @@ def write_all(files: Mapping[Path, Callable[[Path], None]]) -> None:
     Raises:
         OSError: if one cannot be written, with its path; all are as they were.
     """
-    ready: list[tuple[Path, Path]] = []
     path = Path()
-    try:
-        for path, write in files.items():
-            target = Path(os.path.realpath(path)) if path.is_symlink() else path
-            _prepare(target, write, ready)
-        for written, path in ready:
-            os.replace(written, path)
-    except Exception as error:
-        if (number := system_error(error, path.parent)) is None:
-            raise
-        raise OSError(number, os.strerror(number), str(path)) from error
-    finally:
-        for written, _ in ready:
-            written.unlink(missing_ok=True)
-            _unfinished.discard(written)
+    with _removed_at_the_end() as ready:
+        try:
+            for path, write in files.items():
+                target = Path(os.path.realpath(path)) if path.is_symlink() else path
+                _prepare(target, write, ready)
+            for written, path in ready:
+                os.replace(written, path)
+        except Exception as error:  # while a full disk is still full
+            if (number := system_error(error, path.parent)) is None:
+                raise
+            raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def try_writing(path: Path) -> None:
@@ -86,12 +84,20 @@ def try_writing(path: Path) -> None:
     Raises:
         OSError: with ``path``; what was there is as it was.
     """
-    ready: list[tuple[Path, Path]] = []
     try:
-        # a device, such as /dev/stdout, is left alone
-        _prepare(path, lambda file: None if file == path else _fill(bytes(4096), file), ready)
+        with _removed_at_the_end() as ready:
+            # a device, such as /dev/stdout, is left alone
+            _prepare(path, lambda file: None if file == path else _fill(bytes(4096), file), ready)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
+def _removed_at_the_end() -> Iterator[list[tuple[Path, Path]]]:
+    """A list for temporary files, each with the name that it is to get."""
+    ready: list[tuple[Path, Path]] = []
+    try:
+        yield ready
     finally:
         for written, _ in ready:
             written.unlink(missing_ok=True)
@@ -203,7 +209,7 @@ def system_error(error: BaseException, folder: Path | None = None) -> int | None
     for text, number in (("Too many open files", errno.EMFILE), ("Symlink loop", errno.ELOOP)):
         if text in str(error):
             return number
-    if folder is not None and _is_of_torch(error) and _is_full(folder):
+    if folder is not None and re.search(TORCHS_STREAM, str(error)) and _is_full(folder):
         return errno.ENOSPC
     return None
 
@@ -214,10 +220,6 @@ def what_to_do(error: OSError) -> str:
     place = f": {error.filename}" if error.filename else ""
     remedy = REMEDIES.get(error.errno or 0)
     return f"{cause}{place}" + (f"; {remedy}" if remedy else "")
-
-
-def _is_of_torch(error: BaseException) -> bool:
-    return bool(re.search(r"inline_container|PytorchStreamWriter|unexpected pos", str(error)))
 
 
 def _is_full(folder: Path) -> bool:

@@ -23,6 +23,7 @@ from backbones.errors import InputError
 from backbones.normalization import GRNOptions
 from backbones.pyramid import Contradiction
 from backbones.weight_files import read_metadata, split_key
+from backbones.weights.sources import run_of
 from images.files import Reading, as_range
 from images.statistics import IMAGENET, ImageFiles, measure, to_pixel_scale
 
@@ -193,11 +194,8 @@ def _config_of(weights: Path) -> Mapping[str, Any]:
     """The config that a model was trained with: in its file, or in its run's folder."""
     if weights.is_file() and (text := read_metadata(weights).get("config")):
         return _read_yaml(text)
-    folder = weights.absolute().parent
-    for place in (folder, folder.parent.parent if folder.parent.name == "checkpoints" else folder):
-        if (place / "config.yaml").is_file():
-            return _read_yaml((place / "config.yaml").read_text(encoding="utf-8"))
-    return {}
+    config = run_of(weights) / "config.yaml"
+    return _read_yaml(config.read_text(encoding="utf-8")) if config.is_file() else {}
 
 
 def _read_yaml(text: str) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from backbones.errors import InputError
+from backbones.errors import InputError, listed
 from images.files import ImageError, Picture, Reading, read_image
 from images.folders import files_of_folder, words_of
 from images.formats import image_endings
@@ -97,7 +97,7 @@ def list_files(inputs: Sequence[str], reading: Reading = RGB) -> list[Path]:
         files |= dict.fromkeys(found)
     if problems:
         problems += _unreadable(list(files), reading).values()  # all that is wrong, at once
-        raise InputError(_listed(problems))
+        raise InputError(listed(problems, "the inputs"))
     return list(files)
 
 
@@ -116,17 +116,12 @@ def readable_files(
     """
     bad = _unreadable(files, reading)
     if bad and not (skip_bad and len(files) - len(bad) >= at_least):
-        raise InputError(_listed(list(bad.values())))
+        raise InputError(listed(list(bad.values()), "the inputs"))
     for fault in bad.values():
         logger.warning("left out: %s", fault)
     if bad:
         logger.warning("%d of %d files do not decode and are left out", len(bad), len(files))
     return [file for file in files if file not in bad]
-
-
-def _listed(problems: Sequence[str]) -> str:
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return "\n  ".join([f"{count} in the inputs:", *problems])
 
 
 def _expand(path: Path, problems: list[str]) -> list[Path]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from backbones.errors import InputError
+from backbones.errors import InputError, listed
 from images.files import Reading, pixel_digest, read_image
 from images.threads import in_threads
 from segmentation.dataset import Record, SegmentationDataset
@@ -212,8 +212,7 @@ def checked_or_refused(
             _shortened(shared),
         )
     if problems:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise InputError("\n  ".join([f"{count} in the data:", *problems]))
+        raise InputError(listed(problems, "the data"))
     return results
 
 

@@ -8,7 +8,6 @@ Grids of runs have the same ``_BASE_``.
 from __future__ import annotations
 
 import ast
-import copy
 import difflib
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from functools import reduce
@@ -19,7 +18,8 @@ from typing import Any
 import yaml
 from fvcore.common.config import BASE_KEY, CfgNode
 
-from backbones.errors import InputError
+from backbones.d2_config import add_keys
+from backbones.errors import InputError, listed
 from training.command_line.shipped_files import DET_CONFIGS, find_shipped
 from training.config_keys import Key
 
@@ -38,12 +38,7 @@ def get(config: CfgNode, name: str) -> Any:
 
 def add_defaults(config: CfgNode, keys: Keys) -> None:
     """Add every key that ``config`` lacks, with its default."""
-    for name, key in keys.items():
-        *sections, leaf = name.split(".")
-        node = config
-        for section in sections:
-            node = node.setdefault(section, type(config)())
-        node.setdefault(leaf, copy.deepcopy(key.default))
+    add_keys(config, {name: key.default for name, key in keys.items()})
 
 
 def read_config(
@@ -81,8 +76,7 @@ def read_config(
             sources = dict.fromkeys(origin.get(name, DEFAULTS) for name in names)
             problems.append(f"{', '.join(sources)}: {problem}")
     if problems:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise InputError("\n  ".join([f"{count} in the config {path}:", *problems]))
+        raise InputError(listed(problems, f"the config {path}"))
     config.freeze()
     return config
 

@@ -21,6 +21,7 @@ import sys
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -50,6 +51,7 @@ PLAIN = re.compile(
     r"|builtins\.(slice|range|frozenset|object|list|dict|tuple|int|float|str|bool|bytes)"
 )
 MODULES = "torch.nn.modules."  # of whole models that were pickled as objects
+TORCHS_OWN = re.compile(r"torch\.|collections\.(OrderedDict|Counter)")  # which it builds itself
 # Names whose stand-in is filled as a dictionary or as a list afterwards.
 DICTIONARIES = re.compile(
     r"collections\.defaultdict|(.+\.)?(CfgNode|CN|ConfigDict|AttrDict|EasyDict|AttributeDict"
@@ -90,41 +92,22 @@ class StandIn:
         pass
 
 
-class _Dictionary:
-    """A class that makes dictionaries of torch's kind, which are filled with what the file has."""
-
-    def __new__(cls, *_: Any, **__: Any) -> OrderedDict:  # type: ignore[misc]
-        return OrderedDict()
-
-
-class _List:
-    """Likewise of lists."""
-
-    def __new__(cls, *_: Any, **__: Any) -> list:  # type: ignore[misc]
-        return []
-
-
-class _Attribute:
-    """A class in place of ``getattr``: whatever is asked for, it gives the stand-in."""
-
-    def __new__(cls, *_: Any, **__: Any) -> type[StandIn]:  # type: ignore[misc]
-        return StandIn
+def _maker(name: str, make: Callable[[], Any]) -> type:
+    """A class of that name whose call gives what ``make()`` does, whatever it is called with."""
+    return type(name, (), {"__new__": lambda cls, *_, **__: make()})
 
 
 def stand_in(name: str) -> Any | None:
     """What is built for a name (``module.name``) in a pickle; None for names that are refused."""
     package = name.partition(".")[0]
     if DICTIONARIES.fullmatch(name):
-        return type(name, (_Dictionary,), {})
+        return _maker(name, OrderedDict)  # of torch's kind, filled with what the file has
     if LISTS.fullmatch(name):
-        return type(name, (_List,), {})
+        return _maker(name, list)
     if ATTRIBUTES.fullmatch(name):
-        return type(name, (_Attribute,), {})
-    if name.startswith(MODULES) or PLAIN.fullmatch(name):
-        return type(name, (StandIn,), {"__module__": __name__})
-    if package in sys.stdlib_module_names and package != "__main__":
-        return None
-    if package == "torch" or not package:
+        return _maker(name, lambda: StandIn)
+    is_known = name.startswith(MODULES) or PLAIN.fullmatch(name)
+    if not is_known and package in {*sys.stdlib_module_names, "torch", ""} - {"__main__"}:
         return None
     return type(name, (StandIn,), {"__module__": __name__})
 
@@ -141,14 +124,15 @@ def read_pickle(path: Path) -> Any:
     try:
         with open(path, "rb") as stream:
             is_torch, names = _names_in(stream)
-        if not is_torch:
-            return _read_arrays(path)
+        if not is_torch:  # arrays alone, as in detectron2's model zoo
+            with open(path, "rb") as stream:
+                return _ArrayUnpickler(stream, encoding="latin1").load()
         allowed: list[Any] = [(value, name) for name, value in ARRAYS.items()] + ARRAY_TYPES
         allowed += [(argparse.Namespace, "argparse.Namespace"), (StandIn, f"{__name__}.StandIn")]
         known = {name for _, name in allowed}
         stood_in = []
         for name in sorted(names - known):
-            if _torch_knows(name):
+            if TORCHS_OWN.match(name) and not name.startswith(MODULES):
                 continue
             if (inert := stand_in(name)) is not None:
                 allowed.append((inert, name))
@@ -163,13 +147,6 @@ def read_pickle(path: Path) -> Any:
     return content
 
 
-def _torch_knows(name: str) -> bool:
-    """Whether torch itself builds this: never to be replaced by a stand-in."""
-    return name.startswith(("torch.", "collections.OrderedDict", "collections.Counter")) and (
-        not name.startswith(MODULES)
-    )
-
-
 def _names_in(stream: IO[bytes]) -> tuple[bool, set[str]]:
     """Whether torch wrote the file, and the names that its pickle would import."""
     names: set[str] = set()
@@ -181,16 +158,12 @@ def _names_in(stream: IO[bytes]) -> tuple[bool, set[str]]:
     codes = list(islice(pickletools.genops(stream), 3))  # torch's first pickle is one number
     first = next((argument for code, argument, _ in codes if code.name.startswith("LONG")), None)
     if first != torch.serialization.MAGIC_NUMBER:
-        return _is_no_pickle(stream), names
+        stream.seek(0)
+        # a file that begins as no pickle is left to torch, which says that it is damaged
+        return stream.read(1) != b"\x80", names
     for _ in range(3):  # protocol, system, the content
         names |= _globals_of(stream)
     return True, names
-
-
-def _is_no_pickle(stream: IO[bytes]) -> bool:
-    """A file that begins as no pickle is left to torch, which says that it is damaged."""
-    stream.seek(0)
-    return stream.read(1) != b"\x80"
 
 
 def _globals_of(pickled: bytes | IO[bytes]) -> set[str]:
@@ -211,18 +184,11 @@ class _ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
-        for known in (ARRAYS, {"collections.OrderedDict": OrderedDict}):
-            if full in known:
-                return known[full]
+        if full in (known := {**ARRAYS, "collections.OrderedDict": OrderedDict}):
+            return known[full]
         if full == "_codecs.encode":  # of arrays that Python 2 or an old protocol wrote
             return lambda text, encoding: str(text).encode("latin1")
         raise pickle.UnpicklingError(f"GLOBAL {full}")
-
-
-def _read_arrays(path: Path) -> Any:
-    """A plain pickle, as detectron2's model zoo has them."""
-    with open(path, "rb") as stream:
-        return _ArrayUnpickler(stream, encoding="latin1").load()
 
 
 def _refusal(path: Path, error: Exception) -> str:

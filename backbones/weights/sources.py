@@ -65,14 +65,16 @@ def numbers(metadata: Mapping[str, str], key: str) -> tuple[float, ...] | None:
     return tuple(json.loads(text)) if text else None
 
 
-def _of_run(path: Path) -> dict[str, str]:
-    """What the ``config.yaml`` of the run tells in which a checkpoint lies.
+def run_of(weights: Path) -> Path:
+    """The folder of the run that weights lie in: RUN/checkpoints/STEP/FILE or RUN/FILE."""
+    folder = weights.absolute().parent
+    is_step = folder.parent.name == "checkpoints" and not (folder / "config.yaml").is_file()
+    return folder.parent.parent if is_step else folder
 
-    A step's checkpoint is RUN/checkpoints/STEP/FILE; detectron2's are RUN/FILE.
-    """
-    folder = path.absolute().parent
-    if folder.parent.name == "checkpoints":
-        folder = folder.parent.parent
+
+def _of_run(path: Path) -> dict[str, str]:
+    """What the ``config.yaml`` of the run tells in which a checkpoint lies."""
+    folder = run_of(path)
     config = folder / "config.yaml"
     if not config.is_file():
         return {}
@@ -80,11 +82,10 @@ def _of_run(path: Path) -> dict[str, str]:
         run = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError):
         return {}  # another program's
-    found: dict[str, str] = {}
     if not isinstance(run, dict):
-        return found
-    detector = run.get("MODEL")
-    derived = run.get("derived")
+        return {}
+    found: dict[str, str] = {}
+    detector, derived = run.get("MODEL"), run.get("derived")
     if isinstance(detector, dict) and "CONVNEXT" in detector:
         found["grn"] = str(GRNOptions.of_config(detector["CONVNEXT"].get("GRN", {})))
         record = folder / "run.json"

@@ -35,6 +35,7 @@ from backbones.errors import InputError
 from backbones.key_adapters import from_ours, to_ours
 from backbones.weight_files import read_state_dict
 from backbones.weights.pickles import StandIn, read_pickle, stand_in
+from backbones.weights.sources import run_of
 from backbones.weights.structure import check_head
 from fcmae.classification.head import read_classifier
 
@@ -430,3 +431,12 @@ def test_a_whole_head_and_none_are_told_apart() -> None:
     assert check_head(tensors(), "x") == 0
     without = {n: t for n, t in tensors(num_classes=5).items() if not n.startswith("head.")}
     assert check_head(without, "x") == 0
+
+
+def test_a_run_in_a_folder_called_checkpoints_is_not_taken_for_a_step_of_one(tmp_path) -> None:
+    run = tmp_path / "checkpoints" / "first"
+    run.mkdir(parents=True)
+    step = run / "checkpoints" / "step_00000010" / "model.safetensors"
+    assert run_of(step) == run
+    (run / "config.yaml").touch()
+    assert run_of(run / "model_final.safetensors") == run

@@ -158,7 +158,7 @@ def check_target(path: Path, precision: str) -> None:
             import_module(package)
         except ImportError as error:
             raise InputError(
-                f'ONNX export needs {package}: pip install -e ".[export]" ({error})'
+                f"ONNX export needs {package}: pip install onnx onnxruntime onnxscript ({error})"
             ) from None
     try_writing(path)
 

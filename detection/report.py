@@ -259,7 +259,7 @@ def _metrics_blocks(runs: Sequence[Run]) -> list[Block]:
     groups: list[tuple[Cell, int]] = []
     if len(runs) > 1:
         groups = [("", 1), *[(name, len(TASKS)) for name in _run_names(runs)]]
-    caption = "Percent; – where there is no ground truth of that size"
+    caption = "In percent; – where there is no ground truth of that size"
     blocks: list[Block] = [Table(columns, rows, caption, groups)]
     counts: dict[str, Any] = next(
         (run.metrics["counts"] for run in runs if run.metrics.get("counts")), {}
@@ -318,8 +318,8 @@ def _class_blocks(runs: Sequence[Run]) -> list[Block]:
     if len(runs) > 1:
         groups = [("", 3), *[(name, len(TASKS)) for name in _run_names(runs)]]
     caption = (
-        f"AP of each of the {len(rows)} classes, the most frequent first; objects and images of "
-        "the ground truth, crowds not counted as objects"
+        "AP of each class, the most frequent first, with the ground truth's number of objects "
+        "(without crowds) and of images"
     )
     return [Table(columns, rows, caption, groups, long=len(rows) > 20)]
 

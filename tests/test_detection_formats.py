@@ -429,15 +429,7 @@ def test_masks_with_holes_and_parts_come_back_pixel_by_pixel(tmp_path, kind):
         "categories": [{"id": 4, "name": "a & b"}, {"id": 5, "name": 'é "c"'}],
     }
     WRITERS[kind](tree, tmp_path / "out")
-    source = tmp_path / "out" / {"masks": "masks", "yolo": "labels"}.get(kind, "")
-    if kind == "yolo":
-        (source / "classes.txt").write_text('a & b\né "c"\n', encoding="utf-8")
-        (tmp_path / "set").mkdir()
-        (tmp_path / "images").rename(tmp_path / "set/images")
-        source.rename(tmp_path / "set/labels")
-        back, _, _ = read(tmp_path / "set")
-    else:
-        back, _, _ = read(source, kind, tmp_path / "images")
+    back, _, _ = read(tmp_path / "out", "auto", tmp_path / "images")  # as docs/own_data.md has it
     assert [image["file_name"].rsplit("/")[-1] for image in back["images"]] == ["1.png", "2.png"]
     assert len(back["annotations"]) == 3
     for item, mask in zip(back["annotations"], masks, strict=True):
@@ -455,8 +447,9 @@ def test_boxes_come_back(tmp_path, kind):
         "categories": [{"id": 1, "name": "cat"}],
     }
     WRITERS[kind](tree, tmp_path)
-    back, _, _ = read(tmp_path, kind, None if kind == "yolo" else tmp_path / "images")
-    assert back["annotations"][0]["bbox"] == pytest.approx([10, 12.5, 30, 20.25], abs=1e-3)
+    for images in [None, tmp_path / "images"] if kind == "yolo" else [tmp_path / "images"]:
+        back, _, _ = read(tmp_path, kind, images)
+        assert back["annotations"][0]["bbox"] == pytest.approx([10, 12.5, 30, 20.25], abs=1e-3)
 
 
 def test_cvats_file_is_xml_whatever_the_names(tmp_path):
@@ -490,7 +483,7 @@ def test_the_tool_writes_coco_that_passes_the_check(tmp_path, run_tool):
     done = run_tool("import_dataset", tmp_path / "set", "--output-dir", tmp_path / "coco")
     assert done.code == 0, done.err
     assert "other.json: is no file of LabelMe" in done.out
-    assert "1 labels read, 1 objects of 1 classes written on 1 images" in done.out
+    assert "1 labels read; written: 1 objects on 1 images, classes: cat" in done.out
     path = tmp_path / "coco/annotations.json"
     assert done.out.splitlines()[-1] == f"json:{path}:{(tmp_path / 'set').resolve()}"
     assert check_coco(path, tmp_path / "set")[1] == []

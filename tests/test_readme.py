@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from segmentation_scenes import write_scenes as write_class_maps
 
 from backbones.checkpoint import save_encoder
 from backbones.convnext import build_convnext
@@ -28,7 +29,7 @@ def commands(name):
     text = section.replace("\\\n", " ")
     found = re.findall(rf"^(?:.*?`)?fcmae {name} ([^`\n]*)", text, re.MULTILINE)
     assert found, name
-    return [shlex.split(arguments) for arguments in found]
+    return [shlex.split(arguments, comments=True) for arguments in found]
 
 
 @pytest.fixture
@@ -108,6 +109,26 @@ def test_from_a_folder_of_images_to_a_comparison_of_two_runs(place, fcmae):
     assert (place / "d2.pth").is_file()
 
 
+def test_from_images_and_class_maps_to_a_report(tmp_path, monkeypatch, fcmae):
+    for split in ("train", "val"):
+        write_class_maps(tmp_path / "maps", images=2)
+        for folder in ("images", "labels"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / "maps" / folder).rename(tmp_path / folder / split)
+    monkeypatch.chdir(tmp_path)
+    Path("runs/fcmae").mkdir(parents=True)
+    save_encoder(build_convnext("convnextv2_atto"), Path("runs/fcmae/encoder.safetensors"), {})
+    (training,) = commands("segment")
+    few = ["INPUT.CROP.SIZE", "[64, 64]", "SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2"]
+    few += ["DATALOADER.NUM_WORKERS", "0", "MODEL.DEVICE", "cpu"]
+    few += ["MODEL.SEM_SEG_HEAD.CONVS_DIM", "64"]
+    result = fcmae("segment", *training, *few)
+    assert result.code == 0, result.err
+    assert Path("runs/segmentation/report.html").is_file()
+    # its export: tests/test_segmentation_run.py
+    assert ["--run", "runs/segmentation", "--output", "segmenter.onnx"] in commands("export")
+
+
 def test_a_checkpoint_from_elsewhere_becomes_ours_in_one_command(place, fcmae):
     arguments = commands("convert")[0]
     save_encoder(build_convnext("convnextv2_atto"), place / "ours.safetensors", {})
@@ -122,7 +143,7 @@ def test_a_checkpoint_from_elsewhere_becomes_ours_in_one_command(place, fcmae):
 def test_each_way_to_begin_fits_ten_lines():
     section = README.partition("## Your own images\n")[2].partition("\n## ")[0]
     blocks = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     assert all(len(block.splitlines()) <= 10 for block in blocks)
 
 

@@ -45,6 +45,8 @@ def test_every_problem_is_printed_and_the_exit_code_is_1(tmp_path):
     assert [line.split(":")[0] for line in lines[:3]] == ["error"] * 3
     assert "annotation 5 (image 3): bbox [70, 0, 40, 10] reaches outside" in lines[0]
     assert lines[-1].endswith(": 3 errors, 2 warnings")
+    repairing = f"python tools/check_dataset.py {annotations} --images {images} --repair fixed.json"
+    assert lines[-2].endswith(repairing)
     assert result.stderr == ""
 
 
@@ -62,6 +64,16 @@ def test_json_output_and_images_shared_with_another_set(tmp_path):
         *("12.png", "20.png", "3.png", "7.png")
     ]
     assert set(shared[0]) == {"severity", "file", "places", "message", "remedy"}
+
+
+def test_one_of_a_kind_is_counted_as_one(tmp_path):
+    tree = small_coco()
+    kept = tree["annotations"][0]
+    tree["annotations"] = [kept]
+    tree["categories"] = [c for c in tree["categories"] if c["id"] == kept["category_id"]]
+    annotations, images = write_small_coco(tmp_path, tree)
+    result = run(annotations, "--images", images)
+    assert "4 images, 1 annotation, 1 category: 0 errors" in result.stdout
 
 
 def test_a_file_that_is_not_there_is_one_message_without_a_traceback(tmp_path):

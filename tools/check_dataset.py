@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -85,7 +86,7 @@ def main() -> int:
     else:
         for change in changes:
             say(f"repaired: {change}")
-        print_report(tree, problems, found)
+        print_report(options, tree, problems, found)
     return 1 if found["error"] else 0
 
 
@@ -104,18 +105,27 @@ def repair(annotations: Path, images: Path, masks: bool, fixed: Path) -> tuple[l
     return changes, fixed
 
 
-def print_report(tree: dict, problems: list[Problem], found: Counter) -> None:
+def print_report(
+    options: argparse.Namespace, tree: dict, problems: list[Problem], found: Counter
+) -> None:
     for problem in sorted(problems, key=lambda problem: problem.severity):
         say(f"{problem.severity}: {problem}")
-    counts = ", ".join(
-        f"{len(tree.get(key, []))} {key}" for key in ("images", "annotations", "categories")
-    )
-    totals = ", ".join(
-        f"{found[kind]} {kind}{'' if found[kind] == 1 else 's'}" for kind in ("error", "warning")
-    )
+    named = [("image", "images"), ("annotation", "annotations"), ("category", "categories")]
+    counts = ", ".join(counted(len(tree.get(many, [])), one, many) for one, many in named)
+    totals = ", ".join(counted(found[kind], kind, f"{kind}s") for kind in ("error", "warning"))
     if tree and not found["error"]:
         print(training_sentence(tree))
+    elif tree and not options.repair:
+        again = shlex.join([str(options.annotations), "--images", str(options.images)])
+        again += " --no-masks" * options.no_masks
+        say(f"a copy in which what has one remedy is mended: python tools/check_dataset.py {again} "
+            "--repair fixed.json")  # fmt: skip
     print(f"{counts}: {totals}")
+
+
+def counted(number: int, one: str, many: str) -> str:
+    """A number with the thing that it counts."""
+    return f"{number} {one if number == 1 else many}"
 
 
 if __name__ == "__main__":

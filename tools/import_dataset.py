@@ -58,12 +58,13 @@ def report(split: str, builder: Builder, path: Path) -> None:
     objects = len(builder.annotations)
     without = sum("segmentation" not in item for item in builder.annotations)
     print(
-        f"{split}: {builder.read} labels read, {objects} objects of {len(builder.classes)} classes "
-        f"written on {len(builder.images)} images"
+        f"{split}: {builder.read} labels read; written: {objects} objects on "
+        f"{len(builder.images)} images, classes: {', '.join(builder.classes) or 'none'}"
     )
     if without and without < objects:
-        print(
-            f"{without} of them have a box and no mask: check_dataset.py --repair leaves them out"
+        say(
+            f"{without} of them have a box and no mask: tools/check_dataset.py --repair leaves "
+            "them out"
         )
     elif without:
         print("they have boxes and no masks: train with MODEL.MASK_ON False")

@@ -325,7 +325,7 @@ def training_sentence(tree: dict[str, Any]) -> str:
     images = {item["image_id"] for item in shown if is_id(item.get("image_id"))}
     return (
         f"training uses {len(shown)} of {len(objects)} objects on {len(images)} of "
-        f"{len(tree['images'])} images: left out are {len(objects) - len(shown)} crowds, and "
+        f"{len(tree['images'])} images; it leaves out {len(objects) - len(shown)} crowds and "
         f"{len(tree['images']) - len(images)} images without an object "
         "(DATALOADER.FILTER_EMPTY_ANNOTATIONS)"
     )

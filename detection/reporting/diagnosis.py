@@ -55,7 +55,7 @@ def error_blocks(runs: NamedRuns) -> list[Block]:
             groups.append((title, 2))
     caption = (
         "Detections that are wrong at IoU 0.5 and objects that were missed; cost: AP50 points that "
-        "mending this kind alone would give (TIDE). The costs do not add up"
+        "mending this kind alone would give (TIDE); costs do not add up"
     )
     return [*_absent(runs, held, "Errors by kind"), Table(columns, rows, caption, groups)]
 

@@ -13,12 +13,12 @@ from detection.reporting.run import Run, read_run
 from reporting.blocks import NOT_RECORDED, Block, Gallery, Paragraph, RunName
 
 TYPICAL_SENTENCE = (
-    "Images of the test set, ground truth first: by F1, a quarter, half and three quarters of all "
-    "images are worse than these. Predictions over the best threshold of their class."
+    "Typical images of the test set: a quarter, half and three quarters of all images have a lower "
+    "F1. The ground truth comes first, then the detections above their class's best threshold."
 )
 GALLERY_SENTENCE = (
-    "The images that went worst and best, by F1, ground truth first; predictions over the best "
-    "threshold of their class. Crowd regions are outlined only."
+    "The images with the lowest and the highest F1. The ground truth comes first, then the "
+    "detections above their class's best threshold. Crowds are only outlined."
 )
 
 

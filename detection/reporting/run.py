@@ -137,7 +137,7 @@ def read_runs(folders: Sequence[Path], names: Sequence[str] | None = None) -> li
         if len(set(names)) < len(names):
             names = ["/".join(folder.resolve().parts[-2:]) for folder in folders]
     if len(set(names)) < len(names):
-        raise InputError(f"two runs have the same name: {', '.join(names)}; give names")
+        raise InputError(f"two runs have the same name: {', '.join(names)}; give --names")
     return [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
 
 

@@ -57,7 +57,7 @@ def read_yolo(source: Path, images: Path | None) -> dict[str, Builder]:
     found: dict[str, Builder] = {}
     for split, of_split in files.items():
         builder = Builder(images.resolve() if images else root, names)
-        _read_split(builder, of_split, source if images else None, keypoints)
+        _read_split(builder, of_split, _labels_folder(source) if images else None, keypoints)
         found[split] = builder
     if not any(builder.read for builder in found.values()):
         raise InputError(
@@ -65,6 +65,12 @@ def read_yolo(source: Path, images: Path | None) -> dict[str, Builder]:
             "labels/ in it, or --images DIR and the folder of the labels"
         )
     return found
+
+
+def _labels_folder(source: Path) -> Path:
+    """Where the label files of a ``data.yaml`` or of a folder are, if images lie apart."""
+    folder = source.parent if source.is_file() else source
+    return folder / "labels" if (folder / "labels").is_dir() else folder
 
 
 def _config_file(source: Path) -> Path | None:

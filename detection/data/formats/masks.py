@@ -39,6 +39,8 @@ def read_masks(source: Path, images: Path | None, class_name: str = "object") ->
         InputError: if no mask there belongs to an image.
     """
     root = (images or source).resolve()
+    if images and (source / "masks").is_dir():  # as prediction writes them
+        source = source / "masks"
     builder = Builder(root, [class_name])
     files = [file for file in image_files(root) if images or "masks" not in file.parts[-3:-1]]
     found = {file: _masks_of(file, source.resolve(), images) for file in files}

@@ -47,10 +47,10 @@ from detection.run_record import (
 )
 from images.configured import reading_of, with_statistics, with_weights_statistics
 from training.cli import is_main_process, log_to
+from training.command_line.tasks import read_facts
 from training.configured import (
     check_output_dir,
     holds_run,
-    read_facts,
     resolve_seed,
     warn_of_solver,
 )

@@ -28,6 +28,7 @@ from segmentation.metrics import ConfusionMatrix, segmentation_metrics
 from segmentation.model import UPerNet
 from segmentation.weights import load_segmenter
 from training.cli import process_count
+from training.command_line.tasks import read_facts
 from training.configured import (
     FINAL_AVERAGE,
     FINAL_WEIGHTS,
@@ -35,7 +36,6 @@ from training.configured import (
     build_average,
     configured_loop,
     point_to,
-    read_facts,
     resolve_device,
     save_model,
 )

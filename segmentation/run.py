@@ -26,11 +26,11 @@ from segmentation.engine import predict_segmenter, train_segmenter
 from segmentation.report import write_report
 from training.cli import is_main_process, log_to
 from training.command_line.commands import own_command
+from training.command_line.tasks import read_facts
 from training.configured import (
     check_output_dir,
     holds_run,
     newest_weights,
-    read_facts,
     resolve_device,
     resolve_seed,
     warn_of_solver,

@@ -216,15 +216,6 @@ def steps_done(output_dir: Path) -> int:
     return max(done, default=0)
 
 
-def read_facts(folder: Path) -> dict[str, Any]:
-    """What ``run.json`` in a folder says; {} where there is none that can be read."""
-    try:
-        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return facts if isinstance(facts, dict) else {}
-
-
 def run_files(run: Path, tool: str) -> tuple[Path, Path]:
     """A run's ``config.yaml`` and ``run.json``.
 

@@ -94,22 +94,19 @@ class Plan:
 
     def table(self) -> str:
         """The choices as lines of a terminal: value, and the reason under it where it is long."""
-        rows = [
-            (choice.key, _yaml(choice.value), choice.reason) for choice in self.choices.values()
-        ]
-        width = max(len(f"{key} {value}") for key, value, _ in rows)
-        width = min(width, 48)
+        rows = [(f"{one.key} {_yaml(one.value)}", one.reason) for one in self.choices.values()]
+        width = min(max(len(head) for head, _ in rows), 48)
+        under = " " * (width + 2)
         lines = []
-        for key, value, reason in rows:
-            head = f"{key} {value}"
-            parts = textwrap.wrap(reason, max(LINE - width - 2, 40)) or [""]
+        for head, reason in rows:
             if len(head) > width:
                 lines.append(head)
                 head = ""
-            for part in parts:
-                lines.append(f"{head:<{width}}  {part}".rstrip())
-                head = ""
-        return "\n".join(lines)
+            first = f"{head:<{width}}  "
+            lines += textwrap.wrap(reason, LINE, initial_indent=first, subsequent_indent=under) or [
+                first
+            ]
+        return "\n".join(line.rstrip() for line in lines)
 
 
 def _comment(text: str, indent: str = "") -> list[str]:

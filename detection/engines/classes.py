@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from backbones.weight_files import read_metadata, split_key
-from training.configured import read_facts
+from training.command_line.tasks import read_facts
 
 
 def trained_classes(weights: str | Path | None, run: str | Path) -> dict[Any, str] | None:

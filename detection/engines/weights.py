@@ -15,7 +15,6 @@ torchvision puts it first and gives it 4 box rows and 1 mask row, which are 0 he
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,6 +31,7 @@ from backbones.weights.layouts import adapt_stem
 from backbones.weights.sources import read_source
 from detection.engines.mmdetection import is_mmdetection, mmdetection_to_detectron2
 from detection.engines.transfer import Classes, names_in, parse_aliases, select_classes
+from training.command_line.tasks import read_facts
 from training.configured import newest_weights
 
 logger = logging.getLogger(__name__)
@@ -350,8 +350,7 @@ def _without_idle(path: str | Path, tensors: StateDict, wanted: StateDict) -> St
 
 def encoder_licence(output_dir: Path) -> str | None:
     """The licence of the encoder that a run began with, as far as ``run.json`` knows."""
-    file = output_dir / "run.json"
-    facts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    facts = read_facts(output_dir)
     if "encoder" not in facts:
         return None
     return facts["encoder"]["licence"] if facts["encoder"] else OWN_WEIGHTS

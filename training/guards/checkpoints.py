@@ -15,6 +15,7 @@ import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -32,11 +33,12 @@ class CheckpointError(InputError):
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first; see :func:`damage` for sound ones."""
-    return sorted(
-        folder
-        for folder in (output_dir / "checkpoints").glob("step_*")
-        if folder.suffix != ".partial" and (folder / STATE_FILE).is_file()
-    )
+    return [folder for folder in _folders(output_dir) if (folder / STATE_FILE).is_file()]
+
+
+def _folders(output_dir: Path) -> list[Path]:
+    found = (output_dir / "checkpoints").glob("step_*")
+    return sorted(folder for folder in found if folder.suffix != ".partial")
 
 
 def damage(folder: Path) -> str | None:
@@ -46,7 +48,7 @@ def damage(folder: Path) -> str | None:
         PermissionError: if this user may not read it.
     """
     try:
-        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        state = _state(folder)
         if folder.name != f"step_{int(state['step']):08d}":
             return f"{STATE_FILE} is of step {state['step']}"
         for name, expected in state["files"].items():
@@ -72,11 +74,7 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
     Raises:
         CheckpointError: if there are checkpoints and all are damaged.
     """
-    checkpoints = sorted(
-        folder
-        for folder in (output_dir / "checkpoints").glob("step_*")
-        if folder.suffix != ".partial"
-    )
+    checkpoints = _folders(output_dir)
     for folder in reversed(checkpoints):
         if (problem := damage(folder)) is None:
             return folder
@@ -90,7 +88,11 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
 
 def checkpoint_step(folder: Path) -> int:
     """The number of optimizer steps behind a checkpoint."""
-    return int(json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))["step"])
+    return int(_state(folder)["step"])
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
 
 
 def write_checkpoint(

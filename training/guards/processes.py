@@ -93,11 +93,6 @@ def gather_weights(sharded: nn.Module, whole: nn.Module) -> None:
         value.copy_(part.full_tensor() if isinstance(part, DTensor) else part)
 
 
-def in_any_process(accelerator: Accelerator, flag: bool) -> bool:
-    """Whether any process has the flag: all must act at the same step."""
-    return bool(largest_of_processes(accelerator, [int(flag)])[0])
-
-
 def largest_of_processes(accelerator: Accelerator, values: list[int]) -> list[int]:
     """The largest of each value over all processes."""
     if accelerator.num_processes == 1:

@@ -17,13 +17,8 @@ logger = logging.getLogger(__name__)
 
 # Of a config's keys: with these changed, a resumed run's weights and optimizer state would not fit.
 FIXED_KEYS = (
-    "MODEL.",
-    "ENGINE",
-    "SEED",
-    "SOLVER.OPTIMIZER",
-    "SOLVER.LAYER_DECAY",
-    "SOLVER.EMA.ENABLED",
-)
+    "MODEL.", "ENGINE", "SEED", "SOLVER.OPTIMIZER", "SOLVER.LAYER_DECAY", "SOLVER.EMA.ENABLED",
+)  # fmt: skip
 FREE_ENDINGS = (".WEIGHTS", ".DEVICE", "_TEST")
 
 

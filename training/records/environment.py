@@ -14,18 +14,9 @@ import torch
 logger = logging.getLogger(__name__)
 
 PACKAGES = (
-    "torch",
-    "torchvision",
-    "timm",
-    "accelerate",
-    "detectron2",
-    "fvcore",
-    "pycocotools",
-    "hotcoco",
-    "numpy",
-    "Pillow",
-    "tifffile",
-)
+    "torch", "torchvision", "timm", "accelerate", "detectron2", "fvcore", "pycocotools", "hotcoco",
+    "numpy", "Pillow", "tifffile",
+)  # fmt: skip
 
 
 def versions() -> dict[str, str]:
@@ -46,19 +37,14 @@ def git_commit() -> str:
         return "unknown"
     try:
         commit, status = (
-            subprocess.run(
-                ["git", *arguments],
-                cwd=root,
-                capture_output=True,
-                text=True,
-                check=True,
-                timeout=10,
-            ).stdout.strip()
+            subprocess.check_output(
+                ["git", *arguments], cwd=root, text=True, stderr=subprocess.DEVNULL, timeout=10
+            )
             for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
         )
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return commit + ("+changes" if status else "")
+    return commit.strip() + ("+changes" if status.strip() else "")
 
 
 def device_name(device: torch.device | str) -> str:

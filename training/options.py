@@ -2,7 +2,7 @@
 
 :class:`TrainingOptions` is what pretraining, classification and the loop itself share; a training
 adds its own fields. A field whose metadata is made by :func:`flag` is a flag of the command line,
-see :class:`training.cli.OptionsParser`.
+see :class:`training.command_line.parsers.OptionsParser`.
 """
 
 from __future__ import annotations

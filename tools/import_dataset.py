@@ -42,7 +42,13 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = parse_arguments()
-    found = read_labels(options.source, options.kind, options.images, options.class_name)
+    found = read_labels(
+        options.source,
+        options.kind,
+        options.images,
+        options.class_name,
+        unpacked=options.output_dir / "images",
+    )
     paths = {split: options.output_dir / f"{split}.json" for split in found}
     if there := [str(path) for path in paths.values() if path.exists()]:
         raise InputError(f"{', '.join(there)}: there already; choose another --output-dir")

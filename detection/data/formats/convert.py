@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from backbones.errors import InputError
-from detection.data.coco_file import other_format
+from detection.data.coco_file import LISTS, other_format
 from detection.data.formats.cvat import read_cvat, write_cvat
+from detection.data.formats.files import read_json, read_text
 from detection.data.formats.label_studio import read_label_studio
 from detection.data.formats.labelme import read_labelme, write_labelme
-from detection.data.formats.labels import Builder, read_json
+from detection.data.formats.labels import Builder
 from detection.data.formats.masks import MASK_FILES, read_masks, write_masks
 from detection.data.formats.voc import read_voc
-from detection.data.formats.yolo import read_yolo, write_yolo
+from detection.data.formats.yolo import DARKNET, read_yolo, write_yolo
 from detection.data.repair import write_coco
+
+FILES = 50  # of a folder that are looked at, to know its format
+NUMBER = re.compile(r"-?\d*\.?\d+(e-?\d+)?", re.IGNORECASE)
 
 READERS: dict[str, Callable[..., dict[str, Builder]]] = {
     "yolo": read_yolo,
@@ -35,7 +40,11 @@ WRITERS: dict[str, Callable[[dict[str, Any], Path], None]] = {
 
 
 def read_labels(
-    source: Path, kind: str = "auto", images: Path | None = None, class_name: str = "object"
+    source: Path,
+    kind: str = "auto",
+    images: Path | None = None,
+    class_name: str = "object",
+    unpacked: Path | None = None,
 ) -> dict[str, Builder]:
     """Read labels of another format.
 
@@ -44,6 +53,7 @@ def read_labels(
         kind: a name of READERS, or ``auto``.
         images: the folder of the images, where it is another.
         class_name: of the objects in masks, which have no classes.
+        unpacked: a folder for images that are in label files (LabelMe's ``imageData``).
 
     Returns:
         Split -> what was read and what was changed.
@@ -58,6 +68,8 @@ def read_labels(
     kind = guess(source) if kind == "auto" else kind
     if kind == "masks":
         return read_masks(source, images, class_name)
+    if kind == "labelme":
+        return read_labelme(source, images, unpacked)
     return READERS[kind](source, images)
 
 
@@ -68,15 +80,17 @@ def guess(source: Path) -> str:
         InputError: if that is not known.
     """
     if source.is_file():
-        if source.suffix.lower() in (".yaml", ".yml"):
+        if source.suffix.lower() in (".yaml", ".yml") or source.name == DARKNET:
             return "yolo"
         if found := _of_file(source):
             return found
-    elif (source / "data.yaml").is_file() or any(source.rglob("labels/**/*.txt")):
+    elif any((source / name).is_file() for name in ("data.yaml", DARKNET)):
         return "yolo"
     else:
+        if any(source.rglob("labels/**/*.txt")):
+            return "yolo"
         for pattern in ("*.xml", "*.json", "*.txt"):
-            for file in sorted(source.rglob(pattern))[:5]:
+            for file in sorted(source.rglob(pattern))[:FILES]:
                 if found := _of_file(file):
                     return found
         if any(path.suffix.lower() in MASK_FILES for path in source.rglob("*")):
@@ -87,13 +101,15 @@ def guess(source: Path) -> str:
 
 def _of_file(file: Path) -> str | None:
     if file.suffix.lower() == ".txt":
-        words = file.read_text(encoding="utf-8", errors="replace").split("\n")[0].split()
-        numbers = all(word.replace(".", "", 1).isdigit() for word in words)
-        return "yolo" if len(words) >= 5 and numbers else None
+        words = read_text(file).split("\n")[0].split()
+        return "yolo" if len(words) >= 5 and all(map(NUMBER.fullmatch, words)) else None
     if file.suffix.lower() == ".xml":
         start = file.read_bytes()[:4000]
         return "cvat" if b"<annotations" in start else "voc" if b"<annotation" in start else None
-    found = other_format(read_json(file))
+    tree = read_json(file)
+    if isinstance(tree, dict) and tree.keys() >= set(LISTS) and "shapes" not in tree:
+        raise InputError(f"{file} is COCO already: python tools/check_dataset.py {file}")
+    found = other_format(tree)
     if not found or "--from" not in found[1]:
         return None
     return found[1].rsplit("--from ", 1)[1]

@@ -17,7 +17,8 @@ import pycocotools.mask as mask_util
 from backbones.errors import InputError
 from backbones.whole_files import write_text
 from detection.data.checks.segmentations import as_rle, rle_of
-from detection.data.formats.labels import GONE, Builder, by_image, ellipse, read_xml, turned
+from detection.data.formats.files import read_xml
+from detection.data.formats.labels import GONE, Builder, by_image, ellipse, turned
 from detection.data.formats.outlines import outlines
 
 WITHOUT_AREA = ("polyline", "points", "skeleton", "cuboid", "tag")
@@ -41,6 +42,9 @@ def read_cvat(source: Path, images: Path | None) -> dict[str, Builder]:
     if tracks:
         builder.note(f"{tracks} tracks", "are of 'CVAT for video'", f"{GONE}: export for images")
     entries = [(entry.get("name", ""), entry) for tree in trees for entry in tree.iterfind("image")]
+    subsets = dict.fromkeys(entry.get("subset") or "" for _, entry in entries)
+    if len(subsets) > 1:
+        builder.note(f"subsets {', '.join(subsets)}", "are in one file", "they are joined")
     for entry, image in builder.images_of((name, [name], entry) for name, entry in entries):
         _read_image(builder, image, entry)
     return {"annotations": builder}
@@ -62,6 +66,8 @@ def _read_image(builder: Builder, image: dict[str, Any], entry: ElementTree.Elem
         where, first = members[0]
         name = first.get("label", "")
         for place, shape in members:
+            if shape.find("attribute") is not None:
+                builder.note(place, "has attributes", f"the attributes are {GONE}")
             try:
                 polygons += _shape(builder, image, place, shape, alone=len(members) == 1)
             except (TypeError, ValueError):

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
+from PIL import Image
 
 from backbones.errors import InputError
-from detection.data.formats.labels import Builder, ellipse, points_of, read_json, turned
+from detection.data.formats.files import read_json
+from detection.data.formats.labels import Builder, ellipse, points_of, turned
+from images.folders import ending_of
+from images.formats import image_endings
 
 
 def read_label_studio(source: Path, images: Path | None) -> dict[str, Builder]:
@@ -25,29 +31,35 @@ def read_label_studio(source: Path, images: Path | None) -> dict[str, Builder]:
     tasks = [task for file in files for task in _tasks(file)]
     if not tasks:
         raise InputError(f"{source}: it is no JSON export of Label Studio")
-    named = [(_image_names(task), task) for task in tasks]
-    for task, image in builder.images_of(
-        (f"task {task.get('id', place)} ({names[0]})", names, task)
-        for place, (names, task) in enumerate(named)
-    ):
-        _read_task(builder, image, task)
+    labelled = []
+    for place, task in enumerate(tasks):
+        names = _image_names(task)
+        where = f"task {task.get('id', place)} ({names[0]})"
+        results = _results(builder, where, task)
+        if results is None:
+            builder.note(where, "is not labelled")
+        else:
+            labelled.append((where, names, (where, results)))
+    for (where, results), image in builder.images_of(labelled):
+        _read_results(builder, image, where, results)
     return {"annotations": builder}
 
 
 def _tasks(file: Path) -> list[dict[str, Any]]:
     tree = read_json(file)
+    marks = {"annotations", "completions", "image", "annotation_id", "annotator", "lead_time"}
     return [
         task
         for task in (tree if isinstance(tree, list) else [])
-        if isinstance(task, dict) and ({"annotations", "completions", "image"} & task.keys())
+        if isinstance(task, dict) and marks & task.keys()
     ]
 
 
 def _image_names(task: dict[str, Any]) -> list[str]:
     """What the image may be called: the path in a URL, and without the prefix of uploads."""
     data = task.get("data")
-    values = [*(data.values() if isinstance(data, dict) else ()), task.get("file_upload")]
-    values.append(task.get("image"))
+    values = [*(data.values() if isinstance(data, dict) else task.values())]
+    values += [task.get("file_upload")]
     names: list[str] = []
     for value in values:
         if not isinstance(value, str) or not value:
@@ -56,22 +68,36 @@ def _image_names(task: dict[str, Any]) -> list[str]:
         path = parse_qs(parts.query).get("d", [unquote(parts.path)])[0]
         base = path.rsplit("/", 1)[-1]
         names += [path.lstrip("/"), base, re.sub(r"^[0-9a-f]{8}-", "", base)]
-    return names or [""]
+    return sorted(names, key=lambda name: ending_of(name) not in image_endings()) or [""]
 
 
-def _read_task(builder: Builder, image: dict[str, Any], task: dict[str, Any]) -> None:
-    where = f"task {task.get('id', image['file_name'])}"
-    if "image" in task and "annotations" not in task:  # the export JSON-MIN
-        found = task.get("label")
-        results: Any = [{"value": one} for one in found] if isinstance(found, list) else []
-    else:
-        every = task.get("annotations") or task.get("completions")
-        every = every if isinstance(every, list) else []
-        done = [one for one in every if isinstance(one, dict) and not one.get("was_cancelled")]
-        if len(done) > 1:
-            builder.note(where, "was labelled several times", "the first labelling is taken")
-        results = done[0].get("result") if done else []
-    for number, result in enumerate(results if isinstance(results, list) else [], 1):
+def _results(builder: Builder, where: str, task: dict[str, Any]) -> list[Any] | None:
+    """What was drawn on a task's image; None if nobody has labelled it."""
+    if "data" not in task and "annotations" not in task:  # the export JSON-MIN
+        lists = [value for value in task.values() if isinstance(value, list)]
+        return [
+            {"value": one}
+            for value in lists
+            for one in value
+            if isinstance(one, dict) and any(key.endswith("labels") for key in one)
+        ]
+    if task.get("predictions"):
+        builder.note(where, "has predictions", "they are left out: nobody has confirmed them")
+    every = task.get("annotations") or task.get("completions")
+    every = [one for one in every if isinstance(one, dict)] if isinstance(every, list) else []
+    done = [one for one in every if not one.get("was_cancelled")]
+    if len(done) < len(every):
+        builder.note(where, "was skipped by an annotator", "that labelling is left out")
+    if len(done) > 1:
+        builder.note(where, "was labelled several times", "the first labelling is taken")
+    if not done:
+        return None
+    results = done[0].get("result")
+    return results if isinstance(results, list) else []
+
+
+def _read_results(builder: Builder, image: dict[str, Any], where: str, results: list[Any]) -> None:
+    for number, result in enumerate(results, 1):
         if isinstance(result, dict):
             _read_result(builder, image, f"{where}, result {number}", result)
 
@@ -94,6 +120,8 @@ def _read_result(
         if "rle" in value:
             mask = decode_brush(value["rle"], image["height"], image["width"])
             builder.mask(image, where, name, mask)
+        elif "imageDataURL" in value:
+            builder.mask(image, where, name, _bitmask(str(value["imageDataURL"])))
         elif "points" in value:
             points = points_of(value["points"])
             if points is None:
@@ -114,8 +142,20 @@ def _read_result(
                 builder.polygons(image, where, name, [points.reshape(-1).tolist()])
             else:
                 builder.box(image, where, name, [*corner, *sides])
-    except (KeyError, TypeError, ValueError, IndexError, OverflowError):
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError, OSError):
         builder.refuse(where, "is no shape that is known, or lacks its numbers")
+
+
+def _bitmask(url: str) -> np.ndarray:
+    """A PNG in a URL as a mask: where it is opaque, or not black.
+
+    Raises:
+        ValueError, OSError: if it is none.
+    """
+    data = base64.b64decode(url.partition(",")[2])
+    with Image.open(io.BytesIO(data)) as picture:
+        has_alpha = "A" in picture.getbands()
+        return np.asarray(picture.getchannel("A") if has_alpha else picture.convert("L")) > 0
 
 
 def decode_brush(data: list[int], height: int, width: int) -> np.ndarray:

@@ -17,17 +17,25 @@ import numpy as np
 from PIL import Image
 
 from backbones.errors import InputError
-from backbones.whole_files import write_json
+from backbones.whole_files import write_atomically, write_json
 from detection.data.checks.segmentations import rle_of
-from detection.data.formats.labels import Builder, by_image, ellipse, points_of, read_json
+from detection.data.formats.files import image_files, read_json
+from detection.data.formats.labels import Builder, by_image, ellipse, points_of
 from detection.data.formats.outlines import outlines
 from training.progress import progress
 
 Shape = dict[str, Any]
+POLYGONS = ("polygon", "oriented_rectangle", "rotation")  # the last is X-AnyLabeling's turned box
 
 
-def read_labelme(source: Path, images: Path | None) -> dict[str, Builder]:
+def read_labelme(
+    source: Path, images: Path | None, unpacked: Path | None = None
+) -> dict[str, Builder]:
     """Read all JSON files of a folder, or one; images are found by ``imagePath`` or by name.
+
+    Args:
+        unpacked: a folder for the images that are in the files themselves (``imageData``): written
+            there where ``images`` is not given and there are no image files.
 
     Raises:
         InputError: if no JSON file there is one of LabelMe.
@@ -45,10 +53,18 @@ def read_labelme(source: Path, images: Path | None) -> dict[str, Builder]:
         raise InputError(f"{source}: no JSON file of LabelMe is in it")
     kinds = {str(shape.get("shape_type")) for tree in trees.values() for shape in tree["shapes"]}
     boxes_only = kinds <= {"rectangle"}
-    for file, entry in builder.images_of(
-        (file.name, [str(tree["imagePath"]), file.stem], file) for file, tree in trees.items()
-    ):
+    names = {file: [str(tree["imagePath"]), file.stem] for file, tree in trees.items()}
+    if images is None and unpacked is not None and not image_files(builder.root):
+        for file, tree in trees.items():
+            if isinstance(tree.get("imageData"), str):
+                builder.note(file.name, "has its image inside", f"unpacked into {unpacked}")
+                name = file.relative_to(folder).with_suffix("")
+                names[file] = [_unpack(tree["imageData"], unpacked / name) or ""]
+        builder.root = unpacked.resolve() if unpacked.is_dir() else builder.root
+    for file, entry in builder.images_of((file.name, names[file], file) for file in trees):
         tree = trees[file]
+        if _is_set(tree.get("flags")):
+            builder.note(file.name, "has flags", "the flags are left out")
         builder.compare_size(file.name, entry, tree.get("imageHeight"), tree.get("imageWidth"))
         groups: dict[Any, list[tuple[int, Shape]]] = {}
         for number, shape in enumerate(tree["shapes"], 1):
@@ -58,6 +74,28 @@ def read_labelme(source: Path, images: Path | None) -> dict[str, Builder]:
         for members in groups.values():
             _object(builder, entry, file.name, members, boxes_only)
     return {"annotations": builder}
+
+
+def _unpack(text: str, path: Path) -> str | None:
+    """Write an image that is in a file as base64; its name in the folder, None if it is none."""
+    try:
+        data = base64.b64decode(text)
+        with Image.open(io.BytesIO(data)) as picture:
+            kind = str(picture.format).lower()
+    except Exception:  # Pillow's decoders raise nearly everything on damaged files
+        return None
+    path = path.with_name(f"{path.name}.{'jpg' if kind == 'jpeg' else kind}")
+
+    def write(file: Path) -> None:
+        file.write_bytes(data)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, write)
+    return str(path)
+
+
+def _is_set(flags: Any) -> bool:
+    return isinstance(flags, dict) and any(flags.values())
 
 
 def _is_labelme(tree: Any) -> bool:
@@ -82,7 +120,11 @@ def _object(
     for number, shape in members:
         kind, place = str(shape.get("shape_type") or "polygon"), f"{file}, shape {number}"
         points = points_of(shape.get("points"))
-        if points is None or not len(points):
+        if _is_set(shape.get("flags")):
+            builder.note(place, "has flags", "the flags are left out")
+        if not shape.get("label"):
+            builder.refuse(place, "has no label")
+        elif points is None or not len(points):
             builder.refuse(place, "has no points in numbers")
         elif kind == "mask":
             mask = _mask(shape, points, size)
@@ -92,7 +134,7 @@ def _object(
                 builder.mask(image, place, name, mask)
             else:
                 polygons += outlines(rle_of(mask), *size)
-        elif kind == "polygon":
+        elif kind in POLYGONS:
             polygons.append(points.reshape(-1).tolist())
         elif kind == "rectangle" and len(points) >= 2:
             (left, top), (right, bottom) = points.min(0), points.max(0)

@@ -5,12 +5,10 @@ Nothing is dropped in silence: a reader says by :meth:`Builder.note` what it did
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
-from xml.etree import ElementTree
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -19,9 +17,7 @@ from numpy.typing import ArrayLike
 from detection.data.checks.images import shown_size
 from detection.data.checks.problems import Findings, Problem
 from detection.data.checks.segmentations import rle_of
-from detection.data.coco_file import decode_json
-from images.folders import ending_of, files_of_folder
-from images.formats import image_endings
+from detection.data.formats.files import ImageFinder
 from images.threads import in_threads
 from training.progress import progress
 
@@ -67,19 +63,30 @@ class Builder:
     ) -> Iterator[tuple[Labels, dict[str, Any]]]:
         """Find and add the images of labels; yields the labels of each image and its entry.
 
+        Images of the folder that no labels name are left out, and counted.
+
         Args:
             labelled: where the labels stand, what their image may be called, and the labels.
         """
         finder, found = ImageFinder(self.root), []
         for where, names, labels in labelled:
             if path := finder.find(*names):
-                found.append((labels, path))
+                found.append((where, labels, path))
             else:
                 self.note(where, "its image is not there")
-        sizes = self.sizes([path for _, path in found])
-        for labels, path in progress(found, "reading labels", len(found), "image"):
-            if path in sizes:
-                yield labels, self.image(path, sizes[path])
+        named = dict.fromkeys(path for _, _, path in found)
+        sizes, entries = self.sizes(list(named)), {}
+        for where, labels, path in progress(found, "reading labels", len(found), "image"):
+            if path not in sizes:
+                continue
+            if path in entries:
+                self.note(where, "labels an image that others label", "their objects are joined")
+            else:
+                entries[path] = self.image(path, sizes[path])
+            yield labels, entries[path]
+        for path in finder.images:
+            if path not in named:
+                self.note(self.name(path), "is an image without labels")
 
     def sizes(self, files: Sequence[Path]) -> dict[Path, tuple[int, int]]:
         """Height and width of image files as they are shown, but for those that are none."""
@@ -214,23 +221,6 @@ class Builder:
         return self.notes.problems()
 
 
-def read_xml(file: Path, tag: str) -> ElementTree.Element | None:
-    """The root of an XML file; None if it is no XML, or its root has another tag."""
-    try:
-        tree = ElementTree.parse(file).getroot()
-    except (ElementTree.ParseError, UnicodeDecodeError):
-        return None
-    return tree if tree.tag == tag else None
-
-
-def read_json(file: Path) -> Any:
-    """What a JSON file holds; None if it is none."""
-    try:
-        return json.loads(decode_json(file.read_bytes()))
-    except (ValueError, RecursionError):
-        return None
-
-
 def by_image(tree: dict[str, Any]) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Each image of a COCO file with its annotations."""
     found: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in tree["images"]}
@@ -268,34 +258,3 @@ def turned(points: np.ndarray, degrees: float) -> np.ndarray:
     angle = np.deg2rad(degrees)
     cos, sin = np.cos(angle), np.sin(angle)
     return points @ np.array([[cos, sin], [-sin, cos]])
-
-
-def image_files(folder: Path) -> list[Path]:
-    """The images of a folder and its folders, in natural order."""
-    return files_of_folder(folder).images
-
-
-class ImageFinder:
-    """Finds images in a folder by what a label file calls them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.by_name: dict[str, list[Path]] = {}
-        self.by_stem: dict[str, list[Path]] = {}
-        for path in image_files(folder):
-            self.by_name.setdefault(path.name, []).append(path)
-            self.by_stem.setdefault(path.stem, []).append(path)
-
-    def find(self, *names: str) -> Path | None:
-        """The first of these paths or names that one image fits, its ending aside at last."""
-        for name in names:
-            path = self.folder / name.replace("\\", "/")
-            is_image = ending_of(path.name) in image_endings() and "\0" not in name
-            if name and is_image and os.path.isfile(path):  # Path.is_file raises for long names
-                return path
-        for index, part in ((self.by_name, "name"), (self.by_stem, "stem")):
-            for name in names:
-                found = index.get(getattr(Path(name.replace("\\", "/")), part), [])
-                if len(found) == 1:
-                    return found[0]
-        return None

@@ -2,11 +2,13 @@
 
 A map lies in a folder of masks under its image's name, with or without an ending such as ``_masks``
 (Cellpose); 0 is background, every other value or colour an object. Masks of single objects lie in a
-folder that is called as the image, or in ``masks`` beside ``images`` (Data Science Bowl 2018).
+folder that is called as the image, in ``masks`` beside ``images`` (Data Science Bowl 2018), or all
+in one folder under the image's name and a number, ``a_0.png``, ``a_mask_1.png``.
 """
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +21,8 @@ from PIL import Image
 from backbones.errors import InputError
 from backbones.whole_files import write_atomically
 from detection.data.checks.segmentations import as_rle
-from detection.data.formats.labels import Builder, by_image, image_files
+from detection.data.formats.files import image_files
+from detection.data.formats.labels import Builder, by_image
 from training.progress import progress
 
 ENDINGS = ("", "_masks", "_cp_masks", "_mask", "_label", "_labels", "_instances", "_instance_ids")
@@ -44,6 +47,8 @@ def read_masks(source: Path, images: Path | None, class_name: str = "object") ->
     builder = Builder(root, [class_name])
     files = [file for file in image_files(root) if images or "masks" not in file.parts[-3:-1]]
     found = {file: _masks_of(file, source.resolve(), images) for file in files}
+    if not any(masks.files for masks in found.values()):
+        found = _numbered(files, source.resolve())
     pairs = {file: masks for file, masks in found.items() if masks.files}
     if not pairs:
         raise InputError(
@@ -89,6 +94,18 @@ def _masks_of(image: Path, source: Path, images: Path | None) -> _Masks:
     return _Masks([], True)
 
 
+def _numbered(images: list[Path], folder: Path) -> dict[Path, _Masks]:
+    """Masks of single objects, all in one folder: the image's name, perhaps words, a number."""
+    by_stem = {image.stem: image for image in images}
+    found: dict[Path, list[Path]] = {image: [] for image in images}
+    for path in sorted(filter(_is_mask, folder.iterdir())) if folder.is_dir() else []:
+        ends = [part.start() for part in re.finditer(r"[ _.-]", path.stem)]
+        stem = next((path.stem[:end] for end in ends[::-1] if path.stem[:end] in by_stem), None)
+        if stem is not None and path.stem not in by_stem and path.stem[-1].isdigit():
+            found[by_stem[stem]].append(path)
+    return {image: _Masks(masks, False) for image, masks in found.items()}
+
+
 def _is_mask(path: Path) -> bool:
     return path.suffix.lower() in MASK_FILES and not path.name.startswith(".")
 
@@ -99,6 +116,8 @@ def _read_mask(
     where = path.name if is_map else f"{path.parent.name}/{path.name}"
     try:
         with Image.open(path) as picture:
+            if (pages := getattr(picture, "n_frames", 1)) > 1:
+                builder.note(where, f"has {pages} pages", "the first is read")
             values = np.asarray(picture)
     except Exception:  # Pillow's decoders raise nearly everything on damaged files
         builder.refuse(where, "is no image that can be read")

@@ -1,19 +1,22 @@
 """Pascal VOC: an XML file for each image, boxes, and masks where ``SegmentationObject`` has them.
 
 Corners count pixels from 1 and the last one is inside, as in VOC's devkit and in detectron2's
-loader: x = xmin - 1, width = xmax - xmin + 1. Objects that are ``difficult`` become crowds, which
-are neither trained on nor counted.
+loader: x = xmin - 1, width = xmax - xmin + 1. Where a corner of any file is at 0, another tool
+wrote them all, which counts from 0: x = xmin, width = xmax - xmin (labelformat, Roboflow). Objects
+that are ``difficult`` become crowds, which are neither trained on nor counted.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image
 
 from backbones.errors import InputError
-from detection.data.formats.labels import Builder, read_xml
+from detection.data.formats.files import read_xml
+from detection.data.formats.labels import Builder
 from training.progress import progress
 
 
@@ -33,12 +36,15 @@ def read_voc(source: Path, images: Path | None) -> dict[str, Builder]:
             trees[file] = tree
     if not trees:
         raise InputError(f"{source}: no XML file of Pascal VOC is in it")
+    first = 0 if any(_has_zero(tree) for tree in trees.values()) else 1
+    if not first:
+        builder.note("some corners", "are at pixel 0", "all are counted from 0 and not from 1")
     for file, entry in builder.images_of(
         (file.name, [file.stem, tree.findtext("filename") or ""], file)
         for file, tree in trees.items()
     ):
         tree = trees[file]
-        stated = [int(float(tree.findtext(f"size/{side}") or 0)) for side in ("height", "width")]
+        stated = [_size(tree.findtext(f"size/{side}")) for side in ("height", "width")]
         if any(stated):
             builder.compare_size(file.name, entry, *stated)
         masks = _masks(file, (entry["height"], entry["width"]))
@@ -48,6 +54,8 @@ def read_voc(source: Path, images: Path | None) -> dict[str, Builder]:
             crowd = int((item.findtext("difficult") or "0").strip() == "1")
             if crowd:
                 builder.note(where, "is difficult", "made a crowd: neither trained on nor counted")
+            if item.find("part") is not None:
+                builder.note(where, "has parts, such as a head", "the parts are left out")
             if masks is not None and (masks == number).any():
                 builder.mask(entry, where, name, masks == number, crowd)
                 continue
@@ -59,9 +67,25 @@ def read_voc(source: Path, images: Path | None) -> dict[str, Builder]:
             except ValueError:
                 builder.refuse(where, "has no box in numbers")
                 continue
-            box = [left - 1, top - 1, right - left + 1, bottom - top + 1]
+            box = [left - first, top - first, right - left + first, bottom - top + first]
             builder.box(entry, where, name, box, crowd)
     return {"annotations": builder}
+
+
+def _has_zero(tree: ElementTree.Element) -> bool:
+    """Whether a box begins at 0, which is no pixel of VOC's."""
+    found = (
+        item.findtext(f"bndbox/{side}") for item in tree.iter("object") for side in ("xmin", "ymin")
+    )
+    return any(_size(text) == 0 for text in found if text)
+
+
+def _size(text: str | None) -> int | str:
+    """A side that a file states, 0 for none; as it stands where it is no number."""
+    try:
+        return int(float(text or 0))
+    except (ValueError, OverflowError):
+        return text or ""
 
 
 def _masks(file: Path, size: tuple[int, int]) -> np.ndarray | None:

@@ -2,13 +2,14 @@
 
 ``class x y width height`` is a box by its centre, ``class x y x y x y ...`` a polygon.
 ``data.yaml`` names the classes and the folders of train, val and test; images lie in ``images``,
-labels in ``labels`` beside it or beside the image (Ultralytics' ``img2label_paths``).
+labels in ``labels`` beside it or beside the image (Ultralytics' ``img2label_paths``). Darknet's
+``obj.data`` names a file of the classes and lists of the images.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,17 @@ import yaml
 
 from backbones.errors import InputError
 from backbones.whole_files import write_text
-from detection.data.formats.labels import GONE, Builder, image_files
+from detection.data.formats.files import ImageFinder, image_files, read_text
+from detection.data.formats.labels import GONE, Builder
 from detection.data.formats.outlines import joined_outline
 from training.progress import progress
 
 SPLITS = ("train", "val", "test")
+SPELT = {"val": ("val", "valid")}  # Darknet's
+DARKNET = "obj.data"
+NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "labels/classes.txt")
+NO_LABELS = ("classes.txt", "train.txt", "val.txt", "test.txt")
+MOST_CLASSES = 100_000  # a number beyond is no class
 BOX, SCORED_BOX = 5, 6  # numbers of a line
 
 
@@ -35,6 +42,9 @@ def read_yolo(source: Path, images: Path | None) -> dict[str, Builder]:
         InputError: for a ``data.yaml`` that is none, or where no label file is found.
     """
     config = _config_file(source)
+    if config is None and source.name == "labels":  # what names the classes lies beside it
+        config = _config_file(source.parent)
+        source = source if images else source.parent
     root = (config.parent if config else source).resolve()
     settings = _settings(config) if config else {}
     if settings.get("path"):
@@ -42,22 +52,22 @@ def read_yolo(source: Path, images: Path | None) -> dict[str, Builder]:
         folders = [p for p in (root / named, root.parent / named, named) if p.is_dir()]
         root = folders[0].resolve() if folders else root
     names = _class_names(settings, root)
-    keypoints = settings.get("kpt_shape")
-    parts: dict[str, Any] = {}
-    for split in SPLITS:  # some name one folder twice, since a validation set has to be named
-        if settings.get(split) and settings[split] not in parts.values():
-            parts[split] = settings[split]
-    files: dict[str, list[Path]]
-    if images is not None:
-        files = {"annotations": image_files(images)}
-    elif parts:
-        files = {split: list(_listed(root, value)) for split, value in parts.items()}
-    else:
-        files = {"annotations": image_files(root)}
+    points = _keypoints(settings.get("kpt_shape"))
+    files, gone = {"annotations": image_files(images or root)}, ""
+    if images is None and (parts := _parts(settings)):
+        listed = {split: _listed(root, value) for split, value in parts.items()}
+        # Roboflow names a folder for the test set whether there is one or not
+        files = {split: value for split, value in listed.items() if value is not None}
+        missing = [split for split in listed if split not in files]
+        gone = ", ".join(f"{split}: {parts[split]}" for split in missing)
+        if "train" in missing or not files:
+            raise InputError(f"data.yaml names {gone}, which is not in {root}")
     found: dict[str, Builder] = {}
     for split, of_split in files.items():
-        builder = Builder(images.resolve() if images else root, names)
-        _read_split(builder, of_split, _labels_folder(source) if images else None, keypoints)
+        builder = Builder(images.resolve() if images else root, filter(None, names))
+        if gone and not found:
+            builder.note(gone, "is named by data.yaml, and is not there")
+        _read_split(builder, of_split, _labels_folder(source) if images else None, names, points)
         found[split] = builder
     if not any(builder.read for builder in found.values()):
         raise InputError(
@@ -76,60 +86,98 @@ def _labels_folder(source: Path) -> Path:
 def _config_file(source: Path) -> Path | None:
     if source.is_file():
         return source
-    return next(
-        (p for p in (source / "data.yaml", *sorted(source.glob("*.yaml"))) if p.is_file()), None
-    )
+    tries = [source / "data.yaml", *sorted(source.glob("*.y*ml")), source / DARKNET]
+    return next((path for path in tries if path.is_file()), None)
 
 
 def _settings(path: Path) -> dict[str, Any]:
+    text = read_text(path)
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        pairs = (line.partition("=") for line in text.splitlines() if "=" in line)
+        return {key.strip(): value.strip() for key, _, value in pairs}
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
         raise InputError(f"{path} is no YAML: {error}") from error
     if not isinstance(tree, dict):
         raise InputError(f"{path} is no data.yaml: a mapping with 'names' and 'train' is wanted")
     return tree
 
 
-def _class_names(settings: dict[str, Any], root: Path) -> list[str]:
+def _class_names(settings: dict[str, Any], root: Path) -> list[str | None]:
+    """The names by their numbers; None for a number that ``data.yaml`` passes over."""
     names = settings.get("names")
     if isinstance(names, dict):
-        highest = max((int(key) for key in names), default=-1)
-        return [str(names.get(i, names.get(str(i), i))) for i in range(highest + 1)]
+        numbered = {str(key): str(name) for key, name in names.items()}
+        if wrong := [key for key in numbered if not key.isdecimal() or int(key) > MOST_CLASSES]:
+            raise InputError(f"data.yaml: names has the key {wrong[0]!r}; keys are 0, 1, 2, ...")
+        highest = max(map(int, numbered), default=-1)
+        return [numbered.get(str(index)) for index in range(highest + 1)]
     if isinstance(names, list):
         return list(map(str, names))
-    for place in (root, root / "labels"):
-        if (file := place / "classes.txt").is_file():
-            return [
-                line.strip()
-                for line in file.read_text(encoding="utf-8").split("\n")
-                if line.strip()
-            ]
-    return [str(index) for index in range(int(settings.get("nc") or 0))]
+    files = [root / name for name in NAME_FILES]
+    if isinstance(names, str):  # Darknet's, whose folder is often another than the one of the files
+        files = [root / names, root / Path(names).name, *files]
+    for file in files:
+        if file.is_file():
+            return [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    count = str(settings.get("nc") or settings.get("classes") or 0)
+    if not count.isdecimal() or int(count) > MOST_CLASSES:
+        raise InputError(f"data.yaml: nc is {count}; it is how many classes there are")
+    return [str(index) for index in range(int(count))]
 
 
-def _listed(root: Path, value: Any) -> Iterator[Path]:
-    """The images of a split: folders, or text files that list images."""
+def _keypoints(shape: Any) -> int:
+    """How many numbers of a line are keypoints', by ``kpt_shape``."""
+    if shape is None:
+        return 0
+    if not (isinstance(shape, list) and len(shape) == 2 and set(map(type, shape)) == {int}):
+        raise InputError(f"data.yaml: kpt_shape is {shape}; it is [how many, 2 or 3 numbers each]")
+    return int(shape[0]) * int(shape[1])
+
+
+def _parts(settings: dict[str, Any]) -> dict[str, Any]:
+    """Split -> the folders or lists of its images."""
+    parts: dict[str, Any] = {}
+    for split in SPLITS:  # some name one folder twice, since a validation set has to be named
+        value = next((settings[k] for k in SPELT.get(split, (split,)) if settings.get(k)), None)
+        if value and value not in parts.values():
+            parts[split] = value
+    return parts
+
+
+def _listed(root: Path, value: Any) -> list[Path] | None:
+    """The images of a split: folders, or text files that list images; None if one is not there."""
+    found: list[Path] = []
     for one in value if isinstance(value, list) else [value]:
         name = str(one)
-        # Roboflow writes ../train/images for train/images
-        tries = [root / name, root / name.removeprefix("../"), root / name.removeprefix("./")]
+        # Roboflow writes ../train/images for train/images, CVAT data/train.txt for train.txt
+        shorter = (name.removeprefix("../"), name.removeprefix("./"), name.removeprefix("data/"))
+        tries = [root / name, *(root / short for short in shorter)]
         path = next((p for p in tries if p.exists()), None)
         if path is None:
-            raise InputError(f"data.yaml names {name}, which is not in {root}")
+            return None
         if path.is_dir():
-            yield from image_files(path.resolve())
-        else:
-            for line in path.read_text(encoding="utf-8").split("\n"):
-                if line.strip():
-                    at = Path(line.strip())
-                    yield (path.parent / at if line.startswith("./") else root / at).resolve()
+            found += image_files(Path(os.path.abspath(path)))  # labels lie beside a link, too
+            continue
+        finder = ImageFinder(root)
+        for line in filter(None, map(str.strip, read_text(path).splitlines())):
+            at = path.parent / line if line.startswith("./") else root / line
+            at = at if at.is_file() else finder.find(line) or at
+            found.append(Path(os.path.abspath(at)))
+    return found
 
 
-def label_file(image: Path, labels: Path | None) -> Path | None:
-    """The labels of an image; None where there are none."""
+def label_file(image: Path, labels: Path | None, images: Path) -> Path | None:
+    """The labels of an image; None where there are none.
+
+    Args:
+        labels: their folder, in the same folders as the images in ``images``; None if they lie
+            where Ultralytics looks for them.
+    """
     if labels is not None:
-        tries = [labels / f"{image.stem}.txt"]
+        inside = Path(os.path.relpath(image, images)).with_suffix(".txt")
+        tries = [labels / inside, labels / inside.name]
     else:
         parts = list(image.parts)
         tries = []
@@ -141,21 +189,24 @@ def label_file(image: Path, labels: Path | None) -> Path | None:
     return next((path for path in tries if path.is_file()), None)
 
 
-def _read_split(builder: Builder, files: list[Path], labels: Path | None, keypoints: Any) -> None:
+def _read_split(
+    builder: Builder, files: list[Path], labels: Path | None, names: list[str | None], points: int
+) -> None:
     sizes = builder.sizes(files)
-    points = int(keypoints[0]) * int(keypoints[1]) if keypoints else 0
+    for name in sorted({name for name in names if name and names.count(name) > 1}):
+        builder.note(f"class {name}", "is named twice", "it is one class")
     for file in progress(files, "reading labels", unit="image"):
         if file not in sizes:
             continue
         image = builder.image(file, sizes[file])
-        text = label_file(file, labels)
+        text = label_file(file, labels, builder.root)
         if text is None:
             builder.note(
                 image["file_name"], "has no label file", "kept as an image without objects"
             )
             continue
         seen = set()
-        lines = text.read_text(encoding="utf-8-sig", errors="replace").split("\n")
+        lines = read_text(text).split("\n")
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -164,54 +215,57 @@ def _read_split(builder: Builder, files: list[Path], labels: Path | None, keypoi
                 builder.refuse(where, "repeats another line")
                 continue
             seen.add(line.strip())
-            _read_line(builder, image, where, line.split(), points)
+            _read_line(builder, image, where, line.split(), names, points)
     if labels is not None or files:
         _unused(builder, files, labels)
 
 
 def _unused(builder: Builder, files: list[Path], labels: Path | None) -> None:
     """Count label files that have no image."""
-    used = {label_file(file, labels) for file in files}
+    used = {label_file(file, labels, builder.root) for file in files}
     folders = {path.parent for path in used if path} | ({labels} if labels else set())
     for folder in sorted(folders):
         for path in sorted(folder.glob("*.txt")):
-            if path not in used and path.name not in ("classes.txt", "train.txt", "val.txt"):
+            if path not in used and path.name not in NO_LABELS:
                 builder.note(builder.name(path), "is a label file without an image")
 
 
 def _read_line(
-    builder: Builder, image: dict[str, Any], where: str, words: list[str], keypoints: int
+    builder: Builder,
+    image: dict[str, Any],
+    where: str,
+    words: list[str],
+    names: list[str | None],
+    keypoints: int,
 ) -> None:
     try:
         index, values = int(float(words[0])), [float(word) for word in words[1:]]
-    except ValueError:
+    except (ValueError, OverflowError):
         index, values = -1, []
-    names = list(builder.classes)
-    if index < 0 or not values or any(value != value for value in values):
+    if not 0 <= index <= MOST_CLASSES or not values or any(value != value for value in values):
         builder.refuse(where, "is not 'class x y width height' or a polygon in numbers")
         return
-    if index >= len(names):
-        for new in range(len(names), index + 1):
-            builder.class_id(str(new))
-        names = list(builder.classes)
+    name = names[index] if index < len(names) else None
+    if name is None:
+        name = str(index)
         builder.note(where, "has a class that has no name", "it is called by its number")
     width, height = image["width"], image["height"]
     count = 1 + len(values)
     if keypoints and count == BOX + keypoints:
         builder.note(where, "has keypoints", f"the keypoints are {GONE}")
         values, count = values[:4], BOX
-    if count == SCORED_BOX:
+    if count == SCORED_BOX or (count > SCORED_BOX and count % 2 == 0):
         builder.note(where, "has a confidence", f"the confidence is {GONE}")
-        values, count = values[:4], BOX
+        values, count = values[:-1], count - 1
     if max(map(abs, values)) > 1.5:
         builder.refuse(where, "is not in parts of the image (0 to 1)")
     elif count == BOX:
         x, y, w, h = values
         box = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
-        builder.box(image, where, names[index], box)
+        builder.box(image, where, name, box)
     elif count >= 7 and count % 2:
         polygon = [v * (height if i % 2 else width) for i, v in enumerate(values)]
-        builder.polygons(image, where, names[index], [polygon])
+        builder.polygons(image, where, name, [polygon])
     else:
         builder.refuse(where, f"has {count} numbers: neither a box nor a polygon")
 

@@ -75,7 +75,8 @@ class EncoderFile:
     def with_channels(self, in_chans: int) -> EncoderFile:
         """The same encoder for images of other channels, by :func:`adapt_stem`.
 
-        Mean and deviation of its images say nothing of other channels, and are left out.
+        Mean and deviation of its images, and the bands that pictures showed, say nothing of other
+        channels, and are left out.
         """
         name = "downsample_layers.0.0.weight"
         stem = adapt_stem(self.tensors[name], in_chans)
@@ -84,9 +85,8 @@ class EncoderFile:
             *(self.source, self.in_chans, in_chans),
         )
         recognised = replace(self.recognised, tensors={**self.tensors, name: stem})
-        metadata = {
-            k: v for k, v in self.metadata.items() if k not in ("mean", "std", "fingerprint")
-        }
+        of_channels = ("mean", "std", "show_bands", "in_chans", "fingerprint")
+        metadata = {k: v for k, v in self.metadata.items() if k not in of_channels}
         return replace(self, recognised=recognised, metadata=metadata)
 
     @property

@@ -36,13 +36,12 @@ from torch import Tensor, nn
 from backbones.checkpoint import LoadResult, load_encoder
 from backbones.convnext import SIZES, STAGES, ConvNeXt
 from backbones.d2_config import (
-    RGB_MEAN,
-    RGB_STD,
     add_convnext_config,
     config_problems,
     foreign_pixels,
     freezing,
 )
+from backbones.d2_pixels import pixel_mean, pixel_std
 from backbones.errors import InputError, listed
 from backbones.key_adapters import ENCODER
 from backbones.normalization import GRNOptions
@@ -50,7 +49,9 @@ from backbones.param_groups import LayerDecayType, last_layer_id, layer_id
 from backbones.pyramid import all_levels_read, plan_pyramid
 from backbones.weight_files import read_state_dict
 
-__all__ = ["ConvNeXtFPN", "D2ConvNeXt", "add_convnext_config", "lr_decay_rate"]
+__all__ = [
+    "ConvNeXtFPN", "D2ConvNeXt", "add_convnext_config", "lr_decay_rate", "pixel_mean", "pixel_std",
+]  # fmt: skip
 
 THE_CONFIG = "the config of a ConvNeXt"
 logger = logging.getLogger("detectron2.convnext")  # detectron2 shows and writes its own logger's
@@ -315,7 +316,7 @@ def _build_encoder(
         if encoder.missing is not None and not (cfg.MODEL.WEIGHTS or resumable):
             raise encoder.missing
     if not cfg.MODEL.PIXEL_MEAN:
-        _take_statistics(cfg, encoder)
+        _take_statistics(cfg)
     unlike = list(freezing(cfg.MODEL))
     if encoder.loaded is not None and encoder.loaded.statistics is not None:
         mean, std = ([255 * v for v in row] for row in encoder.loaded.statistics)
@@ -325,30 +326,19 @@ def _build_encoder(
     return encoder
 
 
-def _take_statistics(cfg: CfgNode, encoder: D2ConvNeXt) -> None:
+def _take_statistics(cfg: CfgNode) -> None:
     """Fill an empty ``PIXEL_MEAN`` and ``PIXEL_STD``, which detectron2 reads after the backbone.
-
-    They are the encoder's, or ImageNet's where it tells none.
 
     Raises:
         InputError: if nothing tells those of so many channels.
     """
-    channels = cfg.MODEL.CONVNEXT.IN_CHANS
-    told = encoder.loaded.statistics if encoder.loaded is not None else None
-    if told is None and channels != 3:
-        raise InputError(
-            f"MODEL.PIXEL_MEAN is empty, and nothing tells that of {channels} channels: give it "
-            "and MODEL.PIXEL_STD"
-        )
-    rows = [[255 * v for v in row] for row in told] if told is not None else [RGB_MEAN, RGB_STD]
-    order = -1 if cfg.INPUT.FORMAT == "BGR" else 1
+    convnext = cfg.MODEL.CONVNEXT
+    source = convnext.WEIGHTS, convnext.IN_CHANS, cfg.INPUT.FORMAT
     is_frozen = cfg.is_frozen()
     cfg.defrost()
-    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = (list(row)[::order] for row in rows)
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = pixel_mean(*source), pixel_std(*source)
     if is_frozen:
         cfg.freeze()
-    whose = "the encoder's" if told is not None else "ImageNet's"
-    logger.info("MODEL.PIXEL_MEAN %s, PIXEL_STD %s: %s", *map(str, rows), whose)
 
 
 def _holds(detector: str, prefix: str, encoder: D2ConvNeXt) -> bool:

@@ -21,7 +21,7 @@ from backbones.errors import InputError
 from backbones.pyramid import Contradiction, level_contradictions
 from detection.data.augmentation.checks import augmentation_contradictions
 from detection.schema import IN_TRAINING_ALONE, SCHEMA, TORCHVISION_ONLY
-from images.configured import CHANNELS, known_statistics, shared_contradictions
+from images.configured import known_statistics, shared_contradictions
 from training.config_files import add_defaults, get, read_config
 from training.configured import resolve_device
 
@@ -130,7 +130,6 @@ def _contradictions(config: CfgNode, training: bool) -> Iterator[Contradiction]:
     yield from augmentation_contradictions(config)
     yield from _validation_contradictions(config)
     yield from shared_contradictions(config)
-    yield from _band_contradictions(config)
     yield from level_contradictions(model, extra=1, roi_extra=False)
     yield from _cascade_contradictions(model)
     low, high = model.RPN.IOU_THRESHOLDS
@@ -204,15 +203,6 @@ def _validation_contradictions(config: CfgNode) -> Iterator[tuple[tuple[str, ...
         yield (
             ("TEST.BEST_METRIC", "MODEL.MASK_ON"),
             f"TEST.BEST_METRIC is {config.TEST.BEST_METRIC}, but MODEL.MASK_ON is False: take bbox",
-        )
-
-
-def _band_contradictions(config: CfgNode) -> Iterator[Contradiction]:
-    channels = CHANNELS[config.INPUT.FORMAT] or config.MODEL.CONVNEXT.IN_CHANS
-    if wrong := [band for band in config.INPUT.SHOW_BANDS if band > channels]:
-        yield (
-            ("INPUT.SHOW_BANDS", "INPUT.FORMAT"),
-            f"INPUT.SHOW_BANDS names {wrong}, but images have {channels} channels",
         )
 
 

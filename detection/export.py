@@ -20,7 +20,7 @@ from detection.engines.torchvision.model import MaskRCNN, build_mask_rcnn
 from detection.engines.weights import encoder_licence, read_detector
 from detection.exporting.graph import DetectorGraph, suppress, suppress_by_torchvision
 from images.configured import known_statistics
-from training.configured import newest_weights
+from training.configured import newest_weights, read_facts
 from training.records.environment import git_commit, versions
 
 LOWEST = -3.0e38  # above the -inf of an empty place, below every score
@@ -43,6 +43,7 @@ def run_export(
         precision,
         class_facts(config, metadata, output_dir),
         metadata.get("licence") or encoder_licence(Path(output_dir)) or "unknown",
+        read_facts(Path(output_dir)).get("eight_bit_images", True),
     )
 
 
@@ -103,6 +104,7 @@ def detector_export(
     precision: str = "fp32",
     classes: tuple[list[str], list[Any]] = ([], []),
     licence: str = "unknown",
+    eight_bit: bool = True,
 ) -> Export:
     """A detector's export.
 
@@ -113,6 +115,8 @@ def detector_export(
         precision: one of ``backbones.export.PRECISIONS``.
         classes: their names and category ids.
         licence: of the weights.
+        eight_bit: whether the images that it learnt from had values of 8 bits; the graph takes
+            real numbers of others.
 
     Raises:
         InputError: for a detector with soft-NMS.
@@ -122,7 +126,7 @@ def detector_export(
         for part in (model.backbone, model.rpn.head, model.roi_heads):
             part.half()
     channels, height, width = config.MODEL.CONVNEXT.IN_CHANS, 150, 190
-    is_deep = config.INPUT.FORMAT == "raw" or bool(config.INPUT.VALUE_RANGE)
+    is_deep = config.INPUT.FORMAT == "raw" or bool(config.INPUT.VALUE_RANGE) or not eight_bit
     dtype = torch.float32 if is_deep else torch.uint8
     inputs = {
         "images": torch.zeros(2, channels, height, width, dtype=dtype),
@@ -144,6 +148,7 @@ def detector_export(
             "pixel_std": json.dumps(known_statistics(config)[1]),
             "pixel_range": "0 to 255; the graph normalises",
             "value_range": json.dumps(list(config.INPUT.VALUE_RANGE)),
+            "show_bands": json.dumps(list(config.INPUT.SHOW_BANDS)),
             # tiles, which whoever runs the graph cuts, are not resized
             "min_size": str(0 if config.INPUT.TILES.ENABLED else config.INPUT.MIN_SIZE_TEST),
             "max_size": str(config.INPUT.MAX_SIZE_TEST),

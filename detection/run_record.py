@@ -26,6 +26,8 @@ from detection.engines.classes import trained_classes
 from detection.engines.torchvision.model import build_mask_rcnn
 from detection.engines.weights import background_rows
 from detection.schema import TORCHVISION_ONLY
+from images.configured import reading_of
+from images.statistics import ImageFiles
 from training.command_line.commands import own_command
 from training.configured import resolve_device
 from training.records.environment import device_name, git_commit, versions
@@ -77,6 +79,8 @@ def collect_facts(
         facts["categories"] = [{"id": key, "name": name} for key, name in names.items()]
     if train_set:
         facts["augmentation"] = augmentation_words(config)
+        images = ImageFiles(train_set.image_paths(), reading_of(config))
+        facts["eight_bit_images"] = images.eight_bit()
     if of_training:
         facts |= detector_facts(config, "encoder" in facts or eval_only)
     datasets = dict(facts.get("datasets", {}))

@@ -18,8 +18,6 @@ gradients together.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any, get_args
 
 from backbones.convnext import SIZES, STAGES
@@ -27,6 +25,7 @@ from backbones.normalization import Aggregate, Kind, Normalize
 from images.configured import CHANNELS
 from training.config_keys import (
     Key,
+    bands,
     flag,
     is_nested,
     names_of,
@@ -34,7 +33,9 @@ from training.config_keys import (
     number,
     numbers,
     one_of,
+    statistics,
     text,
+    value_range,
 )
 from training.devices import DEVICES
 
@@ -49,33 +50,6 @@ def dataset_names() -> Key:
         lambda value: (
             all(isinstance(name, str) and name for name in value) and len(set(value)) == len(value)
         ),
-    )
-
-
-def value_range() -> Key:
-    def is_range(value: Sequence[Any]) -> bool:
-        are_numbers = all(type(item) in (int, float) for item in value)
-        return not value or (len(value) == 2 and are_numbers and value[0] < value[1])
-
-    return Key([], "[] or [LOW, HIGH], two numbers, the first below the second", is_range)
-
-
-def bands() -> Key:
-    return Key(
-        [],
-        "[], or one or three numbers of channels from 1",
-        lambda value: (
-            len(value) in (0, 1, 3) and all(type(item) is int and item >= 1 for item in value)
-        ),
-    )
-
-
-def statistics(above: float = -math.inf) -> Key:
-    words = "" if above == -math.inf else f" above {above:g}"
-    return Key(
-        [],
-        f"[], or a list of one number{words} for each channel",
-        lambda value: all(type(item) in (int, float) and item > above for item in value),
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import onnxruntime
+from onnx_images import model_input
 
 
 def shares(low, high, pixels, cells):
@@ -18,17 +19,14 @@ def shares(low, high, pixels, cells):
     return np.maximum(0, 1 - abs(at[:, None] - np.arange(cells)))
 
 
-def read(path, how):
-    """What ``how`` makes of a file, or an end that names it."""
+def read_graph(path):
+    """A session of an ONNX file, or an end that names it."""
     if not path.is_file():
         sys.exit(f"{path} is not there, or no file")
     try:
-        found = how(path)
+        return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has its own types, one for each status
-        found, cause = None, str(error)
-    else:
-        cause = "it is damaged, or of another format"
-    return found if found is not None else sys.exit(f"{path} cannot be read: {cause}")
+        sys.exit(f"{path} cannot be read: {error}")
 
 
 if len(sys.argv) != 4:
@@ -39,50 +37,29 @@ if not target.parent.is_dir():
     sys.exit(f"{target.parent} is not there: make the folder of the overlay first")
 if not cv2.haveImageWriter(str(target)):
     sys.exit(f"{target}: an overlay's name ends in .png or .jpg")
-session = read(
-    graph, lambda path: onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-)
+session = read_graph(graph)
 facts = session.get_modelmeta().custom_metadata_map
 if "class_names" not in facts or "channels" not in facts:
     sys.exit(f"{graph} is no detector of tools/export.py: it names no classes")
 class_names, shortest, longest = (
     json.loads(facts[name]) for name in ("class_names", "min_size", "max_size")
 )
-deep = session.get_inputs()[0].type == "tensor(float)"  # of any number of channels and any depth
+wanted = session.get_inputs()[0].shape[1]
+image = model_input(source, facts, wanted)
+if session.get_inputs()[0].type == "tensor(float)":
+    image = image.astype(np.float32)
+elif image.dtype != np.uint8:
+    sys.exit(f"{source} has more than 8 bits, and {graph} is of a detector of 8-bit images")
 
-
-def pixels_of(path):
-    if path.suffix == ".npy":
-        return np.atleast_3d(np.load(path))
-    if deep and path.suffix.lower() in (".tif", ".tiff"):
-        import tifffile  # OpenCV's TIFFs have at most 4 channels
-
-        array = np.atleast_3d(tifffile.imread(path))
-        planes = array.shape[0] == session.get_inputs()[0].shape[1] != array.shape[2]
-        return np.moveaxis(array, 0, 2) if planes else array
-    kind = cv2.IMREAD_UNCHANGED if deep else cv2.IMREAD_COLOR
-    return cv2.imdecode(np.fromfile(path, np.uint8), kind)
-
-
-picture = read(source, pixels_of)
-if deep:  # values as the detector was trained on: a stated range, or that of the type, as 0 to 255
-    by_opencv = source.suffix.lower() not in (".npy", ".tif", ".tiff")
-    if by_opencv and picture.ndim == 3 and picture.shape[2] in (3, 4):
-        picture = picture[..., [2, 1, 0, 3][: picture.shape[2]]]
-    low, high = json.loads(facts["value_range"]) or (
-        (0, 1) if picture.dtype.kind == "f" else (0, np.iinfo(picture.dtype).max)
-    )
-    image = ((np.atleast_3d(picture).astype(np.float64) - low) / (high - low) * 255).astype("f4")
-    low, high = np.percentile(image[..., :3], (1, 99))
-    picture = ((image[..., :3] - low) / max(high - low, 1e-9)).clip(0, 1)
-    picture = np.uint8(255 * picture.repeat(3 if picture.shape[2] < 3 else 1, 2)[..., 2::-1])
-    picture = np.ascontiguousarray(picture)
-else:
-    colours = {"RGB": cv2.COLOR_BGR2RGB, "L": cv2.COLOR_BGR2GRAY}.get(facts["channels"])
-    image = picture if colours is None else cv2.cvtColor(picture, colours)
-channels = 1 if image.ndim == 2 else image.shape[2]
-if channels != session.get_inputs()[0].shape[1]:
-    sys.exit(f"{source} has {channels} channels, {graph} takes {session.get_inputs()[0].shape[1]}")
+# what is drawn on: blue, green and red of the bands that the training's pictures showed
+bands = json.loads(facts.get("show_bands", "[]")) or [[1], [1], [1, 2, 3]][min(wanted, 3) - 1]
+shown = image[..., [band - 1 for band in bands]].astype(np.float64)
+if facts["channels"] == "raw" or image.dtype != np.uint8:
+    low, high = np.percentile(shown, (1, 99), axis=(0, 1))
+    shown = ((shown - low) / np.maximum(high - low, 1e-9)).clip(0, 1) * 255
+if facts["channels"] != "BGR":
+    shown = shown[..., ::-1]
+picture = np.ascontiguousarray(shown.repeat(3 // shown.shape[2], axis=2).round().astype(np.uint8))
 
 # The shorter side becomes min_size, the longer at most max_size; a min_size of 0 keeps the size.
 height, width = image.shape[:2]

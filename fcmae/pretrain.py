@@ -215,6 +215,7 @@ def _pretrain(options: PretrainOptions, resume: bool) -> Path:
             "mean": json.dumps(statistics.mean),
             "std": json.dumps(statistics.std),
             **({"value_range": json.dumps(options.value_range)} if options.value_range else {}),
+            **({"show_bands": json.dumps(options.show_bands)} if options.show_bands else {}),
             "config": yaml.safe_dump(as_yaml(options), sort_keys=False),
             **({"licence": licence} if licence else {}),
             **origin,

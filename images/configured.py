@@ -3,7 +3,8 @@
 Mean and deviation are the first that there are: ``MODEL.PIXEL_MEAN`` and ``PIXEL_STD`` of the
 config; those of the run that is continued or evaluated; of the whole model in ``MODEL.WEIGHTS``; of
 the encoder in ``MODEL.CONVNEXT.WEIGHTS``; ImageNet's for RGB of 8 bits; measured. A stated range of
-values (``INPUT.VALUE_RANGE``) travels with them.
+values (``INPUT.VALUE_RANGE``) travels with them; so do the bands that pictures show
+(``INPUT.SHOW_BANDS``), whoever tells mean and deviation.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from backbones.errors import InputError
 from backbones.normalization import GRNOptions
 from backbones.pyramid import Contradiction
 from backbones.weight_files import read_metadata, split_key
-from backbones.weights.sources import run_of
+from backbones.weights.sources import numbers, run_of
 from images.files import Reading, as_range
 from images.statistics import IMAGENET, ImageFiles, measure, to_pixel_scale
 
@@ -58,6 +59,7 @@ def reading_of(config: CfgNode) -> Reading:
         range_setting="INPUT.VALUE_RANGE",
         all_channels="INPUT.FORMAT raw MODEL.CONVNEXT.IN_CHANS {}",
         by_parts="TILES" in config.INPUT and config.INPUT.TILES.ENABLED,
+        show_bands=tuple(config.INPUT.SHOW_BANDS),
     )
 
 
@@ -85,10 +87,45 @@ def with_statistics(
 
 def with_weights_statistics(config: CfgNode, continues: bool) -> tuple[CfgNode, str]:
     """What can be told before there are images; the config as it is, and "", where nothing is."""
+    config = _with_bands(config, continues)
     if config.MODEL.PIXEL_MEAN:
         return config, "the config"
     found = _of_weights(config, continues)
     return _completed(config, found) if found else (config, "")
+
+
+def _with_bands(config: CfgNode, continues: bool) -> CfgNode:
+    """The config with ``SHOW_BANDS`` of what it goes on from, where it has none of its own."""
+    if config.INPUT.SHOW_BANDS:
+        return config
+    channels = config.MODEL.CONVNEXT.IN_CHANS
+    for told, count, source in _told_bands(config, continues):
+        if told and count == channels:
+            logger.info("INPUT.SHOW_BANDS %s (%s)", told, source)
+            config = config.clone()
+            config.defrost()
+            config.INPUT.SHOW_BANDS = list(told)
+            config.freeze()
+            break
+    return config
+
+
+def _told_bands(
+    config: CfgNode, continues: bool
+) -> Iterator[tuple[Sequence[int], int | None, str]]:
+    """(bands, channels of the images, whence): of a run, a whole model, and an encoder's file."""
+    for tree, source in _trained(config, continues):
+        channels = tree.get("MODEL", {}).get("CONVNEXT", {}).get("IN_CHANS")
+        yield tree.get("INPUT", {}).get("SHOW_BANDS", []), channels, source
+    encoder = split_key(config.MODEL.CONVNEXT.WEIGHTS)[0]
+    if config.MODEL.CONVNEXT.WEIGHTS and encoder.is_file():
+        try:
+            metadata = read_metadata(encoder)
+        except InputError:
+            return  # whoever loads it says so
+        bands = [int(band) for band in numbers(metadata, "show_bands") or ()]
+        channels = int(metadata.get("in_chans", 0))
+        yield bands, channels, f"the encoder {config.MODEL.CONVNEXT.WEIGHTS}"
 
 
 def _completed(config: CfgNode, found: PixelStatistics) -> tuple[CfgNode, str]:
@@ -153,6 +190,11 @@ def shared_contradictions(config: CfgNode) -> Iterator[Contradiction]:
             f"SOLVER.IMS_PER_BATCH is {config.SOLVER.IMS_PER_BATCH}, the images of one optimizer "
             f"step, which SOLVER.ACCUMULATE {config.SOLVER.ACCUMULATE} does not divide",
         )
+    if wrong := [band for band in config.INPUT.SHOW_BANDS if band > channels]:
+        yield (
+            ("INPUT.SHOW_BANDS", "INPUT.FORMAT"),
+            f"INPUT.SHOW_BANDS names {wrong}, but images have {channels} channels",
+        )
     keys = tuple(f"MODEL.CONVNEXT.GRN.{name}" for name in convnext.GRN)
     try:
         options = GRNOptions.of_config(convnext.GRN)
@@ -168,13 +210,8 @@ def shared_contradictions(config: CfgNode) -> Iterator[Contradiction]:
 
 def _of_weights(config: CfgNode, continues: bool) -> PixelStatistics | None:
     """Of the run that is continued, the whole model or the encoder; None where none tells."""
-    model, trained = config.MODEL, []
-    run = Path(config.OUTPUT_DIR) / "config.yaml"
-    if continues and not model.WEIGHTS and run.is_file():
-        trained.append((_read_yaml(run.read_text(encoding="utf-8")), str(run)))
-    if model.WEIGHTS:
-        trained.append((_config_of(split_key(model.WEIGHTS)[0]), model.WEIGHTS))
-    for tree, source in trained:
+    model = config.MODEL
+    for tree, source in _trained(config, continues):
         theirs = tree.get("MODEL", {})
         if theirs.get("PIXEL_MEAN") and len(theirs["PIXEL_MEAN"]) == model.CONVNEXT.IN_CHANS:
             stated = tree.get("INPUT", {}).get("VALUE_RANGE", [])
@@ -190,12 +227,29 @@ def _of_weights(config: CfgNode, continues: bool) -> PixelStatistics | None:
     return PixelStatistics(mean, std, stated, f"the encoder {model.CONVNEXT.WEIGHTS}")
 
 
+def _trained(config: CfgNode, continues: bool) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """The configs, as trees, of the run that is continued and of ``MODEL.WEIGHTS``; whence."""
+    run, weights = Path(config.OUTPUT_DIR) / "config.yaml", config.MODEL.WEIGHTS
+    if continues and not weights and run.is_file():
+        yield _read_yaml(run.read_text(encoding="utf-8")), str(run)
+    if weights:
+        yield _config_of(split_key(weights)[0]), weights
+
+
 def _config_of(weights: Path) -> Mapping[str, Any]:
     """The config that a model was trained with: in its file, or in its run's folder."""
     if weights.is_file() and (text := read_metadata(weights).get("config")):
         return _read_yaml(text)
     config = run_of(weights) / "config.yaml"
     return _read_yaml(config.read_text(encoding="utf-8")) if config.is_file() else {}
+
+
+def shown_bands(run: Path) -> list[int]:
+    """The bands that the pictures of a finished run of any kind show; [] for the first three."""
+    config = run / "config.yaml"
+    tree = _read_yaml(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    of_config, of_options = tree.get("INPUT") or {}, tree.get("derived") or {}
+    return of_config.get("SHOW_BANDS") or of_options.get("show_bands") or []
 
 
 def _read_yaml(text: str) -> Mapping[str, Any]:

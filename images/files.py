@@ -46,6 +46,8 @@ class Reading:
         value_range: the values that become 0 and 1; None for those of this module's header.
         channels_setting, range_setting: what to change, in messages.
         all_channels: the setting for as many as ``{}``, as they are.
+        show_bands: numbers of the one or three channels, from 1, that pictures for people show; ()
+            for the first three.
         by_parts: whether an image may be larger than what may be decoded as a whole, for it will be
             read part by part (:mod:`images.windows`).
     """
@@ -57,6 +59,7 @@ class Reading:
     range_setting: str = "--value-range"
     all_channels: str = "--in-chans {}"
     by_parts: bool = False
+    show_bands: tuple[int, ...] = ()
 
     def check(self, picture: Picture) -> None:
         """Check that a rule of this module's header leads to the wanted channels.

@@ -189,10 +189,14 @@ def refuse_shared_norm_on_cpus(config: CfgNode, device: torch.device) -> None:
 def load_initial_weights(config: CfgNode, model: UPerNet) -> None:
     """Load ``MODEL.WEIGHTS`` (all), else ``MODEL.CONVNEXT.WEIGHTS`` (the encoder)."""
     if config.MODEL.WEIGHTS:
-        load_segmenter(config.MODEL.WEIGHTS, model)
+        load_segmenter(config.MODEL.WEIGHTS, model, config.MODEL.CONVNEXT.ADAPT_CHANNELS)
     elif source := config.MODEL.CONVNEXT.WEIGHTS:
-        allowed = config.MODEL.CONVNEXT.ALLOW_OTHER_GRN
-        load_encoder(source, model.backbone, allow_other_grn=allowed)
+        load_encoder(
+            source,
+            model.backbone,
+            allow_other_grn=config.MODEL.CONVNEXT.ALLOW_OTHER_GRN,
+            adapt_channels=config.MODEL.CONVNEXT.ADAPT_CHANNELS,
+        )
     else:
         logger.info("no weights given: all %d tensors start from scratch", len(model.state_dict()))
 

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from backbones.errors import InputError
+from images.configured import shown_bands
 from images.display import read_shown
 from reporting.blocks import Block, Gallery, Paragraph, Picture, Pictures, RunName
 from reporting.palette import PALETTE
@@ -109,7 +110,8 @@ def _panel(
     max_bytes: int,
 ) -> Pictures:
     record = dataset.records[row["index"]]
-    image = shrunk(read_shown(record.image), cv2.INTER_AREA)
+    bands = next((told for _, folder, *_ in runs if (told := shown_bands(folder))), [])
+    image = shrunk(read_shown(record.image, bands), cv2.INTER_AREA)
     truth = shrunk(dataset.class_map(record), cv2.INTER_NEAREST)
     name = Path(record.image).name
     names = dataset.classes.names

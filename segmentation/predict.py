@@ -102,7 +102,7 @@ def predict(
             names = output_names(files, journal.done.values())
             paired = zip(files, names, strict=True)
             for file, name in progress(paired, "predicting", len(files), "image"):
-                picture = read_shown(str(file))
+                picture = read_shown(str(file), reading.show_bands)
                 with open_windows(file, reading) as image:
                     found = _Map(image, picture.shape[:2], len(classes))
                     bands = class_bands(model, image, config)

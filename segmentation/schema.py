@@ -15,7 +15,18 @@ from typing import get_args
 from backbones.convnext import SIZES, STAGES
 from backbones.normalization import Aggregate, Kind, Normalize
 from segmentation.upernet import Norm
-from training.config_keys import Key, flag, names_of, number, numbers, one_of, text
+from training.config_keys import (
+    Key,
+    bands,
+    flag,
+    names_of,
+    number,
+    numbers,
+    one_of,
+    statistics,
+    text,
+    value_range,
+)
 
 
 def _pair(height: int, width: int, low: int = 1) -> Key:
@@ -37,8 +48,8 @@ SCHEMA: dict[str, Key] = {
     "DATALOADER.NUM_WORKERS": number(4, 0),
 
     "INPUT.FORMAT": one_of("RGB", "BGR", "L", "raw"),  # raw: the file's channels as they are
-    "INPUT.VALUE_RANGE": Key([], "an empty list, or [low, high]: the values that mean 0 and 1",
-                             lambda value: not value or (len(value) == 2 and value[0] < value[1])),
+    "INPUT.VALUE_RANGE": value_range(),               # that become 0 and 255
+    "INPUT.SHOW_BANDS": bands(),                      # in pictures; []: the first three
     "INPUT.SCALE": _pair(2048, 512),                  # long and short side, before the ratio
     "INPUT.RATIO": numbers((0.5, 2.0), 0.01, count=2),
     "INPUT.CROP.SIZE": _pair(512, 512, 32),           # height and width of a training sample
@@ -53,10 +64,8 @@ SCHEMA: dict[str, Key] = {
                         lambda value: value in ("auto", "cpu", "mps", "cuda")
                         or (value.startswith("cuda:") and value[5:].isdecimal())),
     "MODEL.WEIGHTS": text(),                          # a whole model
-    "MODEL.PIXEL_MEAN": Key([], "[], or a list of one number for each channel",
-                            lambda value: all(type(v) in (int, float) for v in value)),
-    "MODEL.PIXEL_STD": Key([], "[], or a list of one positive number for each channel",
-                           lambda value: all(type(v) in (int, float) and v > 0 for v in value)),
+    "MODEL.PIXEL_MEAN": statistics(),                 # of 0 to 255; []: the encoder's,
+    "MODEL.PIXEL_STD": statistics(above=0.0),         # ImageNet's or measured
     "MODEL.BACKBONE.NAME": one_of("build_convnext_backbone"),
     "MODEL.BACKBONE.FREEZE_AT": number(0, 0, 5),
     "MODEL.CONVNEXT.SIZE": one_of("convnextv2_atto", *(s for s in SIZES if s != "convnextv2_atto")),
@@ -71,6 +80,7 @@ SCHEMA: dict[str, Key] = {
     "MODEL.CONVNEXT.GRN.NORMALIZE": one_of(*get_args(Normalize)),
     "MODEL.CONVNEXT.GRN.RESIDUAL": flag(True),
     "MODEL.CONVNEXT.ALLOW_OTHER_GRN": flag(False),
+    "MODEL.CONVNEXT.ADAPT_CHANNELS": flag(False),     # weights of other channels, adapted
     "MODEL.SEM_SEG_HEAD.NAME": one_of("UPerNetHead"),
     "MODEL.SEM_SEG_HEAD.IN_FEATURES": one_of(list(STAGES)),
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": number(0, 0, 255),       # 0: as the data set has

@@ -15,6 +15,7 @@ from torch import Tensor
 from backbones.errors import InputError
 from backbones.key_adapters import to_ours
 from backbones.weight_files import read_state_dict
+from backbones.weights.layouts import adapt_stem
 from segmentation.model import UPerNet
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ RENAMED = (
     (r"_head\.classifier\.", "_head.conv_seg."),
     (r"^backbone\.norm(\d)\.", lambda match: f"backbone.out_norms.stage{int(match[1]) + 1}."),
 )
+STEM = "backbone.downsample_layers.0.0.weight"
 COUNTERS = ".num_batches_tracked"  # of a batch norm; not in every file, and without effect here
 
 
@@ -49,8 +51,12 @@ def to_our_names(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def load_segmenter(source: str | Path, model: UPerNet) -> None:
+def load_segmenter(source: str | Path, model: UPerNet, adapt_channels: bool = False) -> None:
     """Load a whole model, completely or not at all.
+
+    Args:
+        adapt_channels: a stem of other channels is turned into the model's, by
+            :func:`backbones.weights.layouts.adapt_stem`.
 
     Raises:
         FileNotFoundError: if the file does not exist.
@@ -60,6 +66,19 @@ def load_segmenter(source: str | Path, model: UPerNet) -> None:
     wanted = model.state_dict()
     found = {n: t for n, t in found.items() if n in wanted or not n.endswith(COUNTERS)}
     found |= {n: t for n, t in wanted.items() if n.endswith(COUNTERS) and n not in found}
+    stem, channels = found.get(STEM), model.backbone.in_chans
+    if stem is not None and stem.ndim == 4 and stem.shape[1] != channels:
+        if not adapt_channels:
+            raise InputError(
+                f"{source} takes images of {stem.shape[1]} channels, MODEL.CONVNEXT.IN_CHANS is "
+                f"{channels}: change that, or let its stem be adapted "
+                "(MODEL.CONVNEXT.ADAPT_CHANNELS True)"
+            )
+        logger.warning(
+            "%s: its stem's %d channels are turned into %d by timm's rule",
+            *(source, stem.shape[1], channels),
+        )
+        found[STEM] = adapt_stem(stem, channels)
     problems = [
         *(f"missing: {name}" for name in wanted if name not in found),
         *(f"left over: {name}" for name in found if name not in wanted),

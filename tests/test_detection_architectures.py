@@ -39,6 +39,7 @@ import det_configs
 from backbones.checkpoint import save_encoder
 from backbones.convnext import SIZES, Size, build_convnext
 from backbones.d2_adapter import add_convnext_config
+from backbones.errors import InputError
 
 SCRIPTS = Path(detectron2.__file__).parent.parent / "tools"
 SHIPPED = Path(det_configs.__file__).parent
@@ -318,8 +319,29 @@ def test_lazy_configs_from_random_weights_are_those_from_fcmae_without_weights()
             cfg = LazyConfig.load(str(path))
             other = LazyConfig.load(str(path).replace("_scratch_", "_fcmae_"))
             encoder = other.model.backbone.get("bottom_up", other.model.backbone)
-            assert encoder.pop("weights") == "timm:convnextv2_tiny.fcmae"
+            assert encoder.weights == "timm:convnextv2_tiny.fcmae"
+            encoder.weights = ""
             assert str(cfg.model) == str(other.model)
+
+
+@pytest.mark.parametrize("path", LAZY[:4], ids=lambda path: path.stem)
+def test_a_lazy_configs_mean_and_deviation_are_those_of_its_weights(path, tmp_path):
+    """Also where the command line names the weights; ImageNet's where nothing tells."""
+    given = {"mean": "[0.1, 0.2, 0.3, 0.4]", "std": "[0.2, 0.2, 0.2, 0.5]"}
+    four = build_convnext("convnextv2_atto", in_chans=4)
+    save_encoder(four, tmp_path / "4.safetensors", given)
+    cfg = LazyConfig.load(str(path))
+    encoder = cfg.model.backbone.get("bottom_up", cfg.model.backbone)
+    for weights in (encoder.weights, "", str(tmp_path / "gone.safetensors")):
+        encoder.weights = weights
+        np.testing.assert_allclose(instantiate(cfg.model.pixel_mean), [123.675, 116.28, 103.53])
+        np.testing.assert_allclose(instantiate(cfg.model.pixel_std), [58.395, 57.12, 57.375])
+    encoder.weights, encoder.in_chans = str(tmp_path / "4.safetensors"), 4
+    np.testing.assert_allclose(instantiate(cfg.model.pixel_mean), [25.5, 51, 76.5, 102])
+    np.testing.assert_allclose(instantiate(cfg.model.pixel_std), [51, 51, 51, 127.5])
+    encoder.weights = ""
+    with pytest.raises(InputError, match="nothing tells the mean and deviation of 4 channels"):
+        instantiate(cfg.model.pixel_mean)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -23,13 +24,14 @@ from detection.dataset import load_dataset
 from detection.engines.torchvision.model import ChannelNorm, MaskRCNN, build_mask_rcnn
 from detection.engines.torchvision.roi import rescale_detections
 from detection.engines.weights import torchvision_to_detectron2
-from detection.export import class_facts, detector_export, load_run
+from detection.export import class_facts, detector_export, load_run, run_export
 from detection.exporting.evaluate import TORCH, compare, markdown_table, onnx_detector
 from detection.exporting.graph import DetectorGraph, suppress, suppress_by_torchvision
 
 pytestmark = pytest.mark.skipif(torch.__version__ < FIRST_TORCH, reason="torch is too old")
 
 ROOT = Path(__file__).resolve().parent.parent
+RANDOM = np.random.default_rng(0)
 # Few levels and blocks: capturing costs by the number of operators.
 FEW_LEVELS = {
     "MODEL.FPN.IN_FEATURES": ["stage3", "stage4"],
@@ -181,6 +183,9 @@ def test_a_run_of_either_engine_is_read(written_by: str, tmp_path: Path) -> None
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
     assert class_facts(loaded_config, {}) == (["box", "disc"], [2, 9])
+    for eight_bit, dtype in ((True, torch.uint8), (False, torch.float32)):
+        (tmp_path / "run.json").write_text(json.dumps({"eight_bit_images": eight_bit}))
+        assert run_export(tmp_path, ".onnx").inputs["images"].dtype == dtype
     assert class_facts(loaded_config, {"class_names": '["a"]', "category_ids": "[5]"})[0] == ["a"]
 
 
@@ -250,6 +255,7 @@ def test_the_example_needs_no_pytorch_and_finds_what_the_model_does(
     example = ROOT / "examples" / "onnx_inference.py"
     program = (
         "import runpy, sys\n"
+        f"sys.path.insert(0, {str(example.parent)!r})\n"
         f"runpy.run_path({str(example)!r})\n"
         "assert not {'torch', 'torchvision', 'PIL', 'detection', 'backbones'} & set(sys.modules)"
     )
@@ -276,29 +282,43 @@ def test_the_example_needs_no_pytorch_and_finds_what_the_model_does(
     assert (overlay != pixels).any()
 
 
-def test_a_file_of_13_bands_is_exported_and_the_example_finds_what_the_model_does(
-    tmp_path: Path,
+# channels as the config names them, the file's values, the value that means 255
+DEEP: dict[str, tuple[str, np.ndarray, float]] = {
+    "13 bands of 12 bits": ("raw", RANDOM.integers(0, 4096, (64, 96, 13)).astype(np.uint16), 4095),
+    "4 bands of real numbers": ("raw", RANDOM.random((64, 96, 4)).astype(np.float32), 1),
+    "grey of 16 bits": ("L", RANDOM.integers(0, 65536, (64, 96, 1)).astype(np.uint16), 65535),
+}
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_detectors_of_deep_images_are_exported_and_the_example_finds_what_the_model_does(
+    kind: str, tmp_path: Path
 ) -> None:
-    """uint16 of a 12-bit camera, whose range is stated; the bands as channels and as planes."""
+    """Bands as channels and as planes; a range is stated of 12 bits alone."""
+    order, values, white = DEEP[kind]
+    bands = values.shape[2]
     changes = {
-        "INPUT.FORMAT": "raw",
-        "MODEL.CONVNEXT.IN_CHANS": 13,
-        "INPUT.VALUE_RANGE": [0, 4095],
-        "MODEL.PIXEL_MEAN": [127.0] * 13,
-        "MODEL.PIXEL_STD": [70.0] * 13,
+        "INPUT.FORMAT": order,
+        "MODEL.CONVNEXT.IN_CHANS": bands,
+        "INPUT.VALUE_RANGE": [0, 4095] if white == 4095 else [],
+        "MODEL.PIXEL_MEAN": [127.0] * bands,
+        "MODEL.PIXEL_STD": [70.0] * bands,
     }
     model = small_model(FEW_LEVELS | changes)
     config = small_config(FEW_LEVELS | changes)
     classes = (["disc", "box", "ring"], [9, 2, 4])
-    export = detector_export(config, model, ".onnx", "fp32", classes, "CC0")
+    export = detector_export(config, model, ".onnx", "fp32", classes, "CC0", eight_bit=False)
     write_export(export, tmp_path / "detector.onnx")
-    values = np.random.default_rng(0).integers(0, 4096, (64, 96, 13)).astype(np.uint16)
-    scaled = torch.from_numpy((values / 4095 * 255).astype(np.float32)).permute(2, 0, 1)
+    scaled = torch.from_numpy((values / white * 255).astype(np.float32)).permute(2, 0, 1)
     (found,) = by_the_engine(model, [scaled])
     expected = rescale_detections(found, (64, 96), (64, 96))
-    for planes, stored in (("contig", values), ("separate", np.moveaxis(values, 2, 0))):
-        file = tmp_path / f"{planes}.tif"
-        tifffile.imwrite(file, stored, photometric="minisblack", planarconfig=planes)
+    planes = {"contig": values, "separate": np.moveaxis(values, 2, 0)}
+    for name, stored in planes.items() if bands > 1 else [("grey.png", values)]:
+        file = tmp_path / (name if bands == 1 else f"{name}.tif")
+        if bands == 1:
+            cv2.imwrite(str(file), stored)
+        else:
+            tifffile.imwrite(file, stored, photometric="minisblack", planarconfig=name)
         result = subprocess.run(
             [sys.executable, ROOT / "examples/onnx_inference.py", "detector.onnx", file, "o.png"],
             capture_output=True, text=True, timeout=120, cwd=tmp_path,

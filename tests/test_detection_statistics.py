@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
 import torch
+from PIL import Image
 from small_coco import small_coco, write_small_coco
 from small_detector import small_config
 
@@ -15,7 +18,8 @@ from backbones.checkpoint import save_encoder
 from backbones.convnext import build_convnext
 from detection.dataset import load_dataset
 from detection.run import run
-from images.configured import with_statistics
+from images.configured import with_statistics, with_weights_statistics
+from images.display import stretched
 
 IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
 BANDS = {"INPUT.FORMAT": "raw", "MODEL.CONVNEXT.IN_CHANS": 4}
@@ -52,6 +56,7 @@ def encoders(tmp_path_factory):
         }
         if channels == 4:
             told["value_range"] = json.dumps([0, 4095])
+            told["show_bands"] = json.dumps([4, 2, 1])
         encoder = build_convnext("convnextv2_atto", in_chans=channels)
         save_encoder(encoder, folder / f"{channels}.safetensors", told)
     return folder
@@ -129,7 +134,6 @@ def test_a_run_of_deep_bands_records_and_keeps_its_statistics(tmp_path, encoders
             "MODEL.ROI_HEADS.NUM_CLASSES": 0,
             "SOLVER.MAX_ITER": 1,
             "SOLVER.STEPS": (),
-            "INPUT.SHOW_BANDS": [4, 2, 1],
             "DATASETS.TRAIN": (name,),
             "DATASETS.TEST": (name,),
             "OUTPUT_DIR": str(tmp_path / "run"),
@@ -137,6 +141,7 @@ def test_a_run_of_deep_bands_records_and_keeps_its_statistics(tmp_path, encoders
     )
     run(config)
     facts = json.loads((tmp_path / "run/run.json").read_text())
+    assert facts["eight_bit_images"] is False
     assert facts["pixel_statistics"] == f"the encoder {encoders / '4.safetensors'}"
     page = (tmp_path / "run/report.html").read_text(encoding="utf-8")
     assert "mean 25.5 51 76.5 102, deviation 12.75 15.3 17.85 20.4 of 0 to 255 (the encoder" in page
@@ -151,13 +156,55 @@ def test_a_run_of_deep_bands_records_and_keeps_its_statistics(tmp_path, encoders
     assert statistics_of(by_weights)[0] == mean
     assert not unset.MODEL.PIXEL_MEAN
     images = name.rpartition(":")[2]
-    counts = predict(tmp_path / "run", [images], tmp_path / "out")
+    counts = predict(tmp_path / "run", [images], tmp_path / "out", score_threshold=1.0)
     assert counts["images"] == 4
+    for overlay in (tmp_path / "out/overlays").iterdir():  # enlarged, for these are tiny
+        values = tifffile.imread(next(Path(images).glob(f"{overlay.stem}.*")))
+        drawn = np.asarray(Image.open(overlay).convert("RGB"))
+        seen = cv2.resize(drawn, values.shape[1::-1], interpolation=cv2.INTER_AREA).astype(int)
+        assert abs(seen - stretched(values[..., [3, 1, 0]])).mean() < 30  # of any others: 80
+
+
+def test_bands_to_show_travel_from_what_a_run_goes_on_from(tmp_path, encoders, caplog):
+    """Whoever tells mean and deviation; those of images of other channels say nothing."""
+
+    def bands(changes, continues=False):
+        config = small_config(BANDS | changes)
+        return list(with_weights_statistics(config, continues)[0].INPUT.SHOW_BANDS)
+
+    weights = {"MODEL.CONVNEXT.WEIGHTS": str(encoders / "4.safetensors")}
+    given = {"MODEL.PIXEL_MEAN": [1.0] * 4, "MODEL.PIXEL_STD": [1.0] * 4}
+    caplog.set_level("INFO")
+    assert bands({}) == []
+    assert bands(weights) == [4, 2, 1]
+    assert f"INPUT.SHOW_BANDS [4, 2, 1] (the encoder {encoders / '4.safetensors'})" in caplog.text
+    assert bands(weights | given) == [4, 2, 1]
+    assert bands(weights | {"INPUT.SHOW_BANDS": [3]}) == [3]
+    five = {"MODEL.CONVNEXT.IN_CHANS": 5, "MODEL.PIXEL_MEAN": [1.0] * 5}
+    assert bands(weights | five | {"MODEL.PIXEL_STD": [1.0] * 5}) == []
+    run = tmp_path / "run"
+    run.mkdir()
+    trained = small_config(BANDS | given | {"INPUT.SHOW_BANDS": [2, 3, 4]})
+    (run / "config.yaml").write_text(trained.dump(), encoding="utf-8")
+    (run / "model_final.pth").touch()
+    assert bands(given | {"OUTPUT_DIR": str(run)}, continues=True) == [2, 3, 4]
+    assert bands(given | {"MODEL.WEIGHTS": str(run / "no.pth")}) == [2, 3, 4]
+
+
+def test_a_classifier_without_a_stated_range_gives_a_detector_its_statistics(tmp_path, data):
+    """Its file says of what was not stated that it is null."""
+    told = {"mean": "[0.1, 0.2, 0.3]", "std": "[0.1, 0.1, 0.1]"}
+    told |= {"value_range": "null", "show_bands": "null"}
+    save_encoder(build_convnext("convnextv2_atto"), tmp_path / "c.safetensors", told)
+    weights = {"MODEL.CONVNEXT.WEIGHTS": str(tmp_path / "c.safetensors")}
+    mean, _, stated, _ = statistics_of(weights, load_dataset(data))
+    np.testing.assert_allclose(mean, [25.5, 51, 76.5])
+    assert stated == []
 
 
 @pytest.mark.detectron2
 @pytest.mark.parametrize("frozen", [True, False])
-def test_detectron2s_own_trainer_takes_the_encoders(encoders, frozen):
+def test_detectron2s_own_trainer_takes_the_encoders(encoders, frozen, tmp_path):
     from detectron2.engine import DefaultTrainer
 
     import backbones.d2_adapter  # noqa: F401 - registers the builders
@@ -171,6 +218,12 @@ def test_detectron2s_own_trainer_takes_the_encoders(encoders, frozen):
     np.testing.assert_allclose(model.pixel_mean.flatten(), [25.5, 51, 76.5], rtol=1e-6)
     np.testing.assert_allclose(model.pixel_std.flatten(), [12.75, 15.3, 17.85], rtol=1e-6)
     assert cfg.is_frozen() is frozen
+    torch.save({"model": model.state_dict()}, tmp_path / "model_final.pth")  # then evaluated
+    cfg.defrost()
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [], []
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model_final.pth")
+    evaluated = DefaultTrainer.build_model(cfg)
+    np.testing.assert_allclose(evaluated.pixel_mean.flatten(), [25.5, 51, 76.5], rtol=1e-6)
 
 
 def test_an_export_of_deep_bands_takes_real_numbers():

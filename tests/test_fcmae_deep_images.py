@@ -42,6 +42,7 @@ def test_a_stated_range_is_read_recorded_and_shown(tmp_path):
     stated = options(tmp_path, value_range=(0.0, 4095.0), show_bands=(5, 3, 1))
     metadata = read_metadata(pretrain(stated))
     assert json.loads(metadata["value_range"]) == [0, 4095]
+    assert json.loads(metadata["show_bands"]) == [5, 3, 1]
     values = np.concatenate(
         [tifffile.imread(path).reshape(-1, 5) for path in (tmp_path / "images").iterdir()]
     )

@@ -45,6 +45,8 @@ from fcmae.classification.transforms import evaluation_transform, training_trans
 from fcmae.features.analysis import analyze
 from fcmae.features.collapse import measured_history
 from fcmae.features.models import load_model
+from images.configured import shown_bands
+from images.files import Reading
 from training.data import seed_generators
 
 PLAIN = {"rand_augment": "", "random_erasing": 0.0, "drop_path": 0.0, "label_smoothing": 0.0}
@@ -555,12 +557,21 @@ def test_an_encoder_of_any_channels_becomes_a_classifier_with_its_statistics(tmp
             pixels = generator.integers(0, 4000, (40, 40, 13), dtype=np.uint16)
             np.save(tmp_path / f"data/{label}/{number}.npy", pixels)
     stored = {"mean": json.dumps([0.03] * 13), "std": json.dumps([0.02] * 13)}
+    stored["show_bands"] = "[12, 7, 2]"
     save_encoder(build_convnext("convnextv2_atto", in_chans=13), tmp_path / "e.safetensors", stored)
     values = {"init": str(tmp_path / "e.safetensors"), "max_steps": 1}
     path = finetune(options(tmp_path / "data", tmp_path / "run", **values))
     tensors, metadata = read_source(path)
     assert tensors["downsample_layers.0.0.weight"].shape[1] == 13
     assert json.loads(metadata["mean"]) == [0.03] * 13
+    assert json.loads(metadata["show_bands"]) == [12, 7, 2]
+    assert shown_bands(tmp_path / "run") == [12, 7, 2]
+    assert load_classifier(path).reading.show_bands == (12, 7, 2)
+    assert set_up(options(tmp_path / "data", tmp_path / "no", **values)).data.val.reading == (
+        Reading(13, show_bands=(12, 7, 2))
+    )
+    with pytest.raises(ValueError, match="--show-bands is 14; give one or three of the channels"):
+        finetune(options(tmp_path / "data", tmp_path / "no", show_bands=(14,), **values))
     assert evaluate_classifier(options(tmp_path / "data", tmp_path / "run"))["images"] == 2
     with pytest.raises(ValueError, match=r"has 13 channel\(s\), not the 3 of --in-chans"):
         finetune(options(tmp_path / "data", tmp_path / "no", in_chans=3, **values))

@@ -6,14 +6,19 @@ import json
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from segmentation_scenes import NAMES, write_scenes
 
+from backbones.checkpoint import save_encoder
+from backbones.convnext import build_convnext
 from backbones.errors import InputError
-from segmentation.config import load_config
-from segmentation.engine import poly_schedule
+from images.display import read_shown
+from segmentation.config import build_segmenter, load_config
+from segmentation.engine import load_initial_weights, poly_schedule
+from segmentation.predict import predict
 from segmentation.report import write_report
 from segmentation.run import run
 
@@ -142,7 +147,7 @@ def test_another_models_weights_are_refused_by_name(tmp_path, scenes, finished):
         run(other)
 
 
-def test_13_bands_of_16_bits_are_trained_on(tmp_path):
+def test_13_bands_of_16_bits_are_trained_on_and_those_of_pretraining_shown(tmp_path, monkeypatch):
     import tifffile
 
     write_scenes(tmp_path)
@@ -154,7 +159,18 @@ def test_13_bands_of_16_bits_are_trained_on(tmp_path):
         )
         path.unlink()
     name = f"masks:{tmp_path / 'images'}:{tmp_path / 'labels'}:{tmp_path / 'classes.json'}"
+    encoder = build_convnext("convnextv2_atto", in_chans=13)
+    save_encoder(encoder, tmp_path / "encoder.safetensors", {"show_bands": "[13, 5, 1]"})
     bands = ["INPUT.FORMAT", "raw", "MODEL.CONVNEXT.IN_CHANS", "13"]
+    bands += ["MODEL.CONVNEXT.WEIGHTS", str(tmp_path / "encoder.safetensors")]
+    drawn: list[list[int]] = []
+
+    def read(path, shown):
+        drawn.append(list(shown))
+        return read_shown(path, shown)
+
+    for place in ("figures", "predict"):
+        monkeypatch.setattr(f"segmentation.{place}.read_shown", read)
     metrics = run(config_of(tmp_path / "run", name, *bands, "SOLVER.MAX_ITER", "2"))
     assert metrics["counts"]["images"] == 6
     facts = json.loads((tmp_path / "run/run.json").read_text(encoding="utf-8"))
@@ -163,6 +179,33 @@ def test_13_bands_of_16_bits_are_trained_on(tmp_path):
     whole = [tifffile.imread(path) for path in sorted((tmp_path / "images").glob("*.tif"))]
     assert stored == pytest.approx(list(np.mean(whole, (0, 1, 2)) / 65535 * 255), rel=1e-5)
     assert "Worst and best" in (tmp_path / "run/report.html").read_text(encoding="utf-8")
+    predict(tmp_path / "run", [str(next((tmp_path / "images").glob("*.tif")))], tmp_path / "out")
+    assert len(drawn) > 6
+    assert all(bands == [13, 5, 1] for bands in drawn)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_weights_of_other_channels_need_the_key_and_follow_timms_rule(tmp_path, whole):
+    model = build_segmenter(config_of(tmp_path, "masks:a:b", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "3"))
+    key = "MODEL.WEIGHTS" if whole else "MODEL.CONVNEXT.WEIGHTS"
+    file = tmp_path / "w.safetensors"
+    save_file(model.state_dict(), file) if whole else save_encoder(model.backbone, file, {})
+    more = ["INPUT.FORMAT", "raw", "MODEL.CONVNEXT.IN_CHANS", "5", key, str(file)]
+    more += ["MODEL.PIXEL_MEAN", "[1,1,1,1,1]", "MODEL.PIXEL_STD", "[1,1,1,1,1]"]
+    more += ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "3"]
+    for adapt in (False, True):
+        config = config_of(tmp_path, "masks:a:b", *more, "MODEL.CONVNEXT.ADAPT_CHANNELS", adapt)
+        other = build_segmenter(config)
+        if adapt:
+            load_initial_weights(config, other)
+        else:
+            with pytest.raises(InputError, match=r"MODEL\.CONVNEXT\.ADAPT_CHANNELS"):
+                load_initial_weights(config, other)
+    stem = model.backbone.state_dict()["downsample_layers.0.0.weight"]
+    expected = timm.models.adapt_input_conv(5, stem)
+    torch.testing.assert_close(
+        other.backbone.state_dict()["downsample_layers.0.0.weight"], expected
+    )
 
 
 def test_predictions_are_the_evaluations_maps_with_areas(tmp_path, finished, scenes, run_tool):

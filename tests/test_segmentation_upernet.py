@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import (
     ConvNextConfig,
     ConvNextV2Config,
@@ -143,7 +149,14 @@ def test_the_exported_graph_gives_the_models_logits_at_other_sizes(tmp_path):
     encoder = ConvNeXt(Size((8, 16, 24, 32), (1, 1, 1, 1), 2), out_norms=STAGES)
     options = UPerNetOptions(3, channels=16, pool_scales=(1, 2), aux_channels=0)
     model = UPerNet(encoder, options, [100.0] * 3, [50.0] * 3).eval()
-    write_export(graph_export(model, {"kind": "segmentation"}), tmp_path / "model.onnx")
+    facts = {
+        "kind": "segmentation",
+        "input_format": "RGB",
+        "value_range": "[]",
+        "size_divisor": "32",
+    }
+    facts |= {"class_names": '["a", "b", "c"]', "pixel_mean": "[100.0, 100.0, 100.0]"}
+    write_export(graph_export(model, facts), tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
     for size in ((64, 96), (128, 32)):
         images = torch.randint(0, 256, (1, 3, *size)).float()
@@ -151,6 +164,17 @@ def test_the_exported_graph_gives_the_models_logits_at_other_sizes(tmp_path):
             (expected,) = model([{"image": images[0]}])
         (found,) = session.run(["logits"], {"images": images.numpy()})
         torch.testing.assert_close(torch.from_numpy(found[0]), expected, rtol=1e-3, atol=1e-4)
+    picture = np.random.default_rng(0).integers(0, 256, (57, 90, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "photo.png")
+    example = Path(__file__).parent.parent / "examples/onnx_segmentation.py"
+    run = [sys.executable, example, "model.onnx", "photo.png", "map.png"]
+    said = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert said.returncode == 0, said.stderr
+    with torch.no_grad():
+        (scores,) = model([{"image": torch.from_numpy(picture).permute(2, 0, 1).float()}])
+    shown = np.asarray(Image.open(tmp_path / "map.png"))
+    assert (shown == scores.argmax(0).numpy()).mean() > 0.999
+    assert said.stdout.startswith("a: ")
 
 
 def authors_names(name: str) -> str:

@@ -96,7 +96,7 @@ def parse() -> argparse.Namespace:
         nargs="+",
         type=int,
         metavar="N",
-        help="of images of many bands, the one or three channels (from 1) that overlays show",
+        help="of images of many bands, the one or three channels (from 1) that pictures show",
     )
     add(
         "--tiles",
@@ -135,6 +135,11 @@ def refuse_flags(arguments: argparse.Namespace, kind: str, *names: str) -> None:
         raise InputError(f"{arguments.run} is a {kind}'s run: {', '.join(words)} does not fit")
 
 
+def shown_bands(arguments: argparse.Namespace) -> list[str]:
+    """Overrides for ``--show-bands``."""
+    return ["INPUT.SHOW_BANDS", str(arguments.show_bands)] if arguments.show_bands else []
+
+
 def segment(arguments: argparse.Namespace) -> None:
     from segmentation.predict import predict as predict_maps
 
@@ -145,7 +150,7 @@ def segment(arguments: argparse.Namespace) -> None:
         arguments.input,
         arguments.output_dir,
         arguments.weights,
-        [*arguments.opts, *device],
+        [*arguments.opts, *device, *shown_bands(arguments)],
         arguments.skip_bad_images,
         arguments.resume,
     )
@@ -166,6 +171,7 @@ def classify(arguments: argparse.Namespace) -> None:
         arguments.skip_bad_images,
         arguments.device,
         resume=arguments.resume,
+        show_bands=arguments.show_bands,
     )
     print(
         f"{counts['images']} images, {counts['classes']} classes found: "
@@ -184,7 +190,6 @@ def main() -> None:
 def detect(arguments: argparse.Namespace) -> None:
     engine = ["ENGINE", arguments.engine] if arguments.engine else []
     device = ["MODEL.DEVICE", arguments.device] if arguments.device else []
-    bands = ["INPUT.SHOW_BANDS", str(arguments.show_bands)] if arguments.show_bands else []
     counts = predict(
         arguments.run,
         arguments.input,
@@ -193,7 +198,7 @@ def detect(arguments: argparse.Namespace) -> None:
         arguments.every,
         arguments.frames,
         arguments.weights,
-        [*arguments.opts, *(arguments.tiles or []), *engine, *device, *bands],
+        [*arguments.opts, *(arguments.tiles or []), *engine, *device, *shown_bands(arguments)],
         arguments.skip_bad_images,
         arguments.classes,
         arguments.resume,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,4 +85,31 @@ def is_nested(value: Sequence[Any]) -> bool:
 def nested(default: list[list[float]]) -> Key:
     return Key(
         default, "a list of lists of positive numbers, one for all levels or one a level", is_nested
+    )
+
+
+def value_range() -> Key:
+    def is_range(value: Sequence[Any]) -> bool:
+        are_numbers = all(type(item) in (int, float) for item in value)
+        return not value or (len(value) == 2 and are_numbers and value[0] < value[1])
+
+    return Key([], "[] or [LOW, HIGH], two numbers, the first below the second", is_range)
+
+
+def bands() -> Key:
+    return Key(
+        [],
+        "[], or one or three numbers of channels from 1",
+        lambda value: (
+            len(value) in (0, 1, 3) and all(type(item) is int and item >= 1 for item in value)
+        ),
+    )
+
+
+def statistics(above: float = -math.inf) -> Key:
+    words = "" if above == -math.inf else f" above {above:g}"
+    return Key(
+        [],
+        f"[], or a list of one number{words} for each channel",
+        lambda value: all(type(item) in (int, float) and item > above for item in value),
     )

@@ -41,6 +41,7 @@ FOUND: dict[str, Any] = {
     "MODEL.PIXEL_MEAN": [],
     "MODEL.PIXEL_STD": [],
     "INPUT.VALUE_RANGE": [],
+    "INPUT.SHOW_BANDS": [],
     "INPUT.TILES.SIZE": 0,
     "INPUT.TILES.OVERLAP": -1,
     "MODEL.ROI_HEADS.NUM_CLASSES": 0,

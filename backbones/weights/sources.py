@@ -61,8 +61,8 @@ def read_source(
 
 def numbers(metadata: Mapping[str, str], key: str) -> tuple[float, ...] | None:
     """A list in a source's metadata, such as ``mean``; None where it does not tell."""
-    text = metadata.get(key)
-    return tuple(json.loads(text)) if text else None
+    found = json.loads(metadata.get(key) or "null")
+    return None if found is None else tuple(found)
 
 
 def run_of(weights: Path) -> Path:

@@ -8,12 +8,11 @@ from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig
 from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 
-from backbones.d2_adapter import D2ConvNeXt, lr_decay_rate
+from backbones.d2_adapter import D2ConvNeXt, lr_decay_rate, pixel_mean, pixel_std
 
 ZOO = Path(detectron2.__file__).parent / "model_zoo" / "configs" / "common"
 SIZE = "convnextv2_tiny"
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
-MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # of RGB, from 0 to 255
 
 
 def zoo(name):
@@ -21,10 +20,14 @@ def zoo(name):
     return LazyConfig.load(str(ZOO / name))
 
 
-def in_rgb(model):
-    """The pixels that ConvNeXt's weights learnt from."""
-    model.pixel_mean, model.pixel_std = MEAN, STD
-    model.input_format = "RGB"
+def on_convnext(model, backbone):
+    """A model on this backbone, with the pixels that the encoder's weights learnt from."""
+    model.backbone = backbone
+    of_encoder = "backbone.bottom_up" if "bottom_up" in backbone else "backbone"
+    told = {name: f"${{..{of_encoder}.{name}}}" for name in ("weights", "in_chans")}
+    model.pixel_mean, model.pixel_std = L(pixel_mean)(**told), L(pixel_std)(**told)
+    if "input_format" in model:
+        model.input_format = "RGB"
     return model
 
 
@@ -35,10 +38,15 @@ def data(name="coco.py"):
     return dataloader
 
 
+def encoder(**options):
+    """The encoder, from random weights."""
+    return L(D2ConvNeXt)(size=SIZE, in_chans=3, weights="", drop_path_rate=0.2, **options)
+
+
 def pyramid():
     """The encoder under p2 to p6."""
     return L(FPN)(
-        bottom_up=L(D2ConvNeXt)(size=SIZE, out_features=STAGES, drop_path_rate=0.2),
+        bottom_up=encoder(out_features=STAGES),
         in_features="${.bottom_up.out_features}",
         out_channels=256,
         top_block=L(LastLevelMaxPool)(),

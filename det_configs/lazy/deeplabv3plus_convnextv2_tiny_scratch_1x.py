@@ -11,13 +11,10 @@ from detectron2.projects.deeplab import DeepLabV3PlusHead
 
 from backbones.convnext import SIZES as _SIZES
 
-from .common import MEAN, SIZE, STD, D2ConvNeXt, L, data, lr_multiplier, optimizer, train
+from .common import SIZE, L, data, encoder, lr_multiplier, on_convnext, optimizer, train
 
 _features = {"stage1": (0, 4), "stage4": (3, 16)}  # place among the stages, stride
 model = L(SemanticSegmentor)(
-    backbone=L(D2ConvNeXt)(
-        size=SIZE, out_features=list(_features), output_stride=16, drop_path_rate=0.2
-    ),
     sem_seg_head=L(DeepLabV3PlusHead)(
         input_shape={
             name: L(ShapeSpec)(channels=_SIZES[SIZE].dims[place], stride=stride)
@@ -34,9 +31,8 @@ model = L(SemanticSegmentor)(
         ignore_value=255,
         num_classes=150,
     ),
-    pixel_mean=MEAN,
-    pixel_std=STD,
 )
+model = on_convnext(model, encoder(out_features=list(_features), output_stride=16))
 dataloader = data()
 dataloader.train.dataset.names = "ade20k_sem_seg_train"
 dataloader.test.dataset.names = "ade20k_sem_seg_val"

@@ -3,8 +3,7 @@
 # Command:  python tools/lazyconfig_train_net.py --num-gpus 8 --config-file det_configs/lazy/mask_rcnn_convnextv2_tiny_scratch_1x.py
 # Expected: not yet run at this scale; its tests are a few iterations.
 # Schedule: detectron2's 1x, 90,000 iterations of 16 images; AdamW, lr 1e-4, layer decay 0.95.
-from .common import data, in_rgb, lr_multiplier, optimizer, pyramid, train, zoo
+from .common import data, lr_multiplier, on_convnext, optimizer, pyramid, train, zoo
 
-model = in_rgb(zoo("models/mask_rcnn_fpn.py").model)
-model.backbone = pyramid()
+model = on_convnext(zoo("models/mask_rcnn_fpn.py").model, pyramid())
 dataloader = data()

@@ -8,7 +8,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.projects.point_rend import PointRendMaskHead, add_pointrend_config
 from omegaconf import OmegaConf
 
-from .common import L, data, in_rgb, lr_multiplier, optimizer, pyramid, train, zoo
+from .common import L, data, lr_multiplier, on_convnext, optimizer, pyramid, train, zoo
 
 _settings = get_cfg()  # the mask head is made from a config alone
 add_pointrend_config(_settings)
@@ -16,8 +16,7 @@ _settings.MODEL.ROI_MASK_HEAD.POINT_HEAD_ON = True
 _settings.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION = 14
 _parts = ("ROI_HEADS", "ROI_MASK_HEAD", "POINT_HEAD")
 
-model = in_rgb(zoo("models/mask_rcnn_fpn.py").model)
-model.backbone = pyramid()
+model = on_convnext(zoo("models/mask_rcnn_fpn.py").model, pyramid())
 model.roi_heads.mask_in_features = ["p2"]
 model.roi_heads.mask_pooler = None
 model.roi_heads.mask_head = L(PointRendMaskHead)(

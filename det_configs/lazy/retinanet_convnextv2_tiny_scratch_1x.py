@@ -7,10 +7,9 @@ from detectron2.modeling.backbone.fpn import LastLevelP6P7
 
 from backbones.convnext import SIZES as _SIZES
 
-from .common import SIZE, L, data, in_rgb, lr_multiplier, optimizer, pyramid, train, zoo
+from .common import SIZE, L, data, lr_multiplier, on_convnext, optimizer, pyramid, train, zoo
 
-model = in_rgb(zoo("models/retinanet.py").model)
-model.backbone = pyramid()
+model = on_convnext(zoo("models/retinanet.py").model, pyramid())
 model.backbone.bottom_up.out_features = ["stage2", "stage3", "stage4"]
 model.backbone.top_block = L(LastLevelP6P7)(
     in_channels=_SIZES[SIZE].dims[3], out_channels="${..out_channels}", in_feature="stage4"

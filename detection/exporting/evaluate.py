@@ -54,12 +54,14 @@ def onnx_detector(path: str | Path, padded: float = 1.0) -> ExportedForward:
     except Exception as error:  # onnxruntime's own types, one for each status
         raise InputError(f"{path} is no ONNX file that onnxruntime reads: {error}") from None
     names = [output.name for output in session.get_outputs()]
+    takes_real_numbers = session.get_inputs()[0].type == "tensor(float)"
 
     def detect(sample: dict[str, Any]) -> dict[str, Tensor]:
         image = sample["image"]
         size = (image.shape[1], image.shape[2])
         more = [round((padded - 1) * side) for side in size]
         images = F.pad(image[None], (0, more[1], 0, more[0]))
+        images = images.float() if takes_real_numbers else images
         inputs = {"images": images.numpy(), "sizes": torch.tensor([size]).numpy()}
         values = map(torch.from_numpy, session.run(None, inputs))
         found = dict(zip(names, values, strict=True))

@@ -96,7 +96,7 @@ def load_classifier(source: str | Path) -> Classifier:
         transform=evaluation_transform(
             (height, width), statistics.mean, statistics.std, crop_pct, interpolation
         ),
-        reading=Reading(in_chans, value_range=found.range_of_values()),
+        reading=Reading(in_chans, value_range=found.range_of_values(), show_bands=found.bands()),
         image_size=(height, width),
         crop_pct=crop_pct,
         interpolation=interpolation,

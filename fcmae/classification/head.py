@@ -65,6 +65,10 @@ class Source:
         stated = json.loads(self.metadata.get("value_range", "null"))
         return (stated[0], stated[1]) if stated else None
 
+    def bands(self) -> tuple[int, ...]:
+        """The channels that pictures showed in its training, where they were stated."""
+        return tuple(int(band) for band in self.numbers("show_bands") or ())
+
     def grn(self) -> GRNOptions | None:
         """The form of GRN that the encoder was trained with, where the file tells."""
         text = self.metadata.get("grn")

@@ -23,7 +23,14 @@ MEASURE = "measure how far apart the channels of 16 images are, and warn of coll
 
 
 # What a resumed run may change, beside what every training may.
-FREE = ("recipe.epochs", "eval_every", "eval_classes", "measure_features_every", "skip_bad_images")
+FREE = (
+    "recipe.epochs",
+    "eval_every",
+    "eval_classes",
+    "measure_features_every",
+    "skip_bad_images",
+    "show_bands",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +95,12 @@ class FinetuneOptions(TrainingOptions):
             "the values that become 0 and 1; default: --init's own, or by the files' bits",
             nargs=2,
             metavar=("LOW", "HIGH"),
+        ),
+    )
+    show_bands: tuple[int, ...] | None = field(
+        default=None,
+        metadata=flag(
+            "one or three channels, from 1, that pictures show; default: --init's own, or the first"
         ),
     )
     skip_bad_images: bool = field(

@@ -13,15 +13,17 @@ Written to the output folder:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from backbones.errors import InputError
 from backbones.whole_files import write_atomically
 from fcmae.classification.classifier import Classifier, load_classifier
-from images.display import shown
+from images.display import bands_problems, shown
 from images.files import Reading
 from images.inputs import Frame, files_to_predict, is_video, output_names, read_frames
 from reporting.tables import csv_lines
@@ -46,6 +48,7 @@ def predict_classes(
     device: str | None = None,
     batch_size: int = 32,
     resume: bool = False,
+    show_bands: Sequence[int] | None = None,
 ) -> dict[str, int]:
     """Classify images and videos and write what the header lists.
 
@@ -59,6 +62,7 @@ def predict_classes(
         device: see :func:`training.devices.find_device`.
         batch_size: images at a time.
         resume: go on where an earlier call with the same settings ended.
+        show_bands: channels (from 1) that ``pictures`` show; None for those of its training.
 
     Returns:
         The number of ``images`` (frames counted) and of ``classes`` that were found.
@@ -69,6 +73,11 @@ def predict_classes(
     """
     classifier = load_classifier(run)
     classifier.model.to(find_device(device))
+    reading = classifier.reading
+    if show_bands is not None:
+        if problems := bands_problems(show_bands, reading.channels or 0):
+            raise InputError(problems[0])
+        reading = replace(reading, show_bands=tuple(show_bands))
     source = Path(classifier.source)
     settings = {
         "classifier": str(source.resolve()) if source.is_file() else classifier.source,
@@ -78,12 +87,12 @@ def predict_classes(
     }
     with held(output_dir):
         journal = Journal(output_dir, settings, TABLE, RECORD, resume)
-        files = files_to_predict(inputs, journal, skip_bad_images, classifier.reading)
+        files = files_to_predict(inputs, journal, skip_bad_images, reading)
         if journal.is_finished:
             return dict(journal.counts)
         named = list(zip(files, output_names(files, journal.done.values()), strict=True))
         with journal:
-            for batch in _batches(named, every, classifier.reading, batch_size):
+            for batch in _batches(named, every, reading, batch_size):
                 found = classifier.probabilities([shot.frame.pixels for shot in batch])
                 for shot, probabilities in zip(batch, found, strict=True):
                     file, name, frame, is_last = shot
@@ -92,7 +101,7 @@ def predict_classes(
                         number = f"_{frame.number:08d}" if is_video(file) else ""
                         path = output_dir / PICTURES / f"{name}{number}.jpg"
                         words = f"{entry['class']} {100 * entry['probability']:.0f}%"
-                        _write_picture(path, frame.pixels, words)
+                        _write_picture(path, shown(frame.pixels, reading.show_bands), words)
                     columns = {}
                     if len(classifier.classes) <= MOST_COLUMNS:
                         columns["probabilities"] = [round(float(p), 6) for p in probabilities]
@@ -168,8 +177,8 @@ def _name(entry: dict[str, Any]) -> str:
 
 
 def _write_picture(path: Path, pixels: np.ndarray, words: str) -> None:
-    """An image, tiny ones enlarged, under a banner with these words."""
-    image = Image.fromarray(shown(pixels))
+    """An RGB image, tiny ones enlarged, under a banner with these words."""
+    image = Image.fromarray(pixels)
     if (factor := SMALLEST_PICTURE / max(image.size)) > 1:
         width, height = (round(side * factor) for side in image.size)
         image = image.resize((width, height), Image.Resampling.NEAREST)

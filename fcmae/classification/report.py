@@ -19,6 +19,7 @@ from backbones.whole_files import write_files
 from fcmae.classification.data import LabelledSamples
 from fcmae.classification.evaluation import TOP, Evaluation
 from fcmae.run_files import CONFIG
+from images.configured import shown_bands
 from images.display import read_shown, shown
 from images.files import ImageError
 from reporting.blocks import (
@@ -190,7 +191,7 @@ def _picture(
 ) -> Picture | None:
     place = evaluation.places[index]
     try:
-        image = shown(samples.whole_image(place))
+        image = shown(samples.whole_image(place), samples.reading.show_bands)
     except ImageError:  # it could be read a moment ago
         return None
     truth, predicted = (classes[of[index]] for of in (evaluation.truth, evaluation.predicted))
@@ -236,11 +237,12 @@ def changed_classes(runs: Sequence[tuple[RunName, Path]]) -> list[Block]:
         "Gained most": [name for name in order[:PICTURES] if change[name] < 0],
     }
     blocks: list[Block] = []
+    bands = next((found for _, folder in runs if (found := shown_bands(folder))), [])
     for title, names in groups.items():
         members = []
         for name in names:
             try:
-                image = read_shown(Path(name))
+                image = read_shown(Path(name), bands)
             except (ValueError, OSError):
                 continue
             before, after = first[name]["predicted"], last[name]["predicted"]

@@ -7,10 +7,12 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+from backbones.errors import InputError
 from fcmae.classification.data import LabelledData, labelled_data
 from fcmae.classification.head import Source, choose_rows, read_classifier
 from fcmae.classification.options import FinetuneOptions
 from fcmae.classification.transforms import Transform, evaluation_transform, interpolation_of
+from images.display import bands_problems
 from images.files import Reading
 from images.statistics import Statistics, choose_statistics
 
@@ -50,13 +52,15 @@ class Setup:
 
     def vision(self) -> dict[str, Any]:
         """How images are seen, as YAML and JSON know it."""
+        reading = self.data.val.reading
         return {
             "image_size": list(self.image_size),
             "crop_pct": self.crop_pct,
             "interpolation": self.interpolation,
             "mean": list(self.statistics.mean),
             "std": list(self.statistics.std),
-            "value_range": list(stated) if (stated := self.data.val.reading.value_range) else None,
+            "value_range": list(reading.value_range) if reading.value_range else None,
+            "show_bands": list(reading.show_bands) or None,
         }
 
 
@@ -78,7 +82,11 @@ def set_up(options: FinetuneOptions, only_val: bool = False) -> Setup:
         options.val_fraction,
         options.split_seed,
         only_val,
-        Reading(in_chans, value_range=options.value_range or source.range_of_values()),
+        Reading(
+            in_chans,
+            value_range=options.value_range or source.range_of_values(),
+            show_bands=_bands(options, source, in_chans),
+        ),
         options.skip_bad_images,
     )
     rows = choose_rows(source, data.classes, options.class_list, some=only_val)
@@ -90,6 +98,20 @@ def set_up(options: FinetuneOptions, only_val: bool = False) -> Setup:
     statistics = _statistics(options, source, data)
     interpolation = interpolation_of(source.metadata)
     return Setup(data, source, rows, (height, width), crop_pct, interpolation, statistics)
+
+
+def _bands(options: FinetuneOptions, source: Source, in_chans: int) -> tuple[int, ...]:
+    """The channels that pictures show: those given, else the checkpoint's if it has as many.
+
+    Raises:
+        InputError: for channels that the images have not.
+    """
+    if options.show_bands is None:
+        of_source = source.file is not None and source.file.in_chans == in_chans
+        return source.bands() if of_source else ()
+    if problems := bands_problems(options.show_bands, in_chans):
+        raise InputError(problems[0])
+    return options.show_bands
 
 
 def _statistics(options: FinetuneOptions, source: Source, data: LabelledData) -> Statistics:

@@ -124,7 +124,8 @@ def embed_folder(options: EmbedOptions) -> Embeddings:
     encoder.to(find_device(options.device))
     view = choose_view([loaded.view], options.image_size)
     images = AnalysisImages(
-        options.data, view, loaded.in_chans, None, options.split, loaded.value_range
+        *(options.data, view, loaded.in_chans, None, options.split),
+        *(loaded.value_range, loaded.show_bands),
     )
     batches = images.batches(
         loaded.statistics, options.batch_size, options.workers, torch.device("cpu")

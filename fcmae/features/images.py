@@ -97,6 +97,7 @@ class AnalysisImages(Dataset):
             many classes as possible are there; None for all.
         split: of sources that have several.
         value_range: the values that count as 0 and 1, see ``images.files``.
+        show_bands: the channels that pictures show, likewise.
 
     Attributes:
         classes: the names of the images' classes, see :func:`images.labels.read_labels`, in
@@ -116,10 +117,11 @@ class AnalysisImages(Dataset):
         images: int | None = 1000,
         split: str = "train",
         value_range: tuple[float, float] | None = None,
+        show_bands: Sequence[int] = (),
     ) -> None:
         if images is not None and images < 1:
             raise InputError(f"the number of images is {images}; it must be at least 1")
-        self.view = view
+        self.view, self.show_bands = view, tuple(show_bands)
         self._samples = pretraining_samples(
             data, view.image_size, 0.0, in_chans, split, value_range=value_range
         )

@@ -38,6 +38,7 @@ class AnalysedModel:
         in_chans: channels of its images.
         statistics: normalise them.
         value_range: the values that count as 0 and 1, see ``images.files``.
+        show_bands: the channels that pictures show, likewise.
         view: how the source tells that they are resized and cropped; None where it does not.
     """
 
@@ -47,6 +48,7 @@ class AnalysedModel:
     in_chans: int
     statistics: Statistics
     value_range: tuple[float, float] | None = None
+    show_bands: tuple[int, ...] = ()
     view: View | None = None
 
 
@@ -120,8 +122,9 @@ def _own_model(name: str, source: str) -> AnalysedModel:
     file = open_encoder(source)
     model, _ = build_encoder(file, out_norms=())
     stated = as_range(file.numbers("value_range"))
+    bands = tuple(int(band) for band in file.numbers("show_bands") or ())
     return AnalysedModel(
-        *(name, source, model.eval(), file.in_chans, _statistics(file), stated),
+        *(name, source, model.eval(), file.in_chans, _statistics(file), stated, bands),
         view=told_view(file.metadata),
     )
 

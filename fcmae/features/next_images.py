@@ -87,7 +87,7 @@ def _rows_of(listed: Path, names: Sequence[str]) -> list[int]:
 
 
 def _thumbnail(embeddings: Embeddings, row: int, rank: int) -> Picture:
-    image = shown(embeddings.images.whole(row))
+    image = shown(embeddings.images.whole(row), embeddings.images.show_bands)
     factor = SIDE / max(image.shape[:2])
     size = [max(1, round(side * factor)) for side in image.shape[1::-1]]
     smooth = cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST

@@ -1,0 +1,88 @@
+"""Mean and deviation of a detectron2 project's images, told by the weights of its encoder.
+
+The rule of this project's own configs (``images.configured``), as far as it needs no images: those
+of the encoder's file, else ImageNet's for three channels; those of other channels must be given.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from pathlib import Path
+
+import timm
+
+from backbones.checkpoint import open_encoder
+from backbones.d2_config import RGB_MEAN, RGB_STD
+from backbones.errors import InputError
+from backbones.weight_files import split_key
+
+logger = logging.getLogger("detectron2.convnext")  # detectron2 shows and writes its own logger's
+
+
+def pixel_mean(weights: str, in_chans: int = 3, input_format: str = "RGB") -> list[float]:
+    """A model's ``pixel_mean``, of 0 to 255, in the order of ``input_format``.
+
+    For a LazyConfig: ``model.pixel_mean = L(pixel_mean)(weights=...)``, so that it is told by the
+    weights that the command line names.
+
+    Args:
+        weights: those of the encoder: a path or ``timm:NAME``; "" for none.
+        in_chans: channels of the images.
+        input_format: "RGB", "BGR", "L" or "raw".
+
+    Raises:
+        InputError: if nothing tells those of so many channels.
+    """
+    return _values(weights, in_chans, input_format)[0]
+
+
+def pixel_std(weights: str, in_chans: int = 3, input_format: str = "RGB") -> list[float]:
+    """A model's ``pixel_std``, see :func:`pixel_mean`."""
+    return _values(weights, in_chans, input_format)[1]
+
+
+def told_by_weights(weights: str, in_chans: int) -> tuple[list[float], list[float]] | None:
+    """Mean and deviation, of 0 to 255, RGB; None where these weights do not tell them.
+
+    Weights that are not there are a warning: a finished detector does not need them.
+    """
+    found = _told(weights, in_chans)
+    if found is None:
+        return None
+    mean, std = ([float(f"{255 * value:.8g}") for value in values] for values in found)
+    return mean, std
+
+
+@lru_cache(maxsize=4)
+def _told(weights: str, in_chans: int) -> tuple[list[float], list[float]] | None:
+    if weights.startswith("timm:"):  # without a download
+        cfg = timm.get_pretrained_cfg(weights.removeprefix("timm:"))
+        if cfg is None or in_chans != 3 or not (cfg.mean and cfg.std):
+            return None
+        return list(cfg.mean), list(cfg.std)
+    if not weights:
+        return None
+    if not Path(split_key(weights)[0]).is_file():
+        logger.warning(
+            "%s, which would tell the mean and deviation of the images, is not there: give them "
+            "if they are not ImageNet's",
+            weights,
+        )
+        return None
+    file = open_encoder(weights, in_chans)
+    return file.statistics if file.in_chans == in_chans else None
+
+
+def _values(weights: str, in_chans: int, input_format: str) -> tuple[list[float], list[float]]:
+    told = told_by_weights(weights, in_chans)
+    if told is None and in_chans != 3:
+        raise InputError(
+            f"nothing tells the mean and deviation of {in_chans} channels: give pixel_mean and "
+            "pixel_std (MODEL.PIXEL_MEAN and MODEL.PIXEL_STD)"
+        )
+    mean, std = told or (list(RGB_MEAN), list(RGB_STD))
+    order = -1 if input_format == "BGR" else 1
+    whose = f"those of {weights}" if told else "ImageNet's"
+    logger.info("pixel mean %s, deviation %s: %s", mean[::order], std[::order], whose)
+    return mean[::order], std[::order]

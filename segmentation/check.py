@@ -55,6 +55,10 @@ def check_segmentation(dataset: SegmentationDataset, reading: Reading) -> Checke
     for lonely in dataset.without_partner:
         warnings["files without a partner are left out"].append(lonely)
 
+    for told, into in ((dataset.errors, errors), (dataset.warnings, warnings)):
+        for kind, example in told:
+            into[kind] += [example] if example else []
+
     def look(record: Record) -> _Looked:
         return _look(dataset, record, reading)
 

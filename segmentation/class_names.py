@@ -10,7 +10,7 @@ from __future__ import annotations
 
 
 def _listed(names: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in names.replace("\n", " ").split(","))
+    return tuple(name.strip() for name in names.replace("-\n", "-").replace("\n", " ").split(","))
 
 
 ADE20K = _listed("""

@@ -17,7 +17,7 @@ import json
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from backbones.errors import InputError
+from images.folders import files_of_folder, words_of
 from segmentation.class_names import ADE20K, CITYSCAPES, COCO_STUFF
 from segmentation.label_maps import (
     BACKGROUND,
@@ -33,13 +34,13 @@ from segmentation.label_maps import (
     draw_objects,
     read_classes,
     read_label_file,
+    refuse_too_many,
 )
 from segmentation.upernet import IGNORED
 
 logger = logging.getLogger(__name__)
 
 LABEL_ENDINGS = {".png", ".tif", ".tiff", ".bmp", ".gif"}
-IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".npy"}
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ class SegmentationDataset:
         records: by image path.
         index_of: COCO's category id -> class index; empty for class maps.
         without_partner: images without a map and maps without an image.
+        errors, warnings: (kind of problem, example) of what is wrong with COCO's file.
     """
 
     name: str
@@ -134,6 +136,8 @@ class SegmentationDataset:
     records: tuple[Record, ...]
     index_of: dict[Any, int] = field(default_factory=dict)
     without_partner: tuple[str, ...] = ()
+    errors: tuple[tuple[str, str], ...] = ()
+    warnings: tuple[tuple[str, str], ...] = ()
 
     def with_classes(self, names: Sequence[str]) -> SegmentationDataset:
         """The same data with a model's classes, in the model's order.
@@ -196,7 +200,7 @@ def load_segmentation(
             names, of_value = read_classes(Path(parts[2]).expanduser())
         else:
             names, of_value = _named_by_number(labels, ignore_label, reduce_zero_label), {}
-        records, lonely = _pairs(_files(images, IMAGE_ENDINGS), _files(labels, LABEL_ENDINGS))
+        records, lonely = _pairs(_files(images), _files(labels, LABEL_ENDINGS))
         classes = Classes(names, of_value, ignore_label, reduce_zero_label)
         return SegmentationDataset(name, classes, records, without_partner=lonely)
     if kind == "json" and len(parts) == 2:
@@ -228,17 +232,29 @@ def _published(name: str) -> SegmentationDataset:
     return SegmentationDataset(name, classes, records, without_partner=lonely)
 
 
-def _files(folder: Path, endings: set[str]) -> dict[str, Path]:
-    """The files of a folder and of those in it, by their path in it without the ending."""
+def _files(folder: Path, endings: Set[str] | None = None) -> dict[str, Path]:
+    """The image files of a folder, by their path in it without the ending.
+
+    What is an image is told as everywhere (:mod:`images.folders`).
+
+    Args:
+        endings: of those that are meant; None for all.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
+    inside = files_of_folder(folder)
+    left_out = inside.left_out
     found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in endings and path.is_file() and not path.name.startswith("."):
-            key = path.relative_to(folder).with_suffix("").as_posix()
-            if key in found:
-                raise InputError(f"{found[key]} and {path} differ by their ending alone; keep one")
-            found[key] = path
+    for path in sorted(inside.images):
+        if endings is not None and (ending := path.suffix.lower()) not in endings:
+            left_out[ending] += 1
+            continue
+        key = path.relative_to(folder).with_suffix("").as_posix()
+        if key in found:
+            raise InputError(f"{found[key]} and {path} differ by their ending alone; keep one")
+        found[key] = path
+    if left_out:
+        logger.info("%s: left out are %s", folder, words_of(left_out))
     return found
 
 
@@ -261,7 +277,10 @@ def _named_by_number(labels: Path, ignore_label: int, reduce_zero_label: bool) -
     """ "0", "1", ... up to the largest value in the maps."""
     largest = -1
     for path in _files(labels, LABEL_ENDINGS).values():
-        values = np.unique(read_label_file(path))
+        try:
+            values = np.unique(read_label_file(path))
+        except InputError:
+            continue  # the check lists all that do not decode
         values = values[values != ignore_label]
         largest = max(largest, int(values.max()) if values.size else -1)
     count = largest + 1 - int(reduce_zero_label)
@@ -276,15 +295,27 @@ def _named_by_number(labels: Path, ignore_label: int, reduce_zero_label: bool) -
 
 
 def _drawn(name: str, annotations: Path, images: Path) -> SegmentationDataset:
+    errors: list[tuple[str, str]] = []
+    warnings: list[tuple[str, str]] = []
     try:
         tree = json.loads(annotations.read_text(encoding="utf-8-sig"))
         categories = sorted(tree["categories"], key=lambda category: category["id"])
+        names = (BACKGROUND, *(category["name"] for category in categories))
+        index_of = {category["id"]: index for index, category in enumerate(categories, 1)}
+        known = {image["id"] for image in tree["images"]}
         of_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-        for item in tree["annotations"]:
-            if item.get("segmentation"):
+        for place, item in enumerate(tree["annotations"]):
+            said = f"annotations[{place}]"
+            if item["image_id"] not in known:
+                errors.append(("objects of images that the file has not", said))
+            elif item["category_id"] not in index_of:
+                errors.append(("objects of categories that the file has not", said))
+            elif not item.get("segmentation"):
+                warnings.append(("objects without a mask, which are left out", said))
+            else:
                 of_image[item["image_id"]].append(
                     {key: item[key] for key in ("category_id", "segmentation")}
-                    | {"iscrowd": item.get("iscrowd") or 0}
+                    | {"iscrowd": item.get("iscrowd") or 0, "place": said}
                 )
         records = tuple(
             Record(
@@ -299,6 +330,9 @@ def _drawn(name: str, annotations: Path, images: Path) -> SegmentationDataset:
             f"{annotations} is no COCO file ({type(error).__name__}: {error}); "
             "tools/check_dataset.py lists all that is wrong with it"
         ) from error
-    names = (BACKGROUND, *(category["name"] for category in categories))
-    index_of = {category["id"]: index for index, category in enumerate(categories, 1)}
-    return SegmentationDataset(name, Classes(names, {}), records, index_of)
+    refuse_too_many(annotations, names)
+    kind = f"categories of one name, or called {BACKGROUND!r} as what no object covers; rename them"
+    errors += [(kind, one) for one in sorted({one for one in names if names.count(one) > 1})]
+    return SegmentationDataset(
+        name, Classes(names, {}), records, index_of, errors=tuple(errors), warnings=tuple(warnings)
+    )

@@ -104,6 +104,7 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], dict[int, int]]:
     names = list(tree.values()) if isinstance(tree, dict) else tree
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
         raise InputError(f"{path} is no list of class names; {form}")
+    refuse_too_many(path, names)
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"{path} names {', '.join(twice)} twice; a class has one value")
     if isinstance(tree, list):
@@ -115,6 +116,15 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], dict[int, int]]:
     if wrong := [value for value, _ in by_value if not 0 <= value < VALUES]:
         raise InputError(f"{path} names the values {wrong}; maps hold 0 to {VALUES - 1}")
     return tuple(name for _, name in by_value), {v: i for i, (v, _) in enumerate(by_value)}
+
+
+def refuse_too_many(path: Path, names: Sequence[str]) -> None:
+    """Raise InputError where there are more classes than a class map of 8 bits holds."""
+    if len(names) > IGNORED:
+        raise InputError(
+            f"{path} has {len(names)} classes; a model has at most {IGNORED}, for {IGNORED} is the "
+            "index of pixels without one: leave out the rarest, or join some"
+        )
 
 
 def read_label_file(path: str | Path) -> np.ndarray:
@@ -163,9 +173,19 @@ def draw_objects(
         objects: with ``category_id``, ``iscrowd`` and ``segmentation`` (polygons or RLE).
         size: height and width in pixels.
         index_of: category id -> class index; 0 is the background.
+
+    Raises:
+        InputError: naming objects whose segmentation is none.
     """
     labels = np.zeros(size, np.uint8)
-    masks = [(_decode(item["segmentation"], size), item) for item in objects]
+    masks, damaged = [], []
+    for item in objects:
+        try:
+            masks.append((_decode(item["segmentation"], size), item))
+        except Exception as error:  # pycocotools raises nearly everything
+            damaged.append(f"{item.get('place', 'an object')} ({type(error).__name__}: {error})")
+    if damaged:
+        raise InputError(f"segmentations that are none: {', '.join(damaged)}")
     for mask, item in masks:
         if item.get("iscrowd"):
             labels[mask] = IGNORED

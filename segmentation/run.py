@@ -114,17 +114,22 @@ def load_datasets(config: CfgNode, eval_only: bool) -> dict[str, SegmentationDat
     """Role -> data set, of those that the run needs.
 
     Raises:
-        InputError: where one that it needs is not named.
+        InputError: where one that it needs is not named; for all that cannot be read.
     """
     needed = "TEST" if eval_only else "TRAIN"
     if not config.DATASETS[needed]:
         raise InputError(f"DATASETS.{needed} is empty: give DATASETS.{needed} masks:IMAGES:LABELS")
     options = config.INPUT.IGNORE_LABEL, config.INPUT.REDUCE_ZERO_LABEL
-    return {
-        role: load_segmentation(config.DATASETS[key][0], *options)
-        for role, key in (("train", "TRAIN"), ("test", "TEST"))
-        if config.DATASETS[key] and not (eval_only and role == "train")
-    }
+    found, problems = {}, []
+    for role, key in (("train", "TRAIN"), ("test", "TEST")):
+        if config.DATASETS[key] and not (eval_only and role == "train"):
+            try:
+                found[role] = load_segmentation(config.DATASETS[key][0], *options)
+            except (InputError, FileNotFoundError) as error:
+                problems.append(f"DATASETS.{key}: {error}")
+    if problems:
+        raise InputError("\n".join(problems))
+    return found
 
 
 def with_trained_classes(

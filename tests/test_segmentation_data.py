@@ -126,6 +126,70 @@ def test_coco_objects_become_a_data_set_with_a_background(tmp_path):
         load_segmentation(f"json:{tmp_path / 'x.json'}:{tmp_path}")
 
 
+def test_all_that_is_wrong_with_cocos_objects_is_told_at_once(tmp_path):
+    save(tmp_path / "a.png", np.zeros((8, 6, 3), np.uint8))
+    square = [[0, 0, 3, 0, 3, 3, 0, 3]]
+    good = {"image_id": 3, "category_id": 4, "segmentation": square}
+    tree = {
+        "images": [{"id": 3, "file_name": "a.png", "height": 8, "width": 6}],
+        "categories": [{"id": 4, "name": "dog"}],
+        "annotations": [
+            good,
+            good | {"image_id": 5},
+            good | {"category_id": 7},
+            good | {"segmentation": []},
+            good | {"segmentation": "0 0 3 3"},
+            good | {"segmentation": {"counts": "???", "size": [8, 6]}},
+            good | {"segmentation": [[0, 0, 1, 1]]},
+        ],
+    }
+    (tmp_path / "x.json").write_text(json.dumps(tree), encoding="utf-8")
+    dataset = load_segmentation(f"json:{tmp_path / 'x.json'}:{tmp_path}")
+    checked = check_segmentation(dataset, RGB)
+    said = "\n".join(checked.errors)
+    assert "objects of images that the file has not (1): annotations[1]" in said
+    assert "objects of categories that the file has not (1): annotations[2]" in said
+    assert "segmentations that are none: annotations[4]" in said
+    assert checked.warnings == ["objects without a mask, which are left out (1): annotations[3]"]
+
+
+def test_more_classes_than_a_map_of_8_bits_holds_are_refused(tmp_path):
+    names = [f"class {number}" for number in range(256)]
+    (tmp_path / "classes.json").write_text(json.dumps(names), encoding="utf-8")
+    with pytest.raises(InputError, match="has 256 classes; a model has at most 255"):
+        read_classes(tmp_path / "classes.json")
+    tree = {"images": [], "annotations": []}
+    tree["categories"] = [{"id": number, "name": name} for number, name in enumerate(names)]
+    (tmp_path / "x.json").write_text(json.dumps(tree), encoding="utf-8")
+    with pytest.raises(InputError, match=r"x\.json has 257 classes"):
+        load_segmentation(f"json:{tmp_path / 'x.json'}:{tmp_path}")
+
+
+def test_every_format_of_images_has_its_map_and_hidden_files_are_passed_over(tmp_path, caplog):
+    caplog.set_level("INFO", "segmentation")
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    for ending in (".jfif", ".pgm", ".tga", ".gif", ".npy"):
+        (tmp_path / f"images/{ending[1:]}{ending}").write_bytes(b"")
+        save(tmp_path / f"labels/{ending[1:]}.png", np.zeros((4, 4), np.uint8))
+    (tmp_path / "images/._jfif.jfif").write_bytes(b"")
+    (tmp_path / "images/notes.txt").write_bytes(b"")
+    dataset = load_segmentation(f"masks:{tmp_path / 'images'}:{tmp_path / 'labels'}")
+    assert len(dataset.records) == 5
+    assert not dataset.without_partner
+    assert "images: left out are 1 hidden files, 1 .txt" in caplog.text
+
+
+def test_damaged_maps_without_a_classes_file_are_told_with_all_else(tmp_path):
+    write_scenes(tmp_path)
+    (tmp_path / "labels/03.png").write_bytes(b"no map")
+    (tmp_path / "images/02.png").write_bytes(b"no image")
+    dataset = load_segmentation(f"masks:{tmp_path / 'images'}:{tmp_path / 'labels'}")
+    said = "\n".join(check_segmentation(dataset, RGB).errors)
+    assert "03.png does not decode" in said
+    assert "02.png" in said
+
+
 def test_names_that_are_known_have_their_files_and_their_own_values(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     images = tmp_path / "cityscapes/leftImg8bit/val/bonn"
@@ -141,6 +205,7 @@ def test_names_that_are_known_have_their_files_and_their_own_values(tmp_path, mo
     assert [table[7], table[8], table[33], table[26]] == [0, 1, 18, 13]
     assert len(PUBLISHED["ade20k_val"].names) == 150
     assert len(PUBLISHED["coco_stuff_val"].names) == 171
+    assert {"ceiling-other", "door-stuff", "food-other"} < set(PUBLISHED["coco_stuff_val"].names)
 
 
 def test_cityscapes_values_outside_of_the_19_classes_are_ignored(tmp_path, monkeypatch):

@@ -169,7 +169,8 @@ def recognise(names: Iterable[str]) -> tuple[str, str]:
     if not found:
         raise InputError(
             "no ConvNeXt encoder in it: no stem convolution under any known name; it holds "
-            f"{len(names)} tensors: {', '.join(sorted(names)[:5])}{', ...' * (len(names) > 5)}"
+            f"{len(names)} tensors: {', '.join(sorted(names)[:5])}{', ...' * (len(names) > 5)}; "
+            "give weights of a ConvNeXt (docs/weights.md lists what is read)"
         )
     if len(found) > 1:
         places = ", ".join(sorted(repr(prefix) for prefix, _ in found))

@@ -30,12 +30,14 @@ from images.bad_images import refuse_bad
 from images.files import EIGHT_BITS, ImageError, Picture, Reading
 from images.picture import picture_of
 from images.readers import Reader, open_images
+from training.data import evenly_spread
 from training.progress import progress
 
 logger = logging.getLogger(__name__)
 
 CROP_SCALE, CROP_RATIO = (0.2, 1.0), [3 / 4, 4 / 3]
 HEADER_THREADS = 8
+VALUES_READ = 2000  # images, spread evenly, whose values are looked at before a run
 LARGE = 2**22  # pixels from which a crop is read without the rest, where the format has parts
 SPARE = 2  # a JPEG that is far larger than needed is decoded at this many pixels a side for one
 
@@ -152,9 +154,10 @@ def find_bad_headers(
 ) -> dict[int, str]:
     """Index and reason of every file that is no image, or not of the wanted channels.
 
-    Damage behind a good header shows when an image is first used; so does all damage in sources
-    whose headers cannot be read alone. That there are several depths is a warning. Files are
-    looked at several at a time, since most of it is waiting for a disk.
+    Of real numbers, and where a range is stated, the values of ``VALUES_READ`` images are looked
+    at, too. Other damage behind a good header shows when an image is first used; so does all damage
+    in sources whose headers cannot be read alone. That there are several depths is a warning. Files
+    are looked at several at a time, since most of it is waiting for a disk.
 
     Args:
         among: the indices of the images to look at; None for all.
@@ -165,6 +168,7 @@ def find_bad_headers(
     if not reader.header_is_cheap:
         indices = ()
     known = known or KnownHeaders(None, reading)
+    watched = {indices[place] for place in evenly_spread(indices, VALUES_READ)}
 
     def depth_of(index: int) -> str | ImageError:
         path = Path(reader.name(index))
@@ -172,6 +176,8 @@ def find_bad_headers(
             return header.depth
         try:
             with opened_picture(reader, index, reading) as picture:
+                if index in watched and _may_hold_others(picture, reading):
+                    reading.read(picture)
                 known.note(path, Header(picture.height, picture.width, picture.depth))
                 return picture.depth
         except ImageError as error:
@@ -197,6 +203,13 @@ def find_bad_headers(
             reading.range_setting,
         )
     return bad
+
+
+def _may_hold_others(picture: Picture, reading: Reading) -> bool:
+    """Whether values may be NaN or beyond a stated range, in an image that is read as a whole."""
+    is_small = picture.window is None or picture.height * picture.width <= LARGE
+    stated = picture.white is None or reading.value_range is not None
+    return is_small and stated and not reading.is_eight_bit(picture)
 
 
 def pretraining_samples(

@@ -55,7 +55,7 @@ def test_a_stated_range_is_read_recorded_and_shown(tmp_path):
 
 def test_values_beyond_the_stated_range_are_refused_before_training(tmp_path):
     write_bands(tmp_path / "images", high=5000)
-    with pytest.raises(ValueError, match=r"\d\.tif holds values .* beyond the 0 to 4095 of --v"):
+    with pytest.raises(ValueError, match=r"\d\.tif: holds values .* beyond the 0 to 4095 of --v"):
         pretrain(options(tmp_path, value_range=(0.0, 4095.0)))
     assert not (tmp_path / "run/metrics.json").exists()
 
@@ -66,7 +66,7 @@ def test_nan_is_refused_before_training(tmp_path):
     tifffile.imwrite(
         tmp_path / "images/9.tif", values, photometric="minisblack", planarconfig="contig"
     )
-    with pytest.raises(ValueError, match=r"9\.tif holds NaN or infinite values"):
+    with pytest.raises(ValueError, match=r"9\.tif: holds NaN or infinite values"):
         pretrain(options(tmp_path))
     assert not (tmp_path / "run/metrics.json").exists()
 

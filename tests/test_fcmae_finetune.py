@@ -577,6 +577,22 @@ def test_an_encoder_of_any_channels_becomes_a_classifier_with_its_statistics(tmp
         finetune(options(tmp_path / "data", tmp_path / "no", in_chans=3, **values))
 
 
+def test_nan_and_values_beyond_a_stated_range_are_told_before_training(tmp_path):
+    """All of them, those to evaluate on, too, though their statistics are not measured."""
+    for number, label in enumerate("aabb"):
+        (tmp_path / "data" / label).mkdir(parents=True, exist_ok=True)
+        values = np.full((40, 40, 3), 0.5, np.float32)
+        values[3, 4] = (0.5, np.nan, 0.7, 2.0)[number]
+        np.save(tmp_path / f"data/{label}/{number}.npy", values)
+    stated = {"mean": (0.5,) * 3, "std": (0.2,) * 3, "value_range": (0.0, 1.0)}
+    with pytest.raises(InputError) as caught:
+        finetune(options(tmp_path / "data", tmp_path / "run", **stated))
+    assert "2 of 4 images cannot be used" in str(caught.value)
+    assert "1.npy: holds NaN or infinite values" in str(caught.value)
+    assert "3.npy: holds values from 0.5 to 2.0, beyond the 0 to 1 of --value" in str(caught.value)
+    assert not (tmp_path / "run/config.yaml").exists()
+
+
 def test_a_classifier_whose_images_were_resized_bilinearly_is_evaluated_so(tmp_path):
     """Hugging Face's ``resample`` 2; the file that fine-tuning or ``--to ours`` writes keeps it."""
     path = classifier_file(tmp_path / "c.safetensors", 3)

@@ -57,7 +57,10 @@ def told_by_weights(weights: str, in_chans: int) -> tuple[list[float], list[floa
 @lru_cache(maxsize=4)
 def _told(weights: str, in_chans: int) -> tuple[list[float], list[float]] | None:
     if weights.startswith("timm:"):  # without a download
-        cfg = timm.get_pretrained_cfg(weights.removeprefix("timm:"))
+        try:
+            cfg = timm.get_pretrained_cfg(weights.removeprefix("timm:"))
+        except RuntimeError:  # no such tag: whoever loads it says so
+            return None
         if cfg is None or in_chans != 3 or not (cfg.mean and cfg.std):
             return None
         return list(cfg.mean), list(cfg.std)

@@ -32,8 +32,8 @@ def stored_pixels(path, alpha=False):
         inverted = file.PhotometricInterpretation == "MONOCHROME1"
     else:
         # alpha is kept by a flag that leaves EXIF's orientation out
-        kind = cv2.IMREAD_UNCHANGED if alpha else cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR
-        pixels, bits = cv2.imdecode(np.fromfile(path, np.uint8), kind), None
+        flags = cv2.IMREAD_UNCHANGED if alpha else cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR
+        pixels, bits = cv2.imdecode(np.fromfile(path, np.uint8), flags), None
         if pixels is None:
             raise ValueError("it is damaged, or of another format")
         if pixels.ndim == 3:

@@ -23,6 +23,7 @@ from reporting.palette import class_colour
 
 MASK_OPACITY = 0.42
 READABLE = 640, 160  # pixels of the longer and the shorter side that leave room for labels
+ROWS = 64  # of a mask that are filled at once
 IN_WINDOWS = 2**26  # pixels of an image from which masks are resized within their boxes
 MOST_ENLARGED = 3200  # pixels of the longer side of what is enlarged
 
@@ -143,12 +144,15 @@ def _draw_mask(
     """Fill (unless it is a crowd) and outline the mask, in place."""
     colour = class_colour(instance.colour_index)
     inside, (left, top) = _window(mask, canvas.shape[0], canvas.shape[1])
+    if not inside.size:
+        return
     opacity = MASK_OPACITY / 3 if instance.crowd else MASK_OPACITY
     levels = np.arange(256)[:, None]
     mixed = ((1 - opacity) * levels + opacity * np.array(colour)).round().astype(np.uint8)
-    for row, marked in enumerate(inside, top):
-        pixels = canvas[row, left : left + len(marked)]
-        pixels[marked] = np.take_along_axis(mixed, pixels[marked], axis=0)
+    for first in range(0, len(inside), ROWS):
+        marked = inside[first : first + ROWS]
+        pixels = canvas[top + first :, left:][: len(marked), : marked.shape[1]]
+        np.copyto(pixels, cv2.LUT(pixels, mixed[None]), where=marked[..., None])
     outlines, _ = cv2.findContours(
         inside.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE, offset=(left, top)
     )

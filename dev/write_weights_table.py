@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,7 @@ def size_of(tag: str) -> str:
     return architecture if architecture in SIZES else ""
 
 
+@cache
 def describe(tag: str) -> Row:
     """The row of a tag."""
     found = timm.get_pretrained_cfg(tag)

@@ -46,10 +46,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(missing)
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which need not be there
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
+    """``-n 2`` gives each process one half, in order, and the rest of a half to who is idle: what
+    the tests of a file share is then made once. ``--dist`` still says otherwise.
+    """
+    if config.getoption("dist") != "load":  # the default of -n
+        return None
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
+
+
 @pytest.fixture(autouse=True)
 def _own_log_handlers():
     with restored_log_handlers():
         yield
+
+
+@pytest.fixture(autouse=True)
+def small_overlays(monkeypatch):
+    """What every run of a detector draws for its trackers is small: it takes longer than a step."""
+    if overlays := sys.modules.get("detection.engines.overlays"):
+        monkeypatch.setattr(overlays, "LONG_SIDE", 96)
 
 
 @pytest.fixture

@@ -54,9 +54,12 @@ def with_timm(name: str, num_classes: int = 7) -> tuple[ConvNeXt, nn.Module]:
     return ours, theirs
 
 
-@pytest.mark.parametrize("height_width", [(224, 224), (160, 96)])
 @pytest.mark.parametrize(
-    "name", ["convnextv2_atto", "convnextv2_nano", "convnextv2_tiny", "convnext_tiny"]
+    ("name", "height_width"),
+    [
+        ("convnextv2_atto", (224, 224)),
+        *((name, (160, 96)) for name in ("convnextv2_nano", "convnextv2_tiny", "convnext_tiny")),
+    ],
 )
 def test_outputs_and_gradients_equal_timms(name: str, height_width: tuple[int, int]) -> None:
     ours, theirs = with_timm(name)

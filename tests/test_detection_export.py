@@ -39,6 +39,12 @@ FEW_LEVELS = {
     "MODEL.ROI_HEADS.IN_FEATURES": ["p4", "p5"],
     "MODEL.ANCHOR_GENERATOR.SIZES": [[16], [64]],
 }
+ONE_LEVEL = {
+    "MODEL.FPN.IN_FEATURES": ["stage4"],
+    "MODEL.RPN.IN_FEATURES": ["p5"],
+    "MODEL.ROI_HEADS.IN_FEATURES": ["p5"],
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[32]],
+}
 # (height, width) of 1 to 3 images; no multiples of 32, smaller and larger than the traced.
 BATCHES = [[(64, 96)], [(70, 50), (64, 90), (33, 100)], [(20, 31)] * 2, [(128, 160)]]
 
@@ -297,15 +303,15 @@ def test_detectors_of_deep_images_are_exported_and_the_example_finds_what_the_mo
     """Bands as channels and as planes; a range is stated of 12 bits alone."""
     order, values, white = DEEP[kind]
     bands = values.shape[2]
-    changes = {
+    changes = ONE_LEVEL | {
+        "MODEL.MASK_ON": False,
         "INPUT.FORMAT": order,
         "MODEL.CONVNEXT.IN_CHANS": bands,
         "INPUT.VALUE_RANGE": [0, 4095] if white == 4095 else [],
         "MODEL.PIXEL_MEAN": [127.0] * bands,
         "MODEL.PIXEL_STD": [70.0] * bands,
     }
-    model = small_model(FEW_LEVELS | changes)
-    config = small_config(FEW_LEVELS | changes)
+    model, config = small_model(changes), small_config(changes)
     classes = (["disc", "box", "ring"], [9, 2, 4])
     export = detector_export(config, model, ".onnx", "fp32", classes, "CC0", eight_bit=False)
     write_export(export, tmp_path / "detector.onnx")

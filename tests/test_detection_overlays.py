@@ -38,6 +38,11 @@ def configure(engine: str, data: str, folder: Path, **changes):
     )
 
 
+@pytest.fixture(autouse=True)
+def small_overlays() -> None:
+    """Not here: they are of their own size."""
+
+
 def halves(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     width = (picture.shape[1] - GAP) // 2
     assert (picture[:, width : width + GAP] == 255).all()

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import itertools
 import json
-import multiprocessing
 import os
 import re
 import signal
 import socket
 from collections.abc import Callable
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from forked import start
 from PIL import Image
 from safetensors.torch import load_file
 from small_detector import small_config
@@ -173,18 +172,6 @@ def work(rank: int, processes: int, port: int, *arguments: Any) -> None:
     if processes > 1:
         os.environ.update({name: str(value) for name, value in environment.items()})
     train(*arguments)
-
-
-def start(function: Callable[..., None], *arguments: Any) -> ForkServerProcess:
-    """A process forked from a server that has imported everything once: imports are slow."""
-    context = multiprocessing.get_context("forkserver")
-    names = ("torchvision.engine", "detectron2.engine")
-    context.set_forkserver_preload(
-        ["detection.run", *(f"detection.engines.{name}" for name in names)]
-    )
-    process = context.Process(target=function, args=arguments)
-    process.start()
-    return process
 
 
 def train_killed(reads: int, *arguments: Any) -> None:

@@ -9,8 +9,10 @@ import pytest
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "dev"))
 
+import fault_processes
 import faults
 from fault_processes import can_mount
+from forked import IMPORTED
 
 ROWS = (
     "SIGTERM pretrain",
@@ -28,6 +30,7 @@ ROWS = (
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
+    fault_processes.PRELOAD[:] = IMPORTED  # one server forks the processes of all tests
     return faults.Bench(tmp_path_factory.mktemp("bench"))
 
 

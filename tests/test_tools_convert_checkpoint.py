@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -360,16 +358,14 @@ def test_an_extension_that_does_not_fit_the_format_is_wrong_usage(
     assert f"a file --to {target} ends in" in capsys.readouterr().err
 
 
-def test_the_command_line_exits_1_with_one_message_and_no_traceback(tmp_path: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, TOOL, tmp_path / "nowhere.pth", tmp_path / "x.pth", "--to", "timm"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert result.returncode == 1
-    assert result.stderr.splitlines()[-1] == f"error: no checkpoint file {tmp_path / 'nowhere.pth'}"
-    assert "Traceback" not in result.stderr
+def test_the_command_line_exits_1_with_one_message_and_no_traceback(
+    tmp_path: Path, run_tool
+) -> None:
+    arguments = (tmp_path / "nowhere.pth", tmp_path / "x.pth", "--to", "timm")
+    result = run_tool("convert_checkpoint", *arguments)
+    assert result.code == 1
+    assert result.err.splitlines()[-1] == f"error: no checkpoint file {tmp_path / 'nowhere.pth'}"
+    assert "Traceback" not in result.err
 
 
 @pytest.mark.parametrize("options", [{}, {"num_classes": 3}, {"out_norms": STAGES}])

@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from test_training_loop import NoisySamples, losses, small_model
@@ -92,10 +93,7 @@ def run(
 
 def start(folder: Path, wait_in: str = "", workers: int = 0, deadline: float = 28.0):
     folder.mkdir(exist_ok=True)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_training_loop", "training.loop", "torch.utils.data"])
-    process = context.Process(target=run, args=(folder, wait_in, workers, deadline))
-    process.start()
+    process = forked.start(run, folder, wait_in, workers, deadline)
     end = time.monotonic() + 60
     while wait_in and process.is_alive() and not (folder / "waiting").exists():
         assert time.monotonic() < end, "the training did not come so far"
@@ -110,16 +108,12 @@ def test_a_process_beside_the_first_that_waits_for_data_ends_too_and_nothing_is_
         port = free.getsockname()[1]
     folder = tmp_path / "run"
     folder.mkdir()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_training_loop", "training.loop", "torch.utils.data"])
     processes = []
     for rank in range(2):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
         place |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
         place = {name: str(value) for name, value in place.items()}
-        arguments = (folder, "data" if rank else "", 0, 28.0, place)
-        processes.append(context.Process(target=run, args=arguments))
-        processes[-1].start()
+        processes.append(forked.start(run, folder, "data" if rank else "", 0, 28.0, place))
     end = time.monotonic() + 60
     while not (folder / "waiting").exists() and all(each.is_alive() for each in processes):
         assert time.monotonic() < end

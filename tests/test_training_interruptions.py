@@ -1,8 +1,4 @@
-"""Nothing is lost: whole pretraining runs under real signals, in processes of their own.
-
-They are forked from a server that has imported everything once: importing torch takes longer than
-such a run.
-"""
+"""Nothing is lost: whole pretraining runs under real signals, in processes of their own."""
 
 from __future__ import annotations
 
@@ -18,6 +14,7 @@ from collections.abc import Set
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -56,11 +53,7 @@ def run(data: Path, folder: Path, resume: bool, workers: int) -> None:
 
 
 def start(data: Path, folder: Path, resume: bool = True, workers: int = 1) -> ForkServerProcess:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fcmae.pretrain", "torch.utils.data"])
-    process = context.Process(target=run, args=(data, folder, resume, workers))
-    process.start()
-    return process
+    return forked.start(run, data, folder, resume, workers)
 
 
 @pytest.fixture

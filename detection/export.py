@@ -20,7 +20,8 @@ from detection.engines.torchvision.model import MaskRCNN, build_mask_rcnn
 from detection.engines.weights import encoder_licence, read_detector
 from detection.exporting.graph import DetectorGraph, suppress, suppress_by_torchvision
 from images.configured import known_statistics
-from training.configured import newest_weights, read_facts
+from training.command_line.tasks import read_facts
+from training.configured import newest_weights
 from training.records.environment import git_commit, versions
 
 LOWEST = -3.0e38  # above the -inf of an empty place, below every score

@@ -12,13 +12,16 @@ from backbones.errors import InputError
 from backbones.normalization import GRNOptions
 from backbones.pyramid import Contradiction
 from images.configured import known_statistics, shared_contradictions
+from images.statistics import IMAGENET, to_pixel_scale
 from segmentation.dataset import SegmentationDataset
 from segmentation.inference import InferenceOptions
 from segmentation.model import UPerNet
 from segmentation.schema import SCHEMA
-from segmentation.transforms import Augmentation
+from segmentation.transforms import BRIGHTNESS, Augmentation
 from segmentation.upernet import UPerNetOptions
 from training.config_files import read_config
+
+IMAGENET_STD = to_pixel_scale(IMAGENET.std, "RGB")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
@@ -109,8 +112,12 @@ def build_segmenter(config: CfgNode) -> UPerNet:
 
 
 def augmentation(config: CfgNode) -> Augmentation:
-    """How training samples are drawn, by ``INPUT``."""
-    options = config.INPUT
+    """How training samples are drawn, by ``INPUT``.
+
+    Deep images' brightness varies by as many of their deviations as that of photographs does.
+    """
+    options, deviations = config.INPUT, config.MODEL.PIXEL_STD or IMAGENET_STD
+    contrast = (sum(deviations) / len(deviations)) / (sum(IMAGENET_STD) / len(IMAGENET_STD))
     return Augmentation(
         scale=tuple(options.SCALE),
         ratio=tuple(options.RATIO),
@@ -118,6 +125,7 @@ def augmentation(config: CfgNode) -> Augmentation:
         cat_max_ratio=options.CROP.SINGLE_CATEGORY_MAX_AREA,
         flip=0.5 if options.RANDOM_FLIP == "horizontal" else 0,
         distort=options.DISTORT,
+        brightness=BRIGHTNESS * contrast,
     )
 
 

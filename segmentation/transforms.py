@@ -33,6 +33,8 @@ class Augmentation:
             anew, at most ten times.
         flip: share of samples that are mirrored.
         distort: distort brightness, contrast and, of colour images, saturation and hue.
+        brightness: the most that is added to values of more than 8 bits, on the scale of 0 to 255:
+            these may use a small part of it.
     """
 
     scale: tuple[int, int] = (2048, 512)
@@ -41,6 +43,7 @@ class Augmentation:
     cat_max_ratio: float = 0.75
     flip: float = 0.5
     distort: bool = True
+    brightness: float = BRIGHTNESS
 
     def __call__(self, image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Image ``[H, W, C]`` and labels ``[H, W]`` -> a sample of the size of ``crop``."""
@@ -53,7 +56,7 @@ class Augmentation:
         if random.random() < self.flip:
             image, labels = image[:, ::-1], labels[:, ::-1]
         if self.distort:
-            image = distorted(image)
+            image = distorted(image, self.brightness)
         return padded(image, self.crop, 0), padded(labels, self.crop, IGNORED)
 
     def _place(self, labels: np.ndarray) -> tuple[int, int]:
@@ -97,21 +100,23 @@ def padded(array: np.ndarray, size: tuple[int, int], value: int) -> np.ndarray:
     return np.pad(array, missing, constant_values=value)
 
 
-def distorted(image: np.ndarray) -> np.ndarray:
+def distorted(image: np.ndarray, brightness: float = BRIGHTNESS) -> np.ndarray:
     """Brightness, contrast, saturation and hue, each in half of the samples.
 
-    ``[H, W, C]`` uint8, or float32 whose range is 0..1; contrast comes before or behind the
-    colours, by chance.
+    ``[H, W, C]`` on the scale of 0 to 255, uint8 or float32, of which no value is cut; contrast
+    comes before or behind the colours, by chance.
+
+    Args:
+        brightness: see :class:`Augmentation`; of uint8 it is ``BRIGHTNESS``.
     """
-    if image.dtype != np.uint8:
-        return _float_distorted(image)
     image = np.ascontiguousarray(image)
     if _coin():
-        image = _linear(image, beta=random.uniform(-BRIGHTNESS, BRIGHTNESS))
+        most = BRIGHTNESS if image.dtype == np.uint8 else brightness
+        image = _linear(image, beta=random.uniform(-most, most))
     first = _coin()
     if first and _coin():
         image = _linear(image, alpha=random.uniform(*CONTRAST))
-    if image.shape[2] == 3:
+    if image.shape[2] == 3 and image.dtype == np.uint8:
         if _coin():
             image = _in_hsv(image, 1, alpha=random.uniform(*SATURATION))
         if _coin():
@@ -126,7 +131,8 @@ def _coin() -> bool:
 
 
 def _linear(image: np.ndarray, alpha: float = 1, beta: float = 0) -> np.ndarray:
-    return np.clip(image.astype(np.float32) * alpha + beta, 0, 255).astype(np.uint8)
+    found = image.astype(np.float32) * np.float32(alpha) + np.float32(beta)
+    return np.clip(found, 0, 255).astype(np.uint8) if image.dtype == np.uint8 else found
 
 
 def _in_hsv(image: np.ndarray, channel: int, alpha: float = 1, beta: float = 0) -> np.ndarray:
@@ -136,9 +142,3 @@ def _in_hsv(image: np.ndarray, channel: int, alpha: float = 1, beta: float = 0) 
     else:
         hsv[:, :, 1] = _linear(hsv[:, :, 1], alpha)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-
-
-def _float_distorted(image: np.ndarray) -> np.ndarray:
-    alpha = random.uniform(*CONTRAST) if _coin() else 1.0
-    beta = random.uniform(-BRIGHTNESS, BRIGHTNESS) / 255 if _coin() else 0.0
-    return np.clip(image * np.float32(alpha) + np.float32(beta), 0, None)

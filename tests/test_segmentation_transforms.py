@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from segmentation.config import augmentation, load_config
 from segmentation.inference import InferenceOptions, segment, starts, window_logits
 from segmentation.transforms import (
     Augmentation,
@@ -83,8 +84,30 @@ def test_distortion_keeps_type_and_range_and_changes_pixels():
     results = [distorted(image) for _ in range(20)]
     assert all(r.dtype == np.uint8 and r.shape == image.shape for r in results)
     assert sum(not np.array_equal(r, image) for r in results) > 10
-    deep = np.full((4, 4, 13), 0.5, np.float32)
-    assert distorted(deep).dtype == np.float32
+
+
+def test_deep_images_are_distorted_as_those_of_8_bits_and_no_value_is_cut():
+    """The same draws give the same picture, but for what uint8 rounds and cuts."""
+    image = np.arange(60, 180, dtype=np.uint8).reshape(6, 20, 1)
+    for seed in range(20):
+        random.seed(seed)
+        expected = distorted(image).astype(float)
+        random.seed(seed)
+        found = distorted(image.astype(np.float32))
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found.clip(0, 255), expected, atol=2)
+    faint = np.linspace(-3, 3, 4 * 4 * 13, dtype=np.float32).reshape(4, 4, 13)
+    spread = []
+    for seed in range(20):
+        random.seed(seed)
+        found = distorted(faint, brightness=1.0)
+        assert len(np.unique(found)) == faint.size
+        spread.append(float(found.mean()))
+    assert 0.3 < np.ptp(spread) <= 3
+    deviations = ["MODEL.PIXEL_MEAN", "[2.0]", "MODEL.PIXEL_STD", "[1.0]"]
+    grey = ["INPUT.FORMAT", "L", "MODEL.CONVNEXT.IN_CHANS", "1", *deviations]
+    config = load_config("quick/upernet_convnextv2_atto_scratch_quick.yaml", grey)
+    assert augmentation(config).brightness == pytest.approx(32 / 57.63, rel=1e-3)
 
 
 def test_labels_are_resized_without_new_values():

@@ -18,7 +18,7 @@ from images.display import bands_problems
 from images.files import range_problems
 from images.statistics import problems_of
 from training.devices import find_device
-from training.options import TrainingOptions, flag, training_problems
+from training.options import TrainingOptions, option, training_problems
 
 CHANNELS = (
     "channels; converted are grey to 3 (repeated), RGB to 1 (luma) and a dropped alpha; a file of "
@@ -88,98 +88,70 @@ class PretrainOptions(TrainingOptions):
         clip_norm: none by default, as in the paper.
     """
 
-    model: str = field(metadata=flag(", ".join(SIZES), choices=list(SIZES), metavar="NAME"))
-    data: str = field(metadata=flag(DATA))
-    split: str = field(
-        default="train",
-        metadata=flag("of hfds/, or of shards whose folder has webdataset's _info.json"),
+    model: str = option(", ".join(SIZES), choices=list(SIZES), metavar="NAME")
+    data: str = option(DATA)
+    split: str = option("of hfds/, or of shards whose folder has webdataset's _info.json", "train")
+    in_chans: int = option(CHANNELS, 3)
+    value_range: tuple[float, ...] | None = option(
+        "LOW HIGH: the values that count as 0 and 1; by default those of the type", None
     )
-    in_chans: int = field(default=3, metadata=flag(CHANNELS))
-    value_range: tuple[float, ...] | None = field(
-        default=None,
-        metadata=flag("LOW HIGH: the values that count as 0 and 1; by default those of the type"),
+    show_bands: tuple[int, ...] | None = option(
+        "one or three channels, from 1, that pictures show", None
     )
-    show_bands: tuple[int, ...] | None = field(
-        default=None, metadata=flag("one or three channels, from 1, that pictures show")
+    mean: tuple[float, ...] | None = option("of each channel, of values scaled to 0..1", None)
+    std: tuple[float, ...] | None = option("likewise: 8-bit values / 255, 16-bit / 65535", None)
+    statistics: Literal["auto", "imagenet", "measure"] = option(STATISTICS, "auto")
+    statistics_images: int = option("at most so many, drawn with the seed, are measured", 2000)
+    skip_bad_images: bool = option(SKIP, False)
+    cache: str | None = option(CACHE, None, metavar="DIR")
+    cache_gb: float = option("gigabytes that --cache may take", 50.0)
+    whole_jpegs: bool = option(
+        "decode JPEGs whole, as the released code does; by default one of which a pixel of the "
+        "sample covers several is decoded at a smaller scale, which is faster (so is --cache's)",
+        False,
     )
-    mean: tuple[float, ...] | None = field(
-        default=None, metadata=flag("of each channel, of values scaled to 0..1")
+    image_size: tuple[int, int] = option(
+        "pixels, 224 or 160x96 (height x width), multiples of 32",
+        (224, 224),
+        type=str,
+        nargs=None,
+        default="224",
     )
-    std: tuple[float, ...] | None = field(
-        default=None, metadata=flag("likewise: 8-bit values / 255, 16-bit / 65535")
-    )
-    statistics: Literal["auto", "imagenet", "measure"] = field(
-        default="auto", metadata=flag(STATISTICS)
-    )
-    statistics_images: int = field(
-        default=2000, metadata=flag("at most so many, drawn with the seed, are measured")
-    )
-    skip_bad_images: bool = field(default=False, metadata=flag(SKIP))
-    cache: str | None = field(default=None, metadata=flag(CACHE, metavar="DIR"))
-    cache_gb: float = field(default=50.0, metadata=flag("gigabytes that --cache may take"))
-    whole_jpegs: bool = field(
-        default=False,
-        metadata=flag(
-            "decode JPEGs whole, as the released code does; by default one of which a pixel of the "
-            "sample covers several is decoded at a smaller scale, which is faster (so is --cache's)"
-        ),
-    )
-    image_size: tuple[int, int] = field(
-        default=(224, 224),
-        metadata=flag(
-            "pixels, 224 or 160x96 (height x width), multiples of 32",
-            type=str, nargs=None, default="224",
-        ),
-    )  # fmt: skip
-    epochs: int = field(default=800, metadata=flag("passes over the images"))
-    encoder: Literal["packed", "masked-dense", "mask-token"] = field(
-        default="packed", metadata=flag(ENCODER)
-    )
+    epochs: int = option("passes over the images", 800)
+    encoder: Literal["packed", "masked-dense", "mask-token"] = option(ENCODER, "packed")
     grn: GRNOptions = field(default_factory=GRNOptions)
     allow_other_grn: bool = False
     adapt_channels: bool = False
-    kernels: Kernels = field(default="auto", metadata=flag("auto: Triton on a GPU"))
-    mask_ratio: float = field(default=0.6, metadata=flag("share of the patches that is removed"))
-    patch_size: int = field(default=PATCH, metadata=flag("of a patch in pixels, a multiple of 32"))
-    hard_patches: float = field(default=0.0, metadata=flag(HARD))
-    crop_scale: tuple[float, ...] = field(
-        default=CROP_SCALE,
-        metadata=flag(
-            "smallest and largest share of an image that a crop has; 0.5 1 keeps small objects",
-            nargs=2, metavar=("LOW", "HIGH"), default=list(CROP_SCALE),
-        ),
-    )  # fmt: skip
-    grey_share: float = field(default=0.0, metadata=flag("share of RGB samples without colour"))
-    base_lr: float = field(
-        default=1.5e-4, metadata=flag("learning rate for a batch of 256; it scales with the batch")
+    kernels: Kernels = option("auto: Triton on a GPU", "auto")
+    mask_ratio: float = option("share of the patches that is removed", 0.6)
+    patch_size: int = option("of a patch in pixels, a multiple of 32", PATCH)
+    hard_patches: float = option(HARD, 0.0)
+    crop_scale: tuple[float, ...] = option(
+        "smallest and largest share of an image that a crop has; 0.5 1 keeps small objects",
+        CROP_SCALE,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        default=list(CROP_SCALE),
     )
-    warmup_epochs: float = field(
-        default=40, metadata=flag("of linear warm-up, at most a tenth of the run")
+    grey_share: float = option("share of RGB samples without colour", 0.0)
+    base_lr: float = option("learning rate for a batch of 256; it scales with the batch", 1.5e-4)
+    warmup_epochs: float = option("of linear warm-up, at most a tenth of the run", 40)
+    weight_decay: float = option("on all but norms, biases and GRN", 0.05)
+    decay_grn: bool = option("decay GRN's gamma and beta, too, as the released code does", False)
+    decoder: Literal["convnext", "unet", "unet-skips", "transformer"] = option(
+        "what predicts pixels", "convnext"
     )
-    weight_decay: float = field(default=0.05, metadata=flag("on all but norms, biases and GRN"))
-    decay_grn: bool = field(
-        default=False, metadata=flag("decay GRN's gamma and beta, too, as the released code does")
-    )
-    decoder: Literal["convnext", "unet", "unet-skips", "transformer"] = field(
-        default="convnext", metadata=flag("what predicts pixels")
-    )
-    decoder_dim: int = field(default=512, metadata=flag("channels of the decoder"))
-    decoder_depth: int = field(
-        default=1, metadata=flag("blocks of the decoder (a UNet's, at each scale)")
-    )
+    decoder_dim: int = option("channels of the decoder", 512)
+    decoder_depth: int = option("blocks of the decoder (a UNet's, at each scale)", 1)
     norm_pix_loss: bool = True
-    init: str | None = field(
-        default=None,
-        metadata=flag("encoder weights to start from: a file or timm:NAME", metavar="ENCODER"),
+    init: str | None = option(
+        "encoder weights to start from: a file or timm:NAME", None, metavar="ENCODER"
     )
-    panel_every: int = field(
-        default=0,
-        metadata=flag("steps between two pictures of progress (and probes); 0: ten over the run"),
+    panel_every: int = option(
+        "steps between two pictures of progress (and probes); 0: ten over the run", 0
     )
-    probe: str | None = field(default=None, metadata=flag(PROBE))
-    measure_features_every: float | None = field(
-        default=None, metadata=flag(MEASURE, metavar="EPOCHS")
-    )
+    probe: str | None = option(PROBE, None)
+    measure_features_every: float | None = option(MEASURE, None, metavar="EPOCHS")
 
     def __post_init__(self) -> None:
         counts = ("epochs", "decoder_dim", "decoder_depth", "in_chans", "statistics_images")

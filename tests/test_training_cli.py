@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 from unittest import mock
@@ -14,7 +14,7 @@ from backbones.errors import InputError
 from fcmae.classification.options import FinetuneOptions
 from fcmae.pretrain_options import PretrainOptions
 from training.cli import OptionsParser, ToolParser, log_to, run_tool
-from training.options import LoopOptions, TrainingOptions, flag
+from training.options import LoopOptions, TrainingOptions, option
 
 
 class Damaged(torch.utils.data.Dataset):
@@ -141,9 +141,9 @@ def test_every_tool_says_its_misspelt_flags(run_tool):
 
 @dataclass(frozen=True, kw_only=True)
 class Options(TrainingOptions):
-    shape: Literal["round", "square"] = field(default="round", metadata=flag("of the thing"))
-    sides: tuple[float, ...] | None = field(default=None, metadata=flag("their lengths"))
-    dry: bool = field(default=False, metadata=flag("without water"))
+    shape: Literal["round", "square"] = option("of the thing", "round")
+    sides: tuple[float, ...] | None = option("their lengths", None)
+    dry: bool = option("without water", False)
     unflagged: int = 3
 
 

@@ -1,7 +1,7 @@
 """The options of a training, each written once: its default, its help, its flag.
 
 :class:`TrainingOptions` is what pretraining, classification and the loop itself share; a training
-adds its own fields. A field whose metadata is made by :func:`flag` is a flag of the command line,
+adds its own fields. A field that is made by :func:`option` is a flag of the command line,
 see :class:`training.command_line.parsers.OptionsParser`.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,14 +20,15 @@ from training.records.trackers import tracker_problems
 LARGEST_SEED = 2**63 - 1  # torch's generators take no larger one
 
 
-def flag(text: str, **settings: Any) -> dict[str, Any]:
-    """A field's metadata that makes it a flag.
+def option(text: str, value: Any = MISSING, /, **settings: Any) -> Any:
+    """A field of options that is a flag of the command line, too.
 
     Args:
-        text: its help.
+        text: the flag's help.
+        value: the field's default; it is required without one.
         settings: ``add_argument``'s, where they do not follow from the field's type and default.
     """
-    return {"help": text, "settings": settings}
+    return field(default=value, metadata={"help": text, "settings": settings})
 
 
 # What a resumed run may change without learning anything else.
@@ -46,35 +47,24 @@ class TrainingOptions:
         trackers: accelerate's names of experiment trackers.
     """
 
-    output_dir: str | Path = field(metadata=flag("the run's folder", type=str))
-    batch_size: int = field(
-        default=64,
-        metadata=flag("images a step, over all processes and micro-batches"),
+    output_dir: str | Path = option("the run's folder", type=str)
+    batch_size: int = option("images a step, over all processes and micro-batches", 64)
+    max_steps: int | None = option("end (and schedule) after that many steps instead", None)
+    clip_norm: float | None = option("largest global gradient norm", None)
+    precision: Literal["no", "bf16", "fp16"] = option("of the arithmetic, float32 or mixed", "no")
+    workers: int = option("loader processes of each training process", 2)
+    accumulate: int = option("micro-batches of a step", 1)
+    seed: int = option("of weights, data order, augmentation, masks and mixing", 0)
+    device: str | None = option(
+        "what computes; without it, a GPU that is there", None, choices=list(DEVICES)
     )
-    max_steps: int | None = field(
-        default=None, metadata=flag("end (and schedule) after that many steps instead")
+    log_every: int = option(
+        "steps between two lines of metrics.json, which are means over these steps", 20
     )
-    clip_norm: float | None = field(default=None, metadata=flag("largest global gradient norm"))
-    precision: Literal["no", "bf16", "fp16"] = field(
-        default="no", metadata=flag("of the arithmetic, float32 or mixed")
+    checkpoint_every: int = option(
+        "steps between two checkpoints; the last step writes one, too", 500
     )
-    workers: int = field(default=2, metadata=flag("loader processes of each training process"))
-    accumulate: int = field(default=1, metadata=flag("micro-batches of a step"))
-    seed: int = field(
-        default=0, metadata=flag("of weights, data order, augmentation, masks and mixing")
-    )
-    device: str | None = field(
-        default=None,
-        metadata=flag("what computes; without it, a GPU that is there", choices=list(DEVICES)),
-    )
-    log_every: int = field(
-        default=20,
-        metadata=flag("steps between two lines of metrics.json, which are means over these steps"),
-    )
-    checkpoint_every: int = field(
-        default=500, metadata=flag("steps between two checkpoints; the last step writes one, too")
-    )
-    keep_checkpoints: int = field(default=2, metadata=flag("how many of the newest stay"))
+    keep_checkpoints: int = option("how many of the newest stay", 2)
     trackers: tuple[str, ...] = ("tensorboard",)
 
 

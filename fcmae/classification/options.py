@@ -12,7 +12,7 @@ from backbones.kernels import Kernels
 from backbones.normalization import GRNOptions
 from fcmae.classification.recipes import RECIPES, Recipe
 from images.statistics import problems_of
-from training.options import TrainingOptions, flag, training_problems
+from training.options import TrainingOptions, option, training_problems
 
 DATA = (
     "a folder with a folder of images for each class (or train/ and val/ of these), .tar shards of "
@@ -58,91 +58,60 @@ class FinetuneOptions(TrainingOptions):
         InputError: with everything that is wrong.
     """
 
-    model: str = field(metadata=flag(", ".join(SIZES), choices=list(SIZES), metavar="NAME"))
-    data: str = field(metadata=flag(DATA))
-    val_data: str | None = field(
-        default=None,
-        metadata=flag("validation images; without, val/ or test/ in --data, or a part of --data"),
+    model: str = option(", ".join(SIZES), choices=list(SIZES), metavar="NAME")
+    data: str = option(DATA)
+    val_data: str | None = option(
+        "validation images; without, val/ or test/ in --data, or a part of --data", None
     )
-    split: str = field(
-        default="train", metadata=flag("training images, of sources that have several splits")
+    split: str = option("training images, of sources that have several splits", "train")
+    val_split: str = option("validation images, likewise", "validation")
+    val_fraction: float = option("the part of --data that validates, of each class", 0.1)
+    split_seed: int = option("which images are in that part, whatever --seed", 0)
+    init: str | None = option(
+        "weights to start from: an encoder or classifier, a file or timm:NAME", None
     )
-    val_split: str = field(default="validation", metadata=flag("validation images, likewise"))
-    val_fraction: float = field(
-        default=0.1, metadata=flag("the part of --data that validates, of each class")
+    class_list: str | None = option(
+        "the rows (numbers or names) of --init's head, a line a class of --data", None
     )
-    split_seed: int = field(
-        default=0, metadata=flag("which images are in that part, whatever --seed")
+    eval_classes: Literal["all", "data"] = option(
+        "with --eval-only: which compete, the classifier's or those of --data alone", "all"
     )
-    init: str | None = field(
-        default=None,
-        metadata=flag("weights to start from: an encoder or classifier, a file or timm:NAME"),
+    in_chans: int | None = option("channels of the images; default: --init's own, or 3", None)
+    value_range: tuple[float, float] | None = option(
+        "the values that become 0 and 1; default: --init's own, or by the files' bits",
+        None,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
     )
-    class_list: str | None = field(
-        default=None,
-        metadata=flag("the rows (numbers or names) of --init's head, a line a class of --data"),
+    show_bands: tuple[int, ...] | None = option(
+        "one or three channels, from 1, that pictures show; default: --init's own, or the first",
+        None,
     )
-    eval_classes: Literal["all", "data"] = field(
-        default="all",
-        metadata=flag("with --eval-only: which compete, the classifier's or those of --data alone"),
+    skip_bad_images: bool = option("replace images that cannot be used, and list them", False)
+    class_weights: Literal["none", "balanced"] = option(
+        "balanced: a class's loss counts images / (classes x its images) times", "none"
     )
-    in_chans: int | None = field(
-        default=None, metadata=flag("channels of the images; default: --init's own, or 3")
-    )
-    value_range: tuple[float, float] | None = field(
-        default=None,
-        metadata=flag(
-            "the values that become 0 and 1; default: --init's own, or by the files' bits",
-            nargs=2,
-            metavar=("LOW", "HIGH"),
-        ),
-    )
-    show_bands: tuple[int, ...] | None = field(
-        default=None,
-        metadata=flag(
-            "one or three channels, from 1, that pictures show; default: --init's own, or the first"
-        ),
-    )
-    skip_bad_images: bool = field(
-        default=False, metadata=flag("replace images that cannot be used, and list them")
-    )
-    class_weights: Literal["none", "balanced"] = field(
-        default="none",
-        metadata=flag("balanced: a class's loss counts images / (classes x its images) times"),
-    )
-    recipe: str = field(
-        default="auto",
-        metadata=flag("published values; auto: by classes and head", choices=["auto", *RECIPES]),
+    recipe: str = option(
+        "published values; auto: by classes and head", "auto", choices=["auto", *RECIPES]
     )
     overrides: Mapping[str, Any] = field(default_factory=dict)
     grn: GRNOptions | None = None
     allow_other_grn: bool = False
     adapt_channels: bool = False
-    min_lr: float = field(
-        default=0.0, metadata=flag("rate that the schedule ends at; the released code: 1e-6")
+    min_lr: float = option("rate that the schedule ends at; the released code: 1e-6", 0.0)
+    image_size: tuple[int, int] | None = option(IMAGE_SIZE, None, type=str, nargs=None)
+    crop_pct: float | None = option(
+        "share of a resized image that is evaluated; default: the authors'", None
     )
-    image_size: tuple[int, int] | None = field(
-        default=None, metadata=flag(IMAGE_SIZE, type=str, nargs=None)
+    mean: tuple[float, ...] | None = option("of each channel, of values scaled to 0..1", None)
+    std: tuple[float, ...] | None = option(
+        "likewise; default of both: --init's own, or ImageNet's for 8-bit RGB, or measured", None
     )
-    crop_pct: float | None = field(
-        default=None,
-        metadata=flag("share of a resized image that is evaluated; default: the authors'"),
+    kernels: Kernels = option("auto: Triton on a GPU", "auto")
+    eval_every: int = option(
+        "steps between two evaluations; 0: ten over the run, at most one an epoch", 0
     )
-    mean: tuple[float, ...] | None = field(
-        default=None, metadata=flag("of each channel, of values scaled to 0..1")
-    )
-    std: tuple[float, ...] | None = field(
-        default=None,
-        metadata=flag(
-            "likewise; default of both: --init's own, or ImageNet's for 8-bit RGB, or measured"
-        ),
-    )
-    kernels: Kernels = field(default="auto", metadata=flag("auto: Triton on a GPU"))
-    eval_every: int = field(
-        default=0,
-        metadata=flag("steps between two evaluations; 0: ten over the run, at most one an epoch"),
-    )
-    measure_features_every: float = field(default=0, metadata=flag(MEASURE, metavar="EPOCHS"))
+    measure_features_every: float = option(MEASURE, 0, metavar="EPOCHS")
 
     def __post_init__(self) -> None:
         problems = training_problems(self)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +37,7 @@ from reporting.html import render_html
 from reporting.markdown import markdown_files
 from segmentation.figures import picture_panels
 from training.config_files import flatten
+from training.records.metrics import read_history
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Run:
     facts: dict[str, Any]
     metrics: dict[str, Any]
     images: list[dict[str, Any]]
-    curves: dict[str, list[tuple[float, float]]]
+    curves: dict[str, list[tuple[int, float]]]
     config: dict[str, Any]
     log: list[str]
 
@@ -125,23 +125,12 @@ def read_run(folder: Path) -> Run:
         facts,
         metrics,
         read("inference/per_image.json") or [],
-        _history(folder / "metrics.json"),
+        read_history(folder / "metrics.json")[0],
         dict(flatten(yaml.safe_load(config.read_text(encoding="utf-8"))))
         if config.is_file()
         else {},
         log.read_text(encoding="utf-8").splitlines()[-LOG_LINES:] if log.is_file() else [],
     )
-
-
-def _history(path: Path) -> dict[str, list[tuple[float, float]]]:
-    series: dict[str, dict[float, float]] = defaultdict(dict)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    for line in lines:
-        entry = json.loads(line)
-        for name, value in entry.items():
-            if name != "iteration" and isinstance(value, int | float):
-                series[name][entry["iteration"]] = value
-    return {name: sorted(points.items()) for name, points in series.items()}
 
 
 Named = Sequence[tuple[RunName, Run]]

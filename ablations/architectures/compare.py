@@ -264,9 +264,7 @@ def table(found: dict[str, dict[str, float]], seeds: list[int]) -> str:
                     continue
                 means = [f"{estimate(list(arm.values())).mean:.1f}" for arm in arms]
                 each = ", ".join(f"{arms[1][seed] - arms[0][seed]:+.1f}" for seed in arms[0])
-                width = f" ± {difference.half_width:.1f}" if difference.half_width else ""
-                gain = f"{difference.mean:+.1f}{width}"
-                rows.append((title, data, metric, *means, gain, each))
+                rows.append((title, data, metric, *means, difference.said(1, "+"), each))
     titles = ("", "data", "", "random weights", "FCMAE", "difference", "of each seed")
     return markdown_table(titles, rows)
 

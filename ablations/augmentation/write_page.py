@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fcmae.grids.grid import load_grid
 from reporting.tables import markdown_table, write_between
-from training.records.intervals import Estimate, estimate, paired_difference
+from training.records.intervals import estimate, paired_difference
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent.parent / "docs/augmentation.md"
@@ -32,12 +32,10 @@ def read_runs(folder: Path) -> Values:
     return values
 
 
-def shown(found: Estimate | None, sign: str = "+") -> str:
-    """A mean and half of its 95% interval."""
-    if found is None or found.mean is None:
-        return ""
-    half = "" if found.half_width is None else f" ± {found.half_width:.2f}"
-    return f"{found.mean:{sign}.2f}{half}"
+def difference(values: dict[int, float], baseline: dict[int, float]) -> str:
+    """With half of its 95% interval, paired by seed."""
+    found = paired_difference(values, baseline)
+    return found.said(sign="+") if found else ""
 
 
 def table(name: str, values: Values) -> str:
@@ -52,11 +50,11 @@ def table(name: str, values: Values) -> str:
         cells = [row, str(len(of_row[METRICS[0]]))]
         for metric in METRICS:
             if row == grid.baseline:
-                cells.append(f"({shown(estimate(list(of_row[metric].values())), '')})")
+                cells.append(f"({estimate(list(of_row[metric].values())).said()})")
                 continue
             baseline = values[grid.baseline][metric]
-            cells.append(shown(paired_difference(of_row[metric], baseline)))
-        rows.append([*cells, shown(paired_difference(of_row[AVERAGED], of_row["box AP"]))])
+            cells.append(difference(of_row[metric], baseline))
+        rows.append([*cells, difference(of_row[AVERAGED], of_row["box AP"])])
     return markdown_table(COLUMNS, rows)
 
 

@@ -24,7 +24,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from backbones.errors import InputError
-from detection.reporting.arms import read_arms, spread
+from detection.reporting.arms import read_arms
 from fcmae.features.plots import COLOURS, MARKERS
 from fcmae.grids.grid import file_name
 from reporting.tables import csv_text, markdown_table
@@ -160,9 +160,9 @@ def compare(figures: Figures, wanted: Table) -> str:
         lines.append([row, ", ".join(map(str, sorted(figures[grid, row, metrics[0]])))])
         for metric in metrics:
             values = figures[grid, row, metric]
-            lines[-1].append(spread(estimate(list(values.values())), digits=digits))
+            lines[-1].append(estimate(list(values.values())).said(digits))
             apart = paired_difference(values, figures.get((grid, rows[0], metric), {}))
-            lines[-1].append(spread(apart, "+", digits) if apart and row != rows[0] else "")
+            lines[-1].append(apart.said(digits, "+") if apart and row != rows[0] else "")
     return markdown_table(lines[0], lines[1:])
 
 
@@ -171,7 +171,7 @@ def rates(figures: Figures, grid: str, metrics: Sequence[str]) -> str:
     lines = [["", "seeds", *metrics]]
     for row in dict.fromkeys(row for of_grid, row, _ in figures if of_grid == grid):
         of_row = [figures[grid, row, metric] for metric in metrics]
-        means = [spread(estimate(list(values.values()))) for values in of_row]
+        means = [estimate(list(values.values())).said() for values in of_row]
         lines.append([row, ", ".join(map(str, sorted(of_row[0]))), *means])
     return markdown_table(lines[0], lines[1:])
 
@@ -192,7 +192,7 @@ def differences_by_iteration(figures: Figures) -> str:
     for title, (grid, *rows) in COMPARED.items():
         ours, theirs = (by_iteration(figures, grid, row) for row in rows)
         apart = {i: paired_difference(ours[i], theirs[i]) for i in ours.keys() & theirs.keys()}
-        found[title] = {i: spread(each, sign="+") for i, each in apart.items() if each}
+        found[title] = {i: each.said(sign="+") for i, each in apart.items() if each}
     iterations = sorted({iteration for row in found.values() for iteration in row})
     lines = [["box AP at iteration", *map(str, iterations)]]
     lines += [[title, *(row.get(i, "") for i in iterations)] for title, row in found.items() if row]

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from reporting.tables import markdown_table, write_between
 from training.cli import ToolParser, run_tool
-from training.records.intervals import Estimate, estimate, paired_difference
+from training.records.intervals import estimate, paired_difference
 
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
 MARKS = ("<!-- begin measured -->", "<!-- end measured -->")
@@ -65,13 +65,6 @@ def read(path: Path) -> Figures:
     return found
 
 
-def shown(found: Estimate | None, sign: str = "") -> str:
-    if found is None:
-        return ""
-    width = "" if found.half_width is None else f" ± {found.half_width:.1f}"
-    return f"{found.mean:{sign}.1f}{width}"
-
-
 def section(name: str, figures: Figures) -> str:
     """An experiment's two tables: each arm, and the differences."""
     values, differences = [], []
@@ -79,14 +72,15 @@ def section(name: str, figures: Figures) -> str:
         if experiment != name:
             continue
         for arm, seeds in arms.items():
-            scores = [shown(estimate([s[task] for s in seeds.values()])) for task in (0, 1)]
+            scores = [estimate([s[task] for s in seeds.values()]).said(1) for task in (0, 1)]
             values.append((labelled, arm, ", ".join(map(str, seeds)), *scores))
         for first, second in SECTIONS[name].pairs:
             of = [
                 [{seed: s[task] for seed, s in arms[arm].items()} for arm in (first, second)]
                 for task in (0, 1)
             ]
-            cells = [shown(paired_difference(*both), "+") for both in of]
+            apart = [paired_difference(*both) for both in of]
+            cells = [found.said(1, "+") if found else "" for found in apart]
             differences.append((labelled, f"{first} over {second}", *cells))
     titles = ("labelled", "arm", "seeds", "box AP", "mask AP")
     return "\n\n".join(

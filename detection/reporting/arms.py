@@ -11,7 +11,7 @@ from detection.reporting.run import Run, read_run
 from reporting.blocks import Chart, RunName, Series
 from reporting.charts import chart_svg, downsample
 from reporting.tables import markdown_table
-from training.records.intervals import Estimate, estimate, paired_difference
+from training.records.intervals import estimate, paired_difference
 
 TASKS = {"bbox": "box AP", "segm": "mask AP"}
 
@@ -72,10 +72,10 @@ def compare(arms: Sequence[Arm]) -> str:
         row = [arm.name, ", ".join(map(str, sorted(arm.runs)))]
         for task in TASKS:
             values = arm.values(task)
-            row.append(spread(estimate(list(values.values()))) if values else "not recorded")
+            row.append(estimate(list(values.values())).said() if values else "not recorded")
             row.append(", ".join(f"{values[seed]:.2f}" for seed in sorted(values)))
             found = paired_difference(values, arms[0].values(task)) if arm is not arms[0] else None
-            row.append(spread(found, sign="+") if found else "")
+            row.append(found.said(sign="+") if found else "")
         rows.append(row)
     return markdown_table(titles, rows) + "\n"
 
@@ -101,10 +101,3 @@ def curves(arms: Sequence[Arm], name: str = "total_loss") -> str:
             f"no run has {name!r} in its metrics.json; recorded: {', '.join(recorded) or 'nothing'}"
         )
     return chart_svg(Chart(f"{name}, the mean over seeds", series), standalone=True)
-
-
-def spread(found: Estimate, sign: str = "", digits: int = 2) -> str:
-    """A mean with its 95% interval, or alone for one run; ``sign`` "+" for a difference."""
-    if found.half_width is None:
-        return f"{found.mean:{sign}.{digits}f}"
-    return f"{found.mean:{sign}.{digits}f} ± {found.half_width:.{digits}f}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ import yaml
 from backbones.errors import InputError
 from detection.evaluation.inputs import Evaluation
 from training.config_files import flatten
+from training.records.metrics import read_history
 
 METRICS_SUMMARY = Path("inference") / "metrics_summary.json"
 RESULTS = Path("inference") / "coco_instances_results.json"
@@ -51,7 +51,7 @@ class Run:
     folder: Path
     metrics: dict[str, Any] = field(default_factory=dict)
     diagnosis: dict[str, Any] = field(default_factory=dict)
-    history: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    history: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     config_text: str = ""
@@ -107,12 +107,15 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     config_text = _read_text(folder / "config.yaml")
     log = _read_text(folder / "log.txt").splitlines()
     facts = _read_object(folder / "run.json", problems)
+    history, unreadable = read_history(folder / "metrics.json")
+    if unreadable:
+        problems.append(f"metrics.json: {unreadable} lines are not JSON with an iteration")
     return Run(
         name=name or folder.resolve().name,
         folder=folder,
         metrics=_read_metrics(folder / METRICS_SUMMARY, problems),
         diagnosis=_read_object(folder / DIAGNOSIS, problems),
-        history=_read_history(folder / "metrics.json", problems),
+        history=history,
         facts=facts,
         config=_read_config(config_text, folder / "config.yaml", problems),
         config_text=config_text,
@@ -204,25 +207,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(entry) for key, entry in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _read_history(path: Path, problems: list[str]) -> dict[str, list[tuple[float, float]]]:
-    """One JSON object a line; a later line for the same iteration (a resumed run) replaces it."""
-    series: dict[str, dict[float, float]] = defaultdict(dict)
-    unreadable = 0
-    for line in filter(str.strip, _read_text(path).splitlines()):
-        try:
-            entry = json.loads(line)
-            iteration = float(entry["iteration"])
-        except (ValueError, KeyError, TypeError):
-            unreadable += 1
-            continue
-        for name, value in entry.items():
-            if isinstance(value, int | float) and math.isfinite(value) and name != "iteration":
-                series[name][iteration] = float(value)
-    if unreadable:
-        problems.append(f"{path.name}: {unreadable} lines are not JSON with an iteration")
-    return {name: sorted(points.items()) for name, points in series.items()}
 
 
 def _read_config(text: str, path: Path, problems: list[str]) -> dict[str, Any]:

@@ -42,6 +42,7 @@ from reporting.blocks import (
 from reporting.html import render_html
 from reporting.markdown import markdown_files
 from reporting.pictures import encode_jpeg
+from training.records.metrics import read_history
 
 logger = logging.getLogger(__name__)
 
@@ -263,15 +264,8 @@ def _encoded(image: np.ndarray, label: str) -> Picture:
 
 
 def _curves(output_dir: Path) -> list[Block]:
-    path = output_dir / "metrics.json"
-    if not path.is_file():
-        return []
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    run = RunName(0, output_dir.name)
-    points = {
-        key: [(line["iteration"], line[key]) for line in lines if key in line] for key in CHARTS
-    }
-    charts = [Chart(CHARTS[key], [Series(run, found)]) for key, found in points.items() if found]
+    run, (curves, _) = RunName(0, output_dir.name), read_history(output_dir / "metrics.json")
+    charts = [Chart(CHARTS[key], [Series(run, curves[key])]) for key in CHARTS if key in curves]
     return [Charts(charts)] if charts else []
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from fcmae.features.plots import (
     draw_selectivity,
 )
 from fcmae.features.taps import DEFAULT_TAP, Tap, tap_points
+from reporting.tables import by_column, csv_text
 from training.devices import find_device
 from training.options import LARGEST_SEED
 from training.progress import progress
@@ -144,7 +143,7 @@ def analyze_models(options: AnalysisOptions) -> dict[str, list[BlockFeatures]]:
 def _write_results(
     options: AnalysisOptions, images: int, results: Mapping[str, list[BlockFeatures]]
 ) -> None:
-    rows = (
+    rows = [
         {
             "model": name,
             "source": options.models[name],
@@ -157,7 +156,7 @@ def _write_results(
         }
         for name, blocks in results.items()
         for block in blocks
-    )
+    ]
     _write_csv(options.output_dir / "cosine_distance.csv", rows)
 
 
@@ -170,7 +169,7 @@ def draw_runs(runs: Mapping[str, Path], output_dir: Path) -> None:
         FileNotFoundError, InputError: as :func:`fcmae.features.collapse.measured_history`.
     """
     histories = {name: measured_history(folder) for name, folder in runs.items()}
-    rows = (
+    rows = [
         {
             "run": name,
             "epoch": f"{measured.epoch:.6g}",
@@ -181,16 +180,11 @@ def draw_runs(runs: Mapping[str, Path], output_dir: Path) -> None:
         for name, history in histories.items()
         for measured in history
         for block, distance in measured.distances.items()
-    )
+    ]
     _write_csv(output_dir / "distance_by_epoch.csv", rows)
     draw_history(histories, output_dir / "distance_by_epoch.png")
 
 
-def _write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    rows = list(rows)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    write_text(path, csv_text(*by_column(rows)))
     logger.info("wrote %s", path)

@@ -29,6 +29,7 @@ from fcmae.grids.table import Results, write_tables
 from training.command_line.jobs import Running, run_side_by_side, share_of_cores, start_process
 from training.guards.run_folder import held
 from training.progress import progress
+from training.records.metrics import read_history
 
 logger = logging.getLogger(__name__)
 
@@ -243,10 +244,9 @@ def _results(jobs: Mapping[tuple[str, int], Sequence[GridRun]]) -> Results:
 
 def _measured(job: GridRun) -> list[tuple[str, float]]:
     if job.stage == "pretrain":
-        lines = [json.loads(line) for line in (job.folder / "metrics.json").open(encoding="utf-8")]
-        windows = [{"iteration": 0}, *(line for line in lines if "time" in line)]
+        windows = [(0, 0.0), *read_history(job.folder / "metrics.json")[0]["time"]]
         # of each window, its steps and the mean seconds of one
-        seconds = [(b["iteration"] - a["iteration"]) * b["time"] for a, b in pairwise(windows)]
+        seconds = [(b - a) * time for (a, _), (b, time) in pairwise(windows)]
         return [("pretraining hours", sum(seconds) / 3600)]
     summary = json.loads((job.folder / FINISHED[job.stage]).read_text(encoding="utf-8"))
     if job.stage == "classify":

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +28,7 @@ from fcmae.grids.study_plan import Arm, Measured, Plan, Question, StudyOptions, 
 from fcmae.grids.verdicts import Verdict, verdict
 from training.command_line.jobs import Running, Share, run_side_by_side, start_process
 from training.records.energy import EnergyShares
+from training.records.metrics import read_history
 
 __all__ = ["Arm", "Result", "Study", "StudyOptions", "run_study"]
 
@@ -398,10 +400,7 @@ def log_of(job: GridRun) -> Path:
 
 def _step_seconds(folder: Path) -> float:
     """The mean seconds of a step, by ``metrics.json``."""
-    text = (folder / "metrics.json").read_text(encoding="utf-8")
-    lines = [json.loads(line) for line in text.splitlines()]
-    times = [line["time"] for line in lines if "time" in line]
-    return sum(times) / len(times)
+    return statistics.fmean(t for _, t in read_history(folder / "metrics.json")[0]["time"])
 
 
 def run_study(study: Study, write: Callable[[Study], Path]) -> Path:

@@ -5,7 +5,6 @@ So every number of the page's sentences, tables and charts stands in this file.
 
 from __future__ import annotations
 
-import json
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,18 +13,8 @@ from typing import Any
 from fcmae.grids.study import Study
 from fcmae.grids.study_plan import Arm
 from fcmae.grids.verdicts import Verdict
-from training.records.intervals import estimate
-
-
-@dataclass(frozen=True)
-class Group:
-    """Runs of one start with one number of labels: their mean, spread and the mean's interval."""
-
-    mean: float
-    deviation: float | None
-    low: float | None
-    high: float | None
-    runs: int
+from training.records.intervals import Estimate, estimate
+from training.records.metrics import read_history
 
 
 @dataclass(frozen=True)
@@ -53,7 +42,7 @@ class Rows:
     titles: list[str]
     cells: list[list[Any]]
     labelled: dict[int | None, int]
-    groups: dict[tuple[str, int | None], Group]
+    groups: dict[tuple[str, int | None], Estimate]
     costs: dict[str, Cost]
 
 
@@ -61,12 +50,10 @@ def study_rows(study: Study) -> Rows:
     """Everything that a study has found so far."""
     options, results = study.options, study.results
     labelled = {s: len(study.split.pool) if s is None else s for s in options.labels}
-    groups = {}
-    for key in {(r.arm, r.labels) for r in results}:
-        found = estimate([r.value for r in results if (r.arm, r.labels) == key])
-        half = found.half_width
-        low, high = (None, None) if half is None else (found.mean - half, found.mean + half)
-        groups[key] = Group(found.mean, found.deviation, low, high, found.runs)
+    groups = {
+        key: estimate([r.value for r in results if (r.arm, r.labels) == key])
+        for key in {(r.arm, r.labels) for r in results}
+    }
     costs = {arm.name: _cost(study, arm) for arm in options.arms}
     answers = study.answers()
     others = list(dict.fromkeys(question.against for question in answers))
@@ -138,7 +125,4 @@ def _cost(study: Study, arm: Arm) -> Cost:
 
 def loss_by_iteration(folder: Path) -> dict[int, float]:
     """A run's total loss, by its ``metrics.json``."""
-    path = folder / "metrics.json"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    entries = map(json.loads, lines)
-    return {e["iteration"]: e["total_loss"] for e in entries if "total_loss" in e}
+    return dict(read_history(folder / "metrics.json")[0].get("total_loss", []))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
+from typing import Any
 
 from backbones.whole_files import write_text
 from fcmae.grids.grid import METRICS, Grid
+from reporting.tables import by_column, csv_text, markdown_table
 from training.records.intervals import Estimate, estimate, paired_difference
 
 # row name -> metric -> seed -> value
 Results = dict[str, dict[str, dict[int, float]]]
 COLUMNS = ("row", "metric", "runs", "mean", "deviation", "half_width", "difference",
            "difference_half_width", "paired_runs", "paper", "paper_difference")  # fmt: skip
+RUN_COLUMNS = ("row", "metric", "seed", "value")
 
 
 def write_tables(grid: Grid, results: Results, output_dir: Path) -> None:
@@ -26,11 +27,11 @@ def write_tables(grid: Grid, results: Results, output_dir: Path) -> None:
         for seed, value in sorted(values.items())
     ]
     write_text(output_dir / "table.md", _markdown(grid, rows))
-    write_text(output_dir / "table.csv", _csv(rows, COLUMNS))
-    write_text(output_dir / "runs.csv", _csv(runs, ("row", "metric", "seed", "value")))
+    write_text(output_dir / "table.csv", csv_text(*by_column(rows, COLUMNS)))
+    write_text(output_dir / "runs.csv", csv_text(*by_column(runs, RUN_COLUMNS)))
 
 
-def _rows(grid: Grid, results: Results) -> list[dict]:
+def _rows(grid: Grid, results: Results) -> list[dict[str, Any]]:
     rows = []
     paper_baseline = next(row.paper for row in grid.rows if row.name == grid.baseline)
     for metric in METRICS:
@@ -63,44 +64,34 @@ def _rows(grid: Grid, results: Results) -> list[dict]:
     return rows
 
 
-def _csv(rows: list[dict], columns: tuple[str, ...]) -> str:
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return stream.getvalue()
-
-
-def _markdown(grid: Grid, rows: list[dict]) -> str:
-    lines = [f"# {grid.title}", ""]
+def _markdown(grid: Grid, rows: list[dict[str, Any]]) -> str:
+    paragraphs = [f"# {grid.title}"]
     if grid.source:
-        lines += [f"The paper's figures: {grid.source}.", ""]
-    lines += [
+        paragraphs.append(f"The paper's figures: {grid.source}.")
+    paragraphs.append(
         f"Mean ± half of its 95% confidence interval over {len(grid.seeds)} seeds, and the "
         f"standard deviation of the runs. Differences from *{grid.baseline}* are paired by seed; "
-        "a single run has no interval.",
-    ]
+        "a single run has no interval."
+    )
     for metric in METRICS:
         if not (of_metric := [row for row in rows if row["metric"] == metric]):
             continue
         digits = 3 if metric.endswith("hours") else 2
-        lines += [
-            "",
-            f"| {metric} | mean | deviation | runs | difference | paper | paper's difference |",
-            "| --- | --- | --- | --- | --- | --- | --- |",
-        ]
-        for row in of_metric:
-            cells = (
+        titles = (metric, "mean", "deviation", "runs", "difference", "paper", "paper's difference")
+        cells = [
+            (
                 row["row"],
                 _interval(row["mean"], row["half_width"], digits),
                 _number(row["deviation"], digits),
-                str(row["runs"]),
+                row["runs"],
                 _interval(row["difference"], row["difference_half_width"], digits, "+"),
                 _number(row["paper"], 1),
                 _number(row["paper_difference"], 1, "+"),
             )
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+            for row in of_metric
+        ]
+        paragraphs.append(markdown_table(titles, cells))
+    return "\n\n".join(paragraphs) + "\n"
 
 
 def _number(value: float | None, digits: int, sign: str = "") -> str:
@@ -108,5 +99,4 @@ def _number(value: float | None, digits: int, sign: str = "") -> str:
 
 
 def _interval(value: float | None, half_width: float | None, digits: int, sign: str = "") -> str:
-    text = _number(value, digits, sign)
-    return text if half_width is None else f"{text} ± {half_width:.{digits}f}"
+    return "" if value is None else Estimate(value, None, half_width, 0).said(digits, sign)

@@ -57,8 +57,9 @@ def verdict(differences: Sequence[float], questions: int) -> Verdict:
         if len(differences) < look:
             break
         seen = estimate(differences[:look], level)
-        assert seen.half_width is not None
-        low, high = seen.mean - seen.half_width, seen.mean + seen.half_width
+        low, high = seen.low, seen.high
+        assert low is not None
+        assert high is not None
         answer: Literal["better", "worse", "cannot tell"] = "cannot tell"
         if low > 0 or high < 0:
             answer = "better" if low > 0 else "worse"

@@ -44,6 +44,21 @@ class Estimate:
     half_width: float | None
     runs: int
 
+    @property
+    def low(self) -> float | None:
+        """The interval's lower end."""
+        return None if self.half_width is None else self.mean - self.half_width
+
+    @property
+    def high(self) -> float | None:
+        """The interval's upper end."""
+        return None if self.half_width is None else self.mean + self.half_width
+
+    def said(self, digits: int = 2, sign: str = "") -> str:
+        """The mean with its interval, or alone for one run; ``sign`` "+" for a difference."""
+        width = "" if self.half_width is None else f" ± {self.half_width:.{digits}f}"
+        return f"{self.mean:{sign}.{digits}f}{width}"
+
 
 def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate:
     """The mean of one or more runs.

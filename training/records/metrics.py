@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -38,6 +39,31 @@ class MetricsFile:
     def write(self, entry: dict[str, float | int]) -> None:
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry) + "\n")
+
+
+def read_history(path: Path) -> tuple[dict[str, list[tuple[int, float]]], int]:
+    """The curves of a ``metrics.json``: name -> (iteration, value), in the iterations' order.
+
+    A later line of the same iteration, of a resumed run, replaces the earlier. Values that are not
+    finite are left out. Without the file there are no curves.
+
+    Returns:
+        The curves, and how many lines are not JSON with an iteration.
+    """
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    curves: dict[str, dict[int, float]] = defaultdict(dict)
+    unreadable = 0
+    for line in filter(str.strip, text.splitlines()):
+        try:
+            entry = json.loads(line)
+            iteration = int(entry.pop("iteration"))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            unreadable += 1
+            continue
+        for name, value in entry.items():
+            if isinstance(value, int | float) and math.isfinite(value):
+                curves[name][iteration] = float(value)
+    return {name: sorted(points.items()) for name, points in curves.items()}, unreadable
 
 
 def train_seconds(path: Path) -> float:

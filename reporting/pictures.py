@@ -5,6 +5,16 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+THUMBNAIL_SIDE, THUMBNAIL_BYTES = 224, 30_000
+
+
+def thumbnail(image: np.ndarray) -> bytes:
+    """An RGB image as a small JPEG whose longer side is ``THUMBNAIL_SIDE``, tiny ones enlarged."""
+    factor = THUMBNAIL_SIDE / max(image.shape[:2])
+    size = [max(1, round(side * factor)) for side in image.shape[1::-1]]
+    smooth = cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST
+    return encode_jpeg(cv2.resize(image, size, interpolation=smooth), THUMBNAIL_BYTES)
+
 
 def encode_jpeg(image: np.ndarray, max_bytes: int) -> bytes:
     """An RGB image as JPEG of at most ``max_bytes``: first the quality falls, then the size."""

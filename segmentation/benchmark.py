@@ -7,7 +7,6 @@ forward and the backward pass; what follows it, the optimizer, is the same for b
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from backbones.errors import InputError
 from segmentation.model import UPerNet
 from segmentation.upernet import UPerNetOptions
 from segmentation.weights import to_our_names
-from training.records.measure import Row, device_clock, interleaved, peak_bytes
+from training.records.measure import Row, autocast, device_clock, interleaved, peak_bytes
 
 CLASSES = 150  # ADE20K's
 TOLERANCE = 1e-3  # relative, of the two losses; bf16 rounds more
@@ -55,11 +54,6 @@ def segmentation_case(
     labels = labels.to(device)
     inputs = [{"image": x, "labels": y} for x, y in zip(images, labels, strict=True)]
 
-    def autocast() -> AbstractContextManager[Any]:
-        if precision == "bf16":
-            return torch.autocast(device.type, torch.bfloat16)
-        return nullcontext()
-
     losses: dict[str, Callable[[], Tensor]] = {
         OTHER: lambda: reference(images, labels=labels).loss,
         "ours": lambda: sum(ours(inputs).values(), start=torch.zeros((), device=device)),  # type: ignore[union-attr]
@@ -70,14 +64,14 @@ def segmentation_case(
         for module in model.modules():  # the same loss, without chance
             if isinstance(module, nn.Dropout2d):
                 module.p = 0.0
-    with torch.no_grad(), autocast():
+    with torch.no_grad(), autocast(precision, device):
         first, second = (float(loss()) for loss in losses.values())
     limit = 10 * TOLERANCE if precision == "bf16" else TOLERANCE
     assert abs(first - second) <= limit * abs(first), (first, second)
 
     def step(name: str) -> None:
         models[name].zero_grad()
-        with autocast():
+        with autocast(precision, device):
             loss = losses[name]()
         loss.backward()
 

@@ -21,10 +21,8 @@ from torch import Tensor
 
 from backbones.convnext import SIZES, STRIDES, build_convnext
 from backbones.kernels import Kernels, use_kernels, why_no_triton
-from fcmae.benchmarks.steps import EncoderCase, described
-from fcmae.masking import grid_size, random_mask
+from fcmae.benchmarks.steps import EncoderCase
 from fcmae.packed import MaskedDenseEncoder, PackedEncoder
-from fcmae.packed_mask import PackedMask
 from training.records.measure import Row, interleaved, synchronise
 
 logger = logging.getLogger(__name__)
@@ -125,11 +123,7 @@ def gpu_encoder_case(
     rates = rates or measure_rates(case.precision, device)
     torch.manual_seed(0)
     encoder = build_convnext(case.size).to(device)
-    images = torch.randn(case.batch, 3, case.image_size, case.image_size, device=device)
-    images = images.contiguous(memory_format=torch.channels_last)
-    grid = grid_size(case.image_size, case.image_size)
-    mask = random_mask(case.batch, grid, case.mask_ratio).to(device)
-    packed_mask = PackedMask.of(mask)  # as the data loader gives it
+    images, mask, packed_mask = case.inputs(device)
 
     def masked_dense() -> Tensor:
         return MaskedDenseEncoder(encoder)(images, mask)
@@ -156,7 +150,7 @@ def gpu_encoder_case(
     for name, run in steps.items():
         share = 1.0 if name == "masked-dense" else visible
         row = {
-            **described(case),
+            **case.described(),
             "variant": name,
             "ms": 1e3 * seconds[name],
             "/ masked-dense": seconds[name] / seconds["masked-dense"],

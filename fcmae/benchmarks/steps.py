@@ -23,7 +23,7 @@ from fcmae.masking import grid_size, random_mask, visible_count
 from fcmae.model import FCMAE
 from fcmae.packed import MaskedDenseEncoder, PackedEncoder
 from fcmae.packed_mask import PackedMask
-from training.records.measure import Row, device_clock, interleaved
+from training.records.measure import Row, autocast, device_clock, interleaved
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,24 @@ class EncoderCase:
     mask_ratio: float = 0.6
 
     def autocast(self, device: torch.device) -> AbstractContextManager:
-        if self.precision == "bf16":
-            return torch.autocast(device.type, torch.bfloat16)
-        return nullcontext()
+        return autocast(self.precision, device)
+
+    def inputs(self, device: torch.device) -> tuple[Tensor, Tensor, PackedMask]:
+        """Images, a mask, and the mask with its tables, as the data loader gives it."""
+        images = torch.randn(self.batch, 3, self.image_size, self.image_size, device=device)
+        grid = grid_size(self.image_size, self.image_size)
+        mask = random_mask(self.batch, grid, self.mask_ratio).to(device)
+        return images.contiguous(memory_format=torch.channels_last), mask, PackedMask.of(mask)
+
+    def described(self) -> Row:
+        """A row's first columns: what was run."""
+        return {
+            "encoder": self.size,
+            "precision": self.precision,
+            "batch": self.batch,
+            "pixels": self.image_size,
+            "mask": self.mask_ratio,
+        }
 
 
 def arithmetic_bound(case: EncoderCase) -> float:
@@ -92,12 +107,7 @@ def encoder_case(case: EncoderCase, rounds: int, device: torch.device) -> Row:
     encoder = build_convnext(case.size).to(device)
     reference = timm.create_model(case.size, num_classes=0, global_pool="").to(device)
     reference = reference.to(memory_format=torch.channels_last)
-    images = torch.randn(case.batch, 3, case.image_size, case.image_size, device=device)
-    images = images.contiguous(memory_format=torch.channels_last)
-    mask = random_mask(
-        case.batch, grid_size(*images.shape[-2:]), case.mask_ratio, device=torch.device("cpu")
-    ).to(device)
-    packed_mask = PackedMask.of(mask)  # as the data loader gives it
+    images, mask, packed_mask = case.inputs(device)
     forwards: dict[str, tuple[nn.Module, Callable[[], Tensor]]] = {
         "dense": (encoder, lambda: encoder.forward_features(images)["stage4"]),
         "timm": (reference, lambda: reference(images)),
@@ -119,7 +129,7 @@ def encoder_case(case: EncoderCase, rounds: int, device: torch.device) -> Row:
         with case.autocast(device):
             memory[name] = saved_bytes(forwards[name][1], weights) / 2**20
     return {
-        **described(case),
+        **case.described(),
         **{f"{name} ms": 1e3 * value for name, value in seconds.items()},
         "packed / masked-dense": seconds["packed"] / seconds["masked-dense"],
         "packed / dense": seconds["packed"] / seconds["dense"],
@@ -152,7 +162,7 @@ def inference_case(
         }
         seconds = interleaved(variants, rounds, device, device_clock(device))
     return {
-        **{name: value for name, value in described(case).items() if name != "mask"},
+        **{name: value for name, value in case.described().items() if name != "mask"},
         **{f"{name} ms": 1e3 * value for name, value in seconds.items()},
         **{f"{name} / eager": seconds[name] / seconds["eager"] for name in list(variants)[1:]},
         "images/s": case.batch / min(seconds.values()),
@@ -162,9 +172,7 @@ def inference_case(
 def pretrain_case(case: EncoderCase, rounds: int, device: torch.device) -> Row:
     """A whole pretraining step (encoder, decoder, loss, AdamW), masked-dense and packed."""
     steps: dict[str, Callable[[], None]] = {}
-    images = torch.randn(case.batch, 3, case.image_size, case.image_size, device=device)
-    mask = random_mask(case.batch, grid_size(*images.shape[-2:]), case.mask_ratio).to(device)
-    packed_mask = PackedMask.of(mask)  # as the data loader gives it
+    images, _, packed_mask = case.inputs(device)
     for mode in ("masked-dense", "packed"):
         torch.manual_seed(0)
         model = FCMAE(build_convnext(case.size), encoder_mode=mode).to(device)
@@ -181,19 +189,8 @@ def pretrain_case(case: EncoderCase, rounds: int, device: torch.device) -> Row:
         steps[mode] = step
     seconds = interleaved(steps, rounds, device)
     return {
-        **described(case),
+        **case.described(),
         **{f"{name} ms": 1e3 * value for name, value in seconds.items()},
         "packed / masked-dense": seconds["packed"] / seconds["masked-dense"],
         "packed images/s": case.batch / seconds["packed"],
-    }
-
-
-def described(case: EncoderCase) -> Row:
-    """A row's first columns: what was run."""
-    return {
-        "encoder": case.size,
-        "precision": case.precision,
-        "batch": case.batch,
-        "pixels": case.image_size,
-        "mask": case.mask_ratio,
     }

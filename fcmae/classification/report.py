@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from backbones.whole_files import write_files
@@ -41,13 +40,13 @@ from reporting.blocks import (
 )
 from reporting.html import render_html
 from reporting.markdown import markdown_files
-from reporting.pictures import encode_jpeg
+from reporting.pictures import thumbnail
 from training.records.metrics import read_history
 
 logger = logging.getLogger(__name__)
 
 MATRIX_CLASSES = 30  # at most; of more classes, so many pairs are listed
-PICTURES, SIDE, MAX_BYTES = 12, 224, 30_000
+PICTURES = 12  # of a group
 PER_IMAGE = "per_image.json"
 CHARTS = {"total_loss": "training loss", "trained/top1": "top-1 (%)", "trained/loss": "loss"}
 
@@ -198,8 +197,8 @@ def _picture(
     truth, predicted = (classes[of[index]] for of in (evaluation.truth, evaluation.predicted))
     share = f"{100 * evaluation.probability[index]:.0f} %"
     said = "" if truth == predicted else f"; predicted {predicted}"
-    name = Path(samples.describe(place)).name
-    return _encoded(image, f"{truth}{said}, {share} ({name})")
+    label = f"{truth}{said}, {share} ({Path(samples.describe(place)).name})"
+    return Picture(thumbnail(image), label, label)
 
 
 def per_image_rows(
@@ -247,20 +246,12 @@ def changed_classes(runs: Sequence[tuple[RunName, Path]]) -> list[Block]:
             except (ValueError, OSError):
                 continue
             before, after = first[name]["predicted"], last[name]["predicted"]
-            label = f"{first[name]['truth']}; predicted {before}, then {after}"
-            members.append(_encoded(image, f"{label} ({Path(name).name})"))
+            changed = f"{first[name]['truth']}; predicted {before}, then {after}"
+            label = f"{changed} ({Path(name).name})"
+            members.append(Picture(thumbnail(image), label, label))
         if members:
             blocks.append(Pictures(title, members))
     return blocks
-
-
-def _encoded(image: np.ndarray, label: str) -> Picture:
-    """An image in the size of the page, with what is said of it."""
-    factor = SIDE / max(image.shape[:2])
-    size = [max(1, round(side * factor)) for side in image.shape[1::-1]]
-    smooth = cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST
-    image = cv2.resize(image, size, interpolation=smooth)
-    return Picture(encode_jpeg(image, MAX_BYTES), label, label)
 
 
 def _curves(output_dir: Path) -> list[Block]:

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -20,11 +19,10 @@ from fcmae.features.probes import accuracies, patch_features, patch_labels, prob
 from images.display import shown
 from reporting.blocks import Page, Paragraph, Picture, Pictures, Section
 from reporting.html import render_html
-from reporting.pictures import encode_jpeg
+from reporting.pictures import thumbnail
 
 logger = logging.getLogger(__name__)
 
-SIDE, MAX_BYTES = 224, 30_000  # of a thumbnail
 HELD_OUT = 0.3  # of the images, on which probes are evaluated
 
 
@@ -88,12 +86,8 @@ def _rows_of(listed: Path, names: Sequence[str]) -> list[int]:
 
 def _thumbnail(embeddings: Embeddings, row: int, rank: int) -> Picture:
     image = shown(embeddings.images.whole(row), embeddings.images.show_bands)
-    factor = SIDE / max(image.shape[:2])
-    size = [max(1, round(side * factor)) for side in image.shape[1::-1]]
-    smooth = cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST
-    small = cv2.resize(image, size, interpolation=smooth)
     name = Path(embeddings.names[row]).name
-    return Picture(encode_jpeg(small, MAX_BYTES), f"{rank}. {name}", name)
+    return Picture(thumbnail(image), f"{rank}. {name}", name)
 
 
 def probe_classes(embeddings: Embeddings, split_seed: int = 0) -> dict[str, float]:

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from multiprocessing import get_context
 from typing import Any
 
@@ -45,6 +46,13 @@ def interleaved(
             if number:
                 times[name].append(clock() - began)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+    """Of "bf16"; nothing for "fp32"."""
+    if precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
 
 
 def device_clock(device: torch.device) -> Callable[[], float]:

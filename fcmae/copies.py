@@ -77,24 +77,16 @@ class Header(NamedTuple):
 class ShrunkCopies:
     """The copies of a source's images in one folder.
 
-    Args:
-        folder: made if it is not there.
-        reader: of files in a folder.
-        reading: how files become arrays.
-        image_size: height and width of a sample.
-        smallest_crop: its share of an image's area.
-        gigabytes: that the copies in the folder may take, those of other runs included.
-
     Raises:
         InputError: if the source is none of files.
     """
 
-    folder: Path
-    reader: Reader
-    reading: Reading
-    image_size: tuple[int, int]
-    smallest_crop: float = 0.2
-    gigabytes: float = 50.0
+    folder: Path  # made if it is not there
+    reader: Reader  # of files in a folder
+    reading: Reading  # how files become arrays
+    image_size: tuple[int, int]  # height and width of a sample
+    smallest_crop: float = 0.2  # its share of an image's area
+    gigabytes: float = 50.0  # that the copies in the folder may take, those of other runs included
     _paths: dict[int, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

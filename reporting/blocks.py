@@ -16,21 +16,13 @@ NO_GROUND_TRUTH = "–"
 
 @dataclass(frozen=True)
 class Number:
-    """A number that is shown rounded and kept in full.
+    """A number that is shown rounded and kept in full."""
 
-    Args:
-        value: None stands for "there is no ground truth to measure this".
-        digits: decimals shown.
-        signed: show a plus sign: it is a difference.
-        bar: a bar behind it, as a share of the cell's width (0 to 1).
-        shade: how strongly the cell is coloured (0 to 1), as in a heat map.
-    """
-
-    value: float | None
-    digits: int = 1
-    signed: bool = False
-    bar: float | None = None
-    shade: float | None = None
+    value: float | None  # None stands for "there is no ground truth to measure this"
+    digits: int = 1  # decimals shown
+    signed: bool = False  # show a plus sign: it is a difference
+    bar: float | None = None  # a bar behind it, as a share of the cell's width (0 to 1)
+    shade: float | None = None  # how strongly the cell is coloured (0 to 1), as in a heat map
 
     def __str__(self) -> str:
         if self.value is None:
@@ -90,23 +82,15 @@ class Cards:
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose first column names its rows.
+    """A table whose first column names its rows."""
 
-    Args:
-        columns: one title per column; "" for none.
-        rows: as many cells each as there are columns.
-        caption: what the table says; read out by screen readers.
-        groups: titles over several columns, each with the number of columns.
-        long: many rows: shown in a box that scrolls.
-        prose: the cells are text, not numbers.
-    """
-
-    columns: Sequence[Cell]
-    rows: Sequence[Sequence[Cell]]
-    caption: str
+    columns: Sequence[Cell]  # one title per column; "" for none
+    rows: Sequence[Sequence[Cell]]  # as many cells each as there are columns
+    caption: str  # what the table says; read out by screen readers
+    # titles over several columns, each with the number of columns
     groups: Sequence[tuple[Cell, int]] = ()
-    long: bool = False
-    prose: bool = False
+    long: bool = False  # many rows: shown in a box that scrolls
+    prose: bool = False  # the cells are text, not numbers
 
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.columns) for row in self.rows), self.caption

@@ -103,39 +103,25 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class Record:
-    """An image and its truth, of which there is one kind.
+    """An image and its truth, of which there is one kind."""
 
-    Args:
-        image: path of the image file.
-        labels: path of its class map, or None.
-        objects: COCO's annotations of it, where ``labels`` is None.
-        size: height and width, where the data set's file tells them.
-    """
-
-    image: str
-    labels: str | None = None
-    objects: tuple[dict[str, Any], ...] = ()
-    size: tuple[int, int] | None = None
+    image: str  # path of the image file
+    labels: str | None = None  # path of its class map, or None
+    objects: tuple[dict[str, Any], ...] = ()  # COCO's annotations of it, where ``labels`` is None
+    size: tuple[int, int] | None = None  # height and width, where the data set's file tells them
 
 
 @dataclass(frozen=True)
 class SegmentationDataset:
-    """A data set, not yet checked (:mod:`segmentation.check` does that).
+    """A data set, not yet checked (:mod:`segmentation.check` does that)."""
 
-    Attributes:
-        name: as given in the config.
-        classes: names, and what values mean.
-        records: by image path.
-        index_of: COCO's category id -> class index; empty for class maps.
-        without_partner: images without a map and maps without an image.
-        errors, warnings: (kind of problem, example) of what is wrong with COCO's file.
-    """
-
-    name: str
-    classes: Classes
-    records: tuple[Record, ...]
+    name: str  # as given in the config
+    classes: Classes  # names, and what values mean
+    records: tuple[Record, ...]  # by image path
+    # COCO's category id -> class index; empty for class maps
     index_of: dict[Any, int] = field(default_factory=dict)
-    without_partner: tuple[str, ...] = ()
+    without_partner: tuple[str, ...] = ()  # images without a map and maps without an image
+    # errors, warnings: (kind of problem, example) of what is wrong with COCO's file
     errors: tuple[tuple[str, str], ...] = ()
     warnings: tuple[tuple[str, str], ...] = ()
 

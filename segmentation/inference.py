@@ -21,21 +21,15 @@ from segmentation.upernet import resize
 
 @dataclass(frozen=True)
 class InferenceOptions:
-    """How an image is tested.
+    """How an image is tested."""
 
-    Args:
-        scale: long and short side that it is fitted into; None leaves its size.
-        window: height and width of the sliding window; None predicts the whole image.
-        stride: of the window.
-        scales: factors of ``scale`` whose probabilities are averaged.
-        flip: average with the mirrored image, too.
-    """
-
+    # long and short side that it is fitted into; None leaves its size
     scale: tuple[int, int] | None = (2048, 512)
+    # height and width of the sliding window; None predicts the whole image
     window: tuple[int, int] | None = None
-    stride: tuple[int, int] = (341, 341)
-    scales: tuple[float, ...] = (1.0,)
-    flip: bool = False
+    stride: tuple[int, int] = (341, 341)  # of the window
+    scales: tuple[float, ...] = (1.0,)  # factors of ``scale`` whose probabilities are averaged
+    flip: bool = False  # average with the mirrored image, too
 
 
 @torch.no_grad()

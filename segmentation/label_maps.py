@@ -32,21 +32,15 @@ VALUES = 2**16  # of a map of 16 bits
 
 @dataclass(frozen=True)
 class Classes:
-    """What the values of a set's maps mean.
+    """What the values of a set's maps mean."""
 
-    Attributes:
-        names: of the classes, by index.
-        of_value: value in a file -> class index, for values that CLASSES.json names.
-        ignore_label: the value that is ignored; -1 for none.
-        reduce_zero_label: see this module's header.
-        ignore_others: values without a class are ignored: of data sets known by name, which
-            evaluate some of their values alone.
-    """
-
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # of the classes, by index
+    # value in a file -> class index, for values that CLASSES.json names
     of_value: Mapping[int, int]
-    ignore_label: int = IGNORED
-    reduce_zero_label: bool = False
+    ignore_label: int = IGNORED  # the value that is ignored; -1 for none
+    reduce_zero_label: bool = False  # see this module's header
+    # values without a class are ignored: of data sets known by name, which evaluate some of
+    # their values alone
     ignore_others: bool = False
 
     def table(self) -> np.ndarray:

@@ -13,19 +13,12 @@ from segmentation.dataset import Record, load_segmentation
 
 @dataclass(frozen=True)
 class ClassMaps:
-    """``masks:IMAGES:LABELS:CLASSES.json``, of which parts are sets of their own.
+    """``masks:IMAGES:LABELS:CLASSES.json``, of which parts are sets of their own."""
 
-    Attributes:
-        path: the folder of maps.
-        images: the pairs of an image and its map.
-        folder: of the images.
-        classes: the file that names the values.
-    """
-
-    path: Path
-    images: tuple[Record, ...]
-    folder: Path
-    classes: Path
+    path: Path  # the folder of maps
+    images: tuple[Record, ...]  # the pairs of an image and its map
+    folder: Path  # of the images
+    classes: Path  # the file that names the values
 
     def key(self, image: Record) -> str:
         return Path(image.image).relative_to(self.folder).as_posix()

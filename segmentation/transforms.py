@@ -23,26 +23,19 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = 32, (0.5, 1.5), (0.5, 1.5), 18
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How a training sample is drawn.
+    """How a training sample is drawn."""
 
-    Args:
-        scale: long and short side, in pixels, that an image is fitted into before the ratio.
-        ratio: the range of the random ratio.
-        crop: height and width of the sample.
-        cat_max_ratio: share of a crop's labelled pixels that one class may have; others are drawn
-            anew, at most ten times.
-        flip: share of samples that are mirrored.
-        distort: distort brightness, contrast and, of colour images, saturation and hue.
-        brightness: the most that is added to values of more than 8 bits, on the scale of 0 to 255:
-            these may use a small part of it.
-    """
-
+    # long and short side, in pixels, that an image is fitted into before the ratio
     scale: tuple[int, int] = (2048, 512)
-    ratio: tuple[float, float] = (0.5, 2.0)
-    crop: tuple[int, int] = (512, 512)
+    ratio: tuple[float, float] = (0.5, 2.0)  # the range of the random ratio
+    crop: tuple[int, int] = (512, 512)  # height and width of the sample
+    # share of a crop's labelled pixels that one class may have; others are drawn anew, at
+    # most ten times
     cat_max_ratio: float = 0.75
-    flip: float = 0.5
-    distort: bool = True
+    flip: float = 0.5  # share of samples that are mirrored
+    distort: bool = True  # distort brightness, contrast and, of colour images, saturation and hue
+    # the most that is added to values of more than 8 bits, on the scale of 0 to 255: these may use
+    # a small part of it
     brightness: float = BRIGHTNESS
 
     def __call__(self, image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

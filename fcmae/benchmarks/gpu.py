@@ -47,15 +47,10 @@ OPERATORS = [
 
 @dataclass(frozen=True)
 class Rates:
-    """What the hardware was measured to do.
+    """What the hardware was measured to do."""
 
-    Args:
-        matrix: multiply-adds a second of a large matrix product in the case's precision.
-        copy: bytes read and written a second by a large copy.
-    """
-
-    matrix: float
-    copy: float
+    matrix: float  # multiply-adds a second of a large matrix product in the case's precision
+    copy: float  # bytes read and written a second by a large copy
 
 
 def measure_rates(

@@ -20,19 +20,12 @@ from training.records.measure import Row
 
 @dataclass(frozen=True)
 class Sweep:
-    """One panel of the picture.
+    """One panel of the picture."""
 
-    Args:
-        field: of :class:`EncoderCase`, the one that changes.
-        values: that it takes.
-        label: of the horizontal axis.
-        start: fields of the case that differ from the common one.
-    """
-
-    field: str
-    values: tuple[Any, ...]
-    label: str
-    start: tuple[tuple[str, Any], ...] = ()
+    field: str  # of :class:`EncoderCase`, the one that changes
+    values: tuple[Any, ...]  # that it takes
+    label: str  # of the horizontal axis
+    start: tuple[tuple[str, Any], ...] = ()  # fields of the case that differ from the common one
 
     def cases(self, common: EncoderCase) -> list[EncoderCase]:
         start = replace(common, **dict(self.start))

@@ -28,21 +28,13 @@ from training.records.measure import Row, autocast, device_clock, interleaved
 
 @dataclass(frozen=True)
 class EncoderCase:
-    """One line of the table.
+    """One line of the table."""
 
-    Args:
-        size: a key of ``SIZES``.
-        precision: "fp32" or "bf16" (autocast).
-        batch: images.
-        image_size: pixels of a square image.
-        mask_ratio: share of patches removed.
-    """
-
-    size: str
-    precision: str = "fp32"
-    batch: int = 8
-    image_size: int = 224
-    mask_ratio: float = 0.6
+    size: str  # a key of ``SIZES``
+    precision: str = "fp32"  # "fp32" or "bf16" (autocast)
+    batch: int = 8  # images
+    image_size: int = 224  # pixels of a square image
+    mask_ratio: float = 0.6  # share of patches removed
 
     def autocast(self, device: torch.device) -> AbstractContextManager:
         return autocast(self.precision, device)

@@ -25,31 +25,21 @@ from images.statistics import IMAGENET, Statistics
 
 @dataclass(frozen=True)
 class Classifier:
-    """A classifier and how it sees images.
+    """A classifier and how it sees images."""
 
-    Args:
-        source: the file.
-        model: in evaluation mode.
-        classes: their names, by number.
-        transform: from an array ``[h, w, C]`` as ``reading`` gives it to what the model takes.
-        reading: how image files become arrays.
-        image_size: height and width in pixels.
-        crop_pct, interpolation: see
-            :func:`fcmae.classification.transforms.evaluation_transform`.
-        statistics: normalise the images.
-        licence: of the weights.
-    """
-
-    source: str
-    model: ConvNeXt
-    classes: list[str]
+    source: str  # the file
+    model: ConvNeXt  # in evaluation mode
+    classes: list[str]  # their names, by number
+    # from an array ``[h, w, C]`` as ``reading`` gives it to what the model takes
     transform: Transform
-    reading: Reading
-    image_size: tuple[int, int]
+    reading: Reading  # how image files become arrays
+    image_size: tuple[int, int]  # height and width in pixels
+    # crop_pct, interpolation: see
+    # :func:`fcmae.classification.transforms.evaluation_transform`
     crop_pct: float | None
     interpolation: str
-    statistics: Statistics
-    licence: str
+    statistics: Statistics  # normalise the images
+    licence: str  # of the weights
 
     @torch.no_grad()
     def probabilities(self, images: Sequence[np.ndarray]) -> np.ndarray:

@@ -25,24 +25,17 @@ TOP = 5
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a classifier said of each image that could be used, in their order.
+    """What a classifier said of each image that could be used, in their order."""
 
-    Args:
-        left_out: how many images could not be used.
-        places: of the others, in the samples.
-        truth, predicted: classes.
-        probability: of the predicted class.
-        loss: the cross-entropy of each.
-        in_top: whether the true class is among the five most probable (fewer classes: of all, as in
-            timm).
-    """
-
-    left_out: int
-    places: list[int]
+    left_out: int  # how many images could not be used
+    places: list[int]  # of the others, in the samples
+    # truth, predicted: classes
     truth: list[int]
     predicted: list[int]
-    probability: list[float]
-    loss: list[float]
+    probability: list[float]  # of the predicted class
+    loss: list[float]  # the cross-entropy of each
+    # whether the true class is among the five most probable (fewer classes: of all, as in
+    # timm)
     in_top: list[bool]
 
     def figures(self) -> dict[str, float]:

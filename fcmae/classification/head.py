@@ -30,21 +30,13 @@ SHOWN = 10
 
 @dataclass(frozen=True)
 class Source:
-    """What a checkpoint holds beside its encoder.
+    """What a checkpoint holds beside its encoder."""
 
-    Args:
-        name: a path or ``timm:NAME``.
-        head: ``norm.*`` and ``head.*`` by our names; empty for an encoder alone.
-        classes: names of the head's rows; None where nothing tells them.
-        metadata: of the file.
-        file: the file itself; None where there is no checkpoint.
-    """
-
-    name: str
-    head: dict[str, Tensor]
-    classes: list[str] | None
-    metadata: dict[str, str]
-    file: EncoderFile | None = None
+    name: str  # a path or ``timm:NAME``
+    head: dict[str, Tensor]  # ``norm.*`` and ``head.*`` by our names; empty for an encoder alone
+    classes: list[str] | None  # names of the head's rows; None where nothing tells them
+    metadata: dict[str, str]  # of the file
+    file: EncoderFile | None = None  # the file itself; None where there is no checkpoint
 
     @property
     def rows(self) -> int:

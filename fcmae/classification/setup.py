@@ -24,18 +24,12 @@ MEASURED_IMAGES = 2000  # at most
 
 @dataclass(frozen=True)
 class Setup:
-    """What follows from the options, the data and the checkpoint.
+    """What follows from the options, the data and the checkpoint."""
 
-    Args:
-        data: training and validation images.
-        source: the checkpoint.
-        rows: of its head, one for each class of the data; None for a new head.
-        image_size, crop_pct, interpolation, statistics: how images are seen.
-    """
-
-    data: LabelledData
-    source: Source
-    rows: list[int] | None
+    data: LabelledData  # training and validation images
+    source: Source  # the checkpoint
+    rows: list[int] | None  # of its head, one for each class of the data; None for a new head
+    # image_size, crop_pct, interpolation, statistics: how images are seen
     image_size: tuple[int, int]
     crop_pct: float | None
     interpolation: str

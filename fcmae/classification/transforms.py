@@ -39,15 +39,10 @@ INTERPOLATIONS = (BICUBIC, "bilinear")  # of what an encoder's source may tell
 
 @dataclass
 class Transform:
-    """An image to a normalised tensor float32 ``[C, H, W]``.
+    """An image to a normalised tensor float32 ``[C, H, W]``."""
 
-    Args:
-        of_rgb: of Pillow's RGB images.
-        of_others: of ``[C, h, w]``, float32 in 0..1.
-    """
-
-    of_rgb: Callable[[Image.Image], Tensor]
-    of_others: Callable[[Tensor], Tensor]
+    of_rgb: Callable[[Image.Image], Tensor]  # of Pillow's RGB images
+    of_others: Callable[[Tensor], Tensor]  # of ``[C, h, w]``, float32 in 0..1
 
     def __call__(self, image: Image.Image | np.ndarray) -> Tensor:
         """

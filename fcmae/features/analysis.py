@@ -137,26 +137,18 @@ class ClassSelectivity:
 
 @dataclass(frozen=True)
 class BlockFeatures:
-    """What was measured of one block.
+    """What was measured of one block."""
 
-    Args:
-        block: its name in the model.
-        depth: normalised layer index, 0 (first block) to 1 (last).
-        channels: of the tap.
-        cosine_distance: mean over the images that have one.
-        dead, saturated: fraction of the channels, mean over the images.
-        effective_rank: of the features' means over the sites, one row an image.
-        selectivity: the class selectivity index of each channel of the block's *output*, ``[C]``;
-            None without labels.
-    """
-
-    block: str
-    depth: float
-    channels: int
-    cosine_distance: float
+    block: str  # its name in the model
+    depth: float  # normalised layer index, 0 (first block) to 1 (last)
+    channels: int  # of the tap
+    cosine_distance: float  # mean over the images that have one
+    # dead, saturated: fraction of the channels, mean over the images
     dead: float
     saturated: float
-    effective_rank: float
+    effective_rank: float  # of the features' means over the sites, one row an image
+    # the class selectivity index of each channel of the block's *output*, ``[C]``; None
+    # without labels
     selectivity: Tensor | None
 
     @property

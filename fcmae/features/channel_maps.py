@@ -26,19 +26,12 @@ FRAMES = {"dead": "#d55e00", "saturated": "#e69f00", "duplicate": "#56b4e9"}
 
 @dataclass(frozen=True)
 class ChannelMaps:
-    """Some channels of a block, on one image.
+    """Some channels of a block, on one image."""
 
-    Args:
-        block: the block's name.
-        channels: how many it has.
-        maps: of those shown, ``[K, H, W]``.
-        kinds: of those shown: "dead", "saturated", "duplicate" or "".
-    """
-
-    block: str
-    channels: int
-    maps: Tensor
-    kinds: list[str]
+    block: str  # the block's name
+    channels: int  # how many it has
+    maps: Tensor  # of those shown, ``[K, H, W]``
+    kinds: list[str]  # of those shown: "dead", "saturated", "duplicate" or ""
 
 
 def kinds_of(x_nc: Tensor, shown: Sequence[int]) -> list[str]:

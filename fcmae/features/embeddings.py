@@ -34,51 +34,32 @@ CHUNK = 1024  # rows of a matrix of similarities at a time
 
 @dataclass(frozen=True)
 class EmbedOptions:
-    """How a folder is embedded.
+    """How a folder is embedded."""
 
-    Args:
-        encoder: a checkpoint of any format, ``timm:NAME`` of a ConvNeXt, or ``random:NAME``.
-        data: a source of images; folders of classes are kept as labels.
-        stage: "stage1" to "stage4", whose output is pooled.
-        pooling: over the sites: their mean, or the largest value.
-        image_size: height and width in pixels, multiples of 32; None for what the encoder tells,
-            else 224.
-        neighbours: how many of each image are written.
-        batch_size, workers: of reading and running.
-        split: of sources that have several.
-        device: see :func:`training.devices.find_device`.
-    """
-
-    encoder: str
-    data: str
-    stage: str = "stage4"
-    pooling: Pooling = "mean"
+    encoder: str  # a checkpoint of any format, ``timm:NAME`` of a ConvNeXt, or ``random:NAME``
+    data: str  # a source of images; folders of classes are kept as labels
+    stage: str = "stage4"  # "stage1" to "stage4", whose output is pooled
+    pooling: Pooling = "mean"  # over the sites: their mean, or the largest value
+    # height and width in pixels, multiples of 32; None for what the encoder tells, else 224
     image_size: tuple[int, int] | None = None
-    neighbours: int = 10
+    neighbours: int = 10  # how many of each image are written
+    # batch_size, workers: of reading and running
     batch_size: int = 16
     workers: int = 0
-    split: str = "train"
-    device: str | None = None
+    split: str = "train"  # of sources that have several
+    device: str | None = None  # see :func:`training.devices.find_device`
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """A folder's embeddings.
+    """A folder's embeddings."""
 
-    Args:
-        features: float32 ``[I, C]``.
-        names: of the images, for people.
-        classes: the names of their classes.
-        labels: the class of each; None where there are fewer than two classes.
-        images: the images themselves.
-        encoder, statistics: what made the features, and normalised the images.
-    """
-
-    features: np.ndarray
-    names: list[str]
-    classes: list[str]
-    labels: list[int] | None
-    images: AnalysisImages
+    features: np.ndarray  # float32 ``[I, C]``
+    names: list[str]  # of the images, for people
+    classes: list[str]  # the names of their classes
+    labels: list[int] | None  # the class of each; None where there are fewer than two classes
+    images: AnalysisImages  # the images themselves
+    # encoder, statistics: what made the features, and normalised the images
     encoder: ConvNeXt
     statistics: Statistics
 

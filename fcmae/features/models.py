@@ -29,26 +29,17 @@ SOURCES = (
 
 @dataclass(frozen=True)
 class AnalysedModel:
-    """A model with what its images need.
+    """A model with what its images need."""
 
-    Args:
-        name: for tables and plots.
-        source: where it came from.
-        model: in evaluation mode.
-        in_chans: channels of its images.
-        statistics: normalise them.
-        value_range: the values that count as 0 and 1, see ``images.files``.
-        show_bands: the channels that pictures show, likewise.
-        view: how the source tells that they are resized and cropped; None where it does not.
-    """
-
-    name: str
-    source: str
-    model: nn.Module
-    in_chans: int
-    statistics: Statistics
+    name: str  # for tables and plots
+    source: str  # where it came from
+    model: nn.Module  # in evaluation mode
+    in_chans: int  # channels of its images
+    statistics: Statistics  # normalise them
+    # the values that count as 0 and 1, see ``images.files``
     value_range: tuple[float, float] | None = None
-    show_bands: tuple[int, ...] = ()
+    show_bands: tuple[int, ...] = ()  # the channels that pictures show, likewise
+    # how the source tells that they are resized and cropped; None where it does not
     view: View | None = None
 
 

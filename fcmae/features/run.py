@@ -34,34 +34,22 @@ MEASURES = ("cosine_distance", "dead", "saturated", "effective_rank", "class_sel
 
 @dataclass(frozen=True)
 class AnalysisOptions:
-    """How models are analysed.
+    """How models are analysed."""
 
-    Args:
-        models: name -> source, see ``fcmae.features.models.SOURCES``.
-        data: a source of images; folders of classes give class selectivity too.
-        output_dir: where the files go.
-        tap: where features are read, see ``fcmae.features.taps``.
-        images: at most so many, over all classes; None for all.
-        map_image: which of them the channel maps are of.
-        image_size: height and width in pixels; None for what all models tell, else 224.
-        batch_size, workers: of reading and running.
-        split: of sources that have several.
-        seed: of untrained models' weights.
-        device: "cpu", "cuda" or "mps"; None for the best there is.
-    """
-
-    models: Mapping[str, str]
-    data: str
-    output_dir: Path
-    tap: Tap = DEFAULT_TAP
-    images: int | None = 1000
-    map_image: int = 0
+    models: Mapping[str, str]  # name -> source, see ``fcmae.features.models.SOURCES``
+    data: str  # a source of images; folders of classes give class selectivity too
+    output_dir: Path  # where the files go
+    tap: Tap = DEFAULT_TAP  # where features are read, see ``fcmae.features.taps``
+    images: int | None = 1000  # at most so many, over all classes; None for all
+    map_image: int = 0  # which of them the channel maps are of
+    # height and width in pixels; None for what all models tell, else 224
     image_size: tuple[int, int] | None = None
+    # batch_size, workers: of reading and running
     batch_size: int = 16
     workers: int = 0
-    split: str = "train"
-    seed: int = 0
-    device: str | None = None
+    split: str = "train"  # of sources that have several
+    seed: int = 0  # of untrained models' weights
+    device: str | None = None  # "cpu", "cuda" or "mps"; None for the best there is
 
 
 def analyze_models(options: AnalysisOptions) -> dict[str, list[BlockFeatures]]:

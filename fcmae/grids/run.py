@@ -53,19 +53,12 @@ StartCommand = Callable[[Sequence[str], Path, Mapping[str, str]], Running]
 
 @dataclass(frozen=True)
 class GridRun:
-    """One run of one tool.
+    """One run of one tool."""
 
-    Args:
-        stage: a key of ``TOOLS``.
-        folder: the run's.
-        arguments: of the tool, all but the folder.
-        init: the folder of the pretraining that it starts from.
-    """
-
-    stage: str
-    folder: Path
-    arguments: Mapping[str, Any]
-    init: Path | None = None
+    stage: str  # a key of ``TOOLS``
+    folder: Path  # the run's
+    arguments: Mapping[str, Any]  # of the tool, all but the folder
+    init: Path | None = None  # the folder of the pretraining that it starts from
 
     @property
     def finished(self) -> bool:

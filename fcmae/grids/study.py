@@ -41,25 +41,18 @@ FREE = ("hours", "at_once", "max_seeds")  # what a study that goes on may change
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run.
+    """A finished run."""
 
-    Args:
-        arm, labels, seed, rate: what it was; ``labels`` None for all.
-        value: the metric that decides; ``other``: the task's other metric.
-        seconds: of its training.
-        folder: the run's.
-        joules: that it used, None where that is not known.
-    """
-
+    # arm, labels, seed, rate: what it was; ``labels`` None for all
     arm: str
     labels: int | None
     seed: int
     rate: float
-    value: float
+    value: float  # the metric that decides; ``other``: the task's other metric
     other: float | None
-    seconds: float | None
-    folder: str
-    joules: float | None = None
+    seconds: float | None  # of its training
+    folder: str  # the run's
+    joules: float | None = None  # that it used, None where that is not known
 
 
 class Study:

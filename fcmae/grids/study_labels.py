@@ -54,21 +54,13 @@ class LabelSet(Protocol):
 
 @dataclass(frozen=True)
 class Labels:
-    """A COCO file in memory.
+    """A COCO file in memory."""
 
-    Attributes:
-        path: of the file.
-        images: its entries.
-        annotations: by image id.
-        rest: the file's other keys.
-        folder: of the images.
-    """
-
-    path: Path
-    images: list[dict[str, Any]]
-    annotations: dict[Any, list[dict[str, Any]]]
-    rest: dict[str, Any]
-    folder: Path
+    path: Path  # of the file
+    images: list[dict[str, Any]]  # its entries
+    annotations: dict[Any, list[dict[str, Any]]]  # by image id
+    rest: dict[str, Any]  # the file's other keys
+    folder: Path  # of the images
 
     def key(self, image: dict[str, Any]) -> str:
         return str(image["file_name"])
@@ -154,18 +146,13 @@ def read_class_folders(path: Path) -> ClassFolders:
 
 @dataclass(frozen=True)
 class Split:
-    """The labelled images of a study.
+    """The labelled images of a study."""
 
-    Attributes:
-        pool: those that subsets are drawn from.
-        tune_train, tune_test: those that rates are tuned on; in no subset and no table.
-        kinds: of each image of the pool, see :meth:`LabelSet.kind`.
-    """
-
-    pool: list[Any]
+    pool: list[Any]  # those that subsets are drawn from
+    # tune_train, tune_test: those that rates are tuned on; in no subset and no table
     tune_train: list[Any]
     tune_test: list[Any]
-    kinds: list[str]
+    kinds: list[str]  # of each image of the pool, see :meth:`LabelSet.kind`
 
     def subset(self, size: int | None, seed: int) -> list[Any]:
         """``size`` images of the pool (None: all), the same for every arm of a seed.

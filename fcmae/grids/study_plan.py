@@ -18,20 +18,13 @@ FEWEST_STEPS = 10  # of FCMAE
 
 @dataclass(frozen=True)
 class Arm:
-    """A start.
+    """A start."""
 
-    Args:
-        name: in tables.
-        said: in sentences: "... gives +3 AP over random weights".
-        weights: an encoder's file (or ``timm:NAME``) that it starts from.
-        detector: a whole model's file instead.
-        pretrained: FCMAE on the study's images comes first, from ``weights`` or random ones.
-    """
-
-    name: str
-    said: str
-    weights: str = ""
-    detector: str = ""
+    name: str  # in tables
+    said: str  # in sentences: "... gives +3 AP over random weights".
+    weights: str = ""  # an encoder's file (or ``timm:NAME``) that it starts from
+    detector: str = ""  # a whole model's file instead
+    # FCMAE on the study's images comes first, from ``weights`` or random ones
     pretrained: bool = False
 
 
@@ -45,46 +38,31 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """What a study is made of; written to ``study.json``.
+    """What a study is made of; written to ``study.json``."""
 
-    Args:
-        images: the folder of unlabelled images.
-        train, test: the labels, as the command was given them.
-        train_images, test_images: their folders; of COCO files.
-        output_dir: the study's.
-        hours: of wall-clock time.
-        labels: sizes of the label subsets; None for all.
-        arms: the starts; the first is what the others are compared with.
-        model: a size of the encoder.
-        config_file: of the trainings; "" for a classifier's flags alone.
-        task: what the labels are for.
-        overrides: keys of the trainings' config, or flags of a classifier's training.
-        iterations: of a training.
-        image_size, batch_size: of the pretraining.
-        in_chans: of the images.
-        at_once: runs at a time.
-        max_seeds: label subsets at most of each size.
-    """
-
-    images: str
+    images: str  # the folder of unlabelled images
+    # train, test: the labels, as the command was given them
     train: str
     test: str
+    # train_images, test_images: their folders; of COCO files
     train_images: str
     test_images: str
-    output_dir: str
-    hours: float
-    labels: tuple[int | None, ...]
-    arms: tuple[Arm, ...]
-    model: str
-    config_file: str
-    task: Task = "detection"
+    output_dir: str  # the study's
+    hours: float  # of wall-clock time
+    labels: tuple[int | None, ...]  # sizes of the label subsets; None for all
+    arms: tuple[Arm, ...]  # the starts; the first is what the others are compared with
+    model: str  # a size of the encoder
+    config_file: str  # of the trainings; "" for a classifier's flags alone
+    task: Task = "detection"  # what the labels are for
+    # keys of the trainings' config, or flags of a classifier's training
     overrides: Mapping[str, str] = field(default_factory=dict)
-    iterations: int = 300
+    iterations: int = 300  # of a training
+    # image_size, batch_size: of the pretraining
     image_size: int = 128
     batch_size: int = 32
-    in_chans: int = 3
-    at_once: int = 1
-    max_seeds: int = max(LOOKS)
+    in_chans: int = 3  # of the images
+    at_once: int = 1  # runs at a time
+    max_seeds: int = max(LOOKS)  # label subsets at most of each size
 
     @property
     def of_task(self) -> StudyTask:
@@ -114,17 +92,11 @@ class StudyOptions:
 
 @dataclass
 class Measured:
-    """Seconds on this machine, with as many runs at a time as there will be.
+    """Seconds on this machine, with as many runs at a time as there will be."""
 
-    Args:
-        pretraining_step: of FCMAE.
-        iteration: of a training.
-        overhead: of a training beside its iterations: start, evaluation, report.
-    """
-
-    pretraining_step: float
-    iteration: float
-    overhead: float
+    pretraining_step: float  # of FCMAE
+    iteration: float  # of a training
+    overhead: float  # of a training beside its iterations: start, evaluation, report
 
     def run(self, iterations: int) -> float:
         return self.overhead + iterations * self.iteration
@@ -132,18 +104,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class Plan:
-    """What fits into the time.
+    """What fits into the time."""
 
-    Args:
-        pretraining_steps: of each arm that is pretrained here.
-        rates: tried for each arm.
-        waves: that fit, of all arms each.
-        seconds: of the pretrainings, the tuning, and of as many waves as run side by side.
-    """
-
-    pretraining_steps: int
-    rates: tuple[float, ...]
-    waves: int
+    pretraining_steps: int  # of each arm that is pretrained here
+    rates: tuple[float, ...]  # tried for each arm
+    waves: int  # that fit, of all arms each
+    # of the pretrainings, the tuning, and of as many waves as run side by side
     seconds: tuple[float, float, float]
 
     def said(self, options: StudyOptions) -> str:

@@ -15,27 +15,17 @@ from training.records.metrics import train_seconds
 
 @dataclass(frozen=True)
 class StudyTask:
-    """A row of ``TASKS``.
+    """A row of ``TASKS``."""
 
-    Args:
-        stage: of :class:`fcmae.grids.run.GridRun`.
-        metrics: names of what a run is measured by; the first decides.
-        keys: where they stand in the run's summary.
-        unit: of a difference, in sentences.
-        rates: tried for each start; of the middle one where there is no time to try.
-        config_file: of the trainings; "" for flags alone.
-        encoder: the key or flag that names an encoder to start from.
-        whole: the key that names a whole model to start from; "" where there is none apart.
-    """
-
-    stage: str
-    metrics: tuple[str, str]
-    keys: tuple[tuple[str, str], tuple[str, str]]
-    unit: str
+    stage: str  # of :class:`fcmae.grids.run.GridRun`
+    metrics: tuple[str, str]  # names of what a run is measured by; the first decides
+    keys: tuple[tuple[str, str], tuple[str, str]]  # where they stand in the run's summary
+    unit: str  # of a difference, in sentences
+    # tried for each start; of the middle one where there is no time to try
     rates: tuple[float, float, float]
-    config_file: str
-    encoder: str
-    whole: str
+    config_file: str  # of the trainings; "" for flags alone
+    encoder: str  # the key or flag that names an encoder to start from
+    whole: str  # the key that names a whole model to start from; "" where there is none apart
 
     def settings(
         self, train: str, test: str, size: str, image_size: int, steps: int, rate: float

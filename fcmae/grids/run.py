@@ -237,7 +237,7 @@ def _results(jobs: Mapping[tuple[str, int], Sequence[GridRun]]) -> Results:
 
 def _measured(job: GridRun) -> list[tuple[str, float]]:
     if job.stage == "pretrain":
-        windows = [(0, 0.0), *read_history(job.folder / "metrics.json")[0]["time"]]
+        windows = [(0, 0.0), *read_history(job.folder / "metrics.json")[0].get("time", [])]
         # of each window, its steps and the mean seconds of one
         seconds = [(b - a) * time for (a, _), (b, time) in pairwise(windows)]
         return [("pretraining hours", sum(seconds) / 3600)]

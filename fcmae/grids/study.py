@@ -11,21 +11,22 @@ FCMAE, then the rates of each arm, tuned on images that are in no table, then wa
 
 from __future__ import annotations
 
-import json
 import logging
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from backbones.errors import InputError
 from backbones.whole_files import write_json
 from fcmae.grids.run import GridRun, StartCommand, shares
-from fcmae.grids.study_labels import LabelSet, Split, content_of
-from fcmae.grids.study_plan import Arm, Measured, Plan, Question, StudyOptions, make_plan
-from fcmae.grids.verdicts import Verdict, verdict
+from fcmae.grids.study_checks import STATE, begin_or_go_on
+from fcmae.grids.study_labels import LabelSet, Split
+from fcmae.grids.study_plan import Arm, Measured, Plan, StudyOptions, make_plan
+from fcmae.grids.study_results import Result, StudyResults
+from fcmae.grids.study_runs import pretraining_of, training_of
 from training.command_line.jobs import Running, Share, run_side_by_side, start_process
 from training.records.energy import EnergyShares
 from training.records.metrics import read_history
@@ -35,27 +36,9 @@ __all__ = ["Arm", "Result", "Study", "StudyOptions", "run_study"]
 logger = logging.getLogger(__name__)
 
 TIMED_STEPS = 8  # of the runs that are timed
-STATE = "study.json"
-FREE = ("hours", "at_once", "max_seeds")  # what a study that goes on may change
 
 
-@dataclass(frozen=True)
-class Result:
-    """A finished run."""
-
-    # arm, labels, seed, rate: what it was; ``labels`` None for all
-    arm: str
-    labels: int | None
-    seed: int
-    rate: float
-    value: float  # the metric that decides; ``other``: the task's other metric
-    other: float | None
-    seconds: float | None  # of its training
-    folder: str  # the run's
-    joules: float | None = None  # that it used, None where that is not known
-
-
-class Study:
+class Study(StudyResults):
     """One study in its folder; see this module's header.
 
     Args:
@@ -76,56 +59,13 @@ class Study:
         clock: Callable[[], float] = time.monotonic,
         energy: EnergyShares | None = None,
     ) -> None:
-        self.options, self.labels, self.split, self.tools = options, labels, split, tools
+        super().__init__(options)
+        self.labels, self.split, self.tools = labels, split, tools
         self.start, self.clock = start or start_process, clock
         self.energy = EnergyShares() if energy is None else energy
         self.folder = Path(options.output_dir)
         self.rates: dict[str, float] = {}
-        self.results: list[Result] = []
-        self.state: dict[str, Any] = self._state()
-
-    # --- what is remembered
-
-    def _state(self) -> dict[str, Any]:
-        """``study.json``, or a new one; a study goes on as it was begun.
-
-        Raises:
-            InputError: if the study in the folder had other arguments or data.
-        """
-        asked = json.loads(json.dumps(asdict(self.options)))
-        content = self._content()
-        path = self.folder / STATE
-        if path.is_file():
-            state = json.loads(path.read_text(encoding="utf-8"))
-            changed = [
-                f"{key} was {state['asked'].get(key)!r}, is {value!r}"
-                for key, value in asked.items()
-                if key not in FREE and state["asked"].get(key) != value
-            ]
-            changed += [
-                f"data was changed since: {name}"
-                for name, digest in content.items()
-                if state.get("content", {}).get(name) != digest
-            ]
-            if changed:
-                raise InputError(
-                    "\n  ".join(
-                        [f"the study in {self.folder} was begun with other arguments:", *changed,
-                         "give its own, or another --output-dir"]
-                    )
-                )  # fmt: skip
-            return state
-        state = {"asked": asked, "content": content, "spent": 0.0, "joules": {}}
-        write_json(path, state, indent=1)
-        return state
-
-    def _content(self) -> dict[str, str]:
-        """A digest of everything that is read, by its name."""
-        options = self.options
-        files = [arm.weights or arm.detector for arm in options.arms]
-        names = (options.images, options.train, options.test, options.train_images,
-                 options.test_images, options.config_file, *files)  # fmt: skip
-        return {name: content_of(name, self.folder) for name in dict.fromkeys(names) if name}
+        self.state = begin_or_go_on(options)
 
     def save(self, **values: Any) -> None:
         self.state |= values
@@ -133,69 +73,10 @@ class Study:
 
     # --- runs
 
-    def training(
-        self,
-        arm: Arm,
-        folder: Path,
-        train: Path,
-        rate: float,
-        seed: int,
-        test: Path | None = None,
-        steps: int = 0,
-    ) -> GridRun:
-        """A training of an arm.
-
-        Args:
-            train: labels that :meth:`LabelSet.write` has written; ``test`` likewise, in place of
-                the study's test set.
-            steps: in place of the study's.
-        """
-        options, task = self.options, self.options.of_task
-        tested = self.labels.told(test) if test else self._test_set()
-        keys = task.settings(
-            *(self.labels.told(train), tested, options.model, options.image_size),
-            *(steps or options.iterations, rate),
-        )
-        if task.config_file:
-            keys = {"config-file": options.config_file, **keys}
-        keys |= options.overrides
-        keys[task.seed] = seed
-        if arm.detector:
-            keys[task.whole] = arm.detector
-        elif arm.weights and not arm.pretrained:
-            keys[task.encoder] = arm.weights
-        return GridRun(task.stage, folder, keys, self.pretraining_folder(arm))
-
-    def _test_set(self) -> str:
-        options = self.options
-        if options.task == "detection":
-            return f"json:{options.test}:{options.test_images}"
-        return options.test
-
-    def pretraining_folder(self, arm: Arm) -> Path | None:
-        return self.folder / "pretrain" / arm.name if arm.pretrained else None
-
-    def pretraining(self, arm: Arm, steps: int, folder: Path | None = None) -> GridRun:
-        """FCMAE on the study's images."""
-        options = self.options
-        flags: dict[str, Any] = {
-            "model": options.model,
-            "data": options.images,
-            "image-size": options.image_size,
-            "batch-size": options.batch_size,
-            "in-chans": options.in_chans,
-            "base-lr": 8e-3,
-            "clip-norm": 3.0,
-            "workers": 0,
-            "max-steps": steps,
-            "skip-bad-images": True,
-            "seed": 0,
-        }
-        if arm.weights:
-            flags["init"] = arm.weights
-        target = folder or self.pretraining_folder(arm)
-        assert target is not None
-        return GridRun("pretrain", target, flags)
+    def training(self, arm: Arm, folder: Path, train: Path, rate: float, seed: int,
+                 **others: Any) -> GridRun:  # fmt: skip
+        """See :func:`fcmae.grids.study_runs.training_of`."""
+        return training_of(self.options, self.labels, arm, folder, train, rate, seed, **others)
 
     def run(self, jobs: Sequence[GridRun]) -> None:
         """Run what is not finished, side by side.
@@ -252,7 +133,7 @@ class Study:
         step = 1.0
         if pretrained := [arm for arm in options.arms if arm.pretrained][: options.at_once]:
             jobs = [
-                self.pretraining(arm, TIMED_STEPS, folder / f"pretrain_{arm.name}")
+                pretraining_of(options, arm, TIMED_STEPS, folder / f"pretrain_{arm.name}")
                 for arm in pretrained
             ]
             self.run(jobs)
@@ -287,7 +168,7 @@ class Study:
         test = self.labels.write(self.split.tune_test, folder / "test")
         jobs = {
             (arm.name, rate): self.training(
-                arm, folder / f"{arm.name}_{rate:g}", train, rate, 0, test
+                arm, folder / f"{arm.name}_{rate:g}", train, rate, 0, test=test
             )
             for arm in self.options.arms
             for rate in plan.rates
@@ -331,57 +212,6 @@ class Study:
                         )
         return self.results
 
-    def differences(self, question: Question) -> list[float]:
-        """The arm's value minus the other's, in the order of the seeds that both have."""
-        found = {
-            (result.arm, result.seed): result.value
-            for result in self.results
-            if result.labels == question.size
-        }
-        arm, other = question.arm, question.against
-        seeds = range(self.options.max_seeds)
-        both = [s for s in seeds if (arm, s) in found and (other, s) in found]
-        return [found[arm, s] - found[other, s] for s in both]
-
-    def answers(self) -> dict[Question, Verdict]:
-        """What the pairs say to every question."""
-        asked = self.options.questions()
-        return {question: verdict(self.differences(question), len(asked)) for question in asked}
-
-    def verdicts(self) -> dict[tuple[str, int | None], Verdict]:
-        """(arm, label size) -> what the pairs say, of every arm but the first against it."""
-        first = self.options.arms[0].name
-        return {(q.arm, q.size): v for q, v in self.answers().items() if q.against == first}
-
-    def next_waves(self, count: int = 1) -> list[tuple[int | None, int]]:
-        """The label sizes and seeds that tell most: of the sizes with an open question, the one
-        with the fewest pairs; the middle size first. Empty when nothing is open."""
-        sizes = list(self.options.labels)
-        middle = len(sizes) // 2
-        order = sorted(sizes, key=lambda size: abs(sizes.index(size) - middle))
-        answers = self.answers()
-        seeds = {
-            size: self._seeds_done(size)
-            for size in order
-            if any(q.size == size and v.answer == "cannot tell" for q, v in answers.items())
-        }
-        chosen: list[tuple[int | None, int]] = []
-        for _ in range(count):
-            open_sizes = [size for size in seeds if seeds[size] < self.options.max_seeds]
-            if not open_sizes:
-                break
-            size = min(open_sizes, key=lambda size: seeds[size])
-            chosen.append((size, seeds[size]))
-            seeds[size] += 1
-        return chosen
-
-    def _seeds_done(self, size: int | None) -> int:
-        done = {(r.arm, r.seed) for r in self.results if r.labels == size}
-        seed = 0
-        while all((arm.name, seed) in done for arm in self.options.arms):
-            seed += 1
-        return seed
-
 
 def _name(size: int | None) -> str:
     return "all" if size is None else str(size)
@@ -417,7 +247,7 @@ def run_study(study: Study, write: Callable[[Study], Path]) -> Path:
         logger.info("%s", plan.said(options))
         steps = study.state.get("pretraining_steps", plan.pretraining_steps)  # as it was begun
         study.save(pretraining_steps=steps, plan=plan.said(options))
-        study.run([study.pretraining(arm, steps) for arm in options.arms if arm.pretrained])
+        study.run([pretraining_of(options, arm, steps) for arm in options.arms if arm.pretrained])
         study.tune(plan)
         study.collect()
         page = write(study)

@@ -1,19 +1,29 @@
-"""What is refused before hours are spent on a study, and what its reader should know."""
+"""What is refused before hours are spent on a study, and what its reader should know.
+
+That a study goes on as it was begun is checked by ``study.json``, its state.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from backbones.checkpoint import load_encoder
 from backbones.convnext import build_convnext
 from backbones.errors import InputError
-from fcmae.grids.study_labels import LabelSet, Split, digests, split_labels
+from backbones.whole_files import write_json
+from fcmae.grids.study_labels import LabelSet, Split, content_of, digests, split_labels
 from fcmae.grids.study_plan import Arm, StudyOptions
 from images.files import Reading
 from images.folders import files_of_folder
 
 logger = logging.getLogger(__name__)
+
+STATE = "study.json"
+FREE = ("hours", "at_once", "max_seeds")  # what a study that goes on may change
 
 
 def check_study(options: StudyOptions, labels: LabelSet, test: LabelSet) -> tuple[Split, list[str]]:
@@ -71,3 +81,39 @@ def _weight_problems(arm: Arm, options: StudyOptions) -> list[str]:
         except (InputError, OSError) as error:
             return [f"the start {arm.name} does not load: {error}"]
     return []
+
+
+def begin_or_go_on(options: StudyOptions) -> dict[str, Any]:
+    """What ``study.json`` holds, or a new one.
+
+    Raises:
+        InputError: if the study in the folder had other arguments or data.
+    """
+    folder = Path(options.output_dir)
+    asked = json.loads(json.dumps(asdict(options)))
+    files = [arm.weights or arm.detector for arm in options.arms]
+    names = (options.images, options.train, options.test, options.train_images,
+             options.test_images, options.config_file, *files)  # fmt: skip
+    content = {name: content_of(name, folder) for name in dict.fromkeys(names) if name}
+    path = folder / STATE
+    if not path.is_file():
+        state = {"asked": asked, "content": content, "spent": 0.0, "joules": {}}
+        write_json(path, state, indent=1)
+        return state
+    state = json.loads(path.read_text(encoding="utf-8"))
+    changed = [
+        f"{key} was {state['asked'].get(key)!r}, is {value!r}"
+        for key, value in asked.items()
+        if key not in FREE and state["asked"].get(key) != value
+    ]
+    before = state.get("content", {})
+    changed += [
+        f"data was changed since: {name}"
+        for name, digest in content.items()
+        if before.get(name) != digest
+    ]
+    if changed:
+        head = f"the study in {folder} was begun with other arguments:"
+        remedy = "give its own, or another --output-dir"
+        raise InputError("\n  ".join([head, *changed, remedy]))
+    return state

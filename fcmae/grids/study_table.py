@@ -12,6 +12,7 @@ from typing import Any
 
 from fcmae.grids.study import Study
 from fcmae.grids.study_plan import Arm
+from fcmae.grids.study_runs import pretraining_folder
 from fcmae.grids.verdicts import Verdict
 from training.records.intervals import Estimate, estimate
 from training.records.metrics import read_history
@@ -107,7 +108,7 @@ def _cost(study: Study, arm: Arm) -> Cost:
     seconds = [r.seconds for r in runs if r.seconds]
     joules = [r.joules for r in runs if r.joules is not None]
     steps, hours, pretraining = 0, 0.0, None
-    if folder := study.pretraining_folder(arm):
+    if folder := pretraining_folder(study.options, arm):
         steps = study.state.get("pretraining_steps", 0)
         hours = steps * study.state.get("measured", {}).get("pretraining_step", 0.0) / 3600
         used = study.joules(folder)

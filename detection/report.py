@@ -25,7 +25,7 @@ from detection.reporting.facts import (
     started,
 )
 from detection.reporting.predictions import prediction_blocks
-from detection.reporting.run import EvaluatedRun, Run, config_differences, read_runs
+from detection.reporting.run import EvaluatedRun, Run, read_runs
 from detection.reporting.test_sets import test_set_blocks
 from detection.reporting.training import curve_blocks, pretraining_blocks, pretraining_folder
 from reporting.blocks import (
@@ -33,7 +33,6 @@ from reporting.blocks import (
     Block,
     Cards,
     Cell,
-    Details,
     Gallery,
     Number,
     Page,
@@ -46,6 +45,7 @@ from reporting.blocks import (
 )
 from reporting.html import render_html
 from reporting.markdown import markdown_files
+from reporting.run_files import config_differences
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,6 @@ METRICS = {
     "ARm": "recall, medium",
     "ARl": "recall, large",
 }
-LOG_LINES = 40
 
 
 def write_report(
@@ -327,7 +326,7 @@ def _class_blocks(runs: Sequence[Run]) -> list[Block]:
 def _difference_blocks(runs: Sequence[Run]) -> list[Block]:
     if missing := [run.name for run in runs if not run.config]:
         return [Paragraph(f"The settings of {', '.join(missing)}: {NOT_RECORDED}.")]
-    rows = config_differences(runs)
+    rows = config_differences([run.config for run in runs])
     if not rows:
         return [Paragraph("The runs' settings are the same, the output folder apart.")]
     caption = "Settings that are not the same in all runs, the output folder apart"
@@ -339,12 +338,5 @@ def _fact_blocks(runs: Sequence[Run]) -> list[Block]:
     blocks: list[Block] = [facts_table(runs, _run_names(runs))]
     for run in runs:
         of_run = f" of {run.name}" if len(runs) > 1 else ""
-        if run.config_text:
-            blocks.append(Details(f"Full configuration{of_run}", run.config_text))
-        else:
-            blocks.append(Paragraph(f"Full configuration{of_run}: {NOT_RECORDED}."))
-        if run.log:
-            last = "\n".join(run.log[-LOG_LINES:])
-            shown = f"last {min(LOG_LINES, len(run.log))} of {len(run.log)} lines"
-            blocks.append(Details(f"Log{of_run}, {shown}", last))
+        blocks += run.details(of_run)
     return blocks

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from backbones.errors import InputError
 from backbones.whole_files import write_files
@@ -35,9 +34,14 @@ from reporting.blocks import (
 )
 from reporting.html import render_html
 from reporting.markdown import markdown_files
+from reporting.run_files import (
+    RunFiles,
+    config_differences,
+    read_object,
+    read_run_files,
+    read_text,
+)
 from segmentation.figures import picture_panels
-from training.config_files import flatten
-from training.records.metrics import read_history
 
 logger = logging.getLogger(__name__)
 
@@ -51,20 +55,15 @@ METRICS = {
 }
 CURVES = ("total_loss", "loss_seg", "loss_aux", "lr", "sem_seg/mIoU", "sem_seg/pACC")
 CONFUSED = 20  # classes of the confusion matrix, those with the most pixels
-LOG_LINES = 40
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(RunFiles):
     """What a run's folder holds; ``{}`` or empty where it is not there."""
 
     folder: Path
-    facts: dict[str, Any]
     metrics: dict[str, Any]
     images: list[dict[str, Any]]
-    curves: dict[str, list[tuple[int, float]]]
-    config: dict[str, Any]
-    log: list[str]
 
 
 def write_report(runs: Sequence[Path], output: Path, names: Sequence[str] | None = None) -> None:
@@ -104,33 +103,21 @@ def read_run(folder: Path) -> Run:
     """Read a run's files.
 
     Raises:
-        InputError: if it holds no segmentation run, or one of its files is not in its format.
+        InputError: if it holds no segmentation run, or its images' rows are not JSON.
     """
-
-    def read(name: str) -> Any:
-        path = folder / name
-        try:
-            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        except ValueError as error:
-            raise InputError(f"{path} is not JSON: {error}") from error
-
-    metrics = read("inference/metrics_summary.json")
-    facts = read("run.json")
-    if not facts and "sem_seg" not in metrics:
-        raise InputError(f"{folder} holds no segmentation run: no run.json, no metrics")
-    config = folder / "config.yaml"
-    log = folder / "log.txt"
-    return Run(
-        folder,
-        facts,
-        metrics,
-        read("inference/per_image.json") or [],
-        read_history(folder / "metrics.json")[0],
-        dict(flatten(yaml.safe_load(config.read_text(encoding="utf-8"))))
-        if config.is_file()
-        else {},
-        log.read_text(encoding="utf-8").splitlines()[-LOG_LINES:] if log.is_file() else [],
-    )
+    files = read_run_files(folder)
+    metrics = read_object(folder / "inference/metrics_summary.json", files.problems)
+    if not files.facts and "sem_seg" not in metrics:
+        raise InputError(
+            "\n  ".join([f"{folder} holds no segmentation run: no run.json, no metrics",
+                         *files.problems])
+        )  # fmt: skip
+    per_image = folder / "inference/per_image.json"
+    try:
+        images = json.loads(read_text(per_image) or "[]")
+    except ValueError as error:
+        raise InputError(f"{per_image} is not JSON: {error}") from error
+    return Run(folder, metrics, images, **vars(files))
 
 
 Named = Sequence[tuple[RunName, Run]]
@@ -243,7 +230,7 @@ def _pictures(named: Named) -> list[Block]:
 def _curves(named: Named) -> list[Block]:
     charts = []
     for key in CURVES:
-        series = [Series(name, run.curves[key]) for name, run in named if run.curves.get(key)]
+        series = [Series(name, run.history[key]) for name, run in named if run.history.get(key)]
         if series:
             charts.append(Chart(key, series))
     return [Charts(charts)] if charts else [Paragraph(f"Curves: {NOT_RECORDED}.")]
@@ -287,19 +274,12 @@ def _facts(named: Named) -> list[Block]:
         rows.append([f"its values ({role})", *((s and s["values"]) or NOT_RECORDED for s in sets)])
     names: list[Cell] = ["", *(name for name, _ in named)]
     blocks: list[Block] = [Table(names, rows, "What made the runs", prose=True)]
-    keys = sorted({key for _, run in named for key in run.config} - {"OUTPUT_DIR"})
-    different = [key for key in keys if len({str(run.config.get(key)) for _, run in named}) > 1]
-    if different:
-        lines: list[list[Cell]] = [
-            [Code(key), *(Code(str(run.config.get(key, ""))) for _, run in named)]
-            for key in different
-        ]
+    if different := config_differences([run.config for _, run in named]):
+        lines: list[list[Cell]] = [[Code(key), *map(Code, values)] for key, values in different]
         blocks.append(Table(names, lines, "Settings that differ", prose=True))
     for name, run in named:
+        blocks += [Paragraph(f"{name}: {problem}", "warning") for problem in run.problems]
         if run.facts.get("command"):
             blocks.append(Details(f"{name}: command", run.facts["command"]))
-        if run.config:
-            blocks.append(Details(f"{name}: config", yaml.safe_dump(run.config)))
-        if run.log:
-            blocks.append(Details(f"{name}: end of the log", "\n".join(run.log)))
+        blocks += run.details(f" of {name}")
     return blocks

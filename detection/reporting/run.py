@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from backbones.errors import InputError
 from detection.evaluation.inputs import Evaluation
-from training.config_files import flatten
-from training.records.metrics import read_history
+from reporting.run_files import RunFiles, read_object, read_run_files
 
 METRICS_SUMMARY = Path("inference") / "metrics_summary.json"
 RESULTS = Path("inference") / "coco_instances_results.json"
@@ -30,34 +26,16 @@ FILES = (
 
 
 @dataclass(frozen=True)
-class Run:
-    """What one output folder holds; ``None`` or empty where it holds nothing.
+class Run(RunFiles):
+    """What one output folder holds; ``None`` or empty where it holds nothing."""
 
-    Args:
-        name: how the report calls it.
-        folder: where it is.
-        metrics: what ``detection.evaluate`` wrote.
-        diagnosis: what ``detection.evaluation.diagnosis`` wrote.
-        history: name -> (iteration, value) in the order of iterations, from metrics.json.
-        facts: run.json.
-        config: config.yaml as dotted keys; ``config_text`` as it stands.
-        log: the lines of log.txt.
-        problems: files that are there and cannot be read, in words.
-        test_sets: label -> (what run.json says of it, metrics), of a run with several test sets.
-        evaluation: the ground truth and results, where they were read already.
-    """
-
-    name: str
+    name: str  # how the report calls it
     folder: Path
-    metrics: dict[str, Any] = field(default_factory=dict)
-    diagnosis: dict[str, Any] = field(default_factory=dict)
-    history: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)
-    config_text: str = ""
-    log: Sequence[str] = ()
-    problems: Sequence[str] = ()
+    metrics: dict[str, Any] = field(default_factory=dict)  # of ``detection.evaluate``
+    diagnosis: dict[str, Any] = field(default_factory=dict)  # of ``detection.evaluation.diagnosis``
+    # label -> (what run.json says of it, metrics), of a run with several test sets
     test_sets: dict[str, tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=dict)
+    # the ground truth and results, where they were read already
     evaluation: Evaluation | None = field(default=None, repr=False, compare=False)
 
     def fact(self, *keys: str) -> Any:
@@ -103,25 +81,14 @@ def read_run(folder: Path, name: str | None = None) -> Run:
             f"{folder} holds no run: none of {', '.join(map(str, FILES))} is there; "
             "give the OUTPUT_DIR of a training"
         )
-    problems: list[str] = []
-    config_text = _read_text(folder / "config.yaml")
-    log = _read_text(folder / "log.txt").splitlines()
-    facts = _read_object(folder / "run.json", problems)
-    history, unreadable = read_history(folder / "metrics.json")
-    if unreadable:
-        problems.append(f"metrics.json: {unreadable} lines are not JSON with an iteration")
+    files = read_run_files(folder)
     return Run(
         name=name or folder.resolve().name,
         folder=folder,
-        metrics=_read_metrics(folder / METRICS_SUMMARY, problems),
-        diagnosis=_read_object(folder / DIAGNOSIS, problems),
-        history=history,
-        facts=facts,
-        config=_read_config(config_text, folder / "config.yaml", problems),
-        config_text=config_text,
-        log=log,
-        problems=problems,
-        test_sets=_read_test_sets(folder, facts, problems),
+        metrics=_read_metrics(folder / METRICS_SUMMARY, files.problems),
+        diagnosis=read_object(folder / DIAGNOSIS, files.problems),
+        test_sets=_read_test_sets(folder, files.facts, files.problems),
+        **vars(files),
     )
 
 
@@ -144,43 +111,8 @@ def read_runs(folders: Sequence[Path], names: Sequence[str] | None = None) -> li
     return [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
 
 
-def config_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """Dotted keys whose values are not the same in all runs, with each run's value as text."""
-    missing = object()
-    configs = [run.config for run in runs]
-    keys = sorted({key for config in configs for key in config} - {"OUTPUT_DIR"})
-    rows = []
-    for key in keys:
-        values = [config.get(key, missing) for config in configs]
-        if any(value != values[0] for value in values):
-            rows.append((key, ["not set" if v is missing else _as_text(v) for v in values]))
-    return rows
-
-
-def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) and value else json.dumps(value, default=str)
-
-
-def _read_text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-
-
-def _read_object(path: Path, problems: list[str]) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(_read_text(path))
-    except ValueError as error:
-        problems.append(f"{path.name} is not JSON: {error}")
-        return {}
-    if not isinstance(content, dict):
-        problems.append(f"{path.name} holds no JSON object")
-        return {}
-    return content
-
-
 def _read_metrics(path: Path, problems: list[str]) -> dict[str, Any]:
-    metrics = _finite(_read_object(path, problems))
+    metrics = _finite(read_object(path, problems))
     if any(not isinstance(metrics.get(key, {}), dict) for key in METRICS_KEYS):
         problems.append(f"{path.name} has not the form that detection.evaluate writes")
         return {}
@@ -207,12 +139,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(entry) for key, entry in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _read_config(text: str, path: Path, problems: list[str]) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(text) if text else {}
-    except yaml.YAMLError:
-        problems.append(f"{path.name} is not plain YAML: its keys are not compared")
-        return {}
-    return dict(flatten(content)) if isinstance(content, dict) else {}

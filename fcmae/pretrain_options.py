@@ -18,7 +18,7 @@ from images.display import bands_problems
 from images.files import range_problems
 from images.statistics import problems_of
 from training.devices import find_device
-from training.options import TrainingOptions, option, training_problems
+from training.options import TrainingOptions, option, out_of_limits, training_problems
 
 CHANNELS = (
     "channels; converted are grey to 3 (repeated), RGB to 1 (luma) and a dropped alpha; a file of "
@@ -170,12 +170,10 @@ class PretrainOptions(TrainingOptions):
         problems += range_problems(self.value_range) + bands_problems(
             self.show_bands, self.in_chans
         )
-        for name in ("weight_decay", "warmup_epochs", "panel_every", "cache_gb"):
-            if getattr(self, name) < 0:
-                problems.append(f"{name} is {getattr(self, name)}; it must be at least 0")
-        for name in ("hard_patches", "grey_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                problems.append(f"{name} is {getattr(self, name)}; it must be in [0, 1]")
+        at_least_0 = ("weight_decay", "warmup_epochs", "panel_every", "cache_gb")
+        shares = ("hard_patches", "grey_share")
+        limits = {"at least 0": at_least_0, "in [0, 1]": shares, "positive": ("base_lr",)}
+        problems += out_of_limits(self, limits)
         if self.grey_share and self.in_chans != 3:
             problems.append(f"grey_share is for 3 channels; in_chans is {self.in_chans}")
         if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[-1] <= 1:
@@ -183,8 +181,6 @@ class PretrainOptions(TrainingOptions):
                 f"crop_scale is {self.crop_scale}; give two shares of an image's area in (0, 1], "
                 "the smaller first"
             )
-        if self.base_lr <= 0:
-            problems.append(f"base_lr is {self.base_lr}; it must be positive")
         if self.measure_features_every is not None and self.measure_features_every < 0:
             problems.append(
                 f"measure_features_every is {self.measure_features_every}; 0 is for never"

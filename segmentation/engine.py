@@ -202,13 +202,13 @@ def load_initial_weights(config: CfgNode, model: UPerNet) -> None:
 
 
 def predict_segmenter(
-    config: CfgNode, dataset: SegmentationDataset, weights: Path, folder: str = "inference"
+    config: CfgNode, dataset: SegmentationDataset, weights: Path
 ) -> dict[str, Any]:
     """Predict every image of a data set, and evaluate; see :func:`evaluate_model`."""
     device = find_device(resolve_device(config), "MODEL.DEVICE")
     model = build_segmenter(config)
     load_segmenter(weights, model)
-    return evaluate_model(config, model.to(device), dataset, Path(config.OUTPUT_DIR) / folder)
+    return evaluate_model(config, model.to(device), dataset, Path(config.OUTPUT_DIR) / "inference")
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ see :class:`training.command_line.parsers.OptionsParser`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -103,6 +103,30 @@ def loop_options(options: TrainingOptions, steps: int, resume: bool) -> LoopOpti
     return LoopOptions(**values, resume=resume, tracked_config=flat)
 
 
+LIMITS: dict[str, Callable[[float], bool]] = {  # of numbers, by their words
+    "at least 0": lambda value: value >= 0,
+    "at least 1": lambda value: value >= 1,
+    "positive": lambda value: value > 0,
+    "in [0, 1]": lambda value: 0 <= value <= 1,
+    "in [0, 1)": lambda value: 0 <= value < 1,
+    "in (0, 1]": lambda value: 0 < value <= 1,
+}
+
+
+def out_of_limits(options: Any, limits: Mapping[str, Sequence[str]]) -> list[str]:
+    """What lies out of its limits, in words; None is within all.
+
+    Args:
+        limits: keys of ``LIMITS``, each with the names of the options that it is for.
+    """
+    return [
+        f"{name} is {value}; it must be {words}"
+        for words, names in limits.items()
+        for name in names
+        if (value := getattr(options, name)) is not None and not LIMITS[words](value)
+    ]
+
+
 def not_finite(values: Mapping[str, Any]) -> list[str]:
     """What is NaN or infinite among numbers and tuples of numbers, in words."""
     return [
@@ -123,12 +147,8 @@ def training_problems(options: TrainingOptions, further_counts: Sequence[str] = 
         "max_steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints",
         "accumulate", *further_counts,
     )  # fmt: skip
-    values = {name: getattr(options, name) for name in counts}
-    problems = [
-        f"{name} is {value}; it must be at least 1"
-        for name, value in values.items()
-        if value is not None and value < 1
-    ]
+    limits = {"at least 1": counts, "positive": ["clip_norm"], "at least 0": ["workers"]}
+    problems = out_of_limits(options, limits)
     problems += not_finite({each.name: getattr(options, each.name) for each in fields(options)})
     problems += [
         f"{name} is empty; give a name, or leave it out"
@@ -137,10 +157,6 @@ def training_problems(options: TrainingOptions, further_counts: Sequence[str] = 
     ]
     if not 0 <= options.seed <= LARGEST_SEED:
         problems.append(f"seed is {options.seed}; it must be from 0 to {LARGEST_SEED}")
-    if options.clip_norm is not None and options.clip_norm <= 0:
-        problems.append(f"clip_norm is {options.clip_norm}; it must be positive")
-    if options.workers < 0:
-        problems.append(f"workers is {options.workers}; it must be at least 0")
     if options.precision not in ("no", "bf16", "fp16"):
         problems.append(f"precision is {options.precision!r}; allowed: no, bf16, fp16")
     try:

@@ -38,7 +38,8 @@ LARGE_FILES = [  # kind, ending, height, width
     ("12 MP PNG", ".png", 3000, 4000),
     ("12 MP TIFF", ".tif", 3000, 4000),
 ]
-ROUNDS = 3
+ROUNDS, INDEX_ROUNDS = 3, 30
+PIXELS = 224  # of the sides of a sample
 
 
 def data_case(
@@ -138,18 +139,18 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def index_seconds(case: EncoderCase, rounds: int = 30) -> float:
+def index_seconds(case: EncoderCase) -> float:
     """Of one loader process and batch, by processor time."""
     mask = random_mask(case.batch, grid_size(case.image_size, case.image_size), case.mask_ratio)
     with _one_thread():
         PackedMask.of(mask)
         began = time.process_time()
-        for _ in range(rounds):
+        for _ in range(INDEX_ROUNDS):
             PackedMask.of(mask)
-        return (time.process_time() - began) / rounds
+        return (time.process_time() - began) / INDEX_ROUNDS
 
 
-def large_case(image_size: int = 224) -> list[Row]:
+def large_case() -> list[Row]:
     """Images a second of a worker, by kind of file, and over those of small files.
 
     Photographs of 24 megapixels as JPEG and of 12 as PNG and TIFF, as they are and from shrunk
@@ -166,7 +167,7 @@ def large_case(image_size: int = 224) -> list[Row]:
             sources[f"{kind}, --cache"] = (images, folder / "cache")
         readers = {
             kind: SeededSamples(
-                pretraining_samples(str(images), [image_size] * 2, 0.6, cache=cache), seed=0
+                pretraining_samples(str(images), (PIXELS, PIXELS), 0.6, cache=cache), seed=0
             )
             for kind, (images, cache) in sources.items()
         }
@@ -178,7 +179,7 @@ def large_case(image_size: int = 224) -> list[Row]:
     return [
         {
             "files": kind,
-            "pixels": image_size,
+            "pixels": PIXELS,
             "images/s a worker": rate,
             "/ small files": rate / medians["small JPEG"],
         }

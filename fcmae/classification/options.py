@@ -12,7 +12,7 @@ from backbones.kernels import Kernels
 from backbones.normalization import GRNOptions
 from fcmae.classification.recipes import RECIPES, Recipe
 from images.statistics import problems_of
-from training.options import TrainingOptions, option, training_problems
+from training.options import TrainingOptions, option, out_of_limits, training_problems
 
 DATA = (
     "a folder with a folder of images for each class (or train/ and val/ of these), .tar shards of "
@@ -125,17 +125,11 @@ class FinetuneOptions(TrainingOptions):
                 f"image size is {self.image_size[0]}x{self.image_size[1]}; at least 32x32, the "
                 "encoder's stride"
             )
-        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
-            problems.append(f"crop_pct is {self.crop_pct}; it must be in (0, 1]")
-        if self.min_lr < 0:
-            problems.append(f"min_lr is {self.min_lr}; it must be at least 0")
+        at_least_0 = ("min_lr", "eval_every", "measure_features_every")
+        limits = {"in (0, 1]": ("crop_pct",), "at least 0": at_least_0, "at least 1": ("in_chans",)}
+        problems += out_of_limits(self, limits)
         if not 0 < self.val_fraction < 1:
             problems.append(f"val_fraction is {self.val_fraction}; it must be between 0 and 1")
-        for name in ("eval_every", "measure_features_every"):
-            if (value := getattr(self, name)) < 0:
-                problems.append(f"{name} is {value}; it must be at least 0")
-        if self.in_chans is not None and self.in_chans < 1:
-            problems.append(f"in_chans is {self.in_chans}; it must be at least 1")
         if self.value_range is not None and self.value_range[0] >= self.value_range[1]:
             low, high = self.value_range
             problems.append(f"value_range is {low:g} {high:g}; the first must be the lower")

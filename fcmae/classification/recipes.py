@@ -23,7 +23,7 @@ from typing import Any
 
 from backbones.errors import InputError
 from backbones.param_groups import LayerDecayType
-from training.options import not_finite
+from training.options import not_finite, out_of_limits
 
 MANY_CLASSES = 10_000  # ImageNet-22K rather than -1K
 
@@ -149,21 +149,17 @@ def schedule(recipe: Recipe, images: int, batch: int, max_steps: int | None) -> 
 
 
 def _problems(recipe: Recipe) -> list[str]:
-    below_1 = ("label_smoothing", "drop_path", "ema_decay")
-    at_least_0 = ("weight_decay", "warmup_epochs", "mixup", "cutmix", "head_init_scale")
     problems = not_finite({each.name: getattr(recipe, each.name) for each in fields(Recipe)})
-    for field in fields(Recipe):
-        name, value = field.name, getattr(recipe, field.name)
-        if name in below_1 and not 0 <= value < 1:
-            problems.append(f"{name} is {value}; it must be in [0, 1)")
-        elif name in at_least_0 and value < 0:
-            problems.append(f"{name} is {value}; it must be at least 0")
-        elif name in ("base_lr", "epochs") and value <= 0:
-            problems.append(f"{name} is {value}; it must be positive")
-        elif name == "random_erasing" and not 0 <= value <= 1:
-            problems.append(f"{name} is {value}; it must be in [0, 1]")
-        elif name == "layer_decay" and not 0 < value <= 1:
-            problems.append(f"{name} is {value}; it must be in (0, 1]")
+    problems += out_of_limits(
+        recipe,
+        {
+            "in [0, 1)": ("label_smoothing", "drop_path", "ema_decay"),
+            "at least 0": ("weight_decay", "warmup_epochs", "mixup", "cutmix", "head_init_scale"),
+            "positive": ("base_lr", "epochs"),
+            "in [0, 1]": ("random_erasing",),
+            "in (0, 1]": ("layer_decay",),
+        },
+    )
     if recipe.layer_decay_type not in ("single", "group"):
         problems.append(f"layer_decay_type is {recipe.layer_decay_type!r}; allowed: single, group")
     if recipe.warmup_epochs > recipe.epochs:

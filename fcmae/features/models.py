@@ -67,14 +67,14 @@ def load_model(
     return _own_model(name, source)
 
 
-def load_convnext(source: str, seed: int = 0) -> tuple[ConvNeXt, AnalysedModel]:
+def load_convnext(source: str) -> tuple[ConvNeXt, AnalysedModel]:
     """An encoder of ours: a file of any format, ``timm:NAME`` or ``random:NAME``.
 
     Raises:
         FileNotFoundError, InputError: as :func:`load_model`.
     """
     if source.startswith("random:"):
-        found = load_model("encoder", source, seed=seed)
+        found = load_model("encoder", source)
     else:
         found = _own_model("encoder", source)
     if not isinstance(found.model, ConvNeXt):

@@ -90,7 +90,7 @@ def _thumbnail(embeddings: Embeddings, row: int, rank: int) -> Picture:
     return Picture(thumbnail(image), f"{rank}. {name}", name)
 
 
-def probe_classes(embeddings: Embeddings, split_seed: int = 0) -> dict[str, float]:
+def probe_classes(embeddings: Embeddings) -> dict[str, float]:
     """``knn`` and ``linear`` accuracy (%) of the classes, on a share of each that is set apart.
 
     Raises:
@@ -98,7 +98,7 @@ def probe_classes(embeddings: Embeddings, split_seed: int = 0) -> dict[str, floa
     """
     if embeddings.labels is None:
         raise InputError("a probe needs images in folders of two classes or more")
-    held = set_apart(embeddings.names, embeddings.labels, HELD_OUT, split_seed)
+    held = set_apart(embeddings.names, embeddings.labels, HELD_OUT, 0)
     is_held = np.isin(np.arange(len(embeddings.names)), list(held))
     labels = np.array(embeddings.labels)
     x = embeddings.features

@@ -20,12 +20,13 @@ import torch.nn.functional as F
 from backbones.convnext import STRIDES, ConvNeXt
 from fcmae.classification.data import LabelledData
 from fcmae.classification.transforms import CROP_PCT, evaluation_transform
-from fcmae.features.embeddings import Pooling, embed, nearest
+from fcmae.features.embeddings import embed, nearest
 from images.statistics import Statistics
 
 logger = logging.getLogger(__name__)
 
 NEIGHBOURS = 10
+BATCH = 16  # images at a time
 IGNORED = 255  # in masks
 
 
@@ -118,9 +119,6 @@ def probe_images(
     data: LabelledData,
     statistics: Statistics,
     image_size: tuple[int, int],
-    stage: str = "stage4",
-    pooling: Pooling = "mean",
-    batch_size: int = 16,
 ) -> dict[str, float]:
     """How well frozen features tell the classes of images: both probes' accuracy in percent.
 
@@ -129,7 +127,6 @@ def probe_images(
         data: what the probes are fitted on, and evaluated on.
         statistics: normalise the images.
         image_size: height and width in pixels.
-        stage, pooling: see :func:`fcmae.features.embeddings.embed`.
 
     Returns:
         ``knn`` and ``linear``.
@@ -138,12 +135,12 @@ def probe_images(
     features, labels = [], []
     for samples in (data.train, data.val):
         samples.transform = transform
-        places = range(0, len(samples), batch_size)
+        places = range(len(samples))
         batches = (
-            torch.stack([samples[p][0] for p in range(at, min(at + batch_size, len(samples)))])
-            for at in places
+            torch.stack([samples[place][0] for place in places[at : at + BATCH]])
+            for at in places[::BATCH]
         )
-        features.append(embed(encoder, batches, stage, pooling))
+        features.append(embed(encoder, batches))
         labels.append(np.array(samples.labels))
     return accuracies(*features, *labels)
 

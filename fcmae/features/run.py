@@ -24,7 +24,7 @@ from fcmae.features.plots import (
 from fcmae.features.taps import DEFAULT_TAP, Tap, tap_points
 from reporting.tables import by_column, csv_text
 from training.devices import find_device
-from training.options import LARGEST_SEED
+from training.options import LARGEST_SEED, out_of_limits
 from training.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -65,12 +65,8 @@ def analyze_models(options: AnalysisOptions) -> dict[str, list[BlockFeatures]]:
             models for images of different numbers of channels.
     """
     device = find_device(options.device)
-    least = {"images": 1, "batch_size": 1, "workers": 0, "seed": 0}
-    if problems := [
-        f"{name} is {value}; it must be at least {low}"
-        for name, low in least.items()
-        if (value := getattr(options, name)) is not None and value < low
-    ]:
+    least = {"at least 1": ("images", "batch_size"), "at least 0": ("workers", "seed")}
+    if problems := out_of_limits(options, least):
         raise InputError("; ".join(problems))
     if options.seed > LARGEST_SEED:
         raise InputError(f"seed is {options.seed}; it must be at most {LARGEST_SEED}")

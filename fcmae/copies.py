@@ -51,7 +51,6 @@ def shrink_factor(
     """By how much the sides of an image may be divided: every crop keeps the size of a sample.
 
     Args:
-        height, width: of the image.
         image_size: height and width of a sample.
         smallest_crop: its share of the image's area.
     """
@@ -110,7 +109,6 @@ class ShrunkCopies:
         """Make the copies that are not there yet, several at a time, with a progress bar.
 
         Args:
-            header: what is known of a file.
             among: the images to look at; bad ones have no copy.
         """
         wanted, sizes = {}, {}

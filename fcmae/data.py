@@ -111,11 +111,6 @@ def augmented(
 ) -> Tensor:
     """Decode, crop at random, resize, flip at random: uint8 or float32 ``[C, H, W]``.
 
-    Args:
-        image_size: H and W.
-        crop_scale: see :class:`PretrainingSamples`.
-        whole_jpegs: never decode a JPEG at a smaller scale.
-
     Raises:
         ImageError: if the pixels are damaged, or their values not those that are stated.
     """

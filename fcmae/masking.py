@@ -63,11 +63,9 @@ def random_mask(
     """A random mask, each image with the same number of visible patches.
 
     Args:
-        batch: number of images B.
         grid: rows and columns of patches, see :func:`grid_size`.
         mask_ratio: share of patches to remove, in [0, 1).
         generator: source of randomness (on ``device``); torch's global one by default.
-        device: where the mask is made.
 
     Returns:
         bool ``[B, rows, columns]``, True = removed.

@@ -77,10 +77,6 @@ class PretrainingStep:
 def pretrain(options: PretrainOptions, resume: bool = False) -> Path:
     """Pretrain an encoder.
 
-    Args:
-        options: what to do.
-        resume: continue the run in ``options.output_dir``.
-
     Returns:
         The path of ``encoder.safetensors``. Beside it: ``config.yaml``, ``metrics.json``,
         ``checkpoints/``, ``tensorboard/`` and ``reconstructions/*.png``.

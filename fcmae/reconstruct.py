@@ -51,10 +51,8 @@ def reconstruct_images(
 
     Args:
         run: the output folder of a pretraining, with a checkpoint.
-        inputs: files, folders and glob patterns.
         output_dir: gets ``NAME.png`` for each image, and ``losses.csv``.
         mask_ratio: share of the patches to remove; None for the run's.
-        seed: of the masks.
 
     Returns:
         The pictures.

@@ -36,12 +36,7 @@ def statistics_of(stored: Mapping[str, Any]) -> Statistics:
 
 
 def write_config(options: Any, derived: Mapping[str, Any]) -> None:
-    """The run's options and what follows from them, to ``config.yaml`` and to the log.
-
-    Args:
-        options: a dataclass with the run's ``output_dir``.
-        derived: what was made of them, written under ``derived``.
-    """
+    """The run's options and what follows from them, to ``config.yaml`` and to the log."""
     text = yaml.safe_dump({**as_yaml(options), "derived": dict(derived)}, sort_keys=False)
     logger.info("configuration:\n%s", text)
     if is_main_process():
@@ -58,7 +53,6 @@ def check_resumed(
     """Check that a resumed run learns as it began, and say what else has changed.
 
     Args:
-        options: those given now.
         images: how many images there are and their fingerprint, as :func:`write_config` has them.
         free: options that may change, beside those of every training.
         resolved: what the training made of options, under the names that :func:`write_config` has;

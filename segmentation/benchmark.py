@@ -37,9 +37,6 @@ def segmentation_case(
 
     Args:
         precision: "fp32" or "bf16" (autocast).
-        batch: images of a step.
-        image_size: pixels of their sides.
-        channels: of the heads.
 
     Raises:
         InputError: where transformers is not installed, and for a batch of one, whose pooled map of

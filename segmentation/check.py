@@ -42,11 +42,7 @@ class Checked:
 
 
 def check_segmentation(dataset: SegmentationDataset, reading: Reading) -> Checked:
-    """Read every image and class map.
-
-    Args:
-        reading: how images are read.
-    """
+    """Read every image and class map."""
     errors: dict[str, list[str]] = defaultdict(list)
     warnings: dict[str, list[str]] = defaultdict(list)
     pixels, ignored = np.zeros(len(dataset.classes.names), np.int64), 0

@@ -126,7 +126,6 @@ def train_segmenter(
     Args:
         config: with ``NUM_CLASSES`` and ``SEED`` resolved.
         test_set: evaluated every ``TEST.EVAL_PERIOD`` steps.
-        resume: continue from the newest checkpoint, where there is one.
     """
     solver, output_dir = config.SOLVER, Path(config.OUTPUT_DIR)
     device = find_device(resolve_device(config), "MODEL.DEVICE")

@@ -65,12 +65,10 @@ def predict(
 
     Args:
         run: the ``OUTPUT_DIR`` of a training by ``tools/train_segmentation.py``.
-        inputs: files, folders and glob patterns.
         output_dir: must not hold predictions; with ``resume`` those of the same images, weights
             and settings go on.
         weights: a model instead of the run's newest checkpoint.
         overrides: ``KEY VALUE ...`` that change the run's config.
-        skip_bad_images: leave out files that do not decode, each with a warning.
 
     Returns:
         The number of ``images``.

@@ -49,10 +49,8 @@ def run(
     """Train (unless ``eval_only``), then predict and evaluate on ``DATASETS.TEST``, and report.
 
     Args:
-        config: as :func:`segmentation.config.load_config` gives it.
         resume: continue the run in ``OUTPUT_DIR``, where there is one.
         eval_only: evaluate ``MODEL.WEIGHTS``, or where that is empty the run's newest checkpoint.
-        config_file: where the config came from, for the records.
 
     Returns:
         The metrics, see :func:`segmentation.engine.evaluate_model`; empty without a test set.

@@ -48,8 +48,6 @@ def data_case(
     """One line of the table; writes to a temporary folder only.
 
     Args:
-        case: encoder, precision, batch, image size and mask ratio of the run.
-        workers: loader processes.
         steps: that are counted.
         data: a folder of images; None for synthetic JPEG files.
     """

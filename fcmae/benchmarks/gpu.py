@@ -106,8 +106,6 @@ def gpu_encoder_case(
     """Forward and backward of the encoder, a row for each way to compute it.
 
     Args:
-        case: what to run.
-        rounds: that are counted.
         device: a GPU; elsewhere no peak memory is shown.
         kernels: of the packed encoder: "torch", "triton", "fused", or "auto" for a row of each.
         rates: of the hardware; measured when None.

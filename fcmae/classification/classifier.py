@@ -118,10 +118,6 @@ class ClassifierGraph(nn.Module):
 def classifier_export(source: str | Path, precision: str = "fp32") -> Export:
     """A classifier's export, its head and normalisation included.
 
-    Args:
-        source: see :func:`load_classifier`.
-        precision: one of ``backbones.export.PRECISIONS``.
-
     Raises:
         FileNotFoundError, InputError: as :func:`load_classifier`.
     """

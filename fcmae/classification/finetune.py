@@ -60,10 +60,6 @@ EMA_WARMUP = 10
 def finetune(options: FinetuneOptions, resume: bool = False) -> Path:
     """Fine-tune an encoder (or a classifier) on labelled images.
 
-    Args:
-        options: what to do.
-        resume: continue the run in ``options.output_dir``.
-
     Returns:
         The path of ``classifier.safetensors``. Beside it: ``classifier_ema.safetensors`` (the
         averaged weights, where the recipe has them), ``config.yaml``, ``metrics.json``,

@@ -108,11 +108,7 @@ def build_classifier(
 
     Args:
         source: the weights; all is new for ``NO_SOURCE``.
-        model: a key of ``backbones.convnext.SIZES``.
-        classes: how many.
         rows: of the source's head, one for each class; None for a new head.
-        drop_path: stochastic depth.
-        in_chans: channels of the images.
         grn: the form of GRN, or what stands in its place; None for the source's.
         allow_other_grn: the source's may be another.
         adapt_channels: the source may be of images of other channels.
@@ -147,8 +143,6 @@ def choose_rows(
     """Which row of the source's head stands for each class of the data.
 
     Args:
-        source: the checkpoint.
-        classes: of the data, by number.
         class_list: a file with a line for each class of the data: the row's number (from 0) in
             the source's head, or its class's name there. Without it the data's names are looked
             up, and where all are only numbers (webdataset's) these are the rows.

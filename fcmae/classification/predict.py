@@ -54,13 +54,10 @@ def predict_classes(
 
     Args:
         run: see :func:`fcmae.classification.classifier.load_classifier`.
-        inputs: files, folders and glob patterns.
         output_dir: must not hold predictions, but for ``resume``.
         every: classify each ``every``-th frame of a video.
         pictures: write each image with its class.
         skip_bad_images: leave out files that do not decode, each with a warning.
-        device: see :func:`training.devices.find_device`.
-        batch_size: images at a time.
         resume: go on where an earlier call with the same settings ended.
         show_bands: channels (from 1) that ``pictures`` show; None for those of its training.
 

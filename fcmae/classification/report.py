@@ -65,10 +65,6 @@ def write_report(
     Args:
         path: the page, an ``.html`` file; ``metrics.json`` and ``config.yaml`` of its folder are
             shown.
-        title: of the page.
-        classes: the names of the classifier's classes, by number.
-        samples: the images that were evaluated.
-        evaluation: what the classifier said of them.
         facts: shown as they are, by name.
         trained_on: the class of each image of the training.
     """

@@ -65,7 +65,6 @@ def channel_maps(model: nn.Module, image: Tensor, tap: Tap = DEFAULT_TAP) -> lis
     Args:
         model: in evaluation mode.
         image: ``[1, C, H, W]``, normalised, on the model's device.
-        tap: where features are read.
 
     Raises:
         InputError: if the features of a block are no map of the image's proportions.

@@ -58,8 +58,6 @@ def typicality(
     """Rows of ``features`` ``[I, C]``, those of the largest clusters first.
 
     Args:
-        number: how many to choose.
-        labelled: rows that are labelled already.
         seed: of the clusters' first centres.
     """
     unit = normalised(features)

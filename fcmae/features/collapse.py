@@ -53,7 +53,6 @@ def steps_between_measures(
         every_epochs: as asked for; None for about fifty times over the run, but no more than once
             an epoch; 0 for never.
         epoch_steps: steps of a pass over the images.
-        steps: of the whole run.
         log_every: steps between two lines of ``metrics.json``.
     """
     if every_epochs == 0:

@@ -49,7 +49,6 @@ def load_model(
     """Load a model.
 
     Args:
-        name: what to call it.
         source: one of ``SOURCES``.
         image_size: height and width that models of a fixed size (ViT) are built for; None: 224.
         seed: of untrained weights.

@@ -38,10 +38,8 @@ def write_next(
 
     Args:
         output: the embeddings' file, which gives the stem.
-        number: how many.
         by: a key of :data:`fcmae.features.choose.CHOICES`.
         labelled: a list of names (paths, or the ends of paths) of images that are labelled already.
-        seed: of clusters and random choice.
 
     Returns:
         The names of the chosen images.

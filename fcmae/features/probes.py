@@ -123,9 +123,7 @@ def probe_images(
     """How well frozen features tell the classes of images: both probes' accuracy in percent.
 
     Args:
-        encoder: on any device.
         data: what the probes are fitted on, and evaluated on.
-        statistics: normalise the images.
         image_size: height and width in pixels.
 
     Returns:

@@ -45,11 +45,7 @@ NOT_READABLE = "not readable here"
 
 
 def write_study(study: Study, changed: ChangedPictures | None = None) -> Path:
-    """Write ``study.csv``, ``report.html`` and ``report.md`` into the study's folder.
-
-    Args:
-        changed: shows the pictures of two runs.
-    """
+    """Write ``study.csv``, ``report.html`` and ``report.md`` into the study's folder."""
     rows = study_rows(study)
     page = study.folder / "report.html"
     content = _page(study, rows, changed)

@@ -38,12 +38,7 @@ AN_ARGUMENT = (is_argument, "text, a number, True, False or a list of these")
 
 
 def type_problems(tree: Mapping[Any, Any], stages: Sequence[str]) -> list[str]:
-    """A line for each value of a wrong type; unknown keys are another's matter.
-
-    Args:
-        tree: a grid's whole tree.
-        stages: the names of the stages, in grids and rows.
-    """
+    """A line for each value of a wrong type; unknown keys are another's matter."""
     rows = tree.get("rows")
     if not isinstance(rows, dict) or not rows:
         return [f"rows is {rows!r:.80}; give a mapping from name to row"]

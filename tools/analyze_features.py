@@ -42,26 +42,21 @@ examples:
 def parse() -> argparse.Namespace:
     defaults = AnalysisOptions({}, "", Path())
     parser = ToolParser(__doc__, EXAMPLES, formatter_class=HelpFormatter)
+    add = parser.add_argument
     named: dict[str, Any] = {"action": "append", "default": [], "metavar": "NAME=SOURCE"}
-    parser.add_argument("--model", help=f"repeatable: {SOURCES}", **named)
-    parser.add_argument("--run", help="repeatable: a pretraining run's folder", **named)
-    parser.add_argument("--data", help="images (folder, .tar shards, hfds/NAME) for --model")
-    parser.add_argument("--output-dir", type=Path, required=True, help="where the files go")
-    parser.add_argument("--tap", choices=TAPS, default=defaults.tap, help="what is measured")
-    parser.add_argument(
-        "--images", type=int, default=defaults.images, help="at most, over all classes; 0: all"
-    )
-    parser.add_argument(
-        "--map-image", type=int, default=defaults.map_image, help="whose channel maps are drawn"
-    )
-    parser.add_argument(
-        "--image-size", help="pixels, 224 or 160x96; default: what all models tell, else 224"
-    )
-    parser.add_argument("--batch-size", type=int, default=defaults.batch_size, help="images")
-    parser.add_argument("--workers", type=int, default=defaults.workers, help="reading images")
-    parser.add_argument("--split", default=defaults.split, help="of hfds/ and some shards")
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="of untrained weights")
-    parser.add_argument("--device", choices=DEVICES, help="without it, a GPU that is there")
+    add("--model", help=f"repeatable: {SOURCES}", **named)
+    add("--run", help="repeatable: a pretraining run's folder", **named)
+    add("--data", help="images (folder, .tar shards, hfds/NAME) for --model")
+    add("--output-dir", type=Path, required=True, help="where the files go")
+    add("--tap", choices=TAPS, default=defaults.tap, help="what is measured")
+    add("--images", type=int, default=defaults.images, help="at most, over all classes; 0: all")
+    add("--map-image", type=int, default=defaults.map_image, help="whose channel maps are drawn")
+    add("--image-size", help="pixels, 224 or 160x96; default: what all models tell, else 224")
+    add("--batch-size", type=int, default=defaults.batch_size, help="images")
+    add("--workers", type=int, default=defaults.workers, help="reading images")
+    add("--split", default=defaults.split, help="of hfds/ and some shards")
+    add("--seed", type=int, default=defaults.seed, help="of untrained weights")
+    add("--device", choices=DEVICES, help="without it, a GPU that is there")
     arguments = parser.parse_args()
     if not arguments.model and not arguments.run:
         parser.error("nothing to analyse: give --model NAME=SOURCE or --run NAME=FOLDER")

@@ -40,23 +40,20 @@ exit code: 0 without errors (warnings may remain), 1 with errors, 2 on wrong usa
 
 def parse_arguments() -> argparse.Namespace:
     parser = ToolParser(__doc__, EXAMPLES)
-    parser.add_argument("annotations", type=Path, help="COCO json")
-    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="image folder")
-    parser.add_argument(
+    add = parser.add_argument
+    add("annotations", type=Path, help="COCO json")
+    add("--images", type=Path, required=True, metavar="DIR", help="image folder")
+    add(
         "--against",
         type=Path,
         metavar="OTHER",
         help="a json that must not share an image with it; classes are compared, too",
     )
-    parser.add_argument(
-        "--against-images", type=Path, metavar="DIR", help="OTHER's image folder, if not the same"
-    )
-    parser.add_argument(
-        "--repair", type=Path, metavar="FIXED", help="write it with what has one remedy mended"
-    )
-    parser.add_argument("--no-masks", action="store_true", help="objects need boxes only")
-    parser.add_argument("--headers-only", action="store_true", help="do not decode the images")
-    parser.add_argument("--json", action="store_true", help="print the problems as JSON")
+    add("--against-images", type=Path, metavar="DIR", help="OTHER's image folder, if not the same")
+    add("--repair", type=Path, metavar="FIXED", help="write it with what has one remedy mended")
+    add("--no-masks", action="store_true", help="objects need boxes only")
+    add("--headers-only", action="store_true", help="do not decode the images")
+    add("--json", action="store_true", help="print the problems as JSON")
     return parser.parse_args()
 
 

@@ -23,7 +23,8 @@ exit code: 0; 1 for folders that cannot be compared, all at once; 2 on wrong usa
 
 def main() -> None:
     parser = ToolParser(__doc__, EXAMPLES)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--arm",
         nargs="+",
         action="append",
@@ -31,10 +32,8 @@ def main() -> None:
         metavar=("NAME", "RUN"),
         help="an arm's name and its runs' folders; the first arm is the baseline",
     )
-    parser.add_argument("--curves", type=Path, metavar="FILE", help="an .svg file")
-    parser.add_argument(
-        "--metric", default="total_loss", help="what --curves draws, such as bbox/AP"
-    )
+    add("--curves", type=Path, metavar="FILE", help="an .svg file")
+    add("--metric", default="total_loss", help="what --curves draws, such as bbox/AP")
     options = parser.parse_args()
     if alone := [arm[0] for arm in options.arm if len(arm) < 2]:
         parser.error(f"--arm needs a name and one or more runs: {', '.join(alone)} has none")

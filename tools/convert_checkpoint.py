@@ -38,21 +38,18 @@ EXAMPLES = """examples:
 
 def parse_arguments() -> argparse.Namespace:
     parser = ToolParser(__doc__, EXAMPLES)
-    parser.add_argument("input", help="a checkpoint of any format, or timm:NAME")
-    parser.add_argument(
+    add = parser.add_argument
+    add("input", help="a checkpoint of any format, or timm:NAME")
+    add(
         "output",
         type=Path,
         help="its extension is the container's: .safetensors or .pth, .pt, .bin",
     )
-    parser.add_argument("--to", required=True, choices=TARGETS)
-    parser.add_argument(
-        "--key", help="which of a file's several sets of tensors: model_ema, teacher, ..."
-    )
-    parser.add_argument("--no-head", action="store_true", help="leave out a classifier's head")
-    parser.add_argument(
-        "--in-chans", type=int, help="channels of the images, with --adapt-channels"
-    )
-    parser.add_argument(
+    add("--to", required=True, choices=TARGETS)
+    add("--key", help="which of a file's several sets of tensors: model_ema, teacher, ...")
+    add("--no-head", action="store_true", help="leave out a classifier's head")
+    add("--in-chans", type=int, help="channels of the images, with --adapt-channels")
+    add(
         "--adapt-channels",
         action="store_true",
         help="turn a stem of other channels into one of --in-chans by timm's rule",

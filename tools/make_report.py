@@ -22,38 +22,37 @@ exit code: 0, 1 for folders that hold no run, 2 on wrong usage
 
 def parse_arguments() -> argparse.Namespace:
     parser = ToolParser(__doc__, EXAMPLES)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "runs",
         type=Path,
         nargs="+",
         metavar="RUN",
         help="a run's OUTPUT_DIR; the first is the baseline of the differences",
     )
-    parser.add_argument(
+    add(
         "--output",
         type=Path,
         required=True,
         metavar="FILE",
         help="the page, an .html file; the same as Markdown is written beside it",
     )
-    parser.add_argument("--names", nargs="+", metavar="NAME", help="what to call the runs")
-    parser.add_argument(
+    add("--names", nargs="+", metavar="NAME", help="what to call the runs")
+    add(
         "--note",
         action="append",
         default=[],
         metavar="TEXT",
         help="a paragraph under the headline; may be given several times",
     )
-    parser.add_argument(
-        "--pretraining", type=Path, metavar="DIR", help="output folder of the FCMAE pretraining"
-    )
-    parser.add_argument(
+    add("--pretraining", type=Path, metavar="DIR", help="output folder of the FCMAE pretraining")
+    add(
         "--annotations",
         type=Path,
         metavar="FILE",
         help="COCO json of the test set of runs that do not record it; with --images",
     )
-    parser.add_argument("--images", type=Path, metavar="DIR", help="its images")
+    add("--images", type=Path, metavar="DIR", help="its images")
     options = parser.parse_args()
     if bool(options.annotations) != bool(options.images):
         parser.error("--annotations and --images go together")

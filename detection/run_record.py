@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,7 @@ from detection.engines.weights import background_rows
 from detection.schema import TORCHVISION_ONLY
 from images.configured import reading_of
 from images.statistics import ImageFiles
-from training.command_line.commands import own_command
-from training.configured import resolve_device
-from training.records.environment import device_name, git_commit, versions
+from training.configured import command_facts
 
 logger = logging.getLogger(__name__)
 
@@ -56,16 +53,7 @@ def collect_facts(
     """
     facts = dict(earlier or {})
     of_training = not (eval_only and earlier)
-    of_command = {
-        "engine": config.ENGINE,
-        "versions": versions(),
-        "git_commit": git_commit(),
-        "command": own_command(),
-        "config_file": config_file,
-        "device": device_name(resolve_device(config)),
-        "seed": config.SEED,
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
+    of_command = command_facts(config, config_file)
     if of_training:
         facts |= of_command | {"started": facts.get("started", of_command["started"])}
     else:

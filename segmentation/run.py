@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +24,18 @@ from segmentation.dataset import SegmentationDataset, load_segmentation
 from segmentation.engine import predict_segmenter, train_segmenter
 from segmentation.report import write_report
 from training.cli import is_main_process, log_to
-from training.command_line.commands import own_command
 from training.command_line.tasks import read_facts
 from training.configured import (
     check_output_dir,
+    command_facts,
     holds_run,
     newest_weights,
-    resolve_device,
     resolve_seed,
     warn_of_solver,
 )
 from training.guards.resume import say_changes
 from training.guards.run_folder import held
-from training.records.environment import device_name, git_commit, peak_memory_mb, versions
+from training.records.environment import peak_memory_mb
 from training.records.metrics import train_seconds
 
 logger = logging.getLogger(__name__)
@@ -201,16 +199,7 @@ def collect_facts(
         }
         for role, dataset in datasets.items()
     }
-    of_command = {
-        "engine": config.ENGINE,
-        "versions": versions(),
-        "git_commit": git_commit(),
-        "command": own_command(),
-        "config_file": config_file,
-        "device": device_name(resolve_device(config)),
-        "seed": config.SEED,
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
+    of_command = command_facts(config, config_file)
     if eval_only and earlier:
         before = earlier.get("datasets", {})
         if before.get("test") == sets["test"]:

@@ -9,6 +9,7 @@ import json
 import os
 import random
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,13 +24,14 @@ from backbones.errors import InputError
 from backbones.param_groups import STAGE_LAYERS, parameter_groups
 from backbones.weight_files import save_safetensors
 from backbones.whole_files import write_text
+from training.command_line.commands import own_command
 from training.config_files import flatten
 from training.guards.checkpoints import checkpoint_step, list_checkpoints
 from training.guards.resume import compare_settings, is_free_key
 from training.guards.run_folder import refuse_existing_run, refuse_fewer_steps
 from training.guards.validation import BEST_WEIGHTS, read_record
 from training.options import LoopOptions
-from training.records.environment import git_commit, versions
+from training.records.environment import device_name, git_commit, versions
 from training.records.metrics import log_period
 from training.schedule import warn_of_schedule
 
@@ -215,6 +217,24 @@ def steps_done(output_dir: Path) -> int:
     elif any(output_dir.glob("model_final.*")) and config.is_file():
         done.append(yaml.safe_load(config.read_text(encoding="utf-8"))["SOLVER"]["MAX_ITER"])
     return max(done, default=0)
+
+
+def command_facts(config: CfgNode, config_file: str) -> dict[str, Any]:
+    """What ``run.json`` records of a command: by what, where and when it was run.
+
+    Args:
+        config_file: where the config came from.
+    """
+    return {
+        "engine": config.ENGINE,
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "command": own_command(),
+        "config_file": config_file,
+        "device": device_name(resolve_device(config)),
+        "seed": config.SEED,
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
 
 
 def run_files(run: Path, tool: str) -> tuple[Path, Path]:

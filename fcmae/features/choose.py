@@ -14,6 +14,7 @@ worth.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 
 import numpy as np
 
@@ -35,20 +36,19 @@ def k_centre_greedy(
         seed: not used; the choice is a function of the features.
     """
     unit = normalised(features)
-    chosen: list[int] = []
-    distance = np.full(len(unit), np.inf)
-    for row in labelled:
-        distance = np.minimum(distance, np.linalg.norm(unit - unit[row], axis=1))
-    if not len(labelled):
-        chosen.append(int(np.linalg.norm(unit - unit.mean(0), axis=1).argmin()))
-        distance = np.linalg.norm(unit - unit[chosen[0]], axis=1)
+
+    def distance_to(row: int) -> np.ndarray:
+        return np.linalg.norm(unit - unit[row], axis=1)
+
+    chosen = [] if len(labelled) else [int(np.linalg.norm(unit - unit.mean(0), axis=1).argmin())]
     taken = np.zeros(len(unit), dtype=bool)
     taken[[*labelled, *chosen]] = True
+    distance = reduce(np.minimum, map(distance_to, [*labelled, *chosen]))
     while len(chosen) < number:
         row = int(np.where(taken, -1, distance).argmax())
         chosen.append(row)
         taken[row] = True
-        distance = np.minimum(distance, np.linalg.norm(unit - unit[row], axis=1))
+        distance = np.minimum(distance, distance_to(row))
     return chosen[:number]
 
 

@@ -1,4 +1,4 @@
-"""Where the sites of visible patches belong: index tables, made once a batch with its masks.
+"""Where the sites of visible patches belong: index tables, made once per batch, with its masks.
 
 The data loader's workers make them (:func:`fcmae.data.collate`), so that no training step does, and
 on a GPU none waits for the count of visible patches. They are one tensor: receiving another one

@@ -125,7 +125,7 @@ def read_label_file(path: str | Path) -> np.ndarray:
     """A class map's values, ``[H, W]`` uint16: of 1, 8 or 16 bits, grey or with a palette.
 
     Raises:
-        InputError: naming the file, if it does not decode or has more than one value a pixel.
+        InputError: naming the file, if it does not decode or has more than one value per pixel.
         FileNotFoundError: if it does not exist.
     """
     try:

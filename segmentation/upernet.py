@@ -49,7 +49,7 @@ class UPerNetOptions:
         pool_scales: sides of the pooled maps of the last stage.
         dropout: share of a head's channels that are dropped before its prediction, in training.
         norm: behind each convolution: "BN"; "SyncBN", over all processes; "GN", which does not
-            depend on the batch and suits one or two images a step.
+            depend on the batch and suits one or two images per step.
         aux_channels: of the auxiliary head on stage 3; 0 builds none.
         aux_weight: of its loss.
     """

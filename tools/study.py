@@ -104,7 +104,7 @@ def parse() -> argparse.Namespace:
         help="of the pretraining, and of a classifier (default: 128)")  # fmt: skip
     add("--in-chans", type=at_least(1), default=3, help="channels of the images")
     add("--jobs", type=at_least(0), default=0,
-        help="runs at a time (default: one a GPU; without, one a core, up to 4)")  # fmt: skip
+        help="runs at a time (default: one per GPU; else one per core, up to 4)")  # fmt: skip
     add("opts", nargs="*", metavar="KEY VALUE",
         help="settings of the trainings; of a classifier its flags, without dashes")  # fmt: skip
     return parser.parse_intermixed_args()

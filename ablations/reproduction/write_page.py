@@ -247,7 +247,7 @@ def draw_iterations(figures: Figures, path: Path) -> None:
 
 
 def draw_labels(figures: Figures, path: Path) -> None:
-    """Box AP by the number of labelled tiles, a line an arm: means and 95% intervals."""
+    """Box AP by the number of labelled tiles, one line per arm: means and 95% intervals."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axis = figure.subplots()
     for index, row in enumerate(PRETRAINED):

@@ -1,4 +1,6 @@
-"""What is carried from elsewhere is worth to a detector: three experiments, one row a training.
+"""What weights and images from elsewhere are worth to a detector: three experiments.
+
+The table has one row per training.
 
 ``detector to detector``: from a detector of drawn scenes (whole, or its encoder alone) and from
 random weights to nuclei with 8, 16 and 64 labelled images, and to fruits and nuts with 8 and with

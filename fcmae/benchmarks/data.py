@@ -149,7 +149,7 @@ def index_seconds(case: EncoderCase) -> float:
 
 
 def large_case() -> list[Row]:
-    """Images a second of a worker, by kind of file, and over those of small files.
+    """Images per second of a worker, by kind of file, and over those of small files.
 
     Photographs of 24 megapixels as JPEG and of 12 as PNG and TIFF, as they are and from shrunk
     copies (``--cache``); the rounds of all kinds are interleaved.

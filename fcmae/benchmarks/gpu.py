@@ -49,8 +49,8 @@ OPERATORS = [
 class Rates:
     """What the hardware was measured to do."""
 
-    matrix: float  # multiply-adds a second of a large matrix product in the case's precision
-    copy: float  # bytes read and written a second by a large copy
+    matrix: float  # multiply-adds per second of a large matrix product in the case's precision
+    copy: float  # bytes read and written per second by a large copy
 
 
 def measure_rates(

@@ -79,7 +79,7 @@ def draw_growth(growth: dict[str, list[Row]], path: Path, title: str) -> None:
             ("bound", "#999999", "--"),
         ):
             below.plot(x, [row[name] for row in rows], style, color=colour, label=name)
-        above.set_ylabel("ms an image, forward + backward")
+        above.set_ylabel("ms per image, forward + backward")
         if field in ("size", "image_size"):
             above.set_yscale("log")
             above.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

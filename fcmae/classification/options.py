@@ -71,7 +71,7 @@ class FinetuneOptions(TrainingOptions):
         "weights to start from: an encoder or classifier, a file or timm:NAME", None
     )
     class_list: str | None = option(
-        "the rows (numbers or names) of --init's head, a line a class of --data", None
+        "the rows (numbers or names) of --init's head, one line per class of --data", None
     )
     eval_classes: Literal["all", "data"] = option(
         "with --eval-only: which compete, the classifier's or those of --data alone", "all"
@@ -109,7 +109,7 @@ class FinetuneOptions(TrainingOptions):
     )
     kernels: Kernels = option("auto: Triton on a GPU", "auto")
     eval_every: int = option(
-        "steps between two evaluations; 0: ten over the run, at most one an epoch", 0
+        "steps between two evaluations; 0: ten over the run, at most one per epoch", 0
     )
     measure_features_every: float = option(MEASURE, 0, metavar="EPOCHS")
 

@@ -91,7 +91,7 @@ class ClassSelectivity:
     generalization", ICLR 2018): 1 for a channel that answers to one class alone, 0 for one that
     answers to all alike. It is made for activations that are not negative, so block outputs are
     rectified, max(x, 0), before their mean over the sites. A channel that is positive for no image
-    has none (NaN). Memory: a few numbers a channel, whatever the number of classes.
+    has none (NaN). Memory: a few numbers per channel, whatever the number of classes.
     """
 
     def __init__(self) -> None:
@@ -146,7 +146,7 @@ class BlockFeatures:
     # dead, saturated: fraction of the channels, mean over the images
     dead: float
     saturated: float
-    effective_rank: float  # of the features' means over the sites, one row an image
+    effective_rank: float  # of the features' means over the sites, one row per image
     # the class selectivity index of each channel of the block's *output*, ``[C]``; None
     # without labels
     selectivity: Tensor | None
@@ -206,7 +206,7 @@ def analyze(
 ) -> list[BlockFeatures]:
     """Measure every block of a model on images.
 
-    Memory beside one pass of the model: a float32 an image and channel of the tap, for the
+    Memory beside one pass of the model: one float32 per image and channel of the tap, for the
     effective rank (1,000 images of Atto: 31 MB, of Huge: 794 MB), and one image's features of one
     block in float64.
 

@@ -51,7 +51,7 @@ def steps_between_measures(
 
     Args:
         every_epochs: as asked for; None for about fifty times over the run, but no more than once
-            an epoch; 0 for never.
+            per epoch; 0 for never.
         epoch_steps: steps of a pass over the images.
         log_every: steps between two lines of ``metrics.json``.
     """

@@ -34,7 +34,7 @@ def write_next(
     labelled: Path | None = None,
     seed: int = 0,
 ) -> list[str]:
-    """Choose images to label and write ``STEM_next.txt`` (a name a line) and ``STEM_next.html``.
+    """Choose images to label and write ``STEM_next.txt`` (a line per name) and ``STEM_next.html``.
 
     Args:
         output: the embeddings' file, which gives the stem.

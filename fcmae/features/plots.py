@@ -32,7 +32,7 @@ Results = Mapping[str, Sequence[BlockFeatures]]
 
 
 def draw_cosine_distance(results: Results, path: Path, title: str) -> None:
-    """Figure 4: the cosine distance of every block by its depth, a line a model."""
+    """Figure 4: the cosine distance of every block by its depth, one line per model."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axis = figure.subplots()
     _lines(axis, results, "cosine_distance")

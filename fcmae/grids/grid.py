@@ -1,6 +1,6 @@
 """Grids of ablation runs: what to run, from a YAML file, checked before anything is.
 
-A grid names rows; each row is pretrained and fine-tuned once a seed, by the project's own command
+A grid names rows; each row is pretrained and fine-tuned once per seed, by the project's own command
 lines. A grid file::
 
     title: Global aggregation in GRN

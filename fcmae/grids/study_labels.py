@@ -140,7 +140,7 @@ def read_class_folders(path: Path) -> ClassFolders:
     names = [file.relative_to(path).as_posix() for file in files_of_folder(path).images]
     if not names or (lonely := [name for name in names if "/" not in name]):
         what = f"{len(lonely)} images that lie in no class's folder" if names else "no images"
-        raise InputError(f"{path} has {what}: a classifier needs one folder of images a class")
+        raise InputError(f"{path} has {what}: a classifier needs one folder of images per class")
     return ClassFolders(path, names)
 
 

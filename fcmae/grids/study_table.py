@@ -1,4 +1,4 @@
-"""``study.csv``: a line a run, and beside each all that the page says of its start and its labels.
+"""``study.csv``: one line per run, with all that the page says of its start and its labels.
 
 So every number of the page's sentences, tables and charts stands in this file.
 """

@@ -18,7 +18,7 @@ RUN_COLUMNS = ("row", "metric", "seed", "value")
 
 
 def write_tables(grid: Grid, results: Results, output_dir: Path) -> None:
-    """Write ``table.md``, ``table.csv`` and, a line a run, ``runs.csv``."""
+    """Write ``table.md``, ``table.csv`` and ``runs.csv``, which has one line per run."""
     rows = _rows(grid, results)
     runs = [
         {"row": name, "metric": metric, "seed": seed, "value": value}

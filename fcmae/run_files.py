@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -78,9 +77,3 @@ def check_resumed(
     earlier = {name: value for name, value in earlier.items() if name not in found}
     known = {name: derived[name] for name in found if name in derived}
     say_changes(compare_settings(earlier | known, now | found, may_change.__contains__))
-
-
-def write_json(path: Path, values: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
-    """Write figures, atomically, by the first of several processes."""
-    if is_main_process():
-        write_text(path, json.dumps(values, indent=2) + "\n")

@@ -11,12 +11,14 @@ import yaml
 
 from backbones.errors import InputError
 from backbones.kernels import use_kernels
+from backbones.whole_files import write_json
 from fcmae.classification.evaluation import evaluate
 from fcmae.classification.head import build_classifier
 from fcmae.classification.options import FinetuneOptions
 from fcmae.classification.report import write_report
 from fcmae.classification.setup import set_up
-from fcmae.run_files import CLASSIFIER, CONFIG, write_json
+from fcmae.run_files import CLASSIFIER, CONFIG
+from training.cli import is_main_process
 from training.devices import find_device
 from training.guards.run_folder import held
 
@@ -88,12 +90,12 @@ def _evaluate(options: FinetuneOptions) -> dict[str, Any]:
         "weights": options.init,
         **setup.vision(),
     }
-    write_json(output_dir / EVALUATION, result)
     names = setup.source.classes if options.eval_classes == "all" else setup.data.classes
     classes = names or [str(row) for row in rows]
-    write_report(
-        output_dir / PAGE, f"Evaluation of {options.init}", classes, val, evaluation, result
-    )
+    if is_main_process():
+        write_json(output_dir / EVALUATION, result, indent=2)
+        title = f"Evaluation of {options.init}"
+        write_report(output_dir / PAGE, title, classes, val, evaluation, result)
     logger.info(
         "top-1 %.2f  top-5 %.2f  of %d images", figures["top1"], figures["top5"], result["images"]
     )

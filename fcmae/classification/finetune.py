@@ -29,6 +29,7 @@ from backbones.checkpoint import save_ours
 from backbones.convnext import SIZES, ConvNeXt, GRNOptions
 from backbones.kernels import use_kernels
 from backbones.param_groups import parameter_groups
+from backbones.whole_files import write_json
 from fcmae.classification.data import collate
 from fcmae.classification.evaluation import Evaluation, evaluate
 from fcmae.classification.head import build_classifier
@@ -39,7 +40,7 @@ from fcmae.classification.setup import Setup, set_up
 from fcmae.classification.step import FinetuningStep, balanced_weights, check_batch
 from fcmae.classification.transforms import training_transform
 from fcmae.features.collapse import WATCHED_IMAGES, CollapseWatch, steps_between_measures
-from fcmae.run_files import CLASSIFIER, as_yaml, check_resumed, write_config, write_json
+from fcmae.run_files import CLASSIFIER, as_yaml, check_resumed, write_config
 from images.bad_images import BadImages
 from images.readers import fingerprint
 from training.cli import is_main_process, process_count
@@ -190,8 +191,8 @@ def _finetune(options: FinetuneOptions, resume: bool) -> Path:
         assert isinstance(averaged, ConvNeXt)
         _save(averaged, output_dir / CLASSIFIER_EMA, {**metadata, "weights": "averaged"}, grn)
     evaluated = evaluations.latest["trained"]
-    write_json(output_dir / PER_IMAGE, per_image_rows(classes, data.val, evaluated))
-    write_json(output_dir / SUMMARY, summary)
+    write_json(output_dir / PER_IMAGE, per_image_rows(classes, data.val, evaluated), indent=2)
+    write_json(output_dir / SUMMARY, summary, indent=2)
     facts = {"recipe": step, "steps": steps, "validation": data.split, **setup.vision()}
     for name, figures in evaluations.figures().items():
         facts[f"top-1 of {name} weights"] = figures["top1"]

@@ -197,7 +197,7 @@ class KnownHeaders:
         return self.header(path) if known and known[:2] == list(state_of(path)) else None
 
     def header(self, path: Path) -> Header:
-        """That of a file that was found or noted."""
+        """The header of a file that was found or noted."""
         return Header(*self._known[os.path.abspath(path)][2:])
 
     def note(self, path: Path, header: Header) -> None:

@@ -231,7 +231,7 @@ class FCMAE(nn.Module):
         return self._loss(images, prediction.permute(0, 2, 3, 1)[mask], mask)
 
     def _loss(self, images: Tensor, patches: Tensor, mask: Tensor) -> Tensor:
-        """The same of the N removed patches' prediction, ``[N, 32*32*C]``."""
+        """That loss, from the prediction of the N removed patches, ``[N, 32*32*C]``."""
         if not len(patches):
             return patches.sum().float()  # torch warns of the variance of nothing
         target, _, _ = self.normalised(removed_patches(images, mask))

@@ -86,7 +86,7 @@ class PackedMask(NamedTuple):
         return cls(mask, torch.cat([Places.of_stage(mask, patches_n, p).rows for p in SIDES]))
 
     def places(self) -> list[Places]:
-        """Of the four stages; views, nothing is computed."""
+        """The places of the four stages; they are views, nothing is computed."""
         b, h, w = self.mask.shape
         n = len(self.rows) // sum(SIDES)
         rows = self.rows.split([n * p for p in SIDES])

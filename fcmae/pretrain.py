@@ -249,7 +249,7 @@ def _fixed_batch(
 
 
 def _learning_rate(options: PretrainOptions) -> float:
-    """Of the whole batch; a warning where it is too low to learn much."""
+    """The learning rate for the whole batch, with a warning where it is too low to learn much."""
     lr = options.base_lr * options.batch_size / 256
     if lr < LOW_LEARNING_RATE:
         logger.warning(
@@ -264,7 +264,7 @@ def _learning_rate(options: PretrainOptions) -> float:
 
 
 def _statistics(options: PretrainOptions, samples: PretrainingSamples, resume: bool) -> Statistics:
-    """Those of the run that is resumed, or chosen by the options.
+    """The statistics of the run that is resumed, else those that the options choose.
 
     Raises:
         ValueError: if the options contradict the run that is resumed, see also

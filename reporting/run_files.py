@@ -64,7 +64,7 @@ def read_text(path: Path) -> str:
 
 
 def read_object(path: Path, problems: list[str]) -> dict[str, Any]:
-    """The JSON object in a file; ``{}``, and a problem more, where there is another thing."""
+    """The JSON object in a file; ``{}``, and one problem more, where it holds none."""
     if not path.is_file():
         return {}
     try:

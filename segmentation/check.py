@@ -85,7 +85,7 @@ def check_segmentation(dataset: SegmentationDataset, reading: Reading) -> Checke
 
 @dataclass
 class _Looked:
-    """What one image and its map told; ``foreign``: value without a class -> pixels."""
+    """What was found in one image and its map; ``foreign``: value without a class -> pixels."""
 
     image: str
     pixels: np.ndarray

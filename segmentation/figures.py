@@ -136,7 +136,7 @@ def _panel(
 
 
 def shrunk(array: np.ndarray, interpolation: int) -> np.ndarray:
-    """At most ``SIDE`` pixels long."""
+    """The array, resized where its longer side has more than ``SIDE`` pixels."""
     factor = SIDE / max(array.shape[:2])
     if factor >= 1:
         return array

@@ -102,7 +102,7 @@ def predict(
             for file, name in progress(paired, "predicting", len(files), "image"):
                 picture = read_shown(str(file), reading.show_bands)
                 with open_windows(file, reading) as image:
-                    found = _Map(image, picture.shape[:2], len(classes))
+                    found = _MapWriter(image, picture.shape[:2], len(classes))
                     bands = class_bands(model, image, config)
                     written = output_dir / "maps" / f"{name}.png"
                     write_atomically(written, partial(found.write, bands))
@@ -161,8 +161,8 @@ def _save(array: np.ndarray, path: Path) -> None:
     Image.fromarray(array).save(path, format="JPEG", quality=88)
 
 
-class _Map:
-    """What is kept of a class map while its rows come: its pixels by class, and every nth row.
+class _MapWriter:
+    """Writes a class map row by row; keeps its pixels by class, and the rows that are shown.
 
     Args:
         shape: height and width of the picture that the kept rows and columns are for.

@@ -229,5 +229,5 @@ def collect_facts(
 
 
 def licence_of(weights: str | None, in_chans: int) -> str | None:
-    """Of the weights that a training starts from; None where they do not tell."""
+    """The licence of the weights that a training starts from; None where they do not tell."""
     return open_encoder(weights, in_chans).metadata.get("licence") if weights else OWN_WEIGHTS

@@ -76,18 +76,18 @@ def fitted(size: tuple[int, int], box: tuple[float, float]) -> tuple[int, int]:
 
 
 def resize_image(image_hwc: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bilinear, to this height and width; the type stays."""
+    """Resize bilinearly to this height and width; the type stays."""
     resized = cv2.resize(image_hwc, size[::-1], interpolation=cv2.INTER_LINEAR)
     return resized.reshape(*size, image_hwc.shape[2])
 
 
 def resize_labels(labels_hw: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """By the nearest pixel, to this height and width."""
+    """Resize to this height and width, each pixel from the nearest."""
     return cv2.resize(labels_hw, size[::-1], interpolation=cv2.INTER_NEAREST)
 
 
 def padded(array: np.ndarray, size: tuple[int, int], value: int) -> np.ndarray:
-    """Enlarged at the right and below, to at least this height and width."""
+    """The array, enlarged at the right and below to at least this height and width."""
     missing = [(0, max(0, want - have)) for want, have in zip(size, array.shape, strict=False)]
     missing += [(0, 0)] * (array.ndim - 2)
     return np.pad(array, missing, constant_values=value)

@@ -122,7 +122,8 @@ def main() -> None:
     if output.exists() and Path(arguments.input).exists() and output.samefile(arguments.input):
         raise InputError(f"{output} is the input itself: name another output")
     bar = progress(text="read, convert, write", total=3, unit="step")
-    state_dict, file = open_with_all(arguments.input, arguments.key)
+    state_dict, metadata = read_source(arguments.input, key=arguments.key)
+    file = recognised_file(arguments.input, state_dict, metadata)
     bar.update()
     check_complete(file)
     check_grn(file, target)
@@ -187,12 +188,6 @@ def main() -> None:
     if lost := sorted(metadata.keys() - kept.keys()):
         print(f"metadata that {output.name} has no place for: {', '.join(lost)}")
     print(f"licence of the weights: {metadata.get('licence') or 'unknown'}")
-
-
-def open_with_all(source: str, key: str | None) -> tuple[dict[str, Tensor], EncoderFile]:
-    """A file's tensors under their own names, and as an encoder's file."""
-    state_dict, metadata = read_source(source, key=key)
-    return state_dict, recognised_file(source, state_dict, metadata)
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def write_photographs(
 
 
 def images_per_second(samples: SeededSamples, batch: int) -> float:
-    """Of one loader process: samples and their collation, by processor time.
+    """How many images one loader process reads and collates per second of processor time.
 
     They are spread evenly over the data set.
     """
@@ -128,7 +128,7 @@ def images_per_second(samples: SeededSamples, batch: int) -> float:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """As in a loader's worker."""
+    """Let torch compute with one thread, as it does in a loader's worker."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -138,7 +138,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def index_seconds(case: EncoderCase) -> float:
-    """Of one loader process and batch, by processor time."""
+    """Processor time that one loader process takes to make a batch's index tables."""
     mask = random_mask(case.batch, grid_size(case.image_size, case.image_size), case.mask_ratio)
     with _one_thread():
         PackedMask.of(mask)

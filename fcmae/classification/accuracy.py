@@ -103,7 +103,7 @@ def _evaluate(options: FinetuneOptions) -> dict[str, Any]:
 
 
 def _as_the_run_split(options: FinetuneOptions) -> FinetuneOptions:
-    """With the run's own rule for its validation images, whatever the options are.
+    """The options with the run's own rule for its validation images.
 
     Other values would evaluate it on images that it was trained on.
     """

@@ -127,7 +127,7 @@ class _Source:
         return cls(name, reader, read_labels(reader), reading, skip_bad_images)
 
     def samples(self, indices: Sequence[int], classes: list[str] | None = None) -> LabelledSamples:
-        """Of the images that can be used, numbered by ``classes`` (their own without).
+        """Samples of the images that can be used, numbered by ``classes`` (None: by their own).
 
         Raises:
             ImageError: for bad images, where they are not skipped or more than half are.

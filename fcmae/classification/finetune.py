@@ -236,7 +236,7 @@ class _Evaluations:
         return entry
 
     def figures(self) -> dict[str, dict[str, float]]:
-        """Of the latest evaluation, by the kind of weights."""
+        """The latest evaluation's figures, by the kind of weights."""
         return {name: evaluation.figures() for name, evaluation in self.latest.items()}
 
 

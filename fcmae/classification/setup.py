@@ -109,7 +109,7 @@ def _bands(options: FinetuneOptions, source: Source, in_chans: int) -> tuple[int
 
 
 def _statistics(options: FinetuneOptions, source: Source, data: LabelledData) -> Statistics:
-    """Those that are given, the checkpoint's own, or ImageNet's or measured by the images' kind.
+    """The given statistics, else the checkpoint's, else ImageNet's or measured ones.
 
     Raises:
         InputError: see :func:`images.statistics.choose_statistics`.

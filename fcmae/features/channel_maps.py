@@ -124,5 +124,5 @@ def draw_channel_maps(blocks: Sequence[ChannelMaps], path: Path, title: str) -> 
 
 
 def _gap(side: int) -> int:
-    """Between two maps, in sites."""
+    """The space between two maps, in sites."""
     return max(1, side // 8)

@@ -116,7 +116,7 @@ class CollapseWatch:
         return distances, dead
 
     def _warn(self, step: int, distances: dict[str, float], dead: dict[str, float]) -> None:
-        """Of every block once, when it first collapses."""
+        """Warn of each block once, when it first collapses."""
         low = {b: d for b, d in distances.items() if not d >= LOW_DISTANCE}
         many = {b: d for b, d in dead.items() if d > MANY_DEAD}
         new = (low.keys() | many.keys()) - self._warned

@@ -74,7 +74,7 @@ class StudyOptions:
         return max(1, self.at_once // len(self.arms))
 
     def rounds(self, runs: int) -> int:
-        """How often as many runs as there may be at a time must be started."""
+        """How many rounds of ``at_once`` runs it takes to do ``runs``."""
         return math.ceil(runs / self.at_once)
 
     def questions(self) -> list[Question]:

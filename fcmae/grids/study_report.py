@@ -150,7 +150,7 @@ def _verdict_table(study: Study) -> list[Block]:
 
 
 def _pictures(study: Study, changed: ChangedPictures) -> list[Block]:
-    """Of the start that differs most from the first, with the most labels, and the first itself."""
+    """The pictures that changed most, from the first start to the one that differs most from it."""
     names, first = _names(study), study.options.arms[0].name
     runs = {(r.arm, r.labels, r.seed): Path(r.folder) for r in study.results}
     pairs = [

@@ -18,7 +18,7 @@ def signed(value: float) -> str:
 
 
 def sentence(study: StudyResults, question: Question, found: Verdict) -> str:
-    """One question's answer, for who reads nothing else."""
+    """One question's answer, for a reader who reads nothing else."""
     said = {arm.name: arm.said for arm in study.options.arms}
     unit, base = study.options.of_task.unit, said[question.against]
     start = f"With {sized(question.size)}, {said[question.arm]}"

@@ -20,7 +20,7 @@ from training.records.metrics import read_history
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a start: its pretraining, and a training's mean; None where it is not known."""
+    """What a start took: its pretraining, and the mean of its trainings; None: not known."""
 
     steps: int
     hours: float

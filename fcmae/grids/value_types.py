@@ -1,4 +1,4 @@
-"""What has the wrong type in a grid's file, before anything reads it."""
+"""Checks of the types of a grid's values, before anything reads them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ AN_ARGUMENT = (is_argument, "text, a number, True, False or a list of these")
 
 
 def type_problems(tree: Mapping[Any, Any], stages: Sequence[str]) -> list[str]:
-    """A line for each value of a wrong type; unknown keys are another's matter."""
+    """A line for each value of a wrong type; unknown keys are checked elsewhere."""
     rows = tree.get("rows")
     if not isinstance(rows, dict) or not rows:
         return [f"rows is {rows!r:.80}; give a mapping from name to row"]

@@ -60,6 +60,16 @@ def string_ids(tree):
         one["image_id"], one["category_id"] = str(one["image_id"]), str(one["category_id"])
 
 
+def rle_numbers(tree, kind):
+    """The first uncompressed RLE with its numbers as another type."""
+    for one in tree["annotations"]:
+        rle = one.get("segmentation")
+        if isinstance(rle, dict) and isinstance(rle["counts"], list):
+            one["segmentation"] = {key: list(map(kind, rle[key])) for key in ("size", "counts")}
+            return
+    raise AssertionError("no RLE to change")
+
+
 def drop(tree, part, key):
     for one in tree[part]:
         one.pop(key, None)
@@ -94,6 +104,18 @@ RESTORED = {
     "short beside good": lambda tree: item(tree, segmentation=[GOOD, [1, 1, 9, 9]]),
     "odd beside good": lambda tree: item(tree, segmentation=[[1, 1, 9, 9, 3, 3, 3], GOOD]),
     "text in polygons": lambda tree: item(tree, segmentation=[list(map(str, GOOD))]),
+    "points of x and y": lambda tree: item(
+        tree, segmentation=[[{"x": x, "y": y} for x, y in points(tree)]]
+    ),
+    "RLE in a list": lambda tree: item(
+        tree, 1, segmentation=[tree["annotations"][1]["segmentation"]]
+    ),
+    "RLE of whole floats": lambda tree: rle_numbers(tree, float),
+    "RLE of text": lambda tree: rle_numbers(tree, str),
+    "class listed twice": lambda tree: tree["categories"].append(dict(tree["categories"][0])),
+    "sizes 0": lambda tree: tree["images"][0].update(width=0, height=-1),
+    "upper case": lambda tree: names(tree, str.upper),
+    "URL": lambda tree: names(tree, lambda name: f"https://host/a/{name}?download=1"),
     "iscrowd null": lambda tree: null(tree, "annotations", "iscrowd"),
     "iscrowd text": lambda tree: item(tree, iscrowd="0"),
     "iscrowd false": lambda tree: item(tree, iscrowd=False),
@@ -123,6 +145,9 @@ def test_what_has_one_remedy_is_brought_back_and_listed(tmp_path, case):
     found, expected = json.loads(fixed.read_text()), small_coco()
     for part in ("images", "categories", "annotations"):
         assert by_id(found[part]) == by_id(expected[part])
+    once, changed = repair_coco(fixed, images)  # repairing the repaired changes nothing
+    write_coco(once, tmp_path / "again.json")
+    assert (changed, (tmp_path / "again.json").read_bytes()) == ([], fixed.read_bytes())
     # and a sound file stays as it is
     again, _, nothing = repaired(tmp_path / "sound", small_coco())
     assert nothing == []

@@ -4,10 +4,11 @@ Beyond the other spellings that every reader takes (``detection.data.coco_file``
 
   * text that is not Unicode is read as Windows-1252;
   * numbers written as text become numbers; ``iscrowd`` and ``ignore`` become 0 or 1 of ``iscrowd``;
-  * annotation ids that are missing or used twice are given anew, an annotation or image that is
-    listed twice word for word is kept once, and annotations of images that are not listed go;
-  * polygons that are one flat list, lists of points or a level too deep are written as COCO has
-    them; those of fewer than 3 points or an odd count of numbers go where the object has others;
+  * annotation ids that are missing or used twice are given anew, an annotation, image or class that
+    is listed twice word for word is kept once, and annotations of images that are not listed go;
+  * polygons that are one flat list, lists of points (of numbers or of x and y) or a level too deep,
+    and an RLE in a list, are written as COCO has them; polygons of fewer than 3 points or an odd
+    count of numbers go where the object has others;
   * objects that have no mask at all go, where masks are wanted and most objects have one;
   * a missing box or area is the mask's; a box that leaves the image is cut to it, where it leaves
     by at most a pixel or agrees with the mask;
@@ -33,6 +34,15 @@ from detection.data.checks.file_names import files_by_name, find_file, only_file
 from detection.data.checks.images import shown_size
 from detection.data.checks.problems import Findings, Problem
 from detection.data.checks.segmentations import are_finite, as_rle, is_finite, mask_bounds
+from detection.data.checks.spellings import (
+    as_numbers,
+    as_pairs,
+    count_of,
+    holds_text,
+    is_numbers,
+    number_of,
+    polygons_of,
+)
 from detection.data.coco_file import LISTS, read_coco
 from training.progress import progress
 
@@ -99,7 +109,7 @@ class _Repair:
         collects_garbage = gc.isenabled()
         gc.disable()
         try:
-            for name in ("images", "annotations"):
+            for name in LISTS:
                 self.tree[name] = self._listed_once(self.tree[name], name)
             for image in progress(self.tree["images"], "repairing images", unit="image"):
                 self._image(image)
@@ -129,7 +139,7 @@ class _Repair:
     def _image(self, image: dict[str, Any]) -> None:
         where = f"image {image.get('id')}"
         for side in ("height", "width"):
-            number = _number(image.get(side))
+            number = number_of(image.get(side))
             if number is not None and isinstance(image[side], str) and number == int(number):
                 image[side] = int(number)
                 self._say(where, f"{side} is text", "made a number")
@@ -143,7 +153,7 @@ class _Repair:
         elif found is None and (other := only_file_of_name(self.folder, name)):
             image["file_name"] = other
             self._say(f"{where} ({name})", "file_name leads to no file", "the one of this name is")
-        lacks_size = image.get("height") is None or image.get("width") is None
+        lacks_size = any(image.get(side) in (None, 0, -1) for side in ("height", "width"))
         if lacks_size and (size := shown_size(self.folder / image["file_name"])):
             image["height"], image["width"] = size
             self._say(where, "has no height or width", "its file's are written")
@@ -157,6 +167,7 @@ class _Repair:
             if not is_id(image_id) or image_id not in images:
                 self._say(where, "its image is not listed", GONE)
                 continue
+            self._objects(item, where)
             self._numbers(item, where)
             self._flags(item, where)
             self._polygons(item, where)
@@ -184,15 +195,29 @@ class _Repair:
                 unused += 1
             seen.add(key)
 
+    def _objects(self, item: dict[str, Any], where: str) -> None:
+        """What stands as an object in a list where COCO has none: an RLE, points {x, y}."""
+        value = item.get("segmentation")
+        if not isinstance(value, list):
+            return
+        if len(value) == 1 and isinstance(value[0], dict) and {"size", "counts"} <= value[0].keys():
+            item["segmentation"] = value[0]
+            self._say(where, "its RLE is in a list", "taken out")
+        elif (pairs := as_pairs(value)) != value:
+            item["segmentation"] = pairs
+            self._say(where, "points are objects of x and y", "rewritten as numbers")
+
     def _numbers(self, item: dict[str, Any], where: str) -> None:
         """Numbers that are written as text."""
-        if isinstance(item.get("area"), str) and (area := _number(item["area"])) is not None:
+        if isinstance(item.get("area"), str) and (area := number_of(item["area"])) is not None:
             item["area"] = area
             self._say(where, "area is text", "made a number")
         for name in ("bbox", "segmentation"):
             value = item.get(name)
-            if isinstance(value, list) and not are_finite(value) and _holds_text(value):
-                item[name] = _as_numbers(value)
+            parts = list(value.values()) if isinstance(value, dict) else [value]
+            lists = [one for one in parts if isinstance(one, list) and not are_finite(one)]
+            if any(map(holds_text, lists)):
+                item[name] = as_numbers(value)
                 self._say(where, f"{name} has numbers that are text", "made numbers")
 
     def _flags(self, item: dict[str, Any], where: str) -> None:
@@ -210,23 +235,24 @@ class _Repair:
         """Polygons as lists of x, y, x, y, ..., without those that are none beside good ones."""
         value = item.get("segmentation")
         if isinstance(value, dict):
-            counts: Any = value.get("counts")
-            is_whole = are_finite(counts) and all(count == int(count) for count in counts)
-            if is_whole and any(isinstance(count, float) for count in counts):
-                value["counts"] = [int(count) for count in counts]
-                self._say(where, "RLE counts are written as 1.0 for 1", "made whole numbers")
+            for name in ("size", "counts"):
+                numbers: Any = value.get(name)
+                is_whole = are_finite(numbers) and all(one == int(one) for one in numbers)
+                if is_whole and any(isinstance(one, float) for one in numbers):
+                    value[name] = [int(one) for one in numbers]
+                    self._say(where, f"RLE {name} are written as 1.0 for 1", "made whole numbers")
             return
         if not isinstance(value, list) or not value:
             return
-        polygons = list(_leaves(value))
-        lengths = [len(one) if _is_numbers(one) else -1 for one in value]
-        is_whole = sum(map(len, polygons)) == _count(value)
+        polygons = list(polygons_of(value))
+        lengths = [len(one) if is_numbers(one) else -1 for one in value]
+        is_whole = sum(map(len, polygons)) == count_of(value)
         if is_whole and list(map(len, polygons)) != lengths:
-            value = item["segmentation"] = polygons
+            value = item["segmentation"] = [array("d", polygon) for polygon in polygons]
             self._say(where, "polygons are not lists of x, y, x, y, ...", "rewritten so")
-        good = [one for one in value if _is_numbers(one) and len(one) >= 6 and len(one) % 2 == 0]
+        good = [one for one in value if is_numbers(one) and len(one) >= 6 and len(one) % 2 == 0]
         bad = len(value) - len(good)
-        if bad and all(map(_is_numbers, value)):
+        if bad and all(map(is_numbers, value)):
             item["segmentation"] = good
             what = "polygons of fewer than 3 points or an odd count of numbers"
             self._say(where, f"has {what}", f"they are {GONE}")
@@ -291,49 +317,3 @@ def _clipped(box: Any, bounds: list[float] | None, image: dict[str, Any]) -> lis
     if by > BOX_TOLERANCE and (bounds is None or boxes_differ(box, bounds, image)):
         return None
     return [left, top, right - left, bottom - top]
-
-
-def _number(text: Any) -> float | None:
-    """The finite number that a text is."""
-    try:
-        number = float(text) if isinstance(text, (str, int, float)) else float("nan")
-    except (ValueError, OverflowError):
-        return None
-    return number if is_finite(number) else None
-
-
-def _holds_text(value: Any) -> bool:
-    if isinstance(value, list):
-        return any(map(_holds_text, value))
-    return isinstance(value, str) and _number(value) is not None
-
-
-def _as_numbers(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_as_numbers(one) for one in value]
-    number = _number(value) if isinstance(value, str) else None
-    return value if number is None else number
-
-
-def _is_numbers(value: Any) -> bool:
-    return isinstance(value, array) or are_finite(value)
-
-
-def _count(value: Any) -> int:
-    """How many values are in lists of any depth."""
-    return sum(map(_count, value)) if isinstance(value, (list, array)) else 1
-
-
-def _leaves(value: Any) -> Iterator[list[float]]:
-    """The polygons in lists of any depth: flat lists of numbers, or lists of points [x, y]."""
-    if _is_numbers(value):
-        yield list(value)
-    elif isinstance(value, list) and len(value) > 2 and all(map(_is_point, value)):
-        yield [number for point in value for number in point]
-    elif isinstance(value, list):
-        for one in value:
-            yield from _leaves(one)
-
-
-def _is_point(value: Any) -> bool:
-    return _is_numbers(value) and len(value) == 2

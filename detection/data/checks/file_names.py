@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import posixpath
+import unicodedata
 from collections import defaultdict
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 
 class Found(NamedTuple):
@@ -74,21 +75,35 @@ def is_file(folder: Path, name: str) -> bool:
 
 
 def only_file_of_name(folder: Path, name: str) -> str | None:
-    """The one file anywhere in the folder that has the last part of a path as its name, or None."""
-    for spelt in (name, unquote(name)):
-        base = spelt.replace("\\", "/").rsplit("/", 1)[-1]
-        found = files_by_name(str(folder)).get(base, [])
-        if len(found) == 1:
-            return found[0]
+    """The one file anywhere in the folder that has the last part of a path as its name, or None.
+
+    Where none has, one whose name differs in upper and lower case or in how accents are composed
+    (macOS writes them apart).
+    """
+    spelt = [name, unquote(name)]
+    if "://" in name:
+        spelt.append(unquote(urlsplit(name).path))
+    bases = [one.replace("\\", "/").rsplit("/", 1)[-1] for one in spelt]
+    for files, keys in (
+        (files_by_name(str(folder)), bases),
+        (files_by_name(str(folder), folded=True), [folded_name(base) for base in bases]),
+    ):
+        for key in keys:
+            if len(found := files.get(key, [])) == 1:
+                return found[0]
     return None
 
 
+def folded_name(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 @lru_cache(maxsize=4)
-def files_by_name(folder: str) -> dict[str, list[str]]:
+def files_by_name(folder: str, folded: bool = False) -> dict[str, list[str]]:
     """The files of a folder and its folders by their last name: paths relative to it."""
     found = defaultdict(list)
     for root, _, names in os.walk(folder):
         for name in names:
             path = os.path.relpath(os.path.join(root, name), folder)
-            found[name].append(path.replace(os.sep, "/"))
+            found[folded_name(name) if folded else name].append(path.replace(os.sep, "/"))
     return dict(found)

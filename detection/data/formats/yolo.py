@@ -45,7 +45,8 @@ def read_yolo(source: Path, images: Path | None) -> dict[str, Builder]:
     if config is None and source.name == "labels":  # what names the classes lies beside it
         config = _config_file(source.parent)
         source = source if images else source.parent
-    root = (config.parent if config else source).resolve()
+    folder = source.parent if source.name == "labels" and source.is_dir() else source
+    root = (config.parent if config else folder).resolve()
     settings = _settings(config) if config else {}
     if settings.get("path"):
         named = Path(str(settings["path"])).expanduser()

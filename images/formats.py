@@ -10,37 +10,38 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 from dataclasses import replace
 from functools import cache
 from typing import Any, BinaryIO
 
-import cv2
 import numpy as np
 from PIL import Image, features
 
-from images.picture import EIGHT_BITS, ImageError, Picture, damage, sides_shown, turned
+from images.array_formats import open_dicom, open_npy
+from images.deep_formats import open_by_opencv, white_beyond_pillow
+from images.picture import (
+    DECODED,
+    EIGHT_BITS,
+    READ,
+    SIXTEEN_BITS,
+    ImageError,
+    Picture,
+    damage,
+    plain_values,
+    sides_shown,
+    turned,
+)
 from images.size_limit import refuse_absurd_parts, refuse_absurd_size, size_fault
 from images.tiff_segments import Window, tiff_window
 
-SIXTEEN_BITS = 65535
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-NPY_START, PNG_START, DICOM_START = b"\x93NUMPY", b"\x89PNG\r\n\x1a\n", b"DICM"
+NPY_START, DICOM_START = b"\x93NUMPY", b"DICM"
 EXIF_ORIENTATION = 0x0112
 # Pillow's modes that are no plain channels, and what they are read as.
 READ_AS = {
-    "1": "L",
-    "P": "RGB",
-    "PA": "RGBA",
-    "La": "LA",
-    "RGBa": "RGBA",
-    "RGBX": "RGB",
-    "CMYK": "RGB",
-    "YCbCr": "RGB",
-    "LAB": "RGB",
-    "HSV": "RGB",
-}
-READ, DECODED = "cannot be read", "does not decode"
+    "1": "L", "La": "LA", "PA": "RGBA", "RGBa": "RGBA",
+    **dict.fromkeys(("P", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"), "RGB"),
+}  # fmt: skip
 
 # fmt: off
 ENDINGS = frozenset([
@@ -85,9 +86,9 @@ def open_any(file: BinaryIO) -> Picture:
     start = file.read(132)
     file.seek(0)
     if start.startswith(NPY_START):
-        return _open_npy(file)
+        return open_npy(file)
     if start[128:] == DICOM_START:
-        return _open_dicom(file)
+        return open_dicom(file)
     if start.startswith(TIFF_STARTS):
         return _open_tiff(file)
     return _open_pillow(file)
@@ -109,8 +110,8 @@ def _open_pillow(
     with damage(READ):
         image = Image.open(file)
         refuse_absurd_size(image.height, image.width)
-        if (bits_white := _white_beyond_pillow(file, image)) is not None:
-            return _by_opencv(file, image, bits_white)
+        if (bits_white := white_beyond_pillow(file, image)) is not None:
+            return open_by_opencv(file, image, bits_white, _orientation(file, image))
         width, height = image.size
         stored = stored or (height, width, _orientation(file, image))
     mode = READ_AS.get(image.mode, image.mode)
@@ -175,68 +176,6 @@ def _png_may_turn(file: BinaryIO, image: Image.Image) -> bool:
         return False
     finally:
         file.seek(place)
-
-
-def _white_beyond_pillow(file: BinaryIO, image: Image.Image) -> int | None:
-    """The largest value of a file whose values Pillow would cut or stretch; else None."""
-    if image.format == "PNG":
-        tiles = getattr(image, "tile", [])
-        is_deep = any("16B" in str(tile[3]) for tile in tiles)  # its arguments
-        return SIXTEEN_BITS if is_deep and image.mode in ("RGB", "RGBA", "LA") else None
-    if image.format == "PPM":
-        largest = _largest_of_pnm(file)
-        return largest if largest > EIGHT_BITS else None
-    if image.format == "JPEG2000":
-        bits = _bits_of_jpeg2000(file)
-        return 2**bits - 1 if bits > 8 else None
-    return None
-
-
-def _start_of(file: BinaryIO, size: int) -> bytes:
-    place = file.tell()
-    file.seek(0)
-    start = file.read(size)
-    file.seek(place)
-    return start
-
-
-def _largest_of_pnm(file: BinaryIO) -> int:
-    """The header's fourth word; its comments reach from # to the line's end."""
-    start = _start_of(file, 4096)
-    words = re.sub(rb"#[^\n\r]*", b"", start).split(maxsplit=4)
-    deep = start[:2] in (b"P2", b"P3", b"P5", b"P6") and len(words) > 3 and words[3].isdigit()
-    return int(words[3]) if deep else 0
-
-
-def _bits_of_jpeg2000(file: BinaryIO) -> int:
-    """The most bits of a component, by the marker SIZ; 0 where that is not found."""
-    start = _start_of(file, 2**16)
-    place = start.find(b"\xff\x51")
-    count = int.from_bytes(start[place + 38 : place + 40], "big") if place >= 0 else 0
-    return max(((bits & 127) + 1 for bits in start[place + 40 :: 3][:count]), default=0)
-
-
-def _by_opencv(file: BinaryIO, image: Image.Image, white: int) -> Picture:
-    """OpenCV gives blue, green, red and alpha; grey with alpha as these four."""
-    orders = {"RGB": [2, 1, 0], "RGBA": [2, 1, 0, 3], "LA": [0, 3]}
-    order = orders.get(image.mode, [0])
-    orientation = _orientation(file, image)
-
-    def decode(shrink: int) -> np.ndarray:
-        with damage(DECODED):
-            file.seek(0)
-            data = np.frombuffer(file.read(), dtype=np.uint8)
-            array = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-            if array is None:
-                raise ImageError("does not decode (OpenCV: no image); repair or remove it")
-        array = array if array.ndim == 3 else array[..., None]
-        if array.shape != (image.height, image.width, max(order) + 1):
-            raise ImageError(f"decodes to {array.shape}, not as its header says; repair it")
-        return turned(array[..., order], orientation)
-
-    sides = sides_shown(image.height, image.width, orientation)
-    alpha = image.mode in ("RGBA", "LA")
-    return Picture(*sides, len(order), alpha, decode, False, white, orientation=orientation)
 
 
 def _open_tiff(file: BinaryIO) -> Picture:
@@ -320,85 +259,7 @@ def _part_of_tiff(series: Any, darkest: float | None) -> Window | None:
     def window(top: int, left: int, height: int, width: int) -> np.ndarray:
         with damage(DECODED):
             part = stored(top, left, height, width)
-        part = part.astype(part.dtype.newbyteorder("="), copy=False)
+        part = plain_values(part)
         return part if darkest is None else part.dtype.type(darkest) - part
 
     return window
-
-
-def _open_npy(file: BinaryIO) -> Picture:
-    """An array ``[H, W]`` or ``[H, W, C]`` of NumPy's own format."""
-    with damage(READ):
-        version = np.lib.format.read_magic(file)
-        read = {(1, 0): np.lib.format.read_array_header_1_0}
-        shape, fortran, dtype = read.get(version, np.lib.format.read_array_header_2_0)(file)
-    form = "an image is [height, width] or [height, width, channels] of integers or real numbers"
-    if len(shape) not in (2, 3) or 0 in shape or dtype.kind not in "buif":
-        raise ImageError(f"cannot be read: an array {list(shape)} of {dtype}; {form}")
-    height, width, channels = (*shape, 1)[:3]
-    first = file.tell()
-    with damage(READ):
-        if fortran:
-            refuse_absurd_size(height, width, channels)
-        else:
-            refuse_absurd_parts(height, width)
-
-    def converted(array: np.ndarray) -> np.ndarray:
-        if dtype.kind == "b":
-            return array.astype(np.uint8) * np.uint8(EIGHT_BITS)
-        return array.astype(dtype.newbyteorder("="), copy=False)
-
-    def decode(shrink: int) -> np.ndarray:
-        with damage(READ):
-            refuse_absurd_size(height, width, channels, by_parts=not fortran)
-        with damage(DECODED):
-            file.seek(0)
-            array = np.load(file, allow_pickle=False).reshape(height, width, channels)
-        return converted(array)
-
-    def window(top: int, left: int, rows: int, columns: int) -> np.ndarray:
-        part, pixel = np.empty((rows, columns, channels), dtype), channels * dtype.itemsize
-        with damage(DECODED):
-            for row in range(rows):
-                file.seek(first + ((top + row) * width + left) * pixel)
-                part[row] = np.frombuffer(file.read(columns * pixel), dtype).reshape(-1, channels)
-        return converted(part)
-
-    white = {"b": EIGHT_BITS, "f": None}.get(dtype.kind, 0)
-    white = np.iinfo(dtype).max if white == 0 else white
-    note = f"its array {list(shape)} is read as [height, width, channels]"
-    eight_bit = dtype in (np.uint8, np.bool_)
-    by_parts = None if fortran else window
-    return Picture(
-        height, width, channels, False, decode, eight_bit, white, note=note, window=by_parts
-    )
-
-
-def _open_dicom(file: BinaryIO) -> Picture:
-    """One frame of a DICOM file: stored values by ``BitsStored``; what is dark is dark."""
-    try:
-        import pydicom
-    except ImportError as error:
-        raise ImageError("is DICOM, which needs pydicom: pip install pydicom") from error
-    with damage(READ):
-        header = pydicom.dcmread(file, stop_before_pixels=True)
-        height, width = int(header.Rows), int(header.Columns)
-        channels, bits = int(header.SamplesPerPixel), int(header.BitsStored)
-        frames, kind = int(header.get("NumberOfFrames", 1) or 1), header.PhotometricInterpretation
-        signed = bool(header.PixelRepresentation)
-        refuse_absurd_size(height, width, channels)
-    if frames > 1 or kind == "PALETTE COLOR":
-        what = f"{frames} frames" if frames > 1 else "a palette of colours"
-        raise ImageError(f"cannot be read: DICOM with {what}; save single images, grey or RGB")
-    white = 2 ** (bits - signed) - 1
-
-    def decode(shrink: int) -> np.ndarray:
-        with damage(DECODED):
-            file.seek(0)
-            array = pydicom.dcmread(file).pixel_array.reshape(height, width, channels)
-        if kind == "MONOCHROME1":  # its largest value is black
-            array = array.dtype.type(-1 if signed else white) - array
-        return array.astype(np.uint8) if eight_bit and array.max() <= EIGHT_BITS else array
-
-    eight_bit = bits == 8 and not signed
-    return Picture(height, width, channels, False, decode, eight_bit, white)

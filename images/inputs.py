@@ -10,12 +10,13 @@ import glob
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from backbones.errors import InputError, listed
-from images.files import ImageError, Picture, Reading, read_image
+from images.files import ImageError, Reading, read_image
 from images.folders import files_of_folder, words_of
 from images.formats import image_endings
 from images.picture import picture_of
@@ -191,12 +192,16 @@ def read_frames(path: Path, every: int = 1, reading: Reading = RGB) -> Iterator[
         yield Frame(read_image(path, reading))
         return
     for frame in video_frames(path, every):
-        yield frame._replace(pixels=_as_wanted(path, picture_of(frame.pixels), reading))
+        with _of_a_frame(path):
+            pixels = reading.read(picture_of(frame.pixels))
+        yield frame._replace(pixels=pixels)
 
 
-def _as_wanted(path: Path, frame: Picture, reading: Reading) -> np.ndarray:
+@contextmanager
+def _of_a_frame(path: Path) -> Iterator[None]:
+    """Say of which video a frame cannot be used."""
     try:
-        return reading.read(frame)
+        yield
     except ImageError as error:
         raise ImageError(f"{path}: a frame {error}") from error
 
@@ -214,11 +219,8 @@ def read_windows(
             yield Frame(np.zeros((0, 0, 3), np.uint8)), image
         return
     for frame in video_frames(path, every):
-        picture = picture_of(frame.pixels)
-        try:
-            yield frame, Windows(picture, reading, str(path))
-        except ImageError as error:
-            raise ImageError(f"{path}: a frame {error}") from error
+        with _of_a_frame(path):
+            yield frame, Windows(picture_of(frame.pixels), reading, str(path))
 
 
 def output_names(files: Sequence[Path], taken_before: Iterable[str] = ()) -> list[str]:

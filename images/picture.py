@@ -14,7 +14,9 @@ import numpy as np
 
 from backbones.errors import InputError
 
-EIGHT_BITS = 255  # the largest value
+EIGHT_BITS, SIXTEEN_BITS = 255, 65535  # the largest values
+READ, DECODED = "cannot be read", "does not decode"  # what is said of a damaged file
+AN_IMAGE = "[height, width] or [height, width, channels] of integers or real numbers"
 
 
 class ImageError(InputError):
@@ -97,23 +99,38 @@ class Picture:
         return self.decode(shrink)
 
 
+def is_image(shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    """Whether an array is ``[H, W]`` or ``[H, W, C]`` of numbers."""
+    return len(shape) in (2, 3) and 0 not in shape and dtype.kind in "buif"
+
+
+def largest_value(dtype: np.dtype) -> float | None:
+    """The value of a type that means 1; None for floating-point ones, which mean themselves."""
+    if dtype.kind == "b":
+        return EIGHT_BITS
+    return None if dtype.kind == "f" else float(np.iinfo(dtype).max)
+
+
+def plain_values(array: np.ndarray) -> np.ndarray:
+    """In this machine's order of bytes; truth values as 0 and 255."""
+    if array.dtype.kind == "b":
+        return array.astype(np.uint8) * np.uint8(EIGHT_BITS)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
 def picture_of(pixels: np.ndarray) -> Picture:
     """An array ``[H, W]`` or ``[H, W, C]`` as if it came from a file.
 
     Raises:
         ImageError: if it is no image.
     """
-    if pixels.ndim not in (2, 3) or 0 in pixels.shape or pixels.dtype.kind not in "buif":
+    if not is_image(pixels.shape, pixels.dtype):
         raise ImageError(
-            f"an array {list(pixels.shape)} of {pixels.dtype} is no image: give [height, width] or "
-            "[height, width, channels] of integers or real numbers"
+            f"an array {list(pixels.shape)} of {pixels.dtype} is no image: give {AN_IMAGE}"
         )
     height, width, channels = (*pixels.shape, 1)[:3]
-    values = pixels.reshape(height, width, channels)
-    if values.dtype == np.bool_:
-        values = values.astype(np.uint8) * np.uint8(EIGHT_BITS)
-    white = None if values.dtype.kind == "f" else np.iinfo(values.dtype).max
-    eight_bit = values.dtype == np.uint8
+    values = plain_values(pixels).reshape(height, width, channels)
+    white, eight_bit = largest_value(values.dtype), values.dtype == np.uint8
 
     def window(top: int, left: int, rows: int, columns: int) -> np.ndarray:
         return values[top : top + rows, left : left + columns]

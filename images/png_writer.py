@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 import zlib
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
@@ -38,12 +37,7 @@ class GreyPngWriter:
         if compressed := self.compressor.compress(data):
             self._chunk(b"IDAT", compressed)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _at: object) -> None:
         if error is None:
             self._chunk(b"IDAT", self.compressor.flush())
             self._chunk(b"IEND", b"")

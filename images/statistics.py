@@ -7,7 +7,6 @@ of floating-point ones as they are (``images.files``).
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,12 +15,12 @@ import numpy as np
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from backbones.errors import InputError
 from images.files import EIGHT_BITS, ImageError, Reading, open_picture, read_image
 from images.windows import open_windows
-from training.guards.workers import SigtermOnlyFromTrainer
+from training.data import guarded_loader
 from training.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -235,13 +234,8 @@ def measure(samples: Images, images: int, seed: int, workers: int = 0) -> Statis
     chosen = np.arange(total)
     if images < total:
         chosen = np.sort(np.random.default_rng([seed, 3]).choice(total, images, replace=False))
-    loader = DataLoader(
-        _Moments(samples, chosen),
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=_unchanged,
-        worker_init_fn=SigtermOnlyFromTrainer(os.getpid()),
-    )
+    moments_of = _Moments(samples, chosen)
+    loader = guarded_loader(moments_of, workers, batch_size=None, collate_fn=_unchanged)
     count, mean, squares = 0, np.zeros(samples.in_chans), np.zeros(samples.in_chans)
     read = 0
     for moments in progress(loader, "measuring", unit="image"):

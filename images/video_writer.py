@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 
 import av
 import cv2
@@ -85,12 +84,7 @@ class VideoWriter:
             packet.duration = self.lengths.pop(packet.pts, None)  # else the last one's is lost
             self.container.mux(packet)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _at: object) -> None:
         if self.container is None:
             return
         try:

@@ -157,15 +157,20 @@ def build_loader(
     pin_memory: bool = False,
 ) -> DataLoader:
     """An endless loader of ``(keys, collated batch)`` in the given order."""
-    return DataLoader(
+    return guarded_loader(
         SeededSamples(samples, order.seed),
-        batch_sampler=order,  # type: ignore[arg-type]
+        workers,
+        batch_sampler=order,
         collate_fn=_CollateWithKeys(collate),
-        num_workers=workers,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
-        worker_init_fn=SigtermOnlyFromTrainer(os.getpid()),
     )
+
+
+def guarded_loader(samples: Dataset, workers: int, **options: Any) -> DataLoader:
+    """A loader whose workers end with this process alone; options are ``DataLoader``'s."""
+    init = SigtermOnlyFromTrainer(os.getpid())
+    return DataLoader(samples, num_workers=workers, worker_init_fn=init, **options)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

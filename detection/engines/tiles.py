@@ -7,14 +7,12 @@ as many as there are.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from fvcore.common.config import CfgNode
-from torch.utils.data import DataLoader
 
 from backbones.whole_files import write_json
 from detection.data.records import Records
@@ -23,7 +21,7 @@ from detection.data.transforms import sample_of_values
 from detection.engines.interface import Detect
 from detection.engines.seams import Result, join_tiles
 from images.windows import Windows
-from training.guards.workers import SigtermOnlyFromTrainer
+from training.data import guarded_loader
 from training.progress import progress
 
 
@@ -59,12 +57,8 @@ def detect_on_records(
     Args:
         counts: see :func:`detection.engines.seams.join_tiles`; ``images`` is counted, too.
     """
-    loader = DataLoader(
-        TileSamples(records, share, config),
-        batch_size=None,
-        num_workers=min(config.DATALOADER.NUM_WORKERS, len(share)),
-        worker_init_fn=SigtermOnlyFromTrainer(os.getpid()),
-    )
+    workers = min(config.DATALOADER.NUM_WORKERS, len(share))
+    loader = guarded_loader(TileSamples(records, share, config), workers, batch_size=None)
     sizes = {index: (records[index]["height"], records[index]["width"]) for index in share}
     expected = {index: len(tiles_of(*size, config)) for index, size in sizes.items()}
     found: dict[int, list[tuple[Tile, list[Result]]]] = {}

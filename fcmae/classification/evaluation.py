@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 
 from fcmae.classification.data import LabelledSamples, Sample, collate
 from images.files import ImageError
-from training.guards.workers import SigtermOnlyFromTrainer
+from training.data import guarded_loader
 from training.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -74,13 +73,8 @@ def evaluate(
     # Every process runs as many batches (FSDP gathers weights in each): the last may count none.
     places = [place % total for place in range(rank, -(-total // world) * world, world)]
     counted = len(range(rank, total, world))
-    loader = DataLoader(
-        Subset(_Dataset(samples), places),
-        batch_size,
-        num_workers=workers,
-        collate_fn=collate,
-        worker_init_fn=SigtermOnlyFromTrainer(os.getpid()),
-    )
+    mine = Subset(_Dataset(samples), places)
+    loader = guarded_loader(mine, workers, batch_size=batch_size, collate_fn=collate)
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from timm.utils.misc import natural_key
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 
 from backbones.errors import InputError
@@ -27,7 +26,7 @@ from fcmae.classification.transforms import (
 from fcmae.data import pretraining_samples
 from images.labels import read_labels
 from images.statistics import Statistics
-from training.guards.workers import SigtermOnlyFromTrainer
+from training.data import guarded_loader
 
 logger = logging.getLogger(__name__)
 
@@ -170,12 +169,7 @@ class AnalysisImages(Dataset):
     ) -> Iterator[tuple[Tensor, list[int] | None]]:
         """Normalised images ``[B, C, H, W]`` on the device, and their classes."""
         place = 0
-        for images in DataLoader(
-            self,
-            batch_size,
-            num_workers=workers,
-            worker_init_fn=SigtermOnlyFromTrainer(os.getpid()),
-        ):
+        for images in guarded_loader(self, workers, batch_size=batch_size):
             labels = self.labels[place : place + len(images)] if self.labels else None
             place += len(images)
             yield statistics.normalise(images.to(device)), labels

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 from backbones.errors import InputError
 from images.files import ImageError, Picture, Reading, open_picture, pixel_digest, read_image
-from images.formats import SIXTEEN_BITS
+from images.picture import SIXTEEN_BITS
 from images.size_limit import refuse_absurd_size
 from images.threads import in_threads
 from images.windows import Windows

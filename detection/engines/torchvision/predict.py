@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,6 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from backbones.whole_files import write_json
 from detection.data.transforms import DetectionSamples, collate
@@ -23,7 +21,7 @@ from detection.dataset import CocoDataset
 from detection.engines.interface import Detect
 from detection.engines.masks import encode_masks
 from detection.engines.tiles import detect_on_records, write_counts
-from training.guards.workers import SigtermOnlyFromTrainer
+from training.data import guarded_loader
 from training.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -68,14 +66,9 @@ def detect(
     config: CfgNode, model: nn.Module, dataset: CocoDataset, share: range
 ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
     """Yield (index of the record, its COCO results) for the records of ``share``, in float32."""
-    loader = DataLoader(
-        DetectionSamples(dataset, config, training=False),
-        batch_size=1,
-        sampler=share,
-        num_workers=config.DATALOADER.NUM_WORKERS,
-        collate_fn=collate,
-        worker_init_fn=SigtermOnlyFromTrainer(os.getpid()),
-    )
+    samples = DetectionSamples(dataset, config, training=False)
+    workers = config.DATALOADER.NUM_WORKERS
+    loader = guarded_loader(samples, workers, batch_size=1, sampler=share, collate_fn=collate)
     model.eval()
     for index, batch in zip(share, progress(loader, "predicting", unit="image"), strict=True):
         yield index, _detect_one(model, batch[0], dataset)

@@ -1,0 +1,89 @@
+"""PNG, PNM and JPEG 2000 of more than 8 bits, whose values Pillow would cut: read by OpenCV."""
+
+from __future__ import annotations
+
+import re
+from typing import BinaryIO
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from images.picture import (
+    DECODED,
+    EIGHT_BITS,
+    SIXTEEN_BITS,
+    ImageError,
+    Picture,
+    damage,
+    sides_shown,
+    turned,
+)
+
+
+def white_beyond_pillow(file: BinaryIO, image: Image.Image) -> int | None:
+    """The largest value of a file whose values Pillow would cut or stretch; else None."""
+    if image.format == "PNG":
+        tiles = getattr(image, "tile", [])
+        is_deep = any("16B" in str(tile[3]) for tile in tiles)  # its arguments
+        return SIXTEEN_BITS if is_deep and image.mode in ("RGB", "RGBA", "LA") else None
+    if image.format == "PPM":
+        largest = _largest_of_pnm(file)
+        return largest if largest > EIGHT_BITS else None
+    if image.format == "JPEG2000":
+        bits = _bits_of_jpeg2000(file)
+        return 2**bits - 1 if bits > 8 else None
+    return None
+
+
+def _start_of(file: BinaryIO, size: int) -> bytes:
+    place = file.tell()
+    file.seek(0)
+    start = file.read(size)
+    file.seek(place)
+    return start
+
+
+def _largest_of_pnm(file: BinaryIO) -> int:
+    """The header's fourth word; its comments reach from # to the line's end."""
+    start = _start_of(file, 4096)
+    words = re.sub(rb"#[^\n\r]*", b"", start).split(maxsplit=4)
+    deep = start[:2] in (b"P2", b"P3", b"P5", b"P6") and len(words) > 3 and words[3].isdigit()
+    return int(words[3]) if deep else 0
+
+
+def _bits_of_jpeg2000(file: BinaryIO) -> int:
+    """The most bits of a component, by the marker SIZ; 0 where that is not found."""
+    start = _start_of(file, 2**16)
+    place = start.find(b"\xff\x51")
+    count = int.from_bytes(start[place + 38 : place + 40], "big") if place >= 0 else 0
+    return max(((bits & 127) + 1 for bits in start[place + 40 :: 3][:count]), default=0)
+
+
+def open_by_opencv(file: BinaryIO, image: Image.Image, white: int, orientation: int) -> Picture:
+    """A picture whose values Pillow would cut.
+
+    OpenCV gives blue, green, red and alpha; grey with alpha as these four.
+
+    Args:
+        white: see :func:`white_beyond_pillow`.
+        orientation: EXIF's.
+    """
+    orders = {"RGB": [2, 1, 0], "RGBA": [2, 1, 0, 3], "LA": [0, 3]}
+    order = orders.get(image.mode, [0])
+
+    def decode(shrink: int) -> np.ndarray:
+        with damage(DECODED):
+            file.seek(0)
+            data = np.frombuffer(file.read(), dtype=np.uint8)
+            array = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+            if array is None:
+                raise ImageError("does not decode (OpenCV: no image); repair or remove it")
+        array = array if array.ndim == 3 else array[..., None]
+        if array.shape != (image.height, image.width, max(order) + 1):
+            raise ImageError(f"decodes to {array.shape}, not as its header says; repair it")
+        return turned(array[..., order], orientation)
+
+    sides = sides_shown(image.height, image.width, orientation)
+    alpha = image.mode in ("RGBA", "LA")
+    return Picture(*sides, len(order), alpha, decode, False, white, orientation=orientation)

@@ -287,7 +287,8 @@ def _limit_blocks(runs: Sequence[Run]) -> list[Block]:
             blocks.append(
                 Paragraph(
                     f"{run.name} with {limit['max_detections']} detections of a class and image "
-                    f"(TEST.DETECTIONS_PER_IMAGE) in place of COCO's 100: {', '.join(found)}."
+                    f"(TEST.DETECTIONS_PER_IMAGE) in place of COCO's 100: {', '.join(found)}.",
+                    "small",
                 )
             )
     return blocks

@@ -215,6 +215,10 @@ def test_the_page_shows_scikit_learns_confusion_matrix_and_the_worst_images(run)
     assert share in first
     assert names[truth[worst]][:2] in first
     assert "10 images" not in page
+    settings = text[text.index("## Settings") :]
+    top1 = 100 * float((predicted == truth).mean())
+    assert re.search(rf"top-1 of trained weights \| {top1:.4g} *\|", settings), settings
+    assert "None" not in settings.partition("config.yaml")[0]
 
 
 def test_names_that_are_not_utf_8_train_predict_and_are_reported_as_they_are(run_tool, tmp_path):

@@ -136,8 +136,8 @@ def _by_class(
     columns: list[Cell] = ["class", *(["trained on"] if trained_on else []), "images"]
     columns += ["top-1 (%)", "precision (%)", "most often taken for"]
     caption = (
-        "The lowest first. Top-1: of the images of the class, predicted as it; precision: of the "
-        "images predicted as the class, truly of it"
+        "The lowest top-1 first: the share of the class's images that were predicted as it. "
+        "Precision: the share of the images predicted as the class that are of it"
     )
     return [Table(columns, rows, caption, long=len(rows) > 20)]
 
@@ -256,8 +256,15 @@ def _curves(output_dir: Path) -> list[Block]:
     return [Charts(charts)] if charts else []
 
 
+def _fact(value: Any) -> str:
+    """A setting or a figure as a cell."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "not set" if value is None else str(value)
+
+
 def _facts(output_dir: Path, facts: Mapping[str, Any]) -> list[Block]:
-    rows: list[list[Cell]] = [[name, str(value)] for name, value in facts.items()]
+    rows: list[list[Cell]] = [[name, _fact(value)] for name, value in facts.items()]
     blocks: list[Block] = [Table(["setting", "value"], rows, "How it was evaluated", prose=True)]
     config = output_dir / CONFIG
     if config.is_file():

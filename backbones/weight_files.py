@@ -110,7 +110,7 @@ def _metadata_of(content: Mapping) -> dict[str, str]:
         if isinstance(place, Mapping):
             names = next((v for k, v in place.items() if str(k).lower() == "classes"), None)
             if isinstance(names, list | tuple) and "class_names" not in found:
-                found["class_names"] = json.dumps([str(name) for name in names])
+                found["class_names"] = json.dumps([str(n).strip() for n in names])
     return found
 
 

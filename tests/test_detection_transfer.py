@@ -16,11 +16,18 @@ from torchvision.models import resnet18
 from backbones.checkpoint import save_encoder
 from backbones.convnext import build_convnext
 from backbones.errors import InputError
-from backbones.weight_files import save_pickle, save_safetensors
+from backbones.weight_files import read_state_dict, save_pickle, save_safetensors
 from detection.engines.torchvision.engine import load_initial_weights
 from detection.engines.torchvision.model import build_mask_rcnn
 from detection.engines.transfer import COCO, Classes, parse_aliases, select_classes
-from detection.engines.weights import freeze_parts, read_detector, torchvision_to_detectron2
+from detection.engines.weights import (
+    freeze_parts,
+    is_detectron2,
+    read_detector,
+    torchvision_to_detectron2,
+)
+from detection.run import run
+from training.configured import newest_weights
 
 OLD, NEW = ["apple", "nut", "leaf"], ["leaf", "stone", "apple", "cell"]
 CLASSES = "MODEL.ROI_HEADS.NUM_CLASSES"
@@ -189,6 +196,30 @@ def test_detectron2_freezes_the_same_parts() -> None:
     model = build_detector(to_detectron2(small_config({"ENGINE": "detectron2"})))
     freeze_parts(model, ["encoder", "pyramid"])
     assert_frozen(model, ["encoder", "pyramid"])
+
+
+@pytest.mark.parametrize(
+    "engine", ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
+)
+def test_a_training_leaves_frozen_parts_as_they_were(engine: str, data, tmp_path: Path) -> None:
+    """From a detector of one class more, on either engine: what is frozen is bitwise the file's."""
+    torch.manual_seed(0)
+    start = build_mask_rcnn(small_config())
+    file = tmp_path / "start.safetensors"
+    save_safetensors(start.state_dict(), file, {"class_names": json.dumps(["box", "x", "disc"])})
+    changes = {"ENGINE": engine, CLASSES: 0, "SOLVER.MAX_ITER": 2, "SOLVER.STEPS": ()}
+    changes |= {"MODEL.WEIGHTS": str(file), "MODEL.FREEZE": ["encoder", "pyramid"]}
+    changes |= {"DATASETS.TRAIN": (data,), "OUTPUT_DIR": str(tmp_path / "run")}
+    run(small_config(changes))
+    ended = read_state_dict(newest_weights(tmp_path / "run"))
+    if not is_detectron2(ended):
+        ended = torchvision_to_detectron2(ended)
+    began = torchvision_to_detectron2(start.state_dict())
+    learnt = {name for name, tensor in ended.items() if not torch.equal(tensor, began[name])}
+    assert len(ended) == len(began)
+    assert not [name for name in learnt if name.startswith("backbone.")]
+    assert any(name.startswith("proposal_generator.") for name in learnt)
+    assert any(name.startswith("roi_heads.") for name in learnt)
 
 
 # --- other channels, other architectures ---

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from segmentation_scenes import NAMES, write_scenes
 from test_segmentation_run import config_of
@@ -14,8 +15,9 @@ from backbones.checkpoint import save_encoder
 from backbones.convnext import build_convnext
 from backbones.errors import InputError
 from backbones.weight_files import read_metadata
+from segmentation.class_names import ADE20K
 from segmentation.dataset import load_segmentation
-from segmentation.run import run
+from segmentation.run import run, trained_names
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,15 @@ def test_an_evaluation_on_another_set_leaves_the_trainings_facts(tmp_path, finis
     before["datasets"].pop("test"), after["datasets"].pop("test")
     assert after == before
     run(config_of(output, scenes), eval_only=True)  # as the other tests find it
+
+
+def test_the_authors_ade20k_files_have_the_classes_of_ade20k(tmp_path):
+    """mmsegmentation's list, which lies in each file of theirs, says ``"bed "``."""
+    theirs = ["bed " if name == "bed" else name for name in ADE20K]
+    content = {"state_dict": {"a.weight": torch.zeros(1)}, "meta": {"CLASSES": tuple(theirs)}}
+    torch.save(content, tmp_path / "upernet_convnext_tiny_1k_512x512.pth")
+    found = trained_names(str(tmp_path / "upernet_convnext_tiny_1k_512x512.pth"))
+    assert found == list(ADE20K)
 
 
 def test_a_class_that_the_model_lacks_is_refused_by_name(tmp_path, finished, scenes):

@@ -143,12 +143,16 @@ class Block(nn.Module):
             from backbones.kernels.triton_mlp import fused_mlp
 
             return self._scaled(fused_mlp(x, self.pwconv1, grn.gamma, grn.beta, self.pwconv2))
-        x = self.pwconv1(x)
+        return self._scaled(self.pwconv2(self._expand(x, visible, convolve)))
+
+    def _expand(
+        self, x: Tensor, visible: Tensor | None = None, convolve: Convolve = convolve_map
+    ) -> Tensor:
+        """``[B, ..., C]`` -> ``[B, ..., 4C]`` behind GRN."""
+        x, grn = self.pwconv1(x), self._grn_behind_gelu()
         if visible is None and grn is not None and gelu_grn_runs(x):
-            x = gelu_grn(x, grn.gamma, grn.beta)
-        else:
-            x = self.grn(self.act(x), visible, convolve)
-        return self._scaled(self.pwconv2(x))
+            return gelu_grn(x, grn.gamma, grn.beta)
+        return self.grn(self.act(x), visible, convolve)
 
     def _scaled(self, x: Tensor) -> Tensor:
         """Layer scale (V1) and drop path."""
@@ -174,6 +178,22 @@ class Block(nn.Module):
     def forward(self, x_nchw: Tensor) -> Tensor:
         y_nhwc = depthwise_convolution(self.dwconv, x_nchw).permute(0, 2, 3, 1)
         return x_nchw + self.mix_channels(y_nhwc).permute(0, 3, 1, 2)
+
+    def forward_at(self, x_nchw: Tensor, sites: Tensor) -> Tensor:
+        """What :meth:`forward` gives at some sites alone, ``[N, C]``.
+
+        Only the last product is spared elsewhere: GRN's statistic is of all sites.
+
+        Args:
+            sites: their indices ``[N]`` in the flattened ``[B, H, W]``.
+        """
+        assert isinstance(self.drop_path, nn.Identity)  # it draws for images, not for sites
+        y_nhwc = depthwise_convolution(self.dwconv, x_nchw).permute(0, 2, 3, 1)
+        expanded = self._expand(self.norm(y_nhwc))
+        x, y = (
+            t.flatten(0, 2).index_select(0, sites) for t in (x_nchw.permute(0, 2, 3, 1), expanded)
+        )
+        return x + self._scaled(self.pwconv2(y))
 
 
 class Downsampling(nn.Conv2d):

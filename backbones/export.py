@@ -8,15 +8,16 @@ Precisions:
   * ``fp32``: the module's own.
   * ``fp16``: weights and activations are halved. GRN's statistic is a sum of squares over a whole
     image and overflows in float16, so it stays in float32, in the file as in the module.
-  * ``int8``: weights of the Linear layers (nearly all of an encoder's arithmetic) by output
-    channel, their inputs on the fly, by onnxruntime; convolutions stay in float32. ONNX alone.
+  * ``int8``: of ONNX alone; see :mod:`backbones.quantization`. Where calibration images are known
+    (a detector's run), convolutions and Linear layers with fixed ranges; otherwise Linear layers
+    (nearly all of an encoder's arithmetic), their inputs on the fly.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from backbones.checkpoint import build_encoder, open_encoder
 from backbones.convnext import ConvNeXt
 from backbones.errors import InputError
+from backbones.quantization import Inputs, quantize_calibrated, quantize_linear
 from backbones.weights.structure import size_name
 from backbones.whole_files import try_writing, write_atomically, write_files
 
@@ -51,6 +53,9 @@ class Export:
         outputs: names, in the order of the dictionary.
         metadata: strings that the file carries.
         operators: torch operator -> a function of onnxscript, for operators of our own.
+        calibration: gives inputs, as arrays, whose activations set the ranges of int8; None where
+            no images are known, and int8 is then of Linear layers alone.
+        in_float: parts of the names of weights whose layers a calibrated int8 leaves in float.
     """
 
     graph: nn.Module
@@ -59,6 +64,8 @@ class Export:
     outputs: list[str]
     metadata: dict[str, str]
     operators: Mapping[Callable, Callable] = field(default_factory=dict)
+    calibration: Callable[[], Iterable[Inputs]] | None = None
+    in_float: Sequence[str] = ()
 
 
 class EncoderGraph(nn.Module):
@@ -134,8 +141,10 @@ def write_export(export: Export, path: str | Path, precision: str = "fp32") -> N
         write_atomically(path, lambda partial: _save_program(program, partial, extra))
     else:
         model = to_onnx(program, export, metadata | {"onnx": import_module("onnx").__version__})
-        if precision == "int8":
-            model = quantize(model)
+        if precision == "int8" and export.calibration is not None:
+            model = quantize_calibrated(model, export.calibration(), export.in_float)
+        elif precision == "int8":
+            model = quantize_linear(model)
         write_files({path: model.SerializeToString()})
     logger.info("wrote %s: %s, %.1f MB", path, precision, path.stat().st_size / 1e6)
 
@@ -217,25 +226,3 @@ def to_onnx(
 def _output_dimension(symbol: str) -> str:
     """A size that the data decide (torch's ``u3``) is the number of detections."""
     return "detections" if symbol[:1] == "u" and symbol[1:].isdecimal() else symbol
-
-
-def quantize(model: Any) -> Any:
-    """The Linear layers of an ONNX model in int8: weights by output channel, inputs on the fly."""
-    import tempfile
-
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "int8.onnx"
-        quantize_dynamic(
-            model,
-            target,
-            op_types_to_quantize=["MatMul", "Gemm"],
-            per_channel=True,
-            reduce_range=True,  # without VNNI, 8 bits of both saturate 16-bit sums
-            weight_type=QuantType.QInt8,
-        )
-        quantized = onnx.load(target)
-    onnx.helper.set_model_props(quantized, {p.key: p.value for p in model.metadata_props})
-    return quantized

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,23 @@ from fvcore.common.config import CfgNode
 
 from backbones.errors import InputError
 from backbones.export import Export
+from backbones.quantization import Inputs
 from backbones.weight_files import read_metadata
 from detection.config import load_config
+from detection.data.transforms import DetectionSamples
 from detection.dataset import joined_classes, load_dataset
 from detection.engines.classes import trained_classes
 from detection.engines.torchvision.model import MaskRCNN, build_mask_rcnn
 from detection.engines.weights import encoder_licence, read_detector
 from detection.exporting.graph import DetectorGraph, suppress, suppress_by_torchvision
+from detection.exporting.runtimes import detector_inputs
 from images.configured import known_statistics
 from training.command_line.tasks import read_facts
 from training.configured import newest_weights
 from training.records.environment import git_commit, versions
 
+CALIBRATION_IMAGES = 32
+IN_FLOAT = ("cls_logits", "bbox_pred", "cls_score", "mask_fcn_logits")  # what decides: the outputs
 LOWEST = -3.0e38  # above the -inf of an empty place, below every score
 
 
@@ -33,11 +38,20 @@ def run_export(
     precision: str = "fp32",
     weights: str | Path | None = None,
     overrides: Sequence[str] = (),
+    calibrate: str | None = None,
 ) -> Export:
-    """The export of a finished run's detector; see :func:`load_run` and :func:`detector_export`."""
+    """The export of a finished run's detector; see :func:`load_run` and :func:`detector_export`.
+
+    Args:
+        calibrate: the data set that calibrates ``int8``; None for the first of
+            ``DATASETS.TRAIN``.
+
+    Raises:
+        InputError: if ``int8`` has no images to calibrate by; and what the two functions raise.
+    """
     config, model = load_run(output_dir, weights, overrides)
     metadata = read_metadata(weights or newest_weights(Path(output_dir)))
-    return detector_export(
+    export = detector_export(
         config,
         model,
         suffix,
@@ -46,6 +60,42 @@ def run_export(
         metadata.get("licence") or encoder_licence(Path(output_dir)) or "unknown",
         read_facts(Path(output_dir)).get("eight_bit_images", True),
     )
+    if precision == "int8":
+        export.calibration = calibration_inputs(config, calibrate, export.inputs["images"].dtype)
+    return export
+
+
+def calibration_inputs(
+    config: CfgNode, calibrate: str | None = None, dtype: torch.dtype = torch.uint8
+) -> Callable[[], Iterator[Inputs]]:
+    """What ``int8`` is calibrated by: inputs of the graph, of images evenly spread over a data set.
+
+    Args:
+        calibrate: the data set; None for the first of ``DATASETS.TRAIN``.
+        dtype: of the graph's ``images``.
+
+    Raises:
+        InputError: if there is none, or it cannot be loaded.
+    """
+    name = calibrate or next(iter(config.DATASETS.TRAIN), None)
+    remedy = "name a data set of images like those to come: --calibrate json:ANNOTATIONS:IMAGES"
+    if name is None:
+        raise InputError(f"int8 is calibrated by images, and DATASETS.TRAIN names none: {remedy}")
+    # whoever cuts tiles runs the graph on them; those of training are cut as they will be
+    is_tiled = config.INPUT.TILES.ENABLED
+    try:
+        dataset = load_dataset(name, config.MODEL.MASK_ON and is_tiled, check_images=False)
+        samples = DetectionSamples(dataset, config, training=is_tiled)
+    except (InputError, OSError) as error:
+        raise InputError(f"{error}\nint8 is calibrated by images: {remedy}") from None
+
+    def inputs() -> Iterator[Inputs]:
+        count = min(CALIBRATION_IMAGES, len(samples))
+        for number in range(count):
+            image = samples[number * len(samples) // count]["image"]
+            yield detector_inputs(image.to(dtype))
+
+    return inputs
 
 
 def load_run(
@@ -159,6 +209,7 @@ def detector_export(
             "versions": json.dumps(versions()),
         },
         {torch.ops.convnext_detection.suppress.default: onnx_suppression()} if is_onnx else {},
+        in_float=IN_FLOAT,
     )
 
 

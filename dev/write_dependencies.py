@@ -1,7 +1,7 @@
 """Write the table of docs/dependencies.md: each direct dependency, its licence, and what it is for.
 
 Names and lowest versions are setup.cfg's; a licence is what the installed package declares, so all
-of them must be installed: pip install -e ".[test,export,wandb,tiff,dicom,heic,hf]".
+of them must be installed: pip install -e ".[test,export,openvino,wandb,tiff,dicom,heic,hf]".
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ PURPOSES = {
     "onnx": "ONNX files",
     "onnxruntime": "runs and quantises ONNX files",
     "onnxscript": "torch's exporter to ONNX, and an operator of ours in it",
+    "openvino": "runs ONNX files, as `fcmae export --evaluate` asks",
     "wandb": "`--wandb`",
     "imagecodecs": "compressed TIFF; imported by tifffile",
     "pydicom": "DICOM",

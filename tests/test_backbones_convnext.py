@@ -429,3 +429,25 @@ def test_dilated_stages_train_with_autograds_own_gradient():
 def test_parts_that_are_not_built_cannot_be_asked_for(options, message):
     with pytest.raises(InputError, match=message):
         build_convnext("convnextv2_atto", **options)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_block_at_some_sites_gives_and_learns_what_the_whole_map_does_there(version) -> None:
+    """GRN's statistic is of all sites, so the others' gradients are not 0."""
+    torch.manual_seed(0)
+    block = Block(6, version, layer_scale=0.5).double()
+    for parameter in block.parameters():
+        nn.init.normal_(parameter)
+    x, sites = torch.randn(2, 6, 5, 4).double().requires_grad_(), torch.tensor([0, 7, 19, 20, 33])
+    wanted = [x, *block.parameters()]
+    whole = block(x).permute(0, 2, 3, 1).reshape(-1, 6)[sites]
+    some = block.forward_at(x, sites)
+    torch.testing.assert_close(some, whole)
+    cotangent = torch.randn(5, 6).double()
+    for expected, found in zip(
+        torch.autograd.grad(whole, wanted, cotangent),
+        torch.autograd.grad(some, wanted, cotangent),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, expected)
+        assert expected.abs().max() > 1e-3

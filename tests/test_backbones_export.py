@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from backbones.checkpoint import save_encoder
 from backbones.convnext import STAGES, ConvNeXt, Size
+from backbones.errors import InputError
 from backbones.export import FIRST_TORCH, check_target, encoder_export, write_export
 from backbones.normalization import GRN, GRNOptions
+from backbones.quantization import quantize_calibrated
 
 pytestmark = pytest.mark.skipif(torch.__version__ < FIRST_TORCH, reason="torch is too old")
 
@@ -182,3 +184,54 @@ def test_an_encoder_with_another_grn_is_exported_as_the_function_that_it_is(
         expected, actual = model.forward_features(images), export.graph(images)
     for stage in STAGES:
         assert torch.equal(actual[stage], expected[stage])
+
+
+def test_calibrated_int8_is_close_and_leaves_out_samples_that_give_nothing(caplog) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    from onnx import TensorProto, helper, numpy_helper
+
+    random = np.random.default_rng(0)
+    shapes = {"conv.weight": (8, 3, 3, 3), "linear": (8, 5), "last.weight": (2, 8, 1, 1)}
+    constants = [
+        numpy_helper.from_array(random.normal(size=shape).astype(np.float32), name)
+        for name, shape in shapes.items()
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "conv.weight"], ["c"], "c"),
+        helper.make_node("Relu", ["c"], ["r"], "r"),
+        helper.make_node("Transpose", ["r"], ["t"], "t", perm=[0, 2, 3, 1]),
+        helper.make_node("MatMul", ["t", "linear"], ["y"], "m"),
+        helper.make_node("Conv", ["r", "last.weight"], ["z"], "l"),
+        helper.make_node("NonZero", ["x"], ["found"], "n"),
+    ]
+    typed = {"y": TensorProto.FLOAT, "z": TensorProto.FLOAT, "found": TensorProto.INT64}
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, "h", "w"])],
+        [helper.make_tensor_value_info(name, kind, None) for name, kind in typed.items()],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    helper.set_model_props(model, {"kind": "small"})
+    empty = {"x": np.zeros((1, 3, 9, 9), np.float32)}
+    samples = [
+        {"x": random.normal(size=(1, 3, 8, number)).astype(np.float32)} for number in (7, 9, 12)
+    ]
+    with caplog.at_level("INFO"):
+        quantized = quantize_calibrated(model, [empty, *samples], ["last"])
+    assert "calibrated by 3 of 4 images" in caplog.text
+    assert [(p.key, p.value) for p in quantized.metadata_props] == [("kind", "small")]
+    stored = {tensor.name: tensor.data_type for tensor in quantized.graph.initializer}
+    assert stored["conv.weight_quantized"] == stored["linear_quantized"] == TensorProto.INT8
+    assert stored["last.weight"] == TensorProto.FLOAT
+    (y, z, _), (rounded, rounded_z, _) = (
+        ort.InferenceSession(m.SerializeToString()).run(None, samples[1])
+        for m in (model, quantized)
+    )
+    for exact, approximate in ((y, rounded), (z, rounded_z)):
+        error = np.abs(exact - approximate).max() / np.abs(exact).max()
+        assert 0 < error < 0.05
+    with pytest.raises(InputError, match=r"finds nothing in the 2 calibration images"):
+        quantize_calibrated(model, [empty, empty])

@@ -52,7 +52,7 @@ def requirements(*extras: str) -> dict[str, Requirement]:
     return {item.name: item for item in map(Requirement, lines)}
 
 
-EVERY = requirements("test", "export", "wandb", "tiff", "hf")
+EVERY = requirements("test", "export", "openvino", "wandb", "tiff", "hf")
 
 
 def third_party(*folders: str) -> set[str]:
@@ -67,7 +67,8 @@ def modules(names) -> set[str]:
 
 
 def test_every_import_is_declared():
-    declared = modules(requirements("export", "wandb", "dicom", "heic", "hf")) | UNDECLARED
+    extras = ("export", "openvino", "wandb", "dicom", "heic", "hf")
+    declared = modules(requirements(*extras)) | UNDECLARED
     benchmarks = {"transformers"}  # what a benchmark compares with is of the tests' extra
     assert third_party(*PACKAGES) - benchmarks <= declared
     assert benchmarks <= modules(requirements("test"))
@@ -78,7 +79,7 @@ def test_every_import_is_declared():
 def test_every_requirement_is_imported():
     used = third_party(*PACKAGES)
     assert modules(requirements()) - used == {"tensorboard"}
-    assert modules(requirements("export", "wandb", "tiff", "hf")) - used == BY_OTHERS
+    assert modules(requirements("export", "openvino", "wandb", "tiff", "hf")) - used == BY_OTHERS
 
 
 def test_every_requirement_has_a_lowest_version_alone():

@@ -36,6 +36,8 @@ examples:
   OMP_NUM_THREADS=1 python tools/benchmark.py detection --rounds 3
   OMP_NUM_THREADS=1 python tools/benchmark.py detection --only cost --rounds 2
   OMP_NUM_THREADS=1 python tools/benchmark.py segmentation --rounds 5
+  # an exported detector in fp32 and int8, by each runtime, beside eager PyTorch
+  OMP_NUM_THREADS=1 python tools/benchmark.py detection --only exported --sizes convnextv2_atto
   # memory of a TIFF of 20,000 x 20,000 pixels, about 500 tiles on each engine
   OMP_NUM_THREADS=1 python tools/benchmark.py detection --only tiles
   OMP_NUM_THREADS=1 python tools/benchmark.py load

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from backbones.errors import InputError
 from backbones.export import PRECISIONS, check_target, encoder_export, write_export
+from detection.exporting.runtimes import RUNTIMES
 from training.cli import ToolParser, log_to, run_tool
 from training.command_line.tasks import task_of
 
@@ -26,6 +27,9 @@ EXAMPLES = """examples:
 
   # AP on DATASETS.TEST and time of exported files beside PyTorch's, as a table
   python tools/export.py --run runs/mine --evaluate mine.onnx mine_int8.onnx
+  # the same files by OpenVINO as well: pip install -e ".[openvino]"
+  python tools/export.py --run runs/mine --evaluate mine.onnx mine_int8.onnx \\
+      --runtimes onnxruntime openvino
 """
 
 
@@ -44,6 +48,12 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--output", type=Path, metavar="FILE", help="ends in .onnx or .pt2")
     add("--precision", choices=PRECISIONS, default="fp32")
+    add(
+        "--calibrate",
+        metavar="json:ANNOTATIONS:IMAGES",
+        help="of int8 of a detector: the data set whose images set the ranges of activations "
+        "(default: the run's DATASETS.TRAIN)",
+    )
     add("--in-chans", type=int, help="of --encoder, with --adapt-channels")
     add("--adapt-channels", action="store_true", help="turn a stem of other channels into those")
     add("--weights", type=Path, metavar="FILE", help="a checkpoint instead of the run's newest")
@@ -57,13 +67,22 @@ def parse() -> argparse.Namespace:
         help="of --evaluate: also with zeros that make each side so many times as long, as a batch "
         "with a larger image does",
     )
+    add(
+        "--runtimes",
+        choices=RUNTIMES,
+        nargs="+",
+        default=["onnxruntime"],
+        help="of --evaluate: what runs the files",
+    )
     add("opts", nargs="*", metavar="KEY VALUE", help="settings that override the run's")
     arguments = parser.parse_intermixed_args()
     if bool(arguments.output) == bool(arguments.evaluate):
         parser.error("give one of --output and --evaluate")
-    for_run = arguments.evaluate or arguments.weights or arguments.opts
+    for_run = arguments.evaluate or arguments.weights or arguments.opts or arguments.calibrate
     if for_run and not arguments.run:
-        parser.error("--evaluate, --weights and KEY VALUE are for --run")
+        parser.error("--evaluate, --weights, --calibrate and KEY VALUE are for --run")
+    if arguments.calibrate and arguments.precision != "int8":
+        parser.error("--calibrate is for --precision int8")
     if bool(arguments.in_chans) != arguments.adapt_channels or (
         arguments.in_chans and not arguments.encoder
     ):
@@ -81,7 +100,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
         raise InputError("nothing to evaluate on: give DATASETS.TEST json:ANNOTATIONS:IMAGE_FOLDER")
     dataset = load_dataset(config.DATASETS.TEST[0], config.MODEL.MASK_ON)
     files = {path.name: path for path in arguments.evaluate}
-    print(markdown_table(compare(config, model, files, dataset, padded=arguments.padded)))
+    further = {"padded": arguments.padded, "runtimes": arguments.runtimes}
+    print(markdown_table(compare(config, model, files, dataset, **further)))
 
 
 def main() -> None:
@@ -92,6 +112,11 @@ def main() -> None:
         return
     output, precision = arguments.output, arguments.precision
     check_target(output, precision)
+    if arguments.calibrate and task_of(arguments.run) != "detection":
+        raise InputError(
+            f"--calibrate is for detectors, and {arguments.run} is a run of another task: its "
+            "int8 takes no images"
+        )
     if arguments.encoder:
         export = encoder_export(arguments.encoder, precision, arguments.in_chans)
     elif task_of(arguments.run) == "classification":
@@ -109,7 +134,12 @@ def main() -> None:
             from detection.export import run_export
 
             export = run_export(
-                arguments.run, output.suffix, precision, arguments.weights, arguments.opts
+                arguments.run,
+                output.suffix,
+                precision,
+                arguments.weights,
+                arguments.opts,
+                arguments.calibrate,
             )
     write_export(export, output, precision)
     print(

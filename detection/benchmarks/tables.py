@@ -17,12 +17,13 @@ from detection.benchmarks.engines import (
     why_no_detectron2,
 )
 from detection.benchmarks.evaluation import evaluation_case
+from detection.benchmarks.exported import exported_cases
 from detection.benchmarks.prediction import SHAPES, prediction_case
 from detection.benchmarks.tiles import SIDES, tiles_case
 from training.records.measure import Row
 
 PARTS = ("adapter", "engines", "cost", "evaluation", "prediction")
-ASKED = ("tiles",)  # what is only measured where it is asked for: it takes long
+ASKED = ("tiles", "exported")  # what is only measured where it is asked for: it takes long
 ADAPTER_PIXELS, ADAPTER_ROUNDS = 224, 30  # small and often: what the adapter adds is constant
 
 
@@ -45,7 +46,7 @@ def detection_tables(
     cases = [DetectorCase(*shape) for shape in shapes]
     tables: dict[str, list[Row]] = {}
     missing = why_no_detectron2()
-    if missing and set(parts) - {"evaluation"}:
+    if missing and set(parts) - {"evaluation", "exported"}:
         tables["what needs detectron2"] = [{"skipped": missing}]
     if "adapter" in parts and not missing:
         small = [replace(case, batch=1, image_size=ADAPTER_PIXELS) for case in cases]
@@ -76,6 +77,10 @@ def detection_tables(
             prediction_case(*shape, engine)
             for engine in (["torchvision"] if missing else ENGINES)
             for shape in SHAPES
+        ]
+    if "exported" in parts:
+        tables["inference of an exported detector"] = [
+            row for case in cases for row in exported_cases(case, rounds)
         ]
     if "tiles" in parts:
         tables["prediction of one large image by its tiles"] = [

@@ -13,62 +13,21 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor
-from torch.nn import functional as F
 
-from backbones.errors import InputError
 from detection.data.transforms import DetectionSamples
 from detection.dataset import CocoDataset
 from detection.engines.torchvision.engine import tasks
 from detection.engines.torchvision.model import MaskRCNN
 from detection.engines.torchvision.predict import coco_results
-from detection.engines.torchvision.roi import rescale_detections
 from detection.evaluate import coco_metrics
+from detection.exporting.runtimes import ExportedForward, onnx_detector
 from reporting import tables
 from training.progress import progress
 from training.records.measure import interleaved
 
 logger = logging.getLogger(__name__)
 
-ExportedForward = Callable[[dict[str, Any]], dict[str, Tensor]]
 TORCH = "PyTorch"
-
-
-def onnx_detector(path: str | Path, padded: float = 1.0) -> ExportedForward:
-    """A function like the model's, of one sample, that runs an exported detector on the CPU.
-
-    Args:
-        padded: zeros below and at the right make each side that many times as long, as in a batch
-            with a larger image.
-
-    Raises:
-        InputError: if onnxruntime cannot read the file.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:  # onnxruntime's own types, one for each status
-        raise InputError(f"{path} is no ONNX file that onnxruntime reads: {error}") from None
-    names = [output.name for output in session.get_outputs()]
-    takes_real_numbers = session.get_inputs()[0].type == "tensor(float)"
-
-    def detect(sample: dict[str, Any]) -> dict[str, Tensor]:
-        image = sample["image"]
-        size = (image.shape[1], image.shape[2])
-        more = [round((padded - 1) * side) for side in size]
-        images = F.pad(image[None], (0, more[1], 0, more[0]))
-        images = images.float() if takes_real_numbers else images
-        inputs = {"images": images.numpy(), "sizes": torch.tensor([size]).numpy()}
-        values = map(torch.from_numpy, session.run(None, inputs))
-        found = dict(zip(names, values, strict=True))
-        del found["image"]
-        return rescale_detections(found, size, (sample["height"], sample["width"]), paste=False)
-
-    return detect
 
 
 def torch_detector(model: MaskRCNN) -> ExportedForward:
@@ -109,6 +68,7 @@ def compare(
     dataset: CocoDataset,
     timed_images: int = 10,
     padded: Sequence[float] = (),
+    runtimes: Sequence[str] = ("onnxruntime",),
 ) -> list[dict[str, Any]]:
     """A row for PyTorch and for each file: size (MB), AP of each task, seconds per image, ratio.
 
@@ -117,13 +77,18 @@ def compare(
         dataset: AP is measured on all of it.
         timed_images: of it, how many are timed, all variants in turn, by processor time.
         padded: a further row for each file and for each of these, see :func:`onnx_detector`.
+        runtimes: a row for each file and for each of these, likewise.
     """
     samples = DetectionSamples(dataset, config, training=False)
     variants = {TORCH: torch_detector(model.eval())}
+    size_of = {TORCH: sum(p.numel() * p.element_size() for p in model.parameters())}
     for name, path in files.items():
-        variants[name] = onnx_detector(path)
-        for times in padded:
-            variants[f"{name}, sides padded to {times:g}x"] = onnx_detector(path, times)
+        for runtime in runtimes:
+            for times in (1.0, *padded):
+                row = name + (f", {runtime}" if len(runtimes) > 1 else "")
+                row += f", sides padded to {times:g}x" if times > 1 else ""
+                variants[row] = onnx_detector(path, times, runtime)
+                size_of[row] = path.stat().st_size
     timed = [samples[index] for index in range(min(timed_images, len(samples)))]
 
     def over_images(detect: ExportedForward) -> Callable[[], None]:
@@ -135,21 +100,16 @@ def compare(
 
     runs = {name: over_images(detect) for name, detect in variants.items()}
     seconds = interleaved(runs, rounds=3, device=torch.device("cpu"), clock=time.process_time)
-    parameters = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
-    rows = []
-    for name, detect in variants.items():
-        file = files.get(name.partition(", sides padded")[0])
-        size = file.stat().st_size if file else parameters
-        rows.append(
-            {
-                "file": name,
-                "mb": size / 1e6,
-                **average_precisions(config, dataset, samples, detect, name),
-                "seconds": seconds[name] / len(timed),
-                "ratio": seconds[name] / seconds[TORCH],
-            }
-        )
-    return rows
+    return [
+        {
+            "file": name,
+            "mb": size_of[name] / 1e6,
+            **average_precisions(config, dataset, samples, detect, name),
+            "seconds": seconds[name] / len(timed),
+            "ratio": seconds[name] / seconds[TORCH],
+        }
+        for name, detect in variants.items()
+    ]
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -26,6 +26,7 @@ from torchvision.ops import nms
 
 from backbones.errors import InputError
 from detection.engines.torchvision.model import MaskRCNN
+from detection.engines.torchvision.roi import AlignedRoIPool
 from detection.engines.torchvision.rpn import is_nonempty
 
 Suppress = Callable[[Tensor, Tensor, float], Tensor]
@@ -95,6 +96,8 @@ class DetectorGraph(nn.Module):
         self.model = model.eval()
         self.suppress = suppress
         self.dtype = next(model.backbone.parameters()).dtype
+        if model.has_mask:
+            self.mask_upsampling = upsampling_by_cells(model.roi_heads.mask_predictor.conv5_mask)
 
     def forward(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
         """Detect in a batch of images.
@@ -180,11 +183,14 @@ class DetectorGraph(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Boxes ``[R, K, 4]`` and probabilities ``[R, K]`` of every proposal and class."""
         heads = self.model.roi_heads
-        pooled = heads.box_roi_pool.pool(features, regions(image, proposals_r4))
-        logits, deltas = heads.box_predictor(heads.box_head(pooled.to(self.dtype)))
-        boxes = heads.box_coder.decode_single(deltas.float(), proposals_r4)
+        pooled, rows = self.pool(heads.box_roi_pool, features, image, proposals_r4)
+        logits, deltas = (
+            in_rows(values, rows, proposals_r4)
+            for values in heads.box_predictor(heads.box_head(pooled))
+        )
+        boxes = heads.box_coder.decode_single(deltas, proposals_r4)
         boxes = boxes.view(boxes.shape[0], -1, 4)
-        scores = logits.float().softmax(-1)
+        scores = logits.softmax(-1)
         finite = boxes.isfinite().flatten(1).all(1) & scores.isfinite().all(1)
         scores = torch.where(finite[:, None], scores, EMPTY)
         return clip(boxes[:, 1:], sizes[image][:, None]), scores[:, 1:]
@@ -239,14 +245,53 @@ class DetectorGraph(nn.Module):
     ) -> Tensor:
         """Probabilities ``[R, M, M]``."""
         heads = self.model.roi_heads
-        pooled = heads.mask_roi_pool.pool(features, regions(image, boxes_r4))
-        logits = heads.mask_predictor(heads.mask_head(pooled.to(self.dtype))).float()
-        each = torch.arange(labels_r.shape[0], device=labels_r.device)
-        return logits[each, labels_r + 1].sigmoid()
+        pooled, rows = self.pool(heads.mask_roi_pool, features, image, boxes_r4)
+        cells = self.mask_upsampling(heads.mask_head(pooled)).relu()  # [R, 4 C, M / 2, M / 2]
+        last, labels = heads.mask_predictor.mask_fcn_logits, labels_r[rows] + 1
+        weights_r1c, bias_r11 = last.weight[labels, :, 0, 0][:, None], last.bias[labels, None, None]
+        side = cells.shape[-1]
+        logits = weights_r1c @ cells.reshape(-1, last.in_channels, 4 * side * side) + bias_r11
+        masks = F.pixel_shuffle(logits.view(-1, 4, side, side), 2)[:, 0].float().sigmoid()
+        return in_rows(masks, rows, boxes_r4)
+
+    def pool(
+        self, pooler: AlignedRoIPool, features: dict[str, Tensor], image: Tensor, boxes_r4: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Regions ``[R, C, S, S]`` level after level, and the row of ``boxes_r4`` of each ``[R]``.
+
+        In this order they are pooled; what heads make of them is smaller to put back.
+        """
+        levels, regions_r5 = pooler.levels(boxes_r4), regions(image, boxes_r4)
+        rows_of = [torch.where(levels == index)[0] for index in range(len(pooler.strides))]
+        pooled = [
+            pooler.align(features[name], regions_r5[rows], stride)
+            for (name, stride), rows in zip(pooler.strides.items(), rows_of, strict=True)
+        ]
+        return torch.cat(pooled).to(self.dtype), torch.cat(rows_of)
+
+
+def upsampling_by_cells(up: nn.ConvTranspose2d) -> nn.Conv2d:
+    """A transposed 2x2 convolution of stride 2 as a 1x1 convolution to the 4 pixels of each cell.
+
+    The channels of its output are those of ``torch.pixel_shuffle``. Its products overlap nowhere,
+    and unlike a transposed convolution it runs in int8.
+    """
+    cells = nn.Conv2d(up.in_channels, 4 * up.out_channels, 1).to(up.weight)
+    assert up.bias is not None
+    with torch.no_grad():
+        cells.weight.copy_(up.weight.permute(1, 2, 3, 0).reshape(cells.weight.shape))
+        cells.bias.copy_(up.bias.repeat_interleave(4))  # type: ignore[union-attr]
+    return cells
+
+
+def in_rows(values: Tensor, rows: Tensor, like: Tensor) -> Tensor:
+    """``values [R, ...]`` moved to the given rows, as many as ``like`` has; float32."""
+    empty = like.new_zeros(like.shape[0], *values.shape[1:])
+    return empty.index_put((rows,), values.to(like.dtype))
 
 
 def regions(image: Tensor, boxes_r4: Tensor) -> Tensor:
-    """``[R, 5]`` as :meth:`AlignedRoIPool.pool` takes them."""
+    """``[R, 5]`` as :meth:`AlignedRoIPool.align` takes them."""
     return torch.cat((image[:, None].to(boxes_r4.dtype), boxes_r4), 1)
 
 

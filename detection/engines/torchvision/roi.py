@@ -68,18 +68,14 @@ class AlignedRoIPool(MultiScaleRoIAlign):
         pooled = first.new_zeros(rois.shape[0], first.shape[1], *self.output_size)
         for index, (name, stride) in enumerate(self.strides.items()):
             here = torch.where(levels == index)[0]
-            pooled.index_put_(  # in place: no copy of all regions a level
-                (here,),
-                roi_align(
-                    x[name],
-                    rois[here].to(x[name].dtype),
-                    self.output_size,
-                    1 / stride,
-                    self.sampling_ratio,
-                    aligned=True,
-                ),
-            )
+            # in place: no copy of all regions a level
+            pooled.index_put_((here,), self.align(x[name], rois[here], stride))
         return pooled
+
+    def align(self, level: Tensor, rois: Tensor, stride: int) -> Tensor:
+        """Rows of :meth:`pool` out of one level ``[B, C, H, W]``."""
+        size, ratio = self.output_size, self.sampling_ratio
+        return roi_align(level, rois.to(level.dtype), size, 1 / stride, ratio, aligned=True)
 
 
 class MaskRoIHeads(RoIHeads):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from dataclasses import replace
 from functools import cache
 from typing import Any, BinaryIO
@@ -31,7 +32,12 @@ from images.picture import (
     sides_shown,
     turned,
 )
-from images.size_limit import refuse_absurd_parts, refuse_absurd_size, size_fault
+from images.size_limit import (
+    refuse_absurd_parts,
+    refuse_absurd_size,
+    refuse_pixels,
+    size_fault,
+)
 from images.tiff_segments import Window, tiff_window
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -108,7 +114,10 @@ def _open_pillow(
         inverted: whether it means 0.
     """
     with damage(READ):
-        image = Image.open(file)
+        try:
+            image = Image.open(file)
+        except Image.DecompressionBombError as error:  # at twice its limit, which is ours, too
+            refuse_pixels("".join(re.findall(r"\((\d+) pixels", str(error))) or "too many")
         refuse_absurd_size(image.height, image.width)
         if (bits_white := white_beyond_pillow(file, image)) is not None:
             return open_by_opencv(file, image, bits_white, _orientation(file, image))

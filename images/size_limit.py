@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import NoReturn
 
 from backbones.errors import InputError
 
 MAX_PIXELS = 178_956_970  # where Pillow, too, refuses to decode: 512 MiB of RGB
 MAX_SIDE = 100_000
 MAX_PIXELS_IN_PARTS = 2**32 - 1  # of an image that is read part by part: what run lengths count
+AS_PARTS = "cut it into smaller images, or save it as a TIFF, which tiles are read from"
 CHANNELS = 4  # a picture of more counts as several pictures
 
 
@@ -39,8 +41,17 @@ def refuse_absurd_size(height: int, width: int, channels: int = 1, by_parts: boo
     if fault := size_fault(height, width, channels):
         tiles = "work on its tiles (INPUT.TILES.ENABLED True; predict.py: --tiles), which are read "
         by_itself = f"{tiles}part by part, or cut it into smaller images"
-        parts = "cut it into smaller images, or save it as a TIFF, which tiles are read from"
-        raise InputError(f"it claims {fault}; {by_itself if by_parts else parts}")
+        raise InputError(f"it claims {fault}; {by_itself if by_parts else AS_PARTS}")
+
+
+def refuse_pixels(count: str) -> NoReturn:
+    """The same of an image of which only the number of pixels is known.
+
+    Raises:
+        InputError: naming it and the limit.
+    """
+    said = f"{_short(count)} pixels: more than the limit of {MAX_PIXELS} pixels"
+    raise InputError(f"it claims {said}; {AS_PARTS}")
 
 
 def refuse_absurd_parts(height: int, width: int) -> None:

@@ -1,8 +1,10 @@
 """Images part by part: every part is that of the whole image, and memory stays bounded."""
 
+import struct
 import subprocess
 import sys
 import textwrap
+import zlib
 
 import numpy as np
 import pytest
@@ -205,3 +207,20 @@ def test_memory_of_parts_does_not_grow_with_the_image(tmp_path):
     small, large = map(int, subprocess.check_output(run).split())
     assert large < 1.3 * small
     assert large < 6144**2 * 6 / 2  # of the whole, as it is stored
+
+
+@pytest.mark.parametrize("side", [14_000, 20_000])  # Pillow warns of the one, refuses the other
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_picture_too_large_to_be_decoded_whole_is_told_the_format_that_is_read_by_parts(
+    tmp_path, side
+):
+    head = b"IHDR" + struct.pack(">II5B", side, side, 8, 0, 0, 0, 0)
+    parts = [
+        struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part))
+        for part in (head, b"IDAT" + zlib.compress(b""), b"IEND")
+    ]
+    file = tmp_path / "large.png"
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    words = r"large.png cannot be read: it claims .*limit of 178956970 pixels; .*save it as a TIFF"
+    with pytest.raises(ImageError, match=words), open_windows(file, Reading(1, by_parts=True)):
+        pass

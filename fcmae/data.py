@@ -201,8 +201,8 @@ def find_bad_headers(
 
 
 def _may_hold_others(picture: Picture, reading: Reading) -> bool:
-    """Whether values may be NaN or beyond a stated range, in an image that is read as a whole."""
-    is_small = picture.window is None or picture.height * picture.width <= LARGE
+    """Whether values may be NaN or beyond a stated range, in an image that several threads hold."""
+    is_small = picture.height * picture.width * picture.channels <= 4 * LARGE
     stated = picture.white is None or reading.value_range is not None
     return is_small and stated and not reading.is_eight_bit(picture)
 

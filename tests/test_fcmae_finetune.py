@@ -572,6 +572,10 @@ def test_an_encoder_of_any_channels_becomes_a_classifier_with_its_statistics(tmp
     )
     with pytest.raises(ValueError, match="--show-bands is 14; give one or three of the channels"):
         finetune(options(tmp_path / "data", tmp_path / "no", show_bands=(14,), **values))
+    tensors, metadata = read_source(path)
+    save_file(tensors, tmp_path / "stated.safetensors", metadata | {"value_range": "[0, 4000]"})
+    for file, stated in ((path, []), (tmp_path / "stated.safetensors", [0, 4000])):
+        assert json.loads(classifier_export(file).metadata["value_range"]) == stated
     assert evaluate_classifier(options(tmp_path / "data", tmp_path / "run"))["images"] == 2
     with pytest.raises(ValueError, match=r"has 13 channel\(s\), not the 3 of --in-chans"):
         finetune(options(tmp_path / "data", tmp_path / "no", in_chans=3, **values))

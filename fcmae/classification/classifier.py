@@ -140,5 +140,6 @@ def classifier_export(source: str | Path, precision: str = "fp32") -> Export:
             "pixel_mean": json.dumps(classifier.statistics.mean),
             "pixel_std": json.dumps(classifier.statistics.std),
             "pixel_range": "0 to 1; the graph normalises",
+            "value_range": json.dumps(list(classifier.reading.value_range or ())),
         },
     )

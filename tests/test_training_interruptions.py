@@ -15,8 +15,10 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import forked
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from fcmae.pretrain import PretrainOptions, pretrain
@@ -56,13 +58,23 @@ def start(data: Path, folder: Path, resume: bool = True, workers: int = 1) -> Fo
     return forked.start(run, data, folder, resume, workers)
 
 
-@pytest.fixture
-def whole(image_folder, tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    folder, generator = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for number in range(12):
+        pixels = generator.integers(0, 256, (80, 96, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(images, tmp_path_factory) -> Path:
     """A run that nothing interrupted."""
-    process = start(image_folder, tmp_path / "whole", resume=False, workers=0)
+    folder = tmp_path_factory.mktemp("whole")
+    process = start(images, folder, resume=False, workers=0)
     process.join()
     assert process.exitcode == 0
-    return tmp_path / "whole"
+    return folder
 
 
 def half_written(folder: Path) -> set[tuple[str, int]]:
@@ -101,20 +113,20 @@ def assert_equal_runs(a: Path, b: Path) -> None:
     assert panels[0] == panels[1]
 
 
-def test_killed_at_any_moment_and_resumed_a_run_ends_with_the_same_bits(image_folder, whole):
+def test_killed_at_any_moment_and_resumed_a_run_ends_with_the_same_bits(images, whole, tmp_path):
     generator = random.Random(0)
     began = time.monotonic()
-    probe = start(image_folder, whole.with_name("probe"))
-    wait_for_writing(whole.with_name("probe"), probe)
+    probe = start(images, tmp_path / "probe")
+    wait_for_writing(tmp_path / "probe", probe)
     probe.join()
     duration = time.monotonic() - began
     kills, while_writing, runs = 0, 0, 0
     while kills < KILLS:
         runs += 1
-        folder = whole.with_name(f"run{runs}")
+        folder = tmp_path / f"run{runs}"
         while True:
             stale = half_written(folder)
-            process = start(image_folder, folder)
+            process = start(images, folder)
             if kills < KILLS and kills % 2:
                 wait_for_writing(folder, process, stale)
                 time.sleep(generator.uniform(0, duration / STEPS / 2))
@@ -139,15 +151,15 @@ def test_killed_at_any_moment_and_resumed_a_run_ends_with_the_same_bits(image_fo
     [(signal.SIGTERM, False, 143), (signal.SIGTERM, True, 143), (signal.SIGINT, True, 130)],
     ids=["terminated", "terminated with its workers", "interrupted with its workers"],
 )
-def test_signal_while_a_checkpoint_is_written(image_folder, whole, number, to_group, exit_code):
-    folder = whole.with_name("signalled")
-    process = start(image_folder, folder)
+def test_signal_while_a_checkpoint_is_written(images, whole, tmp_path, number, to_group, exit_code):
+    folder = tmp_path / "signalled"
+    process = start(images, folder)
     wait_for_writing(folder, process)
     (os.killpg if to_group else os.kill)(process.pid, number)
     process.join(30)
     assert process.exitcode == exit_code
     assert not list((folder / "checkpoints").glob("*.partial"))
-    again = start(image_folder, folder)
+    again = start(images, folder)
     again.join()
     assert_equal_runs(whole, folder)
 

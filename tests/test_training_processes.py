@@ -150,8 +150,8 @@ def test_fsdp_trains_the_weights_of_one_process_and_resumes(image_folder, tmp_pa
     script = tmp_path / "script.py"
     script.write_text(FSDP_SCRIPT)
     launch(
-        "accelerate.commands.accelerate_cli",
-        *("launch", "--config_file", "training/fsdp.yaml", "--num_processes", 2),
+        "accelerate.commands.launch",
+        *("--config_file", "training/fsdp.yaml", "--num_processes", 2),
         *("--main_process_port", free_port(), script, *arguments(sharded)),
     )
     assert (list_checkpoints(sharded)[-1] / "pytorch_model_fsdp.bin").is_file()

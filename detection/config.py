@@ -7,6 +7,7 @@ A config is an fvcore ``CfgNode`` with the keys of :mod:`detection.schema`; file
 from __future__ import annotations
 
 import copy
+import importlib.util
 import logging
 from collections.abc import Iterator, Sequence
 from functools import partial, reduce
@@ -63,6 +64,21 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), training: bool 
     return config
 
 
+def has_detectron2() -> bool:
+    return importlib.util.find_spec("detectron2") is not None
+
+
+def require_detectron2() -> None:
+    """Raise an InputError that says how to install detectron2, where it is not."""
+    if not has_detectron2():
+        raise InputError(
+            "ENGINE is detectron2, which is not installed. Install it with\n"
+            '  pip install --no-build-isolation "git+https://github.com/facebookresearch/detectron2"'
+            "\n(it needs a C++ compiler and takes some minutes), or use --engine torchvision, "
+            "which gives the same numbers"
+        )
+
+
 def to_detectron2(config: CfgNode) -> Any:
     """The config as detectron2's ``CfgNode``, with all of detectron2's other keys; not frozen.
 
@@ -73,14 +89,9 @@ def to_detectron2(config: CfgNode) -> Any:
     Raises:
         InputError: if detectron2 is not installed.
     """
-    try:
-        from detectron2.config import get_cfg
-    except ImportError as error:
-        raise InputError(
-            "ENGINE detectron2 needs detectron2, which is not installed: pip install "
-            '--no-build-isolation "git+https://github.com/facebookresearch/detectron2", or use '
-            f"ENGINE torchvision: {error}"
-        ) from error
+    require_detectron2()
+    from detectron2.config import get_cfg
+
     cfg = get_cfg()
     add_convnext_config(cfg)
     for name in SCHEMA:

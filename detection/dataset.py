@@ -11,8 +11,8 @@ import hashlib
 import itertools
 import logging
 import os
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,15 +24,12 @@ from backbones.errors import InputError
 from detection.data.check import DECODED_UP_TO, check_tree
 from detection.data.checks.images import ANY, ImageFile, shared_images
 from detection.data.checks.problems import Findings, describe, shorten
-from detection.data.checks.segmentations import usable_segmentation
 from detection.data.coco_file import read_coco
-from detection.data.records import Records
+from detection.data.records import Records, coco_records
 from images.files import Reading
 from training.progress import progress
 
 logger = logging.getLogger(__name__)
-
-XYWH_ABS = 1  # detectron2's BoxMode.XYWH_ABS
 
 # name -> annotations, image folder; both relative to the environment's DETECTRON2_DATASETS
 REGISTERED = {
@@ -46,8 +43,6 @@ class CocoDataset:
     """A COCO-format data set, checked.
 
     Attributes:
-        name: as given in the config.
-        annotations: the json file.
         image_folder: what its file names are relative to.
         class_names: by contiguous class index, in the order of the category ids; of a data set that
             was brought to a detector's classes (:meth:`with_classes`), the detector's.
@@ -221,11 +216,9 @@ def load_dataset(
     """Load a data set by its name, and check it as :mod:`detection.data.check` says.
 
     Args:
-        name: ``json:ANNOTATIONS:IMAGE_FOLDER`` or a registered one, such as ``coco_2017_val``.
         masks: whether every object must have a segmentation (``MODEL.MASK_ON``).
         check_images: open every image; ``False`` for the other processes of one that did.
         for_evaluation: keep what was read, so that an evaluation need not read it again.
-        reading: how images become arrays (:func:`detection.data.pixels.reading_of`).
 
     Raises:
         InputError: listing every error, each with file, place and remedy (the first 50 in full).
@@ -243,25 +236,31 @@ def load_dataset(
         raise InputError(describe(errors, f"the data set {name}"))
     categories = sorted(tree["categories"], key=lambda category: category["id"])
     contiguous_ids = {category["id"]: index for index, category in enumerate(categories)}
-    kept = dict(tree) if for_evaluation else None
+    kept = dict(tree) if for_evaluation else None  # before the records are taken out of it
     dataset = CocoDataset(
         name=name,
         annotations=annotations,
         image_folder=image_folder,
         class_names=tuple(category["name"] for category in categories),
         contiguous_ids=contiguous_ids,
-        records=Records(_records(tree, image_folder, contiguous_ids)),
+        records=Records(coco_records(tree, image_folder, contiguous_ids)),
         tree=kept,
         _digest=digest,
     )
-    logger.info(
-        "%s: %d images, %d objects of %d classes",
-        name,
-        len(dataset.records),
-        dataset.num_instances,
-        len(categories),
-    )
+    counts = len(dataset.records), dataset.num_instances, len(categories)
+    logger.info("%s: %d images, %d objects of %d classes", name, *counts)
     return dataset
+
+
+def load_all(names: Sequence[str], problems: list[str], **options: Any) -> list[CocoDataset]:
+    """Load data sets (:func:`load_dataset`); what is wrong with others is added to the problems."""
+    found = []
+    for name in names:
+        try:
+            found.append(load_dataset(name, **options))
+        except InputError as error:
+            problems.append(str(error))
+    return found
 
 
 def load_watched_sets(config: CfgNode) -> list[CocoDataset]:
@@ -292,39 +291,3 @@ def warn_of_shared_images(train: CocoDataset, test: CocoDataset) -> None:
         )
     elif not is_small:
         logger.info("training and test set share no file (compared by bytes, not by pixels)")
-
-
-def _records(
-    tree: dict[str, Any], image_folder: Path, contiguous_ids: dict[Any, int]
-) -> Iterator[dict[str, Any]]:
-    """The records one by one; what they are made of is taken out of the tree."""
-    of_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for annotation in tree.pop("annotations"):
-        of_image[annotation["image_id"]].append(annotation)
-    images = sorted(tree.pop("images"), key=lambda image: image["id"])
-    for image in progress(images, "indexing", unit="image"):
-        size = image["height"], image["width"]
-        yield {
-            "file_name": os.path.join(image_folder, image["file_name"]),
-            "height": size[0],
-            "width": size[1],
-            "image_id": image["id"],
-            "annotations": [
-                _instance(annotation, size, contiguous_ids)
-                for annotation in of_image.pop(image["id"], [])
-            ],
-        }
-
-
-def _instance(
-    annotation: dict[str, Any], size: tuple[int, int], contiguous_ids: dict[Any, int]
-) -> dict[str, Any]:
-    instance = {
-        "iscrowd": annotation.get("iscrowd", 0),
-        "bbox": annotation["bbox"],
-        "category_id": contiguous_ids[annotation["category_id"]],
-        "bbox_mode": XYWH_ABS,
-    }
-    if segmentation := annotation.get("segmentation"):
-        instance["segmentation"] = usable_segmentation(segmentation, *size)
-    return instance

@@ -12,7 +12,7 @@ from pycocotools import mask as rle_codec
 from backbones.errors import InputError
 from detection.data.pixels import reading_of
 from detection.engines import load_engine
-from detection.engines.tiles import detect_on_image
+from detection.engines.results import detect_on_image
 from detection.predict import read_run
 from images.picture import picture_of
 from images.windows import Windows
@@ -23,8 +23,6 @@ class Detection:
     """One object that was found.
 
     Args:
-        name: its class.
-        score: 0 to 1.
         box: left, top, right, bottom, in the image's pixels.
         mask: bool ``[H, W]``; None where the detector has no masks.
     """

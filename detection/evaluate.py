@@ -18,10 +18,9 @@ Deliberate deviations:
 from __future__ import annotations
 
 import contextlib
-import gc
 import io
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,8 +30,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from backbones.errors import InputError
-from backbones.whole_files import write_json
+from detection.data.coco_file import no_garbage_collection
+from detection.dataset import CocoDataset
 from detection.evaluation.inputs import Evaluation, number_ids, read_evaluation
+from detection.evaluation.results import TASKS
 from training.progress import progress
 
 AREAS = ("all", "small", "medium", "large")  # pycocotools' order: bounds at 32^2 and 96^2 pixels
@@ -125,47 +126,36 @@ def metrics_of(
     return found | ({"at_limit": at_limit} if limit else {})
 
 
-def limit_of(config: Any, evaluation: Evaluation) -> int:
-    """How many detections of a class and image a run's evaluation looks at, beside COCO's 100.
+def tasks_of(config: Any) -> tuple[str, ...]:
+    """What a config's detector predicts, in COCO's words."""
+    return ("bbox", "segm") if config.MODEL.MASK_ON else ("bbox",)
 
-    ``TEST.DETECTIONS_PER_IMAGE``; with ``INPUT.TILES``, where it holds for each tile, as many as
-    the image of the most detections has of a class, where that is more.
+
+def evaluate_run(
+    config: Any, dataset: CocoDataset, results: Path
+) -> tuple[dict[str, Any], Evaluation]:
+    """The metrics of a run's results file, and what they were computed from.
+
+    Beside COCO's 100 detections of a class and image it looks at ``TEST.DETECTIONS_PER_IMAGE``;
+    with ``INPUT.TILES``, where that holds for each tile, at as many as an image has.
     """
+    evaluation = read_evaluation(dataset, results, tasks_of(config))
     limit = config.TEST.DETECTIONS_PER_IMAGE
     if config.INPUT.TILES.ENABLED:
         counts = Counter((r["image_id"], r["category_id"]) for r in evaluation.results)
         limit = max([limit, *counts.values()])
-    return limit
+    return metrics_of(evaluation, max_detections=limit), evaluation
 
 
-def flat_metrics(metrics: dict[str, Any], tasks: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Task -> metric -> value, of those that there are; with another limit, its AP, too."""
+def flat_metrics(metrics: dict[str, Any]) -> dict[str, float]:
+    """``bbox/AP`` -> value, of those that there are; with another limit, its AP, too."""
     found = {}
-    for task in tasks:
+    for task in (task for task in TASKS if task in metrics):
         at_limit = metrics.get("at_limit", {}).get(task, {}).get("AP")
-        values = metrics[task] | {AP_AT_LIMIT: at_limit}
-        found[task] = {name: value for name, value in values.items() if value is not None}
+        for name, value in (metrics[task] | {AP_AT_LIMIT: at_limit}).items():
+            if value is not None:
+                found[f"{task}/{name}"] = value
     return found
-
-
-@contextlib.contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """Millions of small dictionaries are made and none is garbage: searching them takes longer
-    than reading them."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-def write_metrics_summary(metrics: dict[str, Any], path: str | Path) -> None:
-    """Write what :func:`coco_metrics` gave as JSON; the folder is made where it is missing."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, metrics, indent=2, allow_nan=False)
 
 
 def _evaluate(

@@ -29,7 +29,7 @@ from detection.data.tiles import resolve_tiles
 from detection.dataset import CocoDataset
 from detection.engines import load_engine
 from detection.engines.classes import trained_classes
-from detection.engines.tiles import detect_on_image
+from detection.engines.results import detect_on_image
 from detection.prediction.outputs import IMAGES, PREDICTIONS, write_files_of
 from detection.prediction.overlays import OverlayWriter, draw
 from images.configured import reading_of
@@ -135,11 +135,7 @@ def predict(
 
 
 def _chosen(names: Mapping[Any, str], classes: Sequence[str] | None) -> dict[Any, str]:
-    """category id -> name of the classes that were asked for.
-
-    Raises:
-        InputError: for names that the run does not have, all at once.
-    """
+    """Category id -> name of the classes that were asked for."""
     known = list(names.values())
     if unknown := [name for name in classes or () if name not in known]:
         close = [difflib.get_close_matches(name, known, n=1) for name in unknown]
@@ -157,7 +153,6 @@ def read_run(
     """The config of a run and its classes, as a data set without images.
 
     Args:
-        run: the ``OUTPUT_DIR`` of a training.
         overrides: ``KEY VALUE ...`` that change the run's config.
         weights: a detector instead of the run's, which may tell its own classes.
 

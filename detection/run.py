@@ -6,7 +6,6 @@ evaluation and report read these files and know no engine.
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import time
@@ -18,26 +17,19 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from backbones.errors import InputError
-from backbones.whole_files import write_text
+from backbones.whole_files import write_json, write_text
 from detection.config import resolve_num_classes
 from detection.data.records import Records
 from detection.data.tiles import COUNTS_FILE, resolve_tiles, tiles_sentence
-from detection.dataset import (
-    CocoDataset,
-    join_datasets,
-    joined_classes,
-    load_dataset,
-    result_parts,
-    warn_of_shared_images,
-)
+from detection.dataset import CocoDataset, result_parts
 from detection.engines import Engine, load_engine
-from detection.engines.classes import trained_classes
 from detection.engines.weights import AVERAGE_FOLDER, averaged_weights
-from detection.evaluate import limit_of, metrics_of, write_metrics_summary
-from detection.evaluation.diagnosis import diagnosis_of, write_diagnosis
-from detection.evaluation.inputs import Evaluation, read_evaluation
+from detection.evaluate import evaluate_run, tasks_of
+from detection.evaluation.diagnosis import diagnosis_of
+from detection.evaluation.inputs import Evaluation
 from detection.report import write_report
 from detection.reporting.run import EvaluatedRun
+from detection.run_data import load_datasets
 from detection.run_record import (
     check_resumed_data,
     collect_facts,
@@ -45,7 +37,7 @@ from detection.run_record import (
     validation_facts,
     write_facts,
 )
-from images.configured import reading_of, with_statistics, with_weights_statistics
+from images.configured import with_statistics, with_weights_statistics
 from training.cli import is_main_process, log_to
 from training.command_line.tasks import read_facts
 from training.configured import (
@@ -157,91 +149,6 @@ def _run(config: CfgNode, resume: bool, eval_only: bool, config_file: str) -> di
     return metrics
 
 
-def load_datasets(
-    config: CfgNode, eval_only: bool
-) -> tuple[CocoDataset | None, list[CocoDataset], list[CocoDataset]]:
-    """The checked training set, all of ``DATASETS.TRAIN`` in one, validation and test sets.
-
-    Their classes are the detector's: those of all sets, joined by name; in an evaluation those that
-    the detector was trained with. An evaluation has neither training nor validation sets.
-
-    Raises:
-        InputError: for problems in the data, a set that is not named, or training and test sets
-            that have no class in common.
-    """
-    needed = "TEST" if eval_only else "TRAIN"
-    if not config.DATASETS[needed]:
-        raise InputError(
-            f"DATASETS.{needed} is empty: give DATASETS.{needed} json:ANNOTATIONS:IMAGE_FOLDER"
-        )
-    problems: list[str] = []
-
-    def load(names: Sequence[str], for_evaluation: bool) -> list[CocoDataset]:
-        found = []
-        for name in names:
-            try:
-                found.append(
-                    load_dataset(
-                        name,
-                        config.MODEL.MASK_ON,
-                        is_main_process(),
-                        for_evaluation,
-                        reading_of(config),
-                    )
-                )
-            except ValueError as error:
-                problems.append(str(error))
-        return found
-
-    train_parts = [] if eval_only else load(config.DATASETS.TRAIN, False)
-    val_sets = [] if eval_only else load(config.DATASETS.VAL, True)
-    test_sets = load(config.DATASETS.TEST, True)
-    if problems:
-        raise InputError("\n".join(problems))
-    trained = trained_classes(config.MODEL.WEIGHTS, config.OUTPUT_DIR) if eval_only else None
-    classes = trained or joined_classes([*train_parts, *val_sets, *test_sets])
-    learnt = {name for part in train_parts for name in part.class_names} or set(classes.values())
-    for dataset in [*val_sets, *test_sets]:
-        compare_classes(dataset, learnt)
-    train_set = join_datasets(train_parts, classes) if train_parts else None
-    val_sets, test_sets = (
-        [dataset.with_classes(tuple(classes.values())) for dataset in sets]
-        for sets in (val_sets, test_sets)
-    )
-    if train_set and is_main_process():
-        for dataset in [*val_sets, *test_sets]:
-            warn_of_shared_images(train_set, dataset)
-        for chooses, measures in itertools.product(val_sets, test_sets):
-            warn_of_shared_images(chooses, measures)
-    return train_set, val_sets, test_sets
-
-
-def compare_classes(test_set: CocoDataset, learnt: set[str]) -> None:
-    """Say which classes only the training or only the test set has.
-
-    Raises:
-        InputError: if they have none in common.
-    """
-    own = set(test_set.class_names)
-    if not own & learnt:
-        raise InputError(
-            f"the classes of the detector and of {test_set.annotations} differ: "
-            f"{sorted(learnt)} and {sorted(own)}; give both the same names"
-        )
-    if only := sorted(own - learnt):
-        logger.warning(
-            "%s has classes that no training set has, which are never found: %s",
-            test_set.annotations,
-            ", ".join(only),
-        )
-    if lacking := sorted(learnt - own):
-        logger.warning(
-            "%s lacks the classes %s: detections of them are left out of its results",
-            test_set.annotations,
-            ", ".join(lacking),
-        )
-
-
 def complete(
     config: CfgNode,
     datasets: Sequence[CocoDataset | None],
@@ -310,15 +217,13 @@ def evaluate(
     config: CfgNode, dataset: CocoDataset, results: Path
 ) -> tuple[dict[str, Any], Evaluation]:
     """COCO metrics and the diagnosis of a results file, logged and written beside it."""
-    tasks = ("bbox", "segm") if config.MODEL.MASK_ON else ("bbox",)
-    evaluation = read_evaluation(dataset, results, tasks)
-    metrics = metrics_of(evaluation, max_detections=limit_of(config, evaluation))
+    metrics, evaluation = evaluate_run(config, dataset, results)
     if (tiles := results.with_name(COUNTS_FILE)).is_file() and config.INPUT.TILES.ENABLED:
         metrics["tiles"] = json.loads(tiles.read_text(encoding="utf-8"))
         logger.info("%s", tiles_sentence(metrics["tiles"]))
-    write_metrics_summary(metrics, results.parent / "metrics_summary.json")
-    write_diagnosis(diagnosis_of(evaluation), results.parent / "diagnosis.json")
-    for task in tasks:
+    write_json(results.parent / "metrics_summary.json", metrics, indent=2, allow_nan=False)
+    write_json(results.parent / "diagnosis.json", diagnosis_of(evaluation), allow_nan=False)
+    for task in tasks_of(config):
         row = "  ".join(f"{k} {'-' if v is None else f'{v:.2f}'}" for k, v in metrics[task].items())
         logger.info("%s: %s", task, row)
         if limit := metrics.get("at_limit"):

@@ -22,8 +22,8 @@ from detection.config import get
 from detection.data.augmentation.checks import augmentation_words
 from detection.dataset import CocoDataset, joined_classes, result_parts, set_labels
 from detection.engines.classes import trained_classes
+from detection.engines.renaming import background_rows
 from detection.engines.torchvision.model import build_mask_rcnn
-from detection.engines.weights import background_rows
 from detection.schema import TORCHVISION_ONLY
 from images.configured import reading_of
 from images.statistics import ImageFiles
@@ -43,11 +43,6 @@ def collect_facts(
     """What ``run.json`` records.
 
     Args:
-        config: of this command.
-        train_set: None in an evaluation.
-        test_sets: those that are evaluated on.
-        eval_only: whether this command trains nothing.
-        config_file: where the config came from.
         earlier: what was recorded of the training that this command continues or evaluates: it
             stays. Of an evaluation, ``evaluation`` tells how it was made.
     """

@@ -1,20 +1,26 @@
-"""What image files and an encoder tell a plan, whatever its task, and the rules that follow."""
+"""What a plan is asked for, what images and an encoder tell it, and the rules of every task."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from backbones.checkpoint import open_encoder
 from backbones.convnext import SIZES
 from backbones.errors import InputError
+from backbones.whole_files import write_text
 from images.files import ImageError, open_picture
+from training.command_line.commands import child_command
 from training.data import evenly_spread
-from training.plans import Plan
+from training.plans import Machine, Plan, Timing, timed
 
 HEADERS = 200  # image files whose channels and depth are looked at
+MOST_EPOCHS = 400  # that are planned, see steps_in_time
+LEAST_LONG = 2000  # steps that are planned whatever the epochs
+
+Timer = Callable[[Plan], Timing]
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,30 @@ def read_encoder(path: str) -> Encoder:
     if name is None:
         raise InputError(f"{path} holds an encoder of a size that has no name: {found.size}")
     return Encoder(path, name, found.in_chans, found.statistics is not None)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a plan is asked for.
+
+    Attributes:
+        train, test: names of data sets.
+        minutes: of the whole training, evaluation and report included.
+        encoder: what the encoder's file tells; None for random weights.
+        machine: that trains.
+    """
+
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    minutes: float
+    encoder: Encoder | None
+    machine: Machine
+
+
+def plan_datasets(plan: Plan, request: Request, test_images: int) -> None:
+    plan.set("DATASETS.TRAIN", list(request.train), "as given")
+    if request.test:
+        plan.set("DATASETS.TEST", list(request.test), f"{test_images} images, as given")
 
 
 def channels_and_depth(paths: Sequence[str]) -> tuple[int, str]:
@@ -92,3 +122,83 @@ def plan_weights(plan: Plan, encoder: Encoder | None) -> None:
         plan.set("MODEL.CONVNEXT.SIZE", encoder.size, "of the encoder's file")
         plan.set("MODEL.CONVNEXT.WEIGHTS", encoder.path, "--encoder")
     plan.set("MODEL.BACKBONE.FREEZE_AT", 0, "none is frozen, as in the paper's fine-tunings")
+
+
+def timed_on(
+    parts: Sequence[str], plan: Plan, command: str, file: Path, images: int, by_processor: bool
+) -> Timing:
+    """What a plan's training on parts of the data sets takes.
+
+    Args:
+        parts: names of the training set's part and, if there is any, the test set's.
+        command: the one that trains, see :func:`training.command_line.commands.child_command`.
+        file: to write the plan to.
+        images, by_processor: see :func:`training.plans.timed`.
+    """
+    write_text(file, plan.text([], {}))
+    train, test = [*parts, "()"][:2]
+    words = ["--config-file", str(file), "DATASETS.TRAIN", train, "DATASETS.TEST", test]
+    return timed([*child_command(command), *words], images, by_processor=by_processor)
+
+
+def timed_at_best_side(
+    plan: Plan,
+    wanted: int,
+    side_for: Callable[[int], int],
+    set_side: Callable[[int, str], None],
+    steps_of: Callable[[Timing], int],
+    timer: Timer,
+) -> Timing:
+    """Resize images so that objects are large enough and steps are enough; what a training takes.
+
+    Args:
+        wanted: the side at which objects are large enough.
+        side_for: the side to take where the wanted one leaves so many steps.
+        set_side: plans a side; the text, if any, says why it is not the wanted one.
+        steps_of: how many steps the minutes allow.
+    """
+    set_side(wanted, "")
+    timing = timer(plan)
+    steps = steps_of(timing)
+    if (side := side_for(steps)) != wanted:
+        trade = "fewer pixels for more steps" if side < wanted else "time for more pixels"
+        set_side(side, f"; {wanted} would be {max(steps, 0)} steps: {trade}")
+        timing = timer(plan)
+    return timing
+
+
+def timed_in_memory(
+    plan: Plan, timing: Timing, machine: Machine, set_batch: Callable[[int], None], timer: Timer
+) -> Timing:
+    """Halve the batch until the training fits into the machine's memory; what it takes then."""
+    while not timing.fits(machine) and plan["SOLVER.IMS_PER_BATCH"] > 1:
+        set_batch(plan["SOLVER.IMS_PER_BATCH"] // 2)
+        timing = timer(plan)
+    return timing
+
+
+def steps_in_time(
+    plan: Plan, request: Request, timing: Timing, images: int, test_images: int
+) -> tuple[int, str]:
+    """The steps that the minutes allow, and why so many.
+
+    At most 400 epochs, but 2000 steps at least: 400 epochs are the longest schedule of which a gain
+    is published for detectors from random weights (COCO, arXiv 2012.07177).
+
+    Raises:
+        InputError: for minutes or memory that are too few.
+    """
+    steps = timing.checked_iterations(request.minutes, test_images, request.machine)
+    most = max(LEAST_LONG, MOST_EPOCHS * images // plan["SOLVER.IMS_PER_BATCH"])
+    if steps > most:
+        return most, f"more teaches little on {images} images"
+    return steps, f"{request.minutes:g} minutes at {timing.step:.2f} s a step"
+
+
+def plan_iterations(plan: Plan, steps: int, images: int, reason: str, most_warmup: int) -> None:
+    """Iterations, a warm-up of a fifteenth as in the quick configs, and four checkpoints."""
+    epochs = steps * plan["SOLVER.IMS_PER_BATCH"] / images
+    plan.set("SOLVER.MAX_ITER", steps, f"{reason}; {epochs:.3g} epochs of {images}")
+    why = f"a fifteenth, as in the quick config; {most_warmup} at most"
+    plan.set("SOLVER.WARMUP_ITERS", max(1, min(most_warmup, steps // 15)), why)
+    plan.set("SOLVER.CHECKPOINT_PERIOD", max(1, -(-steps // 4)), "four checkpoints")

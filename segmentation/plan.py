@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,17 +17,28 @@ import cv2
 import numpy as np
 
 from backbones.errors import InputError
-from backbones.whole_files import write_json, write_text
+from backbones.whole_files import write_json
 from images.files import Reading
-from images.plans import Encoder, channels_and_depth, plan_channels, plan_weights
+from images.plans import (
+    Request,
+    Timer,
+    channels_and_depth,
+    plan_channels,
+    plan_datasets,
+    plan_iterations,
+    plan_weights,
+    steps_in_time,
+    timed_at_best_side,
+    timed_in_memory,
+    timed_on,
+)
 from segmentation.check import Checked, check_segmentation
 from segmentation.config import load_config
 from segmentation.dataset import SegmentationDataset, load_segmentation
 from segmentation.upernet import IGNORED
-from training.command_line.commands import child_command
 from training.config_files import get
 from training.data import evenly_spread
-from training.plans import TIMED_STEPS, Machine, Plan, Timing, plan_loader, timed
+from training.plans import TIMED_STEPS, Plan, Timing, plan_loader
 from training.progress import progress
 
 CPU_BASE = "quick/upernet_convnextv2_atto_scratch_quick.yaml"
@@ -42,8 +52,6 @@ CROP = 5 / 6  # of the shorter side, as in the quick config: 160 of 192
 CPU_BATCH, GPU_BATCH = 4, 16
 TIMED_IMAGES = (32, 8)
 WANTED_STEPS, RICH_STEPS = 300, 3000  # the quick config's; see detection.plan.rules
-
-Timer = Callable[[Plan], Timing]
 
 
 @dataclass(frozen=True)
@@ -79,25 +87,13 @@ class Survey:
         )
 
 
-@dataclass(frozen=True)
-class Request:
-    """What a plan is asked for, as :class:`detection.plan.plan.Request`."""
-
-    train: str
-    test: str | None
-    minutes: float
-    encoder: Encoder | None
-    machine: Machine
-
-
 def plan_segmentation(request: Request) -> tuple[Plan, Survey, Timing]:
     """The plan, what it was made of, and what a training by it takes.
 
     Raises:
         InputError: for data that a training would refuse, or minutes that are too few.
     """
-    names = [request.train, *([request.test] if request.test else [])]
-    sets = [load_segmentation(name) for name in names]
+    sets = [load_segmentation(name) for name in (*request.train, *request.test)]
     reading = Reading(channels=None)
     checked = [check_segmentation(dataset, reading) for dataset in sets]
     if errors := [error for one in checked for error in one.errors]:
@@ -111,12 +107,8 @@ def plan_segmentation(request: Request) -> tuple[Plan, Survey, Timing]:
         ]
 
         def timer(plan: Plan) -> Timing:
-            file = folder / "plan.yaml"
-            write_text(file, plan.text([], {}))
-            command = [*child_command("segment"), "--config-file", str(file)]
-            command += ["DATASETS.TRAIN", parts[0]]
-            command += ["DATASETS.TEST", parts[1] if parts[1:] else "()"]
-            return timed(command, min(TIMED_IMAGES[1], numbers.test_images))
+            tested = min(TIMED_IMAGES[1], numbers.test_images)
+            return timed_on(parts, plan, "segment", folder / "plan.yaml", tested, False)
 
         plan, timing = decide(request, numbers, timer)
     return plan, numbers, timing
@@ -148,11 +140,9 @@ def decide(request: Request, numbers: Survey, timer: Timer) -> tuple[Plan, Timin
     Raises:
         InputError: for minutes or memory that are too few.
     """
-    machine, minutes, images = request.machine, request.minutes, numbers.test_images
+    machine, images = request.machine, numbers.test_images
     plan = Plan(GPU_BASE if machine.is_gpu else CPU_BASE)
-    plan.set("DATASETS.TRAIN", [request.train], "as given")
-    if request.test:
-        plan.set("DATASETS.TEST", [request.test], f"{images} images, as given")
+    plan_datasets(plan, request, images)
     plan.set("MODEL.SEM_SEG_HEAD.NUM_CLASSES", len(numbers.names), "the data set's")
     plan_channels(plan, numbers.channels, numbers.depth, request.encoder)
     if "MODEL.CONVNEXT.ADAPT_CHANNELS" in plan.choices:
@@ -167,24 +157,25 @@ def decide(request: Request, numbers: Survey, timer: Timer) -> tuple[Plan, Timin
     plan.set("INPUT.DISTORT", is_colour, why)
     batch = min(GPU_BATCH if machine.is_gpu else CPU_BATCH, numbers.images)
     plan.set("SOLVER.IMS_PER_BATCH", batch, "the base's, but no more than there are images")
-    plan_schedule(plan, TIMED_STEPS, numbers, "timed")
+    plan_iterations(plan, TIMED_STEPS, numbers.images, "timed", most_warmup=1500)
     wanted = wanted_side(numbers)
-    plan_side(plan, numbers, wanted, "")
-    timing = timer(plan)
-    steps = timing.iterations(minutes, images)
-    if (side := side_for_time(wanted, steps, numbers)) != wanted:
-        trade = "fewer pixels for more steps" if side < wanted else "time for more pixels"
-        plan_side(plan, numbers, side, f"; {wanted} would be {max(steps, 0)} steps: {trade}")
-        timing = timer(plan)
-    while not timing.fits(machine) and plan["SOLVER.IMS_PER_BATCH"] > 1:
-        plan.set("SOLVER.IMS_PER_BATCH", plan["SOLVER.IMS_PER_BATCH"] // 2, "for the memory")
-        timing = timer(plan)
-    steps = timing.checked_iterations(minutes, images, machine)
-    most = max(2000, 400 * numbers.images // plan["SOLVER.IMS_PER_BATCH"])
-    why = f"{minutes:g} minutes at {timing.step:.2f} s a step"
-    if steps > most:
-        steps, why = most, f"more teaches little on {numbers.images} images"
-    plan_schedule(plan, steps, numbers, why)
+    timing = timed_at_best_side(
+        plan,
+        wanted,
+        lambda steps: side_for_time(wanted, steps, numbers),
+        lambda side, trade: plan_side(plan, numbers, side, trade),
+        lambda timing: timing.iterations(request.minutes, images),
+        timer,
+    )
+    timing = timed_in_memory(
+        plan,
+        timing,
+        machine,
+        lambda batch: plan.set("SOLVER.IMS_PER_BATCH", batch, "for the memory"),
+        timer,
+    )
+    steps, why = steps_in_time(plan, request, timing, numbers.images, images)
+    plan_iterations(plan, steps, numbers.images, why, most_warmup=1500)
     return plan, timing
 
 
@@ -215,14 +206,6 @@ def plan_side(plan: Plan, numbers: Survey, side: int, why: str) -> None:
     plan.set("INPUT.CROP.SIZE", [crop, crop], "five sixths of it, as in the quick config")
     plan.set("TEST.SCALE", scale, "as in training")
     plan.set("TEST.SLIDE.ENABLED", False, "whole images are small enough at this size")
-
-
-def plan_schedule(plan: Plan, iterations: int, numbers: Survey, why: str) -> None:
-    epochs = iterations * plan["SOLVER.IMS_PER_BATCH"] / numbers.images
-    plan.set("SOLVER.MAX_ITER", iterations, f"{why}; {epochs:.3g} epochs of {numbers.images}")
-    warmup = max(1, min(1500, iterations // 15))
-    plan.set("SOLVER.WARMUP_ITERS", warmup, "a fifteenth, as in the quick config; 1500 at most")
-    plan.set("SOLVER.CHECKPOINT_PERIOD", max(1, -(-iterations // 4)), "four checkpoints")
 
 
 def base_values(plan: Plan) -> dict[str, Any]:

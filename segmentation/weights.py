@@ -16,6 +16,7 @@ from backbones.errors import InputError
 from backbones.key_adapters import to_ours
 from backbones.weight_files import read_state_dict
 from backbones.weights.layouts import adapt_stem
+from backbones.weights.structure import misfits
 from segmentation.model import UPerNet
 
 logger = logging.getLogger(__name__)
@@ -79,17 +80,7 @@ def load_segmenter(source: str | Path, model: UPerNet, adapt_channels: bool = Fa
             *(source, stem.shape[1], channels),
         )
         found[STEM] = adapt_stem(stem, channels)
-    problems = [
-        *(f"missing: {name}" for name in wanted if name not in found),
-        *(f"left over: {name}" for name in found if name not in wanted),
-        *(
-            f"{name} is {list(found[name].shape)}, the model's {list(tensor.shape)}"
-            for name, tensor in wanted.items()
-            if name in found and found[name].shape != tensor.shape
-        ),
-    ]
-    if problems:
-        shown = [*problems[:10], *([f"and {len(problems) - 10} more"] if problems[10:] else [])]
-        raise InputError("\n  ".join([f"{source} is not this segmentation model:", *shown]))
+    if problems := misfits(found, wanted):
+        raise InputError("\n  ".join([f"{source} is not this segmentation model:", *problems]))
     model.load_state_dict(found)
     logger.info("%d/%d tensors loaded from %s", len(wanted), len(wanted), source)

@@ -8,6 +8,9 @@ import torch
 from fvcore.common.config import CfgNode
 
 from detection.config import default_config
+from detection.data.transforms import sample_of_values
+from images.configured import reading_of
+from images.picture import picture_of
 
 SMALL: dict[str, Any] = {
     "MODEL.DEVICE": "cpu",
@@ -76,3 +79,8 @@ def spread_scores(model: torch.nn.Module) -> None:
             parameter *= 10 if is_last else 1.5
             if parameter.ndim == 1 and "bbox_pred" not in name and "mask_fcn_logits" not in name:
                 parameter += torch.randn(parameter.shape, generator=generator) * 0.1
+
+
+def prediction_sample(pixels, config, image_id):
+    """The sample of an array ``[H, W]`` or ``[H, W, C]``, as of a file of these values."""
+    return sample_of_values(reading_of(config).read(picture_of(pixels)), config, image_id)

@@ -12,17 +12,16 @@ from pycocotools import mask as rle_codec
 from torchvision.models._utils import IntermediateLayerGetter
 
 from detection.benchmarks import evaluation as benchmark_evaluation
-from detection.benchmarks.engines import (
+from detection.benchmarks.detectors import (
     LOGIT_SPREAD,
     RESNET,
     DetectorCase,
     ResNet50,
-    adapter_case,
     detectron2_detector,
-    engines_case,
     make_samples,
     torchvision_detector,
 )
+from detection.benchmarks.engines import adapter_case, engines_case
 from detection.benchmarks.evaluation import evaluation_case, write_synthetic
 from detection.benchmarks.prediction import prediction_case
 from detection.benchmarks.tables import PARTS, detection_tables

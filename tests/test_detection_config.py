@@ -11,7 +11,7 @@ import torch
 import det_configs
 from backbones.convnext import SIZES
 from backbones.param_groups import last_layer_id
-from detection.benchmarks.complexity import build_on_meta, complexity
+from detection.benchmarks.complexity import complexity
 from detection.config import (
     add_convnext_config,
     default_config,
@@ -22,6 +22,7 @@ from detection.config import (
 )
 from detection.data.records import Records
 from detection.dataset import CocoDataset
+from detection.engines.torchvision.model import build_mask_rcnn
 from detection.schema import SCHEMA, TORCHVISION_ONLY
 from training.config_files import DEFAULTS, OVERRIDES
 
@@ -34,6 +35,12 @@ IS_CASCADE = "cascade_mask_rcnn"
 MASK_RCNN = [path for path in SHIPPED if not path.name.startswith(IS_CASCADE)]
 AGNOSTIC = "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG"
 CASCADE = f"ENGINE detectron2 MODEL.ROI_HEADS.NAME CascadeROIHeads {AGNOSTIC} True"
+
+
+def build_on_meta(config):
+    """The detector without memory for its weights."""
+    with torch.device("meta"):
+        return build_mask_rcnn(config)
 
 
 def write(folder, name="config.yaml", text=""):

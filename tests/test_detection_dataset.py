@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from small_coco import SIZES, small_coco, write_small_coco
 
-from detection.data.check import check_coco, check_overlap, image_files
+from detection.data.check import check_coco
 from detection.data.checks import images as image_check
 from detection.data.checks.segmentations import compressed_rle, mask_bounds
+from detection.data.checks.sets import check_overlap, image_files
 from detection.dataset import load_dataset, locate_dataset, warn_of_shared_images
 
 

@@ -12,10 +12,10 @@ import torch
 from image_formats import image_bytes
 from PIL import Image
 from small_coco import small_coco, write_small_coco
-from small_detector import small_config
+from small_detector import prediction_sample, small_config
 
 from detection.data.pixels import read_record
-from detection.data.transforms import DetectionSamples, prediction_sample
+from detection.data.transforms import DetectionSamples
 from detection.dataset import load_dataset
 from images.display import read_shown, shown
 from images.resizing import resized
@@ -237,7 +237,7 @@ def test_both_engines_see_the_same_deep_images(tmp_path, changes, training):
 @pytest.mark.parametrize(("channels", "dtype"), [(4, torch.uint8), (13, torch.uint8), (3, None)])
 def test_test_time_augmentation_keeps_every_channel_and_level(channels, dtype):
     from detection.config import to_detectron2
-    from detection.engines.detectron2.augmentation import AugmentAny
+    from detection.engines.detectron2.results import AugmentAny
 
     changes = {"TEST.AUG.MIN_SIZES": (20, 50), "ENGINE": "detectron2"}
     image = torch.from_numpy(GENERATOR.integers(64, 192, (channels, 40, 30))).to(torch.uint8)

@@ -24,7 +24,7 @@ from detection.engines import load_engine
 from detection.engines.detectron2.data import TrainingBatches
 from detection.engines.detectron2.engine import prepare
 from detection.engines.detectron2.trainer import Trainer, build_detector, build_optimizer
-from detection.engines.weights import detectron2_to_torchvision
+from detection.engines.renaming import detectron2_to_torchvision
 from training.data import BatchOrder, seed_generators
 from training.loop import NonFiniteLossError
 

@@ -9,7 +9,7 @@ import torch
 from golden import inputs
 from golden.scenes import config_of, scenes
 from small_coco import write_small_coco
-from small_detector import sample, small_config, spread_scores
+from small_detector import prediction_sample, sample, small_config, spread_scores
 
 pytest.importorskip("detectron2", reason="detectron2 is not installed (docs/detectron2.md)")
 pytestmark = pytest.mark.detectron2
@@ -19,19 +19,18 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 
 from detection.config import to_detectron2
 from detection.data.pixels import read_record
-from detection.data.transforms import prediction_sample
 from detection.dataset import load_dataset
 from detection.engines import load_engine
-from detection.engines.detectron2.augmentation import write_augmented_predictions
 from detection.engines.detectron2.results import (
     AugmentedInBoxes,
     InBoxes,
     coco_results,
+    write_augmented_predictions,
     write_predictions,
 )
 from detection.engines.detectron2.trainer import build_detector
+from detection.engines.renaming import torchvision_to_detectron2
 from detection.engines.torchvision.model import build_mask_rcnn
-from detection.engines.weights import torchvision_to_detectron2
 from detection.evaluate import coco_metrics
 from detection.run import run
 from detection.suppression.soft_nms import SoftNMS

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as rle_codec
 
+from backbones.whole_files import write_json
 from detection import evaluate as module
-from detection.evaluate import METRICS, coco_metrics, write_metrics_summary
-from detection.evaluation.inputs import segmentation_to_rle
+from detection.evaluate import METRICS, coco_metrics
+from detection.evaluation.results import segmentation_to_rle
 
 IOU_THRESHOLDS = [0.5 + 0.05 * i for i in range(10)]
 AREA_RANGES = {"all": (0, 1e10), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}
@@ -211,7 +212,7 @@ def test_results_without_boxes_or_without_masks_give_the_metrics_they_can(tmp_pa
 def test_metrics_survive_json_and_nothing_is_printed(tmp_path, known_case, capfd):
     metrics = evaluate(tmp_path, *known_case)
     path = tmp_path / "new" / "metrics_summary.json"
-    write_metrics_summary(metrics, path)
+    write_json(path, metrics, allow_nan=False)
     assert json.loads(path.read_text(), parse_constant=pytest.fail) == metrics
     assert capfd.readouterr().out == ""
 

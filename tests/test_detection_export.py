@@ -24,9 +24,10 @@ from backbones.export import FIRST_TORCH, METADATA_FILE, write_export
 from backbones.quantization import quantize_calibrated
 from backbones.weight_files import save_pickle
 from detection.dataset import load_dataset
-from detection.engines.torchvision.model import ChannelNorm, MaskRCNN, build_mask_rcnn
+from detection.engines.renaming import torchvision_to_detectron2
+from detection.engines.torchvision.layers import ChannelNorm
+from detection.engines.torchvision.model import MaskRCNN, build_mask_rcnn
 from detection.engines.torchvision.roi import rescale_detections
-from detection.engines.weights import torchvision_to_detectron2
 from detection.export import (
     IN_FLOAT,
     calibration_inputs,

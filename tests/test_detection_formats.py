@@ -16,9 +16,9 @@ from test_fuzz_inputs import mutated_bytes, mutated_tree
 
 from backbones.errors import InputError
 from detection.data.check import check_coco
+from detection.data.coco_file import write_coco
 from detection.data.formats.convert import WRITERS, guess, read_labels
 from detection.data.formats.outlines import joined_outline, outlines
-from detection.data.repair import write_coco
 
 HEIGHT, WIDTH = 60, 80
 

@@ -18,8 +18,9 @@ from backbones.convnext import SIZES, STAGES, Size
 from backbones.errors import InputError
 from backbones.pyramid import levels_of, plan_pyramid
 from detection.config import load_config
+from detection.engines.renaming import torchvision_to_detectron2
 from detection.engines.torchvision.model import build_mask_rcnn
-from detection.engines.weights import read_detector, torchvision_to_detectron2
+from detection.engines.weights import read_detector
 
 RUNS = [STAGES[first:last] for first in range(4) for last in range(first + 1, 5)]
 ENGINES = ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]

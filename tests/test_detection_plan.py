@@ -12,16 +12,15 @@ import torch
 import yaml
 from torchvision.ops import box_iou
 
-import detection.plan.plan as planning
 from backbones.errors import InputError
 from detection.config import load_config
 from detection.data.scenes import write_scenes
 from detection.plan import rules
 from detection.plan.anchors import best_overlap, fitted_anchors
-from detection.plan.plan import Request, base_values, decide, write_part
+from detection.plan.plan import base_values, decide, write_part
 from detection.plan.survey import Survey, load_sets, survey
 from detection.run import run
-from images.plans import Encoder
+from images.plans import Encoder, Request
 from training.plans import ON_TIME, Machine, Timing, timed
 
 CPU = Machine("cpu", 2, 8192.0)
@@ -134,11 +133,11 @@ def test_masks_that_some_objects_lack_are_told_before_anything_is_timed(data):
 )
 def test_the_side_gives_half_of_the_objects_forty_eight_pixels(relative, side):
     numbers = drawn((1000, 1200), (1000 * relative,) * 2, spread=0.0)
-    assert rules.wanted_side(numbers)[0] == side
+    assert rules.wanted_side(numbers) == side
 
 
 def test_small_images_are_enlarged_to_twice_their_size_at_most():
-    assert rules.wanted_side(drawn((160, 160), (8, 8)))[0] == 320
+    assert rules.wanted_side(drawn((160, 160), (8, 8))) == 320
 
 
 def test_few_minutes_take_pixels_away_and_many_add_some():
@@ -327,7 +326,7 @@ def test_the_command_times_steps_and_writes_a_config_that_it_names(
     run_tool, scenes, tmp_path, monkeypatch
 ):
     """With the training itself timed, but once and shortly."""
-    monkeypatch.setattr(planning, "timed", lambda *of, **how: timed(*of, steps=3, **how))
+    monkeypatch.setattr("images.plans.timed", lambda *of, **how: timed(*of, steps=3, **how))
     monkeypatch.setattr(rules, "side_for_time", lambda wanted, steps, survey: wanted)
     out = tmp_path / "plan.yaml"
     flags = ["--images", f"{scenes}/images", "--minutes", 20, "--output", out, "--device", "cpu"]

@@ -12,8 +12,10 @@ from PIL import Image
 from small_coco import small_coco, write_small_coco
 from test_fuzz_inputs import mutated_tree
 
-from detection.data.check import check_coco, compare_classes, duplicate_images, image_files
-from detection.data.repair import repair_coco, write_coco
+from detection.data.check import check_coco
+from detection.data.checks.sets import compare_classes, duplicate_images, image_files
+from detection.data.coco_file import write_coco
+from detection.data.repair import repair_coco
 from detection.dataset import load_dataset
 from detection.evaluate import coco_metrics
 from detection.evaluation.inputs import read_ground_truth

@@ -16,8 +16,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detection.evaluate import METRICS, coco_metrics, write_metrics_summary
-from detection.evaluation.diagnosis import diagnose, write_diagnosis
+from backbones.whole_files import write_json
+from detection.evaluate import METRICS, coco_metrics
+from detection.evaluation.diagnosis import diagnose
 from detection.report import write_report
 from detection.reporting import figures as report_figures
 from detection.reporting.diagnosis import KINDS
@@ -132,13 +133,9 @@ def make_run(folder, data, truth, seed=0, lr=1e-3, steps=200, encoder=None):
             results.append(results[-1] | false | {"score": 0.01})
     results_path = folder / "inference" / "coco_instances_results.json"
     results_path.write_text(json.dumps(results))
-    write_metrics_summary(
-        coco_metrics(data / "truth.json", results_path),
-        folder / "inference" / "metrics_summary.json",
-    )
-    write_diagnosis(
-        diagnose(data / "truth.json", results_path), results_path.parent / "diagnosis.json"
-    )
+    files = data / "truth.json", results_path
+    write_json(folder / "inference" / "metrics_summary.json", coco_metrics(*files))
+    write_json(folder / "inference" / "diagnosis.json", diagnose(*files))
     with open(folder / "metrics.json", "w") as file:
         for step in range(20, steps + 1, 20):
             losses = {"loss_cls": 3 / step, "loss_mask": math.exp(-step / 100)}

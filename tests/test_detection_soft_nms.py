@@ -7,8 +7,8 @@ import pytest
 import torch
 from small_detector import sample, small_config, spread_scores
 
+from detection.engines.renaming import torchvision_to_detectron2
 from detection.engines.torchvision.model import build_mask_rcnn
-from detection.engines.weights import torchvision_to_detectron2
 from detection.suppression.soft_nms import SoftNMS
 
 METHODS = [SoftNMS("linear", 0.5), SoftNMS("linear", 0.3, min_score=0.2), SoftNMS("gaussian")]

@@ -14,14 +14,8 @@ from backbones.errors import InputError
 from detection.config import default_config, to_detectron2
 from detection.data.pixels import read_record
 from detection.data.records import Records
-from detection.data.tiles import (
-    Tile,
-    cut_record,
-    draw_tile,
-    grid,
-    resolve_tiles,
-    training_records,
-)
+from detection.data.tile_records import cut_record, draw_tile, training_records
+from detection.data.tiles import Tile, grid, resolve_tiles
 from detection.data.transforms import DetectionSamples
 from detection.dataset import load_dataset
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torchvision.models.detection.image_list import ImageList
 
 from detection.dataset import load_dataset
+from detection.engines.renaming import detectron2_to_torchvision, torchvision_to_detectron2
 from detection.engines.torchvision.engine import TorchvisionEngine, warmup_schedule
 from detection.engines.torchvision.model import build_mask_rcnn
 from detection.engines.torchvision.predict import coco_results
@@ -23,7 +24,6 @@ from detection.engines.torchvision.roi import (
     rescale_detections,
 )
 from detection.engines.torchvision.rpn import Anchors
-from detection.engines.weights import detectron2_to_torchvision, torchvision_to_detectron2
 
 STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
 

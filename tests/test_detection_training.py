@@ -28,8 +28,8 @@ import detection.data.transforms
 from detection.config import to_detectron2
 from detection.dataset import load_dataset
 from detection.engines import load_engine
+from detection.engines.renaming import detectron2_to_torchvision
 from detection.engines.torchvision.model import build_mask_rcnn
-from detection.engines.weights import detectron2_to_torchvision
 from detection.evaluate import coco_metrics
 from detection.run import run
 from images.files import read_image

@@ -17,15 +17,11 @@ from backbones.checkpoint import save_encoder
 from backbones.convnext import build_convnext
 from backbones.errors import InputError
 from backbones.weight_files import read_state_dict, save_pickle, save_safetensors
+from detection.engines.renaming import is_detectron2, torchvision_to_detectron2
 from detection.engines.torchvision.engine import load_initial_weights
 from detection.engines.torchvision.model import build_mask_rcnn
 from detection.engines.transfer import COCO, Classes, parse_aliases, select_classes
-from detection.engines.weights import (
-    freeze_parts,
-    is_detectron2,
-    read_detector,
-    torchvision_to_detectron2,
-)
+from detection.engines.weights import freeze_parts, read_detector
 from detection.run import run
 from training.configured import newest_weights
 

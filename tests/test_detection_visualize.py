@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, ImageDraw
 from pycocotools import mask as rle_codec
 
+from detection.data.checks.segmentations import rle_of
 from detection.drawing import instances as visualize
 from detection.drawing import labels
 from detection.drawing.instances import Instance, coco_instances, draw_instances, readable_scale
@@ -28,9 +29,13 @@ def square_mask(box, shape=(200, 300)):
     return mask
 
 
+def square_rle(box):
+    return rle_of(square_mask(box))
+
+
 def test_a_mask_is_blended_inside_and_nothing_is_touched_outside():
     box = (100, 60, 80, 50)
-    drawing = draw_instances(canvas(), [Instance(box, 0, "", square_mask(box))])
+    drawing = draw_instances(canvas(), [Instance(box, 0, "", square_rle(box))])
     blended = (1 - visualize.MASK_OPACITY) * GREY + visualize.MASK_OPACITY * np.array(
         class_colour(0)
     )
@@ -44,7 +49,7 @@ def test_a_mask_is_blended_inside_and_nothing_is_touched_outside():
 
 def test_the_input_image_is_not_changed():
     image = canvas()
-    draw_instances(image, [Instance((10, 10, 90, 90), 1, "cat", square_mask((10, 10, 90, 90)))])
+    draw_instances(image, [Instance((10, 10, 90, 90), 1, "cat", square_rle((10, 10, 90, 90)))])
     assert (image == GREY).all()
 
 
@@ -61,7 +66,7 @@ def test_boxes_follow_the_image_when_it_is_resized(long_side):
 @pytest.mark.parametrize("size", [(1, 1), (8, 2000), (40, 30), (3000, 2200)])
 def test_drawing_works_on_every_image_size_and_keeps_it(size):
     height, width = size
-    mask = np.ones(size, bool)
+    mask = rle_of(np.ones(size, bool))
     entries = [
         Instance((0, 0, width, height), 3, "a rather long class name 0.99", mask),
         Instance((-50, -50, 10 * width, 10 * height), 4, "beyond the image"),
@@ -90,7 +95,7 @@ def test_labels_do_not_cover_each_other_and_those_left_out_are_counted(monkeypat
 def test_a_crowd_is_lighter_than_an_object():
     box = (100, 60, 80, 50)
     drawn = [
-        draw_instances(canvas(), [Instance(box, 0, "", square_mask(box), crowd)]).image[85, 140]
+        draw_instances(canvas(), [Instance(box, 0, "", square_rle(box), crowd)]).image[85, 140]
         for crowd in (False, True)
     ]
     change = [np.abs(pixel.astype(int) - GREY).sum() for pixel in drawn]

@@ -7,13 +7,13 @@ from small_detector import small_config
 
 from backbones.checkpoint import save_encoder
 from backbones.convnext import build_convnext
-from detection.engines.torchvision.model import build_mask_rcnn
-from detection.engines.weights import (
+from detection.engines.renaming import (
     detectron2_to_torchvision,
     is_detectron2,
-    read_detector,
     torchvision_to_detectron2,
 )
+from detection.engines.torchvision.model import build_mask_rcnn
+from detection.engines.weights import read_detector
 
 VARIANTS = {
     "plain": {},

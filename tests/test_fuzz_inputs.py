@@ -32,12 +32,8 @@ from backbones.weight_files import read_state_dict
 from detection.config import load_config
 from detection.data.transforms import transformed_mask
 from detection.dataset import load_dataset
-from detection.evaluation.inputs import (
-    prepare_annotations,
-    prepare_results,
-    read_ground_truth,
-    read_results,
-)
+from detection.evaluation.inputs import prepare_annotations, read_ground_truth
+from detection.evaluation.results import prepare_results, read_results
 from detection.schema import SCHEMA
 from images.files import Reading, open_picture, read_image
 from training.cli import USER_ERRORS

@@ -30,7 +30,7 @@ DETECTION = (
     [{"drawing"}],
     [{"reporting", "report"}, {"engines"}],  # neither imports the other
     [{"predict", "prediction", "detector"}, {"export", "exporting"}],
-    [{"run", "run_record"}],
+    [{"run", "run_record", "run_data"}],
     [{"plan"}],
     [{"benchmarks"}],
 )

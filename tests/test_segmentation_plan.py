@@ -10,12 +10,11 @@ from segmentation_scenes import NAMES, write_scenes
 import segmentation.plan as planning
 from backbones.errors import InputError
 from images.files import Reading
-from images.plans import Encoder
+from images.plans import Encoder, Request
 from segmentation.check import check_segmentation
 from segmentation.config import load_config
 from segmentation.dataset import load_segmentation
 from segmentation.plan import (
-    Request,
     Survey,
     base_values,
     decide,
@@ -44,7 +43,7 @@ def drawn(short=480, region=0.1, images=40, **changes) -> Survey:
 
 
 def planned(numbers, minutes=10.0, step=0.5, encoder=None):
-    request = Request("masks:a:b", "masks:c:d", minutes, encoder, CPU)
+    request = Request(("masks:a:b",), ("masks:c:d",), minutes, encoder, CPU)
     return decide(request, numbers, lambda plan: Timing(step, 0.2, 30.0, 1000.0))
 
 
@@ -100,7 +99,7 @@ def test_a_part_has_the_same_classes_and_values(tmp_path):
 
 
 def test_the_command_plans_class_maps_and_its_config_trains(run_tool, tmp_path, monkeypatch):
-    monkeypatch.setattr(planning, "timed", lambda *of: timed(*of, steps=3))
+    monkeypatch.setattr("images.plans.timed", lambda *of, **how: timed(*of, steps=3, **how))
     monkeypatch.setattr(planning, "side_for_time", lambda wanted, steps, numbers: wanted)
     name = write_scenes(tmp_path / "data")
     out = tmp_path / "plan.yaml"

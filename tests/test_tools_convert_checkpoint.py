@@ -23,8 +23,8 @@ from backbones.weight_files import (
     save_pickle,
     save_safetensors,
 )
+from detection.engines.renaming import detectron2_to_torchvision
 from detection.engines.torchvision.model import build_mask_rcnn
-from detection.engines.weights import detectron2_to_torchvision
 from training.cli import run_tool
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from detection.config import to_detectron2
+from detection.engines.renaming import detectron2_to_torchvision, torchvision_to_detectron2
 from detection.engines.torchvision.model import build_mask_rcnn
-from detection.engines.weights import detectron2_to_torchvision, torchvision_to_detectron2
 
 Sample = dict[str, Any]
 

@@ -13,16 +13,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from backbones.errors import InputError
-from detection.data.check import (
-    check_coco,
-    check_overlap,
-    compare_classes,
-    duplicate_images,
-    image_files,
-    training_sentence,
-)
+from detection.data.check import check_coco, training_sentence
 from detection.data.checks.problems import Problem
-from detection.data.repair import repair_coco, write_coco
+from detection.data.checks.sets import check_overlap, compare_classes, duplicate_images, image_files
+from detection.data.coco_file import write_coco
+from detection.data.repair import repair_coco
 from training.cli import ToolParser, run_tool, say
 
 EXAMPLES = """

@@ -69,7 +69,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def convert_detector(state_dict: dict[str, Tensor], source: str, target: str) -> dict[str, Tensor]:
     """A whole detector in the other engine's names (or the same)."""
-    from detection.engines.weights import detectron2_to_torchvision, torchvision_to_detectron2
+    from detection.engines.renaming import detectron2_to_torchvision, torchvision_to_detectron2
 
     if source == target:
         return state_dict

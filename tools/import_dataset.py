@@ -10,9 +10,9 @@ import argparse
 from pathlib import Path
 
 from backbones.errors import InputError
+from detection.data.coco_file import write_coco
 from detection.data.formats.convert import READERS, read_labels
 from detection.data.formats.labels import Builder
-from detection.data.repair import write_coco
 from training.cli import ToolParser, run_tool, say
 
 EXAMPLES = """

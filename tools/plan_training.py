@@ -13,7 +13,7 @@ import detection.plan.plan as detection
 import segmentation.plan as segmentation
 from backbones.errors import InputError
 from backbones.whole_files import try_writing, write_text
-from images.plans import read_encoder
+from images.plans import Request, read_encoder
 from training.cli import ToolParser, run_tool
 from training.command_line.commands import as_called
 from training.devices import DEVICES
@@ -86,15 +86,12 @@ def main() -> None:
     encoder = read_encoder(arguments.encoder) if arguments.encoder else None
     machine, minutes = this_machine(arguments.device), arguments.minutes
     numbers: detection.Survey | segmentation.Survey
+    request = Request(train, test, minutes, encoder, machine)
     if task == "segmentation":
-        plan, numbers, timing = segmentation.plan_segmentation(
-            segmentation.Request(train[0], next(iter(test), None), minutes, encoder, machine)
-        )
+        plan, numbers, timing = segmentation.plan_segmentation(request)
         base, trains = segmentation.base_values(plan), "train_segmentation"
     else:
-        plan, numbers, timing = detection.plan_detection(
-            detection.Request(train, test, minutes, encoder, machine)
-        )
+        plan, numbers, timing = detection.plan_detection(request)
         base, trains = detection.base_values(plan), "train_net"
     command = f"python tools/{trains}.py --config-file {arguments.output} OUTPUT_DIR runs/planned"
     expected = timing.minutes(plan["SOLVER.MAX_ITER"], numbers.test_images)

@@ -17,7 +17,7 @@ from backbones.compiling import COMPILE_HELP, compiled_encoders
 from backbones.errors import InputError
 from detection.data.formats.convert import WRITERS
 from detection.predict import predict
-from detection.prediction.labels import write_labels
+from detection.prediction.outputs import write_labels
 from training.cli import ToolParser, at_least, log_to, run_tool
 from training.command_line.tasks import task_of
 from training.devices import DEVICES

@@ -21,11 +21,12 @@ from pathlib import Path
 
 from backbones.errors import InputError
 from backbones.whole_files import write_text
+from detection.data.coco_file import write_coco
 from detection.data.formats.convert import read_labels
 from detection.data.formats.yolo import write_yolo
-from detection.data.repair import write_coco
 from detection.data.scenes import write_scenes
-from detection.plan.plan import Request, base_values, plan_detection
+from detection.plan.plan import base_values, plan_detection
+from images.plans import Request
 from reporting.tables import write_between
 from training.cli import ToolParser, at_least, run_tool
 from training.command_line.commands import child_command

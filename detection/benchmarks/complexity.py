@@ -73,23 +73,10 @@ class _CascadeLayers(nn.Module):
         return outputs
 
 
-def build_on_meta(config: CfgNode) -> MaskRCNN:
-    """The detector without memory for its weights; ``NUM_CLASSES`` must be given."""
-    with torch.device("meta"):
-        return build_mask_rcnn(config)
-
-
 def complexity(config: CfgNode, width: int = WIDTH, height: int = HEIGHT) -> Complexity:
     """Count a config's detector; runs it once on a CPU (base: about 10 seconds on one thread).
 
-    Cascade heads are counted in detectron2, which alone has them, all others in torchvision.
-
-    Args:
-        config: with ``NUM_CLASSES`` given.
-        width, height: of the image, pixels.
-
-    Raises:
-        ValueError: for Cascade heads where detectron2 is not installed.
+    ``NUM_CLASSES`` must be given. Cascade heads are counted in detectron2, which alone has them.
     """
     is_cascade = config.MODEL.ROI_HEADS.NAME.endswith("CascadeROIHeads")
     layers = (_CascadeLayers(config) if is_cascade else _Layers(build_mask_rcnn(config))).eval()

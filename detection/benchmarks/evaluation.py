@@ -34,7 +34,6 @@ def write_synthetic(folder: Path, images: int, detections: int) -> tuple[Path, P
     """COCO-like ground truth (polygons, crowds) and results (boxes and masks) of random ellipses.
 
     Args:
-        folder: where the two files are written.
         images: with about OBJECTS objects each.
         detections: of each image; a third of them are near an object.
 
@@ -131,11 +130,7 @@ def pycocotools_metrics(truth: Path, results: Path) -> dict[str, list[float]]:
 
 
 def evaluation_case(images: int, detections: int = 100) -> Row:
-    """Both evaluations of the same two files, once each.
-
-    Raises:
-        RuntimeError: if their numbers are not equal.
-    """
+    """Both evaluations of the same two files, once each; a RuntimeError if they differ."""
     with tempfile.TemporaryDirectory() as folder:
         truth, results = write_synthetic(Path(folder), images, detections)
         ours, our_seconds = _timed(lambda: coco_metrics(truth, results))

@@ -12,7 +12,7 @@ import torch
 
 from backbones.export import write_export
 from backbones.quantization import quantize_calibrated
-from detection.benchmarks.engines import DetectorCase, torchvision_detector
+from detection.benchmarks.detectors import DetectorCase, torchvision_detector
 from detection.export import IN_FLOAT, detector_export
 from detection.exporting.evaluate import torch_detector
 from detection.exporting.runtimes import RUNTIMES, detector_inputs, onnx_detector

@@ -28,6 +28,7 @@ from backbones.errors import InputError
 from detection.benchmarks.evaluation import CLASSES, HEIGHT, WIDTH, write_synthetic
 from detection.config import load_config
 from detection.data.check import check_coco
+from detection.data.checks.segmentations import run_lengths
 from detection.data.transforms import DetectionSamples
 from detection.dataset import CocoDataset, load_dataset, warn_of_shared_images
 from detection.evaluate import coco_metrics
@@ -48,11 +49,7 @@ CONFIG = Path(det_configs.__file__).parent / "coco/mask_rcnn_convnextv2_base_fcm
 
 
 def load_tables(images: int, objects: int) -> dict[str, list[Row]]:
-    """Tables by their heading: of a training set of this size, and of an evaluation.
-
-    Raises:
-        InputError: if there is no image or no object.
-    """
+    """Tables by their heading: of a training set of this size, and of an evaluation."""
     if min(images, objects) < 1:
         raise InputError(f"{images} images with {objects} objects: give at least 1 of each")
     evaluated = min(images, EVALUATED)
@@ -134,10 +131,7 @@ def _shape(random: np.random.Generator) -> tuple[list[float], list[float]]:
 def _run_lengths(polygon: list[float]) -> dict[str, Any]:
     """An uncompressed run-length encoding, as COCO has it for crowds."""
     (rle,) = rle_codec.frPyObjects([polygon], HEIGHT, WIDTH)
-    pixels = rle_codec.decode(rle).ravel(order="F")
-    borders = np.flatnonzero(np.diff(pixels)) + 1
-    runs = np.diff(np.concatenate([[0], borders, [pixels.size]])).tolist()
-    return {"size": [HEIGHT, WIDTH], "counts": [0, *runs] if pixels[0] else runs}
+    return {"size": [HEIGHT, WIDTH], "counts": run_lengths(rle["counts"].decode()).tolist()}
 
 
 def _entry(segmentation: Any, box: list[float], area: float, is_crowd: int) -> str:

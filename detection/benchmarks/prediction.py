@@ -1,9 +1,10 @@
-"""What predicting costs by the size of an image and the number of detections: seconds and memory.
+"""Seconds and memory of ``detection.predict`` on one image, whole or by tiles.
 
-The whole of ``detection.predict`` on one JPEG file: it is read, detected on, its masks are pasted
-and encoded, the overlay is drawn and written. The detector has random weights, so that there are
-as many detections as asked for, all drawn, their masks noise: run lengths are as long as they get.
-Every case runs in a fresh process; a small image is predicted first, which is not counted.
+The image is read, detected on, its masks are encoded, the overlay is drawn and written. The
+detector has random weights, so that there are as many detections as asked for, all drawn, their
+masks noise: run lengths are as long as they get. Whole images are JPEG files; large ones are TIFFs
+of tiles of 512 pixels, whose pattern of squares takes little room on the disk. Every case runs in a
+fresh process; a small image is predicted first, which is not counted.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import tifffile
 import torch
 from PIL import Image
 
 import det_configs
 from detection.config import load_config
+from detection.engines.renaming import torchvision_to_detectron2
 from detection.engines.torchvision.model import build_mask_rcnn
-from detection.engines.weights import torchvision_to_detectron2
 from detection.predict import predict
 from training.records.environment import peak_rss_mb
 from training.records.measure import Row, in_fresh_process
@@ -29,30 +32,53 @@ from training.records.measure import Row, in_fresh_process
 CONFIG = Path(det_configs.__file__).parent / "quick/mask_rcnn_convnextv2_atto_scratch_quick.yaml"
 SHAPES = ((1000, 800, 100), (4000, 3000, 100), (8000, 6000, 10), (8000, 6000, 100))
 CLASSES = 3
+SIDES = (5_000, 20_000)  # pixels of the square images that are predicted by tiles
+SIZE, OVERLAP, STORED = 1024, 64, 512  # of the tiles that are detected on; of the file's tiles
+TILE_DETECTIONS = 20
 
 
 def prediction_case(width: int, height: int, detections: int, engine: str) -> Row:
-    """One row: megapixels, detections, seconds, and MiB that the process grew by at its peak."""
+    """A row of a whole image; the memory is what the process grew by at its peak."""
     with tempfile.TemporaryDirectory() as folder:
-        return in_fresh_process(_measure, Path(folder), width, height, detections, engine)
+        return in_fresh_process(_of_whole, Path(folder), width, height, detections, engine)
 
 
-def _measure(folder: Path, width: int, height: int, detections: int, engine: str) -> Row:
-    run = write_run(folder, detections, engine)
-    for name, size in (("small", (64, 48)), ("large", (width, height))):
+def _of_whole(folder: Path, width: int, height: int, detections: int, engine: str) -> Row:
+    files = [folder / "small.jpg", folder / "large.jpg"]
+    for file, size in zip(files, ((64, 48), (width, height)), strict=True):
         coarse = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
-        Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(folder / f"{name}.jpg")
-    weights = str(folder / "detector.pth")
+        Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(file)
+    facts: Row = {"megapixels": width * height / 1e6, "engine": engine}
+    return facts | _measured(folder, files, detections, engine)
 
-    def detect(name: str) -> dict[str, int]:
-        return predict(run, [str(folder / f"{name}.jpg")], folder / name, 0.0, weights=weights)
 
-    detect("small")
-    before, began = resident_mb(), time.perf_counter()
-    counts = detect("large")
+def tiles_case(side: int, engine: str) -> Row:
+    """A row of a large square image by its tiles."""
+    with tempfile.TemporaryDirectory() as folder:
+        return in_fresh_process(_of_tiles, Path(folder), side, engine)
+
+
+def _of_tiles(folder: Path, side: int, engine: str) -> Row:
+    files = [folder / "small.tif", folder / "large.tif"]
+    for file, pixels in zip(files, (SIZE, side), strict=True):
+        write_pattern(file, pixels)
+    tiles = ["INPUT.TILES.ENABLED", "True", "INPUT.TILES.SIZE", str(SIZE)]
+    tiles += ["INPUT.TILES.OVERLAP", str(OVERLAP)]
+    facts: Row = {"side": side, "megapixels": side * side / 1e6, "engine": engine}
+    row = facts | _measured(folder, files, TILE_DETECTIONS, engine, tiles)
+    return row | {"MiB of the pixels": round(side * side * 3 / 2**20)}
+
+
+def _measured(
+    folder: Path, files: Sequence[Path], detections: int, engine: str, overrides: Sequence[str] = ()
+) -> Row:
+    """Predict on each file; what the last one took."""
+    run, weights = write_run(folder, detections, engine), str(folder / "detector.pth")
+    for file in files:
+        before, began = resident_mb(), time.perf_counter()
+        output = folder / f"{file.stem}_output"
+        counts = predict(run, [str(file)], output, 0.0, weights=weights, overrides=overrides)
     return {
-        "megapixels": width * height / 1e6,
-        "engine": engine,
         "detections": counts["shown"],
         "s": time.perf_counter() - began,
         "MiB more": round(peak_rss_mb() - before),
@@ -83,3 +109,25 @@ def resident_mb() -> float:
     except OSError:
         return peak_rss_mb()
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def write_pattern(path: Path, side: int) -> None:
+    """A TIFF of ``side x side`` RGB pixels: squares of 16 pixels in random colours."""
+    generator = np.random.default_rng(0)
+    squares = generator.integers(0, 256, (8, STORED // 16, STORED // 16, 3), np.uint8)
+    patterns = squares.repeat(16, axis=1).repeat(16, axis=2)
+    count = -(-side // STORED)
+
+    def tiles() -> Iterator[np.ndarray]:
+        for _ in range(count * count):
+            yield patterns[generator.integers(len(patterns))]
+
+    tifffile.imwrite(
+        path,
+        tiles(),
+        shape=(side, side, 3),
+        dtype=np.uint8,
+        tile=(STORED, STORED),
+        compression="zlib",
+        photometric="rgb",
+    )

@@ -7,19 +7,12 @@ from dataclasses import replace
 
 import torch
 
-from detection.benchmarks.engines import (
-    ENGINES,
-    RESNET,
-    DetectorCase,
-    adapter_case,
-    cost_cases,
-    engines_case,
-    why_no_detectron2,
-)
+from detection.benchmarks.detectors import ENGINES, RESNET, DetectorCase
+from detection.benchmarks.engines import adapter_case, cost_cases, engines_case
 from detection.benchmarks.evaluation import evaluation_case
 from detection.benchmarks.exported import exported_cases
-from detection.benchmarks.prediction import SHAPES, prediction_case
-from detection.benchmarks.tiles import SIDES, tiles_case
+from detection.benchmarks.prediction import SHAPES, SIDES, prediction_case, tiles_case
+from detection.config import has_detectron2
 from training.records.measure import Row
 
 PARTS = ("adapter", "engines", "cost", "evaluation", "prediction")
@@ -45,7 +38,7 @@ def detection_tables(
     """
     cases = [DetectorCase(*shape) for shape in shapes]
     tables: dict[str, list[Row]] = {}
-    missing = why_no_detectron2()
+    missing = "" if has_detectron2() else "detectron2 is not installed"
     if missing and set(parts) - {"evaluation", "exported"}:
         tables["what needs detectron2"] = [{"skipped": missing}]
     if "adapter" in parts and not missing:

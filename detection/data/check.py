@@ -40,10 +40,7 @@ from detection.data.checks.file_names import find_file, leaves_folder, only_file
 from detection.data.checks.images import (
     ANY,
     FileState,
-    ImageFile,
     file_state,
-    same_files,
-    shared_images,
 )
 from detection.data.checks.problems import Findings, Problem, is_text
 from detection.data.coco_file import read_coco
@@ -66,12 +63,9 @@ def check_coco(
     """Read a COCO annotation file and find everything that is wrong with it and its images.
 
     Args:
-        annotations: the json file.
         image_folder: what its file names are relative to; None where they do not matter.
         masks: whether every object must have a segmentation.
-        check_images: open the image files at all.
         decode: decode each image in full; ``None`` decodes if there are at most 2000.
-        reading: how images become arrays.
 
     Returns:
         The parsed file (empty if there is none to speak of), and the problems, errors first.
@@ -218,104 +212,25 @@ def _check_image_files(
 def _compare_images(states: list[tuple[str, FileState]], findings: Findings) -> None:
     """Say which images have other channels or another depth than most of the set."""
     readable = [(where, state) for where, state in states if state.depth]
-    for kind, channels in ((0, None), (1, (1, 3))):
-        counts = Counter(state[kind + 1] for _, state in readable)
-        if len(counts) < 2 or (channels and set(counts) <= set(channels)):
-            continue
-        usual = counts.most_common(1)[0][0]
-        for where, state in readable:
-            if state[kind + 1] == usual:
-                continue
-            if kind == 0:
-                findings.warn(
-                    where,
-                    f"has {state.depth} a channel, but {counts[usual]} other images have {usual}",
-                    "levels are kept, and the largest value of each depth counts as white: make "
-                    "sure that it is, or state INPUT.VALUE_RANGE",
-                )
-            else:
-                findings.error(
-                    where,
-                    f"has {state.colours} channel(s), but {counts[usual]} other images have "
-                    f"{usual}",
-                    "a set has one number of channels (grey beside RGB is converted): repair or "
-                    "remove it",
-                )
-
-
-def image_files(tree: dict[str, Any], folder: Path) -> list[ImageFile]:
-    """The image files that a COCO file lists, without the entries that :func:`check_coco` refuses.
-
-    Args:
-        tree: the parsed file.
-        folder: what its file names are relative to.
-    """
-    return [
-        ImageFile(os.path.join(folder, image["file_name"]), (image["height"], image["width"]))
-        for image in tree.get("images", [])
-        if is_text(image.get("file_name"))
-        and not leaves_folder(image["file_name"])
-        and {"height", "width"} <= image.keys()
-    ]
-
-
-def check_overlap(
-    files: list[ImageFile], others: list[ImageFile], name: str, other_name: str, pixels: bool
-) -> list[Problem]:
-    """An error for each image that two data sets share, as :func:`shared_images` finds them.
-
-    Args:
-        files, others: the images of either data set.
-        name, other_name: what to call the data sets: their annotation files.
-        pixels: compare decoded pixels too, and not only the files' bytes.
-    """
-    remedy = f"leave it out of one of {name} and {other_name}: what is trained on proves nothing"
-    return [
-        Problem(
-            "error",
-            path,
-            (),
-            f"has the {how} of {other}" if path != other else "is in both",
-            remedy,
-        )
-        for path, other, how in shared_images(files, others, pixels)
-    ]
-
-
-def duplicate_images(files: list[ImageFile], name: str | Path) -> list[Problem]:
-    """A warning for the files of one data set that are the same byte for byte."""
-    findings = Findings(name)
-    for path, other, _ in same_files(files):
-        findings.warn(f"{path} = {other}", "are one picture", "keep one of them")
-    return findings.problems()
-
-
-def compare_classes(
-    tree: dict[str, Any], other: dict[str, Any], name: str, other_name: str
-) -> list[Problem]:
-    """What does not fit between the classes of two data sets; they are joined by name."""
-    findings = Findings(name)
-    if not tree or not other:
-        return []
-    ids = [
-        {str(one.get("name")): one.get("id") for one in each["categories"]}
-        for each in (tree, other)
-    ]
-    for place, has, lacks in ((0, name, other_name), (1, other_name, name)):
-        for key in sorted(ids[place].keys() - ids[1 - place].keys()):
+    depths = Counter(state.depth for _, state in readable)
+    colours = Counter(state.colours for _, state in readable)
+    for where, state in readable:
+        usual, count = depths.most_common(1)[0]
+        if state.depth != usual:
             findings.warn(
-                f"category {key!r}",
-                f"is in {has} alone, not in {lacks}",
-                "one that is not trained on is never found; one that is not tested has no AP",
+                where,
+                f"has {state.depth} a channel, but {count} other images have {usual}",
+                "levels are kept, and the largest value of each depth counts as white: make sure "
+                "that it is, or state INPUT.VALUE_RANGE",
             )
-    for key in sorted(ids[0].keys() & ids[1].keys()):
-        if ids[0][key] != ids[1][key]:
-            findings.warn(
-                f"category {key!r} ({ids[0][key]} and {ids[1][key]})",
-                f"has another id in {other_name}",
-                "nothing: classes are joined by their names",
+        number, count = colours.most_common(1)[0]
+        if state.colours != number and not set(colours) <= {1, 3}:
+            findings.error(
+                where,
+                f"has {state.colours} channel(s), but {count} other images have {number}",
+                "a set has one number of channels (grey beside RGB is converted): repair or remove "
+                "it",
             )
-    return findings.problems()
 
 
 def training_sentence(tree: dict[str, Any]) -> str:

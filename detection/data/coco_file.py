@@ -1,10 +1,9 @@
-"""The one reader of COCO annotation files: for the check, for training and for evaluation.
+"""Read COCO annotation files, for the check, for training and for evaluation alike, and write them.
 
-It takes every Unicode encoding that json has (PowerShell writes UTF-16), and other spellings of
-what COCO says, which are read as they are meant, counted and said in a warning: ids as 1.0, ids
-that are text in one list and numbers in the other, ``null`` for what may be absent, numbers for
-class names.
-A file of another format is named as what it is.
+The reader takes every Unicode encoding that json has (PowerShell writes UTF-16), and other
+spellings of what COCO says, which are read as they are meant, counted and said in a warning: ids as
+1.0, ids that are text in one list and numbers in the other, ``null`` for what may be absent,
+numbers for class names. A file of another format is named as what it is.
 """
 
 from __future__ import annotations
@@ -14,9 +13,12 @@ import hashlib
 import json
 import re
 from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from backbones.whole_files import write_atomically
 from detection.data.checks.problems import Findings
 from training.progress import progress
 
@@ -30,7 +32,6 @@ def read_coco(path: Path, findings: Findings, any_text: bool = False) -> tuple[d
     """Read a file.
 
     Args:
-        path: of the annotations.
         findings: gets what is wrong with the file as a whole, and what is spelt otherwise.
         any_text: read text that is not Unicode as Windows-1252, which is only a guess.
 
@@ -39,12 +40,11 @@ def read_coco(path: Path, findings: Findings, any_text: bool = False) -> tuple[d
         these; and the SHA-256 of the file's bytes, to go on with.
     """
     digest = hashlib.sha256()
-    collects_garbage = gc.isenabled()
-    gc.disable()  # looking for cycles in millions of new lists doubles the time on COCO
     try:
         data = Path(path).read_bytes()
         digest.update(data)
-        tree = _parse(_decode_any(data, findings) if any_text else decode_json(data))
+        with no_garbage_collection():
+            tree = _parse(_decode_any(data, findings) if any_text else decode_json(data))
     except OSError as error:
         findings.error("", f"cannot be read ({error.strerror})", "correct the path")
         return {}, digest
@@ -52,13 +52,22 @@ def read_coco(path: Path, findings: Findings, any_text: bool = False) -> tuple[d
         what, remedy = _other_bytes(data, error)
         findings.error("", what, remedy)
         return {}, digest
-    finally:
-        if collects_garbage:
-            gc.enable()
     if not _is_coco(tree, findings):
         return {}, digest
     respell(tree, findings)
     return tree, digest
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Looking for cycles in millions of new lists doubles the time on COCO, and none is garbage."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def decode_json(data: bytes) -> str:
@@ -251,3 +260,29 @@ def _number(text: Any) -> int | None:
     if isinstance(text, str) and re.fullmatch(r"-?(0|[1-9][0-9]{0,17})(\.0)?", text):
         return int(float(text)) if "." in text else int(text)
     return None
+
+
+def write_coco(tree: dict[str, Any], path: Path) -> None:
+    """Write a COCO file, an entry a line, without a second copy of it in memory."""
+
+    def pieces() -> Iterator[str]:
+        others = {key: value for key, value in tree.items() if key not in LISTS}
+        yield json.dumps(others)[:-1] + (", " if others else "")
+        for number, name in enumerate(LISTS):
+            yield f'{", " if number else ""}"{name}": ['
+            for place, entry in enumerate(progress(tree[name], f"writing {name}", unit="entry")):
+                yield (",\n" if place else "\n") + json.dumps(entry, default=_plain)
+            yield "]"
+        yield "}\n"
+
+    def write(partial: Path) -> None:
+        with partial.open("w", encoding="utf-8") as stream:
+            stream.writelines(pieces())
+
+    write_atomically(path, write)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, array):
+        return [int(number) if number == number // 1 else number for number in value]
+    raise TypeError(f"no JSON: {type(value)}")

@@ -18,7 +18,6 @@ from torch import Tensor
 from backbones.errors import InputError
 from images.configured import reading_of
 from images.files import EIGHT_BITS, ImageError, read_image
-from images.picture import picture_of
 from images.windows import Windows, open_windows
 
 
@@ -68,15 +67,6 @@ def _check_size(record: dict[str, Any], height: int, width: int) -> None:
             f"{record['file_name']} is {width} x {height} pixels, but the annotations say "
             f"{given[1]} x {given[0]}; correct one of them"
         )
-
-
-def values_of(pixels: np.ndarray, config: CfgNode) -> np.ndarray:
-    """An array ``[H, W]`` or ``[H, W, C]`` (RGB) as :func:`read_record` gives a file's.
-
-    Raises:
-        InputError: if it is no image, or not of the config's channels.
-    """
-    return reading_of(config).read(picture_of(pixels))
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:

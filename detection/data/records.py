@@ -6,11 +6,19 @@ every process of a loader that looks at them, since looking changes their refere
 
 from __future__ import annotations
 
+import os
 import pickle
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
+
+from detection.data.checks.segmentations import usable_segmentation
+from training.progress import progress
+
+XYWH_ABS = 1  # detectron2's BoxMode.XYWH_ABS
 
 
 class Records(Sequence[dict[str, Any]]):
@@ -89,3 +97,39 @@ class Records(Sequence[dict[str, Any]]):
 
     def _load(self, start: int, end: int) -> Any:
         return pickle.loads(self._buffer[start:end].data)
+
+
+def coco_records(
+    tree: dict[str, Any], image_folder: Path, contiguous_ids: dict[Any, int]
+) -> Iterator[dict[str, Any]]:
+    """The records one by one; what they are made of is taken out of the tree."""
+    of_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for annotation in tree.pop("annotations"):
+        of_image[annotation["image_id"]].append(annotation)
+    images = sorted(tree.pop("images"), key=lambda image: image["id"])
+    for image in progress(images, "indexing", unit="image"):
+        size = image["height"], image["width"]
+        yield {
+            "file_name": os.path.join(image_folder, image["file_name"]),
+            "height": size[0],
+            "width": size[1],
+            "image_id": image["id"],
+            "annotations": [
+                _instance(annotation, size, contiguous_ids)
+                for annotation in of_image.pop(image["id"], [])
+            ],
+        }
+
+
+def _instance(
+    annotation: dict[str, Any], size: tuple[int, int], contiguous_ids: dict[Any, int]
+) -> dict[str, Any]:
+    instance = {
+        "iscrowd": annotation.get("iscrowd", 0),
+        "bbox": annotation["bbox"],
+        "category_id": contiguous_ids[annotation["category_id"]],
+        "bbox_mode": XYWH_ABS,
+    }
+    if segmentation := annotation.get("segmentation"):
+        instance["segmentation"] = usable_segmentation(segmentation, *size)
+    return instance

@@ -18,17 +18,13 @@ Beyond the other spellings that every reader takes (``detection.data.coco_file``
 
 from __future__ import annotations
 
-import gc
-import json
 from array import array
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pycocotools.mask as mask_util
 
-from backbones.whole_files import write_atomically
 from detection.data.checks.annotations import BOX_TOLERANCE, boxes_differ, is_id
 from detection.data.checks.file_names import files_by_name, find_file, only_file_of_name
 from detection.data.checks.images import shown_size
@@ -43,7 +39,7 @@ from detection.data.checks.spellings import (
     number_of,
     polygons_of,
 )
-from detection.data.coco_file import LISTS, read_coco
+from detection.data.coco_file import LISTS, no_garbage_collection, read_coco
 from training.progress import progress
 
 GONE = "left out"
@@ -53,12 +49,7 @@ FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 def repair_coco(
     annotations: Path, image_folder: Path, masks: bool = True
 ) -> tuple[dict[str, Any], list[Problem]]:
-    """Read a file and mend it.
-
-    Args:
-        annotations: the json file.
-        image_folder: what its file names are, or should be, relative to.
-        masks: whether every object must have a mask.
+    """Read a file and mend it; with ``masks`` every object must have one.
 
     Returns:
         The mended tree, {} for a file that is no COCO (the problem says what it is), and what was
@@ -72,33 +63,6 @@ def repair_coco(
     return tree, changes.problems()
 
 
-def write_coco(tree: dict[str, Any], path: Path) -> None:
-    """Write a COCO file, an entry a line, without a second copy of it in memory."""
-
-    def pieces() -> Iterator[str]:
-        others = {key: value for key, value in tree.items() if key not in LISTS}
-        yield json.dumps(others)[:-1] + (", " if others else "")
-        for number, name in enumerate(LISTS):
-            yield f'{", " if number else ""}"{name}": ['
-            for place, entry in enumerate(progress(tree[name], f"writing {name}", unit="entry")):
-                yield (",\n" if place else "\n") + json.dumps(entry, default=_plain)
-            yield "]"
-        yield "}\n"
-
-    def write(partial: Path) -> None:
-        with partial.open("w", encoding="utf-8") as stream:
-            stream.writelines(pieces())
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, write)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, array):
-        return [int(number) if number == number // 1 else number for number in value]
-    raise TypeError(f"no JSON: {type(value)}")
-
-
 class _Repair:
     """One tree that is mended in place."""
 
@@ -106,18 +70,13 @@ class _Repair:
         self.tree, self.folder, self.masks, self.changes = tree, folder, masks, changes
 
     def run(self) -> None:
-        collects_garbage = gc.isenabled()
-        gc.disable()
-        try:
-            for name in LISTS:
-                self.tree[name] = self._listed_once(self.tree[name], name)
-            for image in progress(self.tree["images"], "repairing images", unit="image"):
-                self._image(image)
+        for name in LISTS:
+            self.tree[name] = self._listed_once(self.tree[name], name)
+        for image in progress(self.tree["images"], "repairing images", unit="image"):
+            self._image(image)
+        with no_garbage_collection():
             self._annotations()
-            self._class_0()
-        finally:
-            if collects_garbage:
-                gc.enable()
+        self._class_0()
 
     def _say(self, where: str, what: str, done: str) -> None:
         self.changes.warn(where, what, done)

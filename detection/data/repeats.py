@@ -37,12 +37,7 @@ def _of_classes(images: Counter[int], total: int, threshold: float) -> dict[int,
 
 
 def repeats_of(config: Any, records: Records) -> Tensor | None:
-    """What ``DATALOADER.SAMPLER_TRAIN`` repeats, and a line about it; None for nothing.
-
-    Args:
-        config: this project's or detectron2's.
-        records: those that are trained on.
-    """
+    """What ``DATALOADER.SAMPLER_TRAIN`` repeats, and a line about it; None for nothing."""
     options = config.DATALOADER
     if options.SAMPLER_TRAIN != "RepeatFactorTrainingSampler":
         return None

@@ -139,10 +139,8 @@ def write_scenes(folder: Path, train: int, val: int, unlabelled: int, seed: int 
     """Draw a data set: ``images/``, ``annotations/{train,val}.json`` and ``unlabelled/``.
 
     Args:
-        folder: where it goes; made if missing.
         train, val: labelled pictures of each split.
         unlabelled: pictures for pretraining, none of which is in either split.
-        seed: the same seed draws the same pictures.
     """
     for name in ("images", "annotations", "unlabelled"):
         (folder / name).mkdir(parents=True, exist_ok=True)

@@ -1,19 +1,9 @@
-"""Tiles of large images: where they lie, which are drawn to train on, and what they show.
+"""Tiles of large images: where they lie, how large they are, and their samples in a prediction.
 
 A tile is a part of an image at the image's own pixels: nothing is resized (``INPUT.MIN_SIZE_*`` and
 ``MAX_SIZE_*`` do not act). Both engines call these functions before their own transforms, so they
 train on the same tiles from the same state of numpy's generator.
-
-Training draws ``INPUT.TILES.BACKGROUND`` of its tiles where no annotation lies (crowds count, too)
-if ``TRIES`` places tell of such a one, and all others around an object, whole wherever it fits.
-An image counts as often in an epoch as tiles side by side would show its objects.
-
-What a tile shows of an object that it cuts is its mask's pixels in the tile, and the box around
-them. An object is left out if fewer pixels of it are to be seen than ``INPUT.TILES.MIN_VISIBLE`` of
-the object's or of the tile's, whichever is less; crowds stay crowds, however little is seen.
 """
-
-# ruff: noqa: NPY002 - numpy's global generator is what the loop seeds and what detectron2 draws from
 
 from __future__ import annotations
 
@@ -23,21 +13,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import pycocotools.mask as mask_util
 from fvcore.common.config import CfgNode
 from torch.utils.data import IterableDataset, get_worker_info
 
 from backbones.errors import InputError
 from detection.data.pixels import open_record, to_tensor
 from detection.data.records import Records
-from detection.data.windows import decode_window, encode_strips
 from images.configured import in_order
 from images.windows import Windows
 
 logger = logging.getLogger(__name__)
 
 COUNTS_FILE = "tiles.json"  # beside results: what the tiles' detections became
-TRIES = 20  # places where a tile of no object is looked for
 SIZE, OVERLAP = 1024, 256  # where nothing is known of the objects
 STEP = 64  # of sizes and overlaps that are found
 SIZES = 256, 1024  # that are found
@@ -120,157 +107,8 @@ def resolve_tiles(config: CfgNode, records: Records) -> CfgNode:
     return config
 
 
-def training_records(records: Records, config: CfgNode) -> Records:
-    """Each record as often as tiles side by side would show its objects, at least once."""
-    tiles = config.INPUT.TILES
-    if not tiles.ENABLED:
-        return records
-    counts = []
-    for record in records:
-        boxes = _boxes([item for item in record["annotations"] if not item["iscrowd"]])
-        cells = (boxes[:, :2] + boxes[:, 2:]) // (2 * tiles.SIZE)
-        counts.append(max(1, len(np.unique(cells, axis=0))))
-    logger.info(
-        "an epoch is %d tiles of %d pixels of %d images", sum(counts), tiles.SIZE, len(records)
-    )
-    return records.repeated(counts)
-
-
-def training_record(record: dict[str, Any], config: CfgNode) -> dict[str, Any]:
-    """A record of a tile that is drawn from numpy's global generator; without tiles, the record.
-
-    It has ``tile`` (what :func:`detection.data.pixels.read_record` reads alone), ``image_size``
-    (height and width of the whole) and the tile's ``height``, ``width`` and ``annotations``.
-    """
-    if not config.INPUT.TILES.ENABLED:
-        return record
-    tile = draw_tile(record, config.INPUT.TILES)
-    return cut_record(record, tile, config.INPUT.TILES.MIN_VISIBLE)
-
-
-def busiest_tile(record: dict[str, Any], config: CfgNode) -> dict[str, Any]:
-    """The record of the tile, of those of a prediction, that most annotations meet."""
-    if not config.INPUT.TILES.ENABLED:
-        return record
-    boxes = _boxes(record["annotations"])
-    tiles = tiles_of(record["height"], record["width"], config)
-    return cut_record(record, max(tiles, key=lambda tile: _meets(boxes, tile).sum()), 0.0)
-
-
-def draw_tile(record: dict[str, Any], options: CfgNode) -> Tile:
-    """Draw a tile to train on, see the module's header.
-
-    Args:
-        options: the section ``INPUT.TILES`` of a config, its size resolved.
-    """
-    height, width = record["height"], record["width"]
-    wide, high = min(options.SIZE, width), min(options.SIZE, height)
-    if (wide, high) == (width, height):
-        return Tile(0, 0, wide, high)
-    boxes = _boxes(record["annotations"])
-    objects = boxes[[not item["iscrowd"] for item in record["annotations"]]]
-    if np.random.uniform() < options.BACKGROUND or not len(objects):
-        for _ in range(TRIES):
-            x = np.random.randint(width - wide + 1)
-            y = np.random.randint(height - high + 1)
-            if not _meets(boxes, Tile(x, y, wide, high)).any():
-                return Tile(x, y, wide, high)
-        if not len(objects):
-            return Tile(x, y, wide, high)
-    x0, y0, x1, y1 = objects[np.random.randint(len(objects))]
-    return Tile(_draw_start(x0, x1, wide, width), _draw_start(y0, y1, high, height), wide, high)
-
-
-def _draw_start(low: float, high: float, size: int, side: int) -> int:
-    """Where a tile begins that holds all from ``low`` to ``high``, or nothing else."""
-    ends = sorted((math.ceil(high) - size, math.floor(low)))
-    first, last = (min(max(end, 0), side - size) for end in ends)
-    return int(np.random.randint(first, last + 1))
-
-
-def _boxes(annotations: Sequence[dict[str, Any]]) -> np.ndarray:
-    """float64 ``[N, 4]``: x0, y0, x1, y1."""
-    boxes = np.array([item["bbox"] for item in annotations], np.float64).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    return boxes
-
-
-def _meets(boxes: np.ndarray, tile: Tile) -> np.ndarray:
-    x, y, width, height = tile
-    inside = (boxes[:, :2] < [x + width, y + height]) & (boxes[:, 2:] > [x, y])
-    return np.all(inside, axis=1)
-
-
-def cut_record(record: dict[str, Any], tile: Tile, min_visible: float) -> dict[str, Any]:
-    """A record of what a tile shows, see :func:`training_record`."""
-    size, annotations = (record["height"], record["width"]), record["annotations"]
-    found = [
-        _cut(item, box, tile, size, min_visible)
-        for item, box, meets in zip(
-            annotations,
-            _boxes(annotations),
-            _meets(_boxes(annotations), tile),
-            strict=True,
-        )
-        if meets
-    ]
-    return record | {
-        "tile": tile,
-        "image_size": size,
-        "height": tile.height,
-        "width": tile.width,
-        "annotations": [item for item in found if item is not None],
-    }
-
-
-def _cut(
-    item: dict[str, Any], box: np.ndarray, tile: Tile, size: tuple[int, int], min_visible: float
-) -> dict[str, Any] | None:
-    """An annotation in the tile's pixels; None if too little of it is to be seen."""
-    x, y, width, height = tile
-    segmentation = item.get("segmentation")
-    is_inside = (box >= [x, y, x, y]).all() and (box <= [x + width, y + height] * 2).all()
-    if is_inside and not isinstance(segmentation, dict):
-        left, top, *sides = item["bbox"]
-        cut = item | {"bbox": [left - x, top - y, *sides]}
-        if segmentation:
-            cut["segmentation"] = [
-                (np.reshape(np.asarray(p, np.float64), (-1, 2)) - [x, y]).ravel().tolist()
-                for p in segmentation
-            ]
-        return cut
-    if segmentation:
-        rle = segmentation
-        if not isinstance(rle, dict):
-            polygons = [np.asarray(p, np.float64).ravel() for p in segmentation]
-            rle = mask_util.merge(mask_util.frPyObjects(polygons, *size))
-        mask, (left, top) = decode_window(rle)
-        whole = int(mask.sum())
-        x0, y0 = max(left, x), max(top, y)
-        part = mask[y0 - top : y + height - top, x0 - left : x + width - left]
-        rows, columns = (np.flatnonzero(part.any(axis)) for axis in (1, 0))
-        visible = int(part.sum())
-        if not visible:
-            return None
-        cut = item | {"segmentation": encode_strips([(part, x0 - x)], y0 - y, height, width)}
-        if not is_inside:
-            first, last = (columns[0], rows[0]), (columns[-1] + 1, rows[-1] + 1)
-            corner = [float(first[0] + x0 - x), float(first[1] + y0 - y)]
-            cut["bbox"] = [*corner, *(float(b - a) for a, b in zip(first, last, strict=True))]
-        else:
-            cut["bbox"] = [item["bbox"][0] - x, item["bbox"][1] - y, *item["bbox"][2:]]
-    else:
-        x0, y0 = max(box[0], x), max(box[1], y)
-        sides = [min(box[2], x + width) - x0, min(box[3], y + height) - y0]
-        cut = item | {"bbox": [float(value) for value in (x0 - x, y0 - y, *sides)]}
-        whole, visible = item["bbox"][2] * item["bbox"][3], sides[0] * sides[1]
-    if item["iscrowd"] or visible >= min_visible * min(whole, width * height):
-        return cut
-    return None
-
-
 def tile_sample(image: Windows, tile: Tile, config: CfgNode, image_id: Any) -> dict[str, Any]:
-    """A tile as the sample of a detector, see :func:`detection.data.transforms.prediction_sample`.
+    """A tile as the sample of a detector, see :func:`detection.data.transforms.sample_of_values`.
 
     Its ``height`` and ``width`` are the tile's, which the detections lie in.
     """
@@ -283,11 +121,6 @@ class TileSamples(IterableDataset):
 
     Yields (index of the record, tile, sample), see :func:`tile_sample`. The workers of a loader
     share the images.
-
-    Args:
-        records: of the data set.
-        share: indices of the records to read.
-        config: a detection config, its tiles resolved.
     """
 
     def __init__(self, records: Records, share: Sequence[int], config: CfgNode) -> None:

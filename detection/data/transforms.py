@@ -31,8 +31,8 @@ from backbones.errors import InputError
 from detection.data.augmentation.copy_paste import Objects, copy_paste, tight_boxes
 from detection.data.augmentation.geometry import Transform, draw_transforms, recomputes_boxes
 from detection.data.augmentation.photometry import change_values
-from detection.data.pixels import read_record, to_tensor, values_of
-from detection.data.tiles import training_record, training_records
+from detection.data.pixels import read_record, to_tensor
+from detection.data.tile_records import training_record, training_records
 from detection.dataset import CocoDataset
 from images.configured import in_order
 
@@ -52,8 +52,6 @@ class DetectionSamples(Dataset):
     an object of which nothing is left in the sample; N may be 0.
 
     Args:
-        dataset: the data set.
-        config: a detection config.
         training: with augmentation and objects, and without images that have no object
             (``DATALOADER.FILTER_EMPTY_ANNOTATIONS``).
 
@@ -141,17 +139,12 @@ class DetectionSamples(Dataset):
         return {key: value[keep] for key, value in targets.items()}
 
 
-def prediction_sample(pixels: np.ndarray, config: CfgNode, image_id: int) -> dict[str, Any]:
+def sample_of_values(values: np.ndarray, config: CfgNode, image_id: int) -> dict[str, Any]:
     """The sample that :class:`DetectionSamples` makes of an image outside of training.
 
     Args:
-        pixels: ``[H, W]`` or ``[H, W, C]`` (RGB), as a file of these values would be read.
+        values: ``[H, W, C]``, uint8 or float32 in 0..1, as :mod:`detection.data.pixels` reads.
     """
-    return sample_of_values(values_of(pixels, config), config, image_id)
-
-
-def sample_of_values(values: np.ndarray, config: CfgNode, image_id: int) -> dict[str, Any]:
-    """The same of what was read already: ``[H, W, C]``, uint8, or float32 in 0..1."""
     height, width = values.shape[:2]
     transforms = draw_transforms(config.INPUT, height, width, training=False)
     image = _apply(transforms, in_order(values, config), Image.Resampling.BILINEAR)

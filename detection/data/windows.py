@@ -23,7 +23,6 @@ def encode_strips(
     Args:
         strips: bool ``[h, w]`` and the image's column that it begins at, from left to right.
         top: the image's row that all of them begin at.
-        height, width: of the image.
     """
     parts = [np.zeros(0, np.int64)]
     for inside, left in strips:

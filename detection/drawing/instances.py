@@ -18,7 +18,7 @@ from pycocotools import mask as rle_codec
 
 from detection.data.windows import decode_window
 from detection.drawing.labels import Label, Rectangle, draw_labels, drawable
-from detection.evaluation.inputs import segmentation_to_rle
+from detection.evaluation.results import segmentation_to_rle
 from reporting.palette import class_colour
 
 MASK_OPACITY = 0.42
@@ -36,15 +36,14 @@ class Instance:
         box: x, y, width, height in pixels of the image.
         colour_index: which colour; the class's position among the classes.
         label: the text on it, such as "cat 0.97".
-        mask: ``[H, W]`` bool of the image's size, or its compressed RLE, which takes no memory
-            until it is drawn; or None.
+        mask: compressed RLE of the image's size, or None.
         crowd: drawn without filling, since it marks a region and no object.
     """
 
     box: tuple[float, float, float, float]
     colour_index: int
     label: str
-    mask: np.ndarray | Mapping[str, Any] | None = None
+    mask: Mapping[str, Any] | None = None
     crowd: bool = False
 
 
@@ -66,7 +65,6 @@ def coco_instances(
     Args:
         entries: each with ``category_id`` and ``bbox`` or ``segmentation``; a ``score`` is shown.
         class_names: category id -> name, of all classes: its order gives the colours.
-        height, width: the image's size in the annotations.
 
     Raises:
         ValueError: if a segmentation is neither polygons nor an RLE.
@@ -138,9 +136,7 @@ def readable_scale(height: int, width: int) -> float:
     return max(1.0, min(wanted, MOST_ENLARGED / longer))
 
 
-def _draw_mask(
-    canvas: np.ndarray, instance: Instance, mask: np.ndarray | Mapping[str, Any], line: int
-) -> None:
+def _draw_mask(canvas: np.ndarray, instance: Instance, mask: Mapping[str, Any], line: int) -> None:
     """Fill (unless it is a crowd) and outline the mask, in place."""
     colour = class_colour(instance.colour_index)
     inside, (left, top) = _window(mask, canvas.shape[0], canvas.shape[1])
@@ -159,23 +155,18 @@ def _draw_mask(
     cv2.drawContours(canvas, outlines, -1, colour, line, cv2.LINE_AA)
 
 
-def _window(
-    mask: np.ndarray | Mapping[str, Any], height: int, width: int
-) -> tuple[np.ndarray, tuple[int, int]]:
+def _window(mask: Mapping[str, Any], height: int, width: int) -> tuple[np.ndarray, tuple[int, int]]:
     """A mask on a drawing of this size: bool ``[h, w]``, and the x and y of its first pixel."""
-    if isinstance(mask, Mapping):
-        inside, corner = decode_window(mask)
-        if tuple(mask["size"]) == (height, width):
-            return inside, corner
-        if mask["size"][0] * mask["size"][1] > IN_WINDOWS:
-            return _shrunk(inside, corner, mask["size"], (height, width))
-        mask = np.zeros(mask["size"], bool)
-        (x, y), (h, w) = corner, inside.shape
-        mask[y : y + h, x : x + w] = inside
-    if mask.shape != (height, width):
-        bitmap = mask.astype(np.uint8) * 255
-        mask = cv2.resize(bitmap, (width, height), interpolation=cv2.INTER_LINEAR) > 127
-    return mask, (0, 0)
+    inside, corner = decode_window(mask)
+    size = tuple(mask["size"])
+    if size == (height, width):
+        return inside, corner
+    if size[0] * size[1] > IN_WINDOWS:
+        return _shrunk(inside, corner, size, (height, width))
+    whole = np.zeros(size, np.uint8)
+    (x, y), (h, w) = corner, inside.shape
+    whole[y : y + h, x : x + w] = 255 * inside
+    return cv2.resize(whole, (width, height), interpolation=cv2.INTER_LINEAR) > 127, (0, 0)
 
 
 def _shrunk(

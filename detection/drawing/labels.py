@@ -48,9 +48,7 @@ def draw_labels(
     object of its own size too far. The font shrinks where objects are smaller than its letters.
 
     Args:
-        pen: draws on the picture.
         labels: of all objects; one without text is an object that must not be hidden.
-        size: width and height of the picture.
         font_size: pixels, for objects that are large enough.
 
     Returns:

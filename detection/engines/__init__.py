@@ -7,6 +7,7 @@ of :mod:`detection` reads without knowing the engine.
 from __future__ import annotations
 
 from backbones.errors import InputError
+from detection.config import require_detectron2
 from detection.engines.interface import Detect, Engine
 
 __all__ = ["Detect", "Engine", "load_engine"]
@@ -23,16 +24,7 @@ def load_engine(name: str) -> Engine:
 
         return TorchvisionEngine()
     if name == "detectron2":
-        try:
-            import detectron2  # noqa: F401
-        except ImportError as error:
-            raise InputError(
-                "ENGINE is detectron2, which is not installed. Install it with\n"
-                "  pip install --no-build-isolation "
-                "git+https://github.com/facebookresearch/detectron2\n"
-                "(it needs a C++ compiler and takes some minutes), or use --engine torchvision, "
-                "which gives the same numbers"
-            ) from error
+        require_detectron2()
         from detection.engines.detectron2.engine import Detectron2Engine
 
         return Detectron2Engine()

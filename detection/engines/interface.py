@@ -75,7 +75,7 @@ class Engine(Protocol):
             weights: as for :meth:`predict`.
 
         Returns:
-            A function from a sample (:func:`detection.data.transforms.prediction_sample`) to its
+            A function from a sample (:func:`detection.data.transforms.sample_of_values`) to its
             detections in COCO's results format.
 
         Raises:

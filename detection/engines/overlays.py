@@ -10,7 +10,7 @@ import numpy as np
 from fvcore.common.config import CfgNode
 
 from detection.data.pixels import read_record
-from detection.data.tiles import busiest_tile
+from detection.data.tile_records import busiest_tile
 from detection.data.transforms import sample_of_values
 from detection.dataset import CocoDataset
 from detection.drawing.instances import coco_instances, draw_instances
@@ -32,10 +32,6 @@ def overlays_due(config: CfgNode, step: int) -> bool:
 
 def overlays(config: CfgNode, dataset: CocoDataset, detect: Detect) -> dict[str, np.ndarray]:
     """Detect on a few images of a data set, the same ones each time, and draw them.
-
-    Args:
-        config: this project's or detectron2's.
-        detect: the detector, see :meth:`detection.engines.Engine.detector`.
 
     Returns:
         ``predictions/FILE`` -> uint8 ``[H, W, 3]``, RGB: ground truth on the left, on the right

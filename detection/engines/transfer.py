@@ -36,9 +36,8 @@ COCO = [name for name in _COCO_91 if name not in ("__background__", "N/A")]
 class Classes:
     """The classes that a detector is to have.
 
-    Args:
-        names: of the data set, by number.
-        aliases: (name here, name in the file) for classes that are called otherwise there.
+    Attributes:
+        aliases: name here -> name in the file, of classes that are called otherwise there.
         seed: of the rows of classes that the file does not have.
     """
 
@@ -63,11 +62,7 @@ def parse_aliases(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def names_in(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> list[str] | None:
-    """The names of a detector's classes: its metadata's, COCO's where it has 80; None if unknown.
-
-    Args:
-        tensors: in detectron2's names.
-    """
+    """Its classes by its metadata, or COCO's if it has 80; None if nobody knows them."""
     rows = next((len(t) for n, t in tensors.items() if re.search(r"cls_score\.bias$", n)), 0)
     if "class_names" in metadata:
         names = json.loads(metadata["class_names"])
@@ -86,7 +81,6 @@ def select_classes(
     Args:
         tensors: in detectron2's names.
         theirs: the names of its classes, None where nobody knows.
-        classes: those wanted.
         source: the file, for messages.
 
     Raises:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from backbones.whole_files import write_json
 from detection.evaluation.inputs import Evaluation, read_evaluation
 from detection.evaluation.matching import (
     BOTH,
@@ -71,13 +70,6 @@ def diagnosis_of(evaluation: Evaluation) -> dict[str, Any]:
             "images": images(matches, kept),
         }
     return found
-
-
-def write_diagnosis(found: dict[str, Any], path: str | Path) -> None:
-    """Write what :func:`diagnose` gave as JSON; the folder is made where it is missing."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, found, allow_nan=False)
 
 
 def errors(matches: Matches) -> dict[str, Any]:

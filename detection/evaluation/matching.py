@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle_codec
 
-from detection.evaluation.inputs import TASKS
+from detection.evaluation.results import TASKS
 from training.progress import progress
 
 FOREGROUND_IOU, BACKGROUND_IOU = 0.5, 0.1  # IoU

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from detection.data.transforms import DetectionSamples
 from detection.dataset import CocoDataset
-from detection.engines.torchvision.engine import tasks
 from detection.engines.torchvision.model import MaskRCNN
 from detection.engines.torchvision.predict import coco_results
-from detection.evaluate import coco_metrics
+from detection.evaluate import coco_metrics, tasks_of
 from detection.exporting.runtimes import ExportedForward, onnx_detector
 from reporting import tables
 from training.progress import progress
@@ -57,8 +56,8 @@ def average_precisions(
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "results.json"
         file.write_text(json.dumps(results), encoding="utf-8")
-        metrics = coco_metrics(dataset.annotations, file, tasks(config))
-    return {task: metrics[task]["AP"] for task in tasks(config)}
+        metrics = coco_metrics(dataset.annotations, file, tasks_of(config))
+    return {task: metrics[task]["AP"] for task in tasks_of(config)}
 
 
 def compare(

@@ -4,44 +4,31 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from backbones.whole_files import write_text
 from detection.config import load_config
-from detection.data.repair import write_coco
+from detection.data.coco_file import write_coco
 from detection.dataset import CocoDataset
 from detection.plan import rules
 from detection.plan.survey import LoadedSets, Survey, load_sets, survey
-from images.plans import Encoder, plan_channels, plan_weights
-from training.command_line.commands import child_command
+from images.plans import (
+    Request,
+    Timer,
+    plan_channels,
+    plan_datasets,
+    plan_weights,
+    steps_in_time,
+    timed_at_best_side,
+    timed_in_memory,
+    timed_on,
+)
 from training.config_files import get
 from training.data import evenly_spread
-from training.plans import TIMED_STEPS, Machine, Plan, Timing, plan_loader, timed
+from training.plans import TIMED_STEPS, Plan, Timing, plan_loader
 
 TIMED_IMAGES = (64, 12)  # of the training and the test set, in the steps that are timed
-
-Timer = Callable[[Plan], Timing]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a plan is asked for.
-
-    Attributes:
-        train, test: names of data sets.
-        minutes: of the whole training, evaluation and report included.
-        encoder: what the encoder's file tells; None for random weights.
-        machine: that trains.
-    """
-
-    train: tuple[str, ...]
-    test: tuple[str, ...]
-    minutes: float
-    encoder: Encoder | None
-    machine: Machine
 
 
 def plan_detection(request: Request, by_processor: bool = False) -> tuple[Plan, Survey, Timing]:
@@ -79,11 +66,7 @@ class TimedPart:
         self.loading = sum(s * t for s, t in zip(shares, sets.seconds, strict=False))
 
     def __call__(self, plan: Plan) -> Timing:
-        write_text(self.file, plan.text([], {}))
-        train, test = self.names[0], self.names[1] if self.tested else "()"
-        command = [*child_command("train"), "--config-file", str(self.file)]
-        command += ["DATASETS.TRAIN", train, "DATASETS.TEST", test]
-        found = timed(command, self.tested, by_processor=self.by_processor)
+        found = timed_on(self.names, plan, "train", self.file, self.tested, self.by_processor)
         return replace(found, fixed=found.fixed + self.loading)
 
 
@@ -93,11 +76,9 @@ def decide(request: Request, numbers: Survey, timer: Timer) -> tuple[Plan, Timin
     Raises:
         InputError: for minutes or memory that are too few.
     """
-    machine, minutes, images = request.machine, request.minutes, numbers.test_images
+    machine, images = request.machine, numbers.test_images
     plan = rules.plan_base(machine, request.encoder)
-    plan.set("DATASETS.TRAIN", list(request.train), "as given")
-    if request.test:
-        plan.set("DATASETS.TEST", list(request.test), f"{images} images, as given")
+    plan_datasets(plan, request, images)
     rules.plan_classes(plan, numbers)
     plan_channels(plan, numbers.channels, numbers.depth, request.encoder)
     plan_weights(plan, request.encoder)
@@ -111,40 +92,30 @@ def decide(request: Request, numbers: Survey, timer: Timer) -> tuple[Plan, Timin
         rules.plan_tiles(plan, numbers, machine)
     rules.plan_counts(plan, numbers)
     rules.plan_samples(plan, numbers, machine)
+
+    def set_side(side: int, trade: str) -> None:
+        rules.plan_side(plan, side, rules.said_sizes(numbers, side) + trade)
+        rules.plan_anchors(plan, numbers)
+
     if is_tiled:
         rules.plan_anchors(plan, numbers)
         timing = timer(plan)
     else:
-        timing = _at_best_side(plan, request, numbers, timer)
-    while not timing.fits(machine) and plan["SOLVER.IMS_PER_BATCH"] > 1:
-        rules.plan_batch(plan, numbers, machine, plan["SOLVER.IMS_PER_BATCH"] // 2)
-        timing = timer(plan)
-    steps = timing.checked_iterations(minutes, images, machine)
-    most = rules.enough_steps(numbers, plan["SOLVER.IMS_PER_BATCH"])
-    why = f"{minutes:g} minutes at {timing.step:.2f} s a step"
-    if steps > most:
-        steps, why = most, f"more teaches little on {len(numbers.sizes)} images"
+        wanted = rules.wanted_side(numbers)
+        timing = timed_at_best_side(
+            plan,
+            wanted,
+            lambda steps: rules.side_for_time(wanted, steps, numbers),
+            set_side,
+            lambda timing: timing.iterations(request.minutes, images),
+            timer,
+        )
+    timing = timed_in_memory(
+        plan, timing, machine, lambda most: rules.plan_batch(plan, numbers, machine, most), timer
+    )
+    steps, why = steps_in_time(plan, request, timing, len(numbers.sizes), images)
     rules.plan_schedule(plan, steps, numbers, why)
     return plan, timing
-
-
-def _at_best_side(plan: Plan, request: Request, numbers: Survey, timer: Timer) -> Timing:
-    """Resize images so that objects are large enough and steps are enough."""
-
-    def at(side: int, why: str) -> Timing:
-        rules.plan_side(plan, side, why)
-        rules.plan_anchors(plan, numbers)
-        return timer(plan)
-
-    wanted, why = rules.wanted_side(numbers)
-    timing = at(wanted, why)
-    steps = timing.iterations(request.minutes, numbers.test_images)
-    side = rules.side_for_time(wanted, steps, numbers)
-    if side == wanted:
-        return timing
-    sizes = rules.said_sizes(numbers, side)
-    trade = "fewer pixels for more steps" if side < wanted else "time for more pixels"
-    return at(side, f"{sizes}; {wanted} would be {max(steps, 0)} steps: {trade}")
 
 
 def base_values(plan: Plan) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from detection.plan.anchors import fitted_anchors
 from detection.plan.survey import Survey
-from images.plans import Encoder
+from images.plans import Encoder, plan_iterations
 from training.plans import Machine, Plan
 
 CPU_BASE = "quick/mask_rcnn_convnextv2_atto_scratch_quick.yaml"
@@ -76,8 +76,8 @@ def plan_classes(plan: Plan, survey: Survey) -> None:
     plan.set("MODEL.MASK_ON", survey.with_masks > 0, have)
 
 
-def wanted_side(survey: Survey) -> tuple[int, str]:
-    """The shorter side at which objects are large enough to be found, and why.
+def wanted_side(survey: Survey) -> int:
+    """The shorter side at which objects are large enough to be found.
 
     Three quarters of the objects get ``SMALL`` pixels or more, half of them ``MIDDLE``: COCO calls
     those below 32 small, and detectors find them half as well (RECIPES: 35.9 against 57.3 and 67.0
@@ -87,8 +87,7 @@ def wanted_side(survey: Survey) -> tuple[int, str]:
     """
     quarter, half = np.percentile(survey.relative_sizes, [25, 50])
     most = LARGEST_ENLARGEMENT * float(np.median(survey.short))
-    chosen = nearest_side(max(SMALL / quarter, MIDDLE / half), most)
-    return chosen, said_sizes(survey, chosen)
+    return nearest_side(max(SMALL / quarter, MIDDLE / half), most)
 
 
 def said_sizes(survey: Survey, side: int) -> str:
@@ -138,7 +137,7 @@ def needs_tiles(survey: Survey, machine: Machine) -> bool:
     """
     small_in_files = float(np.percentile(survey.object_sizes, 25)) <= 2 * MIDDLE
     limit = LARGEST_SIDE[machine.is_gpu]
-    return wanted_side(survey)[0] > limit and np.median(survey.short) > limit and small_in_files
+    return wanted_side(survey) > limit and np.median(survey.short) > limit and small_in_files
 
 
 def plan_tiles(plan: Plan, survey: Survey, machine: Machine) -> None:
@@ -275,24 +274,11 @@ def plan_augmentation(plan: Plan) -> None:
     plan.set("INPUT.RANDOM_FLIP", "horizontal", "a mirrored scene is a scene, as on COCO")
 
 
-def enough_steps(survey: Survey, batch: int) -> int:
-    """Steps beyond which a training is not planned: 400 epochs, but 2000 steps at least.
-
-    400 epochs are the longest schedule of which a gain is published for detectors from random
-    weights (COCO, arXiv 2012.07177).
-    """
-    return max(2000, 400 * len(survey.sizes) // batch)
-
-
 def plan_schedule(plan: Plan, iterations: int, survey: Survey, reason: str) -> None:
     """Iterations, a warm-up, and the rate x 0.1 for the last fifth, as in the quick config.
 
     The second fall before the end is detectron2's habit (after 96% of its 3x schedule).
     """
-    epochs = iterations * plan["SOLVER.IMS_PER_BATCH"] / len(survey.sizes)
-    plan.set("SOLVER.MAX_ITER", iterations, f"{reason}; {epochs:.3g} epochs of {len(survey.sizes)}")
-    warmup = max(1, min(1000, iterations // 15))
-    plan.set("SOLVER.WARMUP_ITERS", warmup, "a fifteenth, as in the quick config; 1000 at most")
+    plan_iterations(plan, iterations, len(survey.sizes), reason, most_warmup=1000)
     steps = [max(1, round(0.8 * iterations)), max(2, round(0.95 * iterations))]
     plan.set("SOLVER.STEPS", steps, "after 80% and 95%")
-    plan.set("SOLVER.CHECKPOINT_PERIOD", max(1, -(-iterations // 4)), "four checkpoints")

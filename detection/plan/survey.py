@@ -10,8 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from backbones.errors import InputError
-from detection.data.checks.images import ANY
-from detection.dataset import CocoDataset, join_datasets, joined_classes, load_dataset
+from detection.dataset import CocoDataset, join_datasets, joined_classes, load_all
 from images.plans import channels_and_depth
 from training.progress import progress
 
@@ -26,9 +25,6 @@ class Survey:
         owners: ``[M]``, the image of each object, an index of ``sizes``.
         classes: ``[M]``, the class index of each object.
         class_names: of all classes, those without an object, too.
-        empty: images without an object.
-        crowds: annotations that are not trained on.
-        with_masks: objects that have a mask.
         channels: of the files, alpha left out.
         depth: of a value, in words: "8 bits".
         test_images: of all test sets, whose labels are not looked at.
@@ -100,22 +96,15 @@ class LoadedSets:
 def load_sets(train: Sequence[str], test: Sequence[str]) -> LoadedSets:
     """Read and check data sets as a training does; their classes are joined.
 
-    Args:
-        train, test: names of data sets, as in ``DATASETS.TRAIN`` and ``TEST``.
-
     Raises:
         InputError: for everything that a training would refuse, all at once.
     """
     problems: list[str] = []
-    sets: list[list[CocoDataset]] = [[], []]
+    sets: list[list[CocoDataset]] = []
     seconds = []
-    for place, names in enumerate((train, test)):
+    for names in (train, test):
         began = time.perf_counter()
-        for name in names:
-            try:
-                sets[place].append(load_dataset(name, masks=False, reading=ANY))
-            except (InputError, FileNotFoundError) as error:
-                problems.append(str(error))
+        sets.append(load_all(names, problems, masks=False))
         seconds.append(time.perf_counter() - began)
     if problems:
         raise InputError("\n".join(problems))
@@ -124,11 +113,7 @@ def load_sets(train: Sequence[str], test: Sequence[str]) -> LoadedSets:
 
 
 def survey(sets: LoadedSets) -> Survey:
-    """Count what is in the data sets.
-
-    Raises:
-        InputError: if there is nothing to train on, or no image can be read.
-    """
+    """Count what is in the data sets."""
     dataset = sets.train
     sizes: list[tuple[int, int]] = []
     boxes: list[list[float]] = []

@@ -4,33 +4,36 @@
 * ``images.json``: which file or frame each image id is, the categories, the settings;
 * ``annotations.json``: the detections from the threshold on as a COCO data set, which labelling
   tools import to start from and trainings read;
-* ``counts.csv``: of each image and class how many there are and how many pixels they cover.
+* ``counts.csv``: of each image and class how many there are and how many pixels they cover;
+* if asked for ``labels_FORMAT/``, made of ``annotations.json``, to be corrected in other tools and
+  read back as labels to train on. Names are those of the images below their common folder, as
+  ``tools/import_dataset.py --images`` wants it.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
 from pycocotools import mask as rle_codec
 
+from detection.data.formats.convert import WRITERS
 from reporting.tables import csv_lines
 from training.guards.journal import Journal, write_json_list, write_outputs
+
+logger = logging.getLogger(__name__)
 
 PREDICTIONS, IMAGES = "predictions.json", "images.json"
 COUNTS = ("image_id", "file_name", "frame", "seconds", "class", "count", "area")
 
 
 def write_files_of(folder: Path, journal: Journal, names: Mapping[Any, str]) -> None:
-    """Write the files, all or none.
-
-    Args:
-        names: category id -> class.
-    """
+    """Write the files, all or none; ``names`` are the classes' by category id."""
     write_outputs(
         {
             folder / file: partial(write, journal=journal, names=names)
@@ -107,3 +110,18 @@ def _shown(journal: Journal, results: Iterable[dict[str, Any]]) -> Iterator[dict
 
 def _categories(names: Mapping[Any, str]) -> list[dict[str, Any]]:
     return [{"id": key, "name": name} for key, name in names.items()]
+
+
+def write_labels(output_dir: Path, formats: Sequence[str]) -> None:
+    """Write ``labels_FORMAT/`` for each of WRITERS' formats; ``coco`` is there already."""
+    formats = [name for name in formats if name != "coco"]
+    if not formats:
+        return
+    tree = json.loads((output_dir / "annotations.json").read_text(encoding="utf-8"))
+    for image in tree["images"]:
+        if "frame" in image:  # of a video, by its number
+            path = Path(image["file_name"])
+            image["file_name"] = (path.parent / path.stem / f"{image['frame']:06d}.jpg").as_posix()
+    for name in formats:
+        WRITERS[name](tree, output_dir / f"labels_{name}")
+        logger.info("labels: %s", output_dir / f"labels_{name}")

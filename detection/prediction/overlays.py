@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import cv2
@@ -37,34 +36,28 @@ def draw(
 
 
 class OverlayWriter:
-    """Writes the overlays of one file, each whole or not at all.
+    """Writes the overlays of one file into ``overlays/``, each whole or not at all.
 
     Args:
-        output_dir: gets ``overlays/``.
-        file: the image or video.
         name: of the overlay, without its ending.
         frames: write a video's overlays as JPEG files.
     """
 
     def __init__(self, output_dir: Path, file: Path, name: str, frames: bool) -> None:
-        self.root, self.as_frames = output_dir, frames and is_video(file)
+        of_video = is_video(file)
+        self.root, self.as_frames = output_dir, frames and of_video
         suffix = ".jpg" if file.suffix.lower() in JPEG else ".png"
-        if is_video(file):
+        if of_video:
             suffix = "" if frames else ".mp4"
         self.path = output_dir / OVERLAYS / f"{name}{suffix}"
-        self.video = VideoWriter(self.path) if is_video(file) and not frames else None
+        self.video = VideoWriter(self.path) if of_video and not frames else None
 
     def __enter__(self) -> OverlayWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *ending: Any) -> None:
         if self.video is not None:
-            self.video.__exit__(kind, error, at)
+            self.video.__exit__(*ending)
 
     def write(self, frame: Frame, overlay: np.ndarray) -> str:
         """Write one overlay ``[H, W, 3]`` RGB; its path relative to the output folder."""

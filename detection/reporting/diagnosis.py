@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from detection.reporting.run import Run
+from detection.reporting.run import NamedRuns, Run, columns_of_runs
 from reporting.blocks import (
     NOT_RECORDED,
     Block,
@@ -30,7 +30,6 @@ KINDS = {
     "missed": "an object that no detection found or meant",
 }
 MATRIX_CLASSES = 20
-NamedRuns = Sequence[tuple[RunName, Run]]
 
 
 def error_blocks(runs: NamedRuns) -> list[Block]:
@@ -173,14 +172,11 @@ def _threshold_table(held: NamedRuns) -> Table:
             cells += [Number(row_or_none[key]) for key in ("precision", "recall", "F1")]
         rows.append(cells)
     columns: list[Cell] = ["Class", *["threshold", "precision", "recall", "F1"] * len(held)]
-    groups: list[tuple[Cell, int]] = []
-    if len(held) > 1:
-        groups = [("", 1), *[(name, 4) for name, _ in held]]
     caption = (
         f"The score of each class with the best F1 ({TASKS[task].lower()}, IoU 0.5); "
         "precision, recall and F1 there, in percent"
     )
-    return Table(columns, rows, caption, groups, long=len(rows) > 20)
+    return Table(columns, rows, caption, columns_of_runs(held, 1, 4), long=len(rows) > 20)
 
 
 def _confusion_table(name: RunName | None, run: Run, task: str) -> Table:

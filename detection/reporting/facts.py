@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from detection.data.tiles import tiles_sentence
-from detection.reporting.run import Run
-from reporting.blocks import NOT_RECORDED, Cell, Code, Number, RunName, Table
+from detection.reporting.run import NamedRuns, Run
+from reporting.blocks import NOT_RECORDED, Cell, Code, Number, Table
 
 
-def facts_table(runs: Sequence[Run], names: Sequence[RunName]) -> Table:
+def facts_table(named: NamedRuns) -> Table:
     """One line per fact, one column per run."""
-    rows = [[title, *(read(run) for run in runs)] for title, read in FACTS.items()]
-    columns: list[Cell] = ["", *names] if len(runs) > 1 else ["", ""]
+    rows = [[title, *(read(run) for _, run in named)] for title, read in FACTS.items()]
+    columns: list[Cell] = ["", *(name if len(named) > 1 else "" for name, _ in named)]
     return Table(columns, rows, "What was recorded when the runs were made", prose=True)
 
 
@@ -63,32 +63,22 @@ def data_mismatch(runs: Sequence[Run]) -> str | None:
     return None
 
 
-def _plain(*keys: str) -> Callable[[Run], Cell]:
+def _fact(*keys: str, cell: Callable[[Any], Cell] = str) -> Callable[[Run], Cell]:
+    """A value inside run.json as a cell."""
+
     def read(run: Run) -> Cell:
         value = run.fact(*keys)
-        return NOT_RECORDED if value is None or value == "" else str(value)
+        return NOT_RECORDED if value is None or value == "" else cell(value)
 
     return read
 
 
-def _code(*keys: str) -> Callable[[Run], Cell]:
-    def read(run: Run) -> Cell:
-        value = run.fact(*keys)
-        return Code(str(value)) if value else NOT_RECORDED
-
-    return read
+def _code(value: Any) -> Cell:
+    return Code(str(value))
 
 
-def _number(*keys: str) -> Callable[[Run], Cell]:
-    def read(run: Run) -> Cell:
-        value = run.fact(*keys)
-        return Number(value, digits=0) if isinstance(value, int | float) else NOT_RECORDED
-
-    return read
-
-
-def _seconds(key: str) -> Callable[[Run], Cell]:
-    return lambda run: duration(run.fact(key))
+def _number(value: Any) -> Cell:
+    return Number(value, digits=0) if isinstance(value, int | float) else NOT_RECORDED
 
 
 def _versions(run: Run) -> Cell:
@@ -172,29 +162,29 @@ def _tiles(run: Run) -> Cell:
 
 
 FACTS: dict[str, Callable[[Run], Cell]] = {
-    "Engine": _plain("engine"),
+    "Engine": _fact("engine"),
     "Encoder's weights": encoder_sentence,
-    "Weights' fingerprint": _of_weights(_code("encoder", "fingerprint")),
-    "Weights' licence": _of_weights(_plain("encoder", "licence")),
+    "Weights' fingerprint": _of_weights(_fact("encoder", "fingerprint", cell=_code)),
+    "Weights' licence": _of_weights(_fact("encoder", "licence")),
     "Pixels": _pixels,
     "Tiles": _tiles,
-    "Parameters": _number("parameters"),
+    "Parameters": _fact("parameters", cell=_number),
     "Training data": _data("train"),
-    "Training data's fingerprint": _code("datasets", "train", "fingerprint"),
+    "Training data's fingerprint": _fact("datasets", "train", "fingerprint", cell=_code),
     "Augmentation": _augmentation,
     "Validation data": _validation_data,
     "Weights of the results": chosen_weights,
     "Test data": _data("test"),
-    "Test data's fingerprint": _code("datasets", "test", "fingerprint"),
-    "Seed": _plain("seed"),
+    "Test data's fingerprint": _fact("datasets", "test", "fingerprint", cell=_code),
+    "Seed": _fact("seed"),
     "Iterations": _iterations,
     "Started": started,
-    "Training time": _seconds("train_seconds"),
-    "Prediction time": _seconds("predict_seconds"),
-    "Peak memory (MB)": _number("peak_memory_mb"),
-    "Device": _plain("device"),
+    "Training time": _fact("train_seconds", cell=duration),
+    "Prediction time": _fact("predict_seconds", cell=duration),
+    "Peak memory (MB)": _fact("peak_memory_mb", cell=_number),
+    "Device": _fact("device"),
     "Versions": _versions,
-    "Commit": _code("git_commit"),
-    "Command": _code("command"),
-    "Config file": _code("config_file"),
+    "Commit": _fact("git_commit", cell=_code),
+    "Command": _fact("command", cell=_code),
+    "Config file": _fact("config_file", cell=_code),
 }

@@ -12,9 +12,10 @@ import numpy as np
 from detection.data.checks.file_names import leaves_folder
 from detection.data.checks.problems import is_text
 from detection.drawing.instances import Instance, coco_instances, draw_instances
-from detection.evaluation.inputs import read_ground_truth, read_results
+from detection.evaluation.inputs import read_ground_truth
+from detection.evaluation.results import read_results
 from detection.reporting.gallery import TYPICAL, Chosen
-from detection.reporting.run import Run
+from detection.reporting.run import NamedRuns, Run
 from images.display import read_shown
 from images.size_limit import size_fault
 from reporting.blocks import Picture, Pictures, RunName
@@ -30,11 +31,7 @@ Entries = dict[Any, list[dict[str, Any]]]  # image id -> annotations or detectio
 
 
 def read_image(path: Path, bands: Sequence[int] = ()) -> np.ndarray | None:
-    """An image as ``[H, W, 3]`` uint8 RGB, None where there is none that can be decoded.
-
-    Args:
-        bands: of many, those to show, see :mod:`images.display`.
-    """
+    """An image as ``[H, W, 3]`` uint8 RGB, None where there is none that can be decoded."""
     try:
         return read_shown(path, bands)
     except (ValueError, OSError):
@@ -52,7 +49,7 @@ def image_of(
 
 
 def prediction_panels(
-    runs: Sequence[tuple[RunName, Run]],
+    runs: NamedRuns,
     annotations: Path,
     image_root: Path,
     chosen: Sequence[Chosen],

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from detection.reporting.run import Run
-from reporting.blocks import RunName
+from detection.reporting.run import NamedRuns, Run
 
 SHOWN = 20  # images of each group
 CHANGED = 10
@@ -26,7 +25,7 @@ class Chosen:
     why: str
 
 
-def choose_images(runs: Sequence[tuple[RunName, Run]]) -> list[Chosen]:
+def choose_images(runs: NamedRuns) -> list[Chosen]:
     """The last run's images at its quartiles, the worst and the best, by F1.
 
     With several runs also what changed most since the first. F1 is that at each class's best
@@ -67,7 +66,7 @@ def choose_images(runs: Sequence[tuple[RunName, Run]]) -> list[Chosen]:
     ]
 
 
-def changed_most(runs: Sequence[tuple[RunName, Run]]) -> list[Chosen]:
+def changed_most(runs: NamedRuns) -> list[Chosen]:
     """The images that lost most and gained most since the first run, by F1."""
     chosen = [
         replace(each, groups=[group for group in each.groups if group in (LOST, GAINED)])

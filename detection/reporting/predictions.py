@@ -9,7 +9,7 @@ from pathlib import Path
 from detection.reporting.facts import data_mismatch
 from detection.reporting.figures import prediction_panels
 from detection.reporting.gallery import TYPICAL, changed_most, choose_images
-from detection.reporting.run import Run, read_run
+from detection.reporting.run import NamedRuns, read_run
 from reporting.blocks import NOT_RECORDED, Block, Gallery, Paragraph, RunName
 
 TYPICAL_SENTENCE = (
@@ -22,14 +22,8 @@ GALLERY_SENTENCE = (
 )
 
 
-def prediction_blocks(
-    runs: Sequence[tuple[RunName, Run]], full_folder: str
-) -> tuple[list[Block], list[Block]]:
-    """Typical images, which may be none, and the gallery or why there is none.
-
-    Args:
-        full_folder: where the large versions will be, relative to the page.
-    """
+def prediction_blocks(runs: NamedRuns, full_folder: str) -> tuple[list[Block], list[Block]]:
+    """Typical images, which may be none, and the gallery or why there is none."""
     source = next((run for _, run in runs if run.fact("datasets", "test", "annotations")), None)
     if source is None:
         return [], [Paragraph(f"The data that the runs were tested on: {NOT_RECORDED}.")]

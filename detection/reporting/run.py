@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from backbones.errors import InputError
 from detection.evaluation.inputs import Evaluation
+from reporting.blocks import Cell, RunName
 from reporting.run_files import RunFiles, read_object, read_run_files
 
 METRICS_SUMMARY = Path("inference") / "metrics_summary.json"
@@ -59,6 +60,14 @@ class Run(RunFiles):
     def results(self) -> Path | None:
         path = self.folder / RESULTS
         return path if path.is_file() else None
+
+
+NamedRuns = Sequence[tuple[RunName, Run]]
+
+
+def columns_of_runs(named: NamedRuns, before: int, each: int) -> list[tuple[Cell, int]]:
+    """The head over a table's columns, ``each`` of a run; none for a single run."""
+    return [("", before), *((name, each) for name, _ in named)] if len(named) > 1 else []
 
 
 class EvaluatedRun(NamedTuple):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from backbones.errors import InputError
 from detection.reporting.figures import read_image
-from detection.reporting.run import Run, read_run
+from detection.reporting.run import NamedRuns, Run, read_run
 from reporting.blocks import (
     Block,
     Chart,
@@ -41,7 +41,7 @@ FEATURES = "feature_"  # what pretraining says about the diversity of its featur
 RECONSTRUCTION_BYTES = 700_000  # of all reconstruction panels together
 
 
-def curve_blocks(runs: Sequence[tuple[RunName, Run]]) -> list[Block]:
+def curve_blocks(runs: NamedRuns) -> list[Block]:
     """Losses, learning rate, features' diversity, speed and memory: one chart each, all runs."""
     recorded = list(dict.fromkeys(key for _, run in runs for key in run.history))
     losses = [key for key in recorded if "loss" in key and key != "total_loss"]
@@ -60,12 +60,10 @@ def curve_blocks(runs: Sequence[tuple[RunName, Run]]) -> list[Block]:
     if missing := [run.name for _, run in runs if not run.history]:
         blocks.append(Paragraph(f"Losses and learning rate of {', '.join(missing)}: not recorded."))
     if largest > 1:
-        blocks.append(
-            Paragraph(
-                f"Where a history is long, a point is the mean of up to {largest} recorded values.",
-                "small",
-            )
+        sentence = (
+            f"Where a history is long, a point is the mean of up to {largest} recorded values."
         )
+        blocks.append(Paragraph(sentence, "small"))
     return blocks
 
 
@@ -82,21 +80,19 @@ def pretraining_folder(runs: Sequence[Run]) -> Path | None:
 def pretraining_blocks(folder: Path | None, reconstructions: Sequence[Path] | None) -> list[Block]:
     """Loss, reconstructions and configuration of the pretraining; nothing where there was none."""
     blocks: list[Block] = []
-    if folder is not None:
-        run = read_run(Path(folder), "pretraining")
+    run = read_run(Path(folder), "pretraining") if folder is not None else None
+    if run is not None:
         blocks += curve_blocks([(RunName(0, run.name), run)])
         blocks += [Paragraph(problem, "warning") for problem in run.problems]
     if reconstructions is None:
-        found = sorted(Path(folder).glob("reconstructions/*.png")) if folder is not None else []
+        found = sorted(run.folder.glob("reconstructions/*.png")) if run is not None else []
         reconstructions = [*found[:1], *found[1:][-1:]]
-        if folder is not None:
-            blocks.append(
-                Paragraph(
-                    f"The first and the last of {len(found)} reconstruction panels: "
-                    "image, what the encoder saw, what the decoder made of it.",
-                    "small",
-                )
+        if run is not None:
+            sentence = (
+                f"The first and the last of {len(found)} reconstruction panels: image, what the "
+                "encoder saw, what the decoder made of it."
             )
+            blocks.append(Paragraph(sentence, "small"))
     budget = RECONSTRUCTION_BYTES // max(1, len(reconstructions))
     pictures = []
     for path in map(Path, reconstructions):
@@ -107,8 +103,8 @@ def pretraining_blocks(folder: Path | None, reconstructions: Sequence[Path] | No
         pictures.append(Picture(encode_jpeg(image, budget), path.stem, alternative))
     if pictures:
         blocks.append(Pictures("Image, masked, reconstruction", pictures))
-    if folder is not None and (command := run.config.get("derived.command")):
+    if run is not None and (command := run.config.get("derived.command")):
         blocks.append(Paragraph(f"Command of the pretraining: {command}", "small"))
-    if folder is not None and run.config_text:
+    if run is not None and run.config_text:
         blocks.append(Details("Full configuration of the pretraining", run.config_text))
     return blocks

@@ -6,8 +6,8 @@ import torch
 from golden import inputs
 from torch import Tensor
 
+from detection.engines.renaming import torchvision_to_detectron2
 from detection.engines.torchvision.model import build_mask_rcnn
-from detection.engines.weights import torchvision_to_detectron2
 
 STEPS, BATCH, LEARNING_RATE = 800, 2, 3e-3
 SIZE = (96, 128)

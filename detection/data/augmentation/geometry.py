@@ -226,10 +226,6 @@ def _draw_jitters_crop(size: int, height: int, width: int) -> Crop:
 
 
 def recomputes_boxes(options: Any) -> bool:
-    """Whether boxes are those of the masks, as their transformed corners are no longer tight.
-
-    Args:
-        options: the section ``INPUT`` of a config.
-    """
+    """Whether boxes are those of the masks, as their transformed corners are no longer tight."""
     copy_paste = options.AUGMENTATION.COPY_PASTE.ENABLED
     return options.LSJ.ENABLED or options.CROP.ENABLED or copy_paste

@@ -55,11 +55,8 @@ def check_annotations(
     """Report every fault of every object, and the categories and images that have none.
 
     Args:
-        annotations: of the file.
         images: image id -> entry, or None for an entry that cannot be used.
         categories: the ids of the categories.
-        demands: what the objects must be good for.
-        findings: gets the problems.
     """
     by_id = index_by_id(annotations, "annotations", findings)
     for annotation in progress(by_id.values(), "checking annotations", unit="object"):
@@ -74,40 +71,34 @@ def _warn_of_unused(
     annotations: list[dict], images: dict, categories: set, findings: Findings
 ) -> None:
     """Warn of what no training sees: crowds, classes and images without objects."""
-    shown: dict[str, set[Any]] = {"category_id": set(), "image_id": set()}
-    in_crowds: dict[str, set[Any]] = {"category_id": set(), "image_id": set()}
-    crowds = 0
-    for item in annotations:
-        is_crowd = bool(item.get("iscrowd", 0))
-        crowds += is_crowd
-        for name, found in (in_crowds if is_crowd else shown).items():
-            if is_id(item.get(name)):
-                found.add(item[name])
-    if crowds > MANY_CROWDS * len(annotations):
+    crowds = [item for item in annotations if item.get("iscrowd", 0)]
+    objects = [item for item in annotations if not item.get("iscrowd", 0)]
+    if len(crowds) > MANY_CROWDS * len(annotations):
         findings.warn(
             "annotations",
-            f"{crowds} of {len(annotations)} objects are crowds (iscrowd 1) and are not trained on",
+            f"{len(crowds)} of {len(annotations)} objects are crowds (iscrowd 1) and are not "
+            "trained on",
             "set iscrowd 0 for objects that were drawn one by one (CVAT writes brush masks as 1)",
         )
-    for name, kind, every, remedy in (
-        ("category_id", "category", categories, "it is trained on nothing: expect no AP for it"),
-        ("image_id", "image", set(images), "training leaves it out (FILTER_EMPTY_ANNOTATIONS)"),
-    ):
-        for key in sorted((every & in_crowds[name]) - shown[name], key=str):
-            findings.warn(f"{kind} {key}", "has crowds only", remedy)
-    used = {name: shown[name] | in_crowds[name] for name in shown}
-    for key in sorted(categories - used["category_id"], key=str):
-        findings.warn(
-            f"category {key}",
-            "has no annotation",
+    for name, kind, every, for_crowds, for_none in (
+        (
+            *("category_id", "category", categories),
+            "it is trained on nothing: expect no AP for it",
             f"remove it ({REPAIR} does so for the class 0 of Roboflow), or expect no AP for it",
-        )
-    for key in sorted(set(images) - used["image_id"], key=str):
-        findings.warn(
-            f"image {key}",
-            "has no annotation",
+        ),
+        (
+            *("image_id", "image", set(images)),
+            "training leaves it out (FILTER_EMPTY_ANNOTATIONS)",
             "nothing if it shows no object; training leaves it out (FILTER_EMPTY_ANNOTATIONS)",
+        ),
+    ):
+        shown, in_crowds = (
+            {item[name] for item in items if is_id(item.get(name))} for items in (objects, crowds)
         )
+        for key in sorted((every & in_crowds) - shown, key=str):
+            findings.warn(f"{kind} {key}", "has crowds only", for_crowds)
+        for key in sorted(every - shown - in_crowds, key=str):
+            findings.warn(f"{kind} {key}", "has no annotation", for_none)
 
 
 def _faults(

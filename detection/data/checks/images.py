@@ -76,11 +76,7 @@ def shown_size(path: str | Path) -> tuple[int, int] | None:
 
 
 def file_state(image: dict, folder: Path, decode: bool, reading: Reading = ANY) -> FileState:
-    """Look at the file of one image entry: at its header, or at its pixels too.
-
-    Args:
-        reading: how images become arrays; one that cannot become one is an error.
-    """
+    """Look at the file of one image entry: at its header, or at its pixels too."""
     name = image["file_name"]
     path = folder / name
     if not os.path.isfile(path):  # Path.is_file raises for a name that is too long

@@ -108,10 +108,10 @@ def printable(text: str) -> str:
     )
 
 
-def shorten(places: Sequence[str]) -> str:
-    """The first few of many places, and how many more there are."""
+def shorten(places: Sequence[Any]) -> str:
+    """The first few of many places or values, and how many more there are."""
     rest = f" and {len(places) - PLACES} more" if len(places) > PLACES else ""
-    return ", ".join(places[:PLACES]) + rest
+    return ", ".join(map(str, places[:PLACES])) + rest
 
 
 def describe(problems: Sequence[Problem], what: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from backbones.errors import InputError
-from detection.data.coco_file import LISTS, other_format
+from detection.data.coco_file import LISTS, other_format, write_coco
 from detection.data.formats.cvat import read_cvat, write_cvat
 from detection.data.formats.files import read_json, read_text
 from detection.data.formats.label_studio import read_label_studio
@@ -17,7 +17,6 @@ from detection.data.formats.labels import Builder
 from detection.data.formats.masks import MASK_FILES, read_masks, write_masks
 from detection.data.formats.voc import read_voc
 from detection.data.formats.yolo import DARKNET, read_yolo, write_yolo
-from detection.data.repair import write_coco
 
 FILES = 50  # of a folder that are looked at, to know its format
 NUMBER = re.compile(r"-?\d*\.?\d+(e-?\d+)?", re.IGNORECASE)
@@ -49,7 +48,6 @@ def read_labels(
     """Read labels of another format.
 
     Args:
-        source: their file or folder.
         kind: a name of READERS, or ``auto``.
         images: the folder of the images, where it is another.
         class_name: of the objects in masks, which have no classes.

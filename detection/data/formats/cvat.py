@@ -144,7 +144,6 @@ def write_cvat(tree: dict[str, Any], folder: Path) -> None:
         for item in items:
             lines.append(_line(item, quoteattr(str(names[item["category_id"]])), height, width))
         lines.append("</image>")
-    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "annotations.xml", "\n".join([*lines, "</annotations>", ""]))
 
 

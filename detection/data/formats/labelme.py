@@ -89,7 +89,6 @@ def _unpack(text: str, path: Path) -> str | None:
     def write(file: Path) -> None:
         file.write_bytes(data)
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, write)
     return str(path)
 
@@ -186,7 +185,6 @@ def write_labelme(tree: dict[str, Any], folder: Path) -> None:
             group = number if len(found) > 1 else None
             shapes += [label | {"points": points, "group_id": group} for points in found]
         path = folder / Path(image["file_name"]).with_suffix(".json")
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(
             path,
             {

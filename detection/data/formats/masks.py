@@ -158,5 +158,4 @@ def write_masks(tree: dict[str, Any], folder: Path) -> None:
                 x, y, w, h = (round(value) for value in item["bbox"])
                 ids[max(0, y) : y + h, max(0, x) : x + w] = number
         path = folder / "masks" / Path(image["file_name"]).with_suffix(".png")
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, partial(Image.fromarray(ids).save, format="PNG"))

@@ -292,7 +292,6 @@ def write_yolo(tree: dict[str, Any], folder: Path) -> None:
     for key, of_image in lines.items():
         name = Path(images[key]["file_name"]).with_suffix(".txt")
         path = folder / "labels" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, "".join(f"{line}\n" for line in of_image))
     names = json.dumps([one["name"] for one in categories], ensure_ascii=False)
     write_text(folder / "data.yaml", f"path: .\ntrain: images\nval: images\nnames: {names}\n")

@@ -41,7 +41,7 @@ from detection.data.augmentation.photometry import change_values
 from detection.data.pixels import read_record, to_tensor
 from detection.data.records import Records
 from detection.data.repeats import repeats_of
-from detection.data.tiles import training_record, training_records
+from detection.data.tile_records import training_record, training_records
 from detection.dataset import CocoDataset
 from images.configured import in_order
 from training.data import BatchOrder, SampleKey, seed_cpu_generators, seed_generators
@@ -281,10 +281,11 @@ def _check_trainable(cfg: Any, dataset: CocoDataset) -> None:
             )
 
 
-def prediction_loader(cfg: Any, dataset: CocoDataset) -> DataLoader:
-    """Every image of the data set once, over all processes, resized as the config says."""
+def prediction_loader(cfg: Any, dataset: CocoDataset, share: range) -> DataLoader:
+    """The images of these records, each a batch, resized as the config says."""
     return build_detection_test_loader(
         dataset.records,
         mapper=Mapper(cfg, is_train=False),
+        sampler=share,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )

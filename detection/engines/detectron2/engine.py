@@ -1,8 +1,7 @@
 """The detectron2 engine: detectron2's DefaultTrainer, hooks, checkpointer and inference.
 
-Its parts are :mod:`detection.engines.detectron2.trainer` and ``detectron2_data``; here are the
-processes, and what a config must be on this machine. ``detectron2.model_zoo`` is never imported:
-it fails with setuptools 81 and later.
+Here are the processes, and what a config must be on this machine. ``detectron2.model_zoo`` is never
+imported: it fails with setuptools 81 and later.
 """
 
 from __future__ import annotations
@@ -16,12 +15,16 @@ from typing import Any
 import torch
 from detectron2.utils import comm
 from fvcore.common.config import CfgNode
+from torch import nn
 
 from detection.config import resolve_num_classes, to_detectron2
 from detection.data.tiles import resolve_tiles
 from detection.dataset import CocoDataset, load_watched_sets
-from detection.engines.detectron2.augmentation import write_augmented_predictions
-from detection.engines.detectron2.results import detector_of, write_predictions
+from detection.engines.detectron2.results import (
+    detector_of,
+    write_augmented_predictions,
+    write_predictions,
+)
 from detection.engines.detectron2.trainer import Trainer, build_detector
 from detection.engines.interface import Detect
 from images.configured import with_statistics
@@ -42,12 +45,6 @@ class Detectron2Engine:
         resume: bool,
         test_sets: Sequence[CocoDataset] | None = None,
     ) -> None:
-        """Train and write ``metrics.json``, ``model_final.pth`` and ``last_checkpoint``.
-
-        Raises:
-            InputError: for a config, data or weights that cannot be trained with.
-            FileNotFoundError: for weights that do not exist.
-        """
         test_sets = load_watched_sets(config) if test_sets is None else test_sets
         Trainer(prepare(config, dataset_train, resume), dataset_train, resume, test_sets).train()
         comm.synchronize()  # until the main process has written the last checkpoint
@@ -59,26 +56,24 @@ class Detectron2Engine:
         weights: str | None,
         folder: str = "inference",
     ) -> Path:
-        """Detect on every image and write ``FOLDER/coco_instances_results.json``.
-
-        With ``TEST.AUG.ENABLED`` detect once more and write the same file in ``FOLDER_TTA``.
-
-        Args:
-            weights: a whole detector, in either engine's format; None for the newest checkpoint
-                in ``OUTPUT_DIR``.
-            folder: in ``OUTPUT_DIR``.
-        """
-        cfg = prepare(config, dataset)
-        model = build_detector(cfg, weights or str(newest_weights(Path(cfg.OUTPUT_DIR))))
+        """With ``TEST.AUG.ENABLED`` detect once more and write the same file in ``FOLDER_TTA``."""
+        cfg, model = trained_detector(config, dataset, weights)
         if cfg.TEST.AUG.ENABLED:
             write_augmented_predictions(cfg, model, dataset, f"{folder}_TTA")
         return write_predictions(cfg, model, dataset, folder)
 
     def detector(self, config: CfgNode, dataset: CocoDataset, weights: str | None) -> Detect:
-        """A detector as a function of one image, without test-time augmentation."""
-        cfg = prepare(config, dataset)
-        newest = weights or str(newest_weights(Path(cfg.OUTPUT_DIR)))
-        return detector_of(build_detector(cfg, newest).eval(), dataset)
+        """Without test-time augmentation."""
+        _, model = trained_detector(config, dataset, weights)
+        return detector_of(model.eval(), dataset)
+
+
+def trained_detector(
+    config: CfgNode, dataset: CocoDataset, weights: str | None
+) -> tuple[Any, nn.Module]:
+    """detectron2's config, and the detector with its weights on its device."""
+    cfg = prepare(config, dataset)
+    return cfg, build_detector(cfg, weights or str(newest_weights(Path(cfg.OUTPUT_DIR))))
 
 
 def join_process_group(on_gpu: bool) -> None:
@@ -98,9 +93,6 @@ def prepare(config: CfgNode, dataset: CocoDataset, continues: bool = True) -> An
 
     Args:
         continues: whether ``OUTPUT_DIR`` holds the run that this belongs to.
-
-    Raises:
-        InputError: if the classes or the device do not fit.
     """
     join_process_group(on_gpu=resolve_device(config).startswith("cuda"))
     level = logging.INFO if comm.is_main_process() else logging.WARNING

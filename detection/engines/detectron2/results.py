@@ -1,4 +1,4 @@
-"""Detections of the detectron2 engine as COCO results, over all processes.
+"""Detections of the detectron2 engine as COCO results, with its test-time augmentation or without.
 
 detectron2 pastes each mask into a bitmap of the image. Here masks stay in their boxes until they
 are encoded one by one, to the same run lengths; a detector that somebody calls directly pastes.
@@ -6,56 +6,30 @@ are encoded one by one, to the same run lengths; a detector that somebody calls 
 
 from __future__ import annotations
 
-import itertools
-import logging
-from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from detectron2.evaluation import DatasetEvaluator, inference_context, inference_on_dataset
+from detectron2.data.transforms import ResizeTransform
+from detectron2.evaluation import inference_context
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA, detector_postprocess
+from detectron2.modeling import (
+    DatasetMapperTTA,
+    GeneralizedRCNN,
+    GeneralizedRCNNWithTTA,
+    detector_postprocess,
+)
 from detectron2.structures import Instances, ROIMasks
 from detectron2.utils import comm
+from PIL import Image
 from torch import nn
 
-from backbones.whole_files import write_json
 from detection.dataset import CocoDataset
 from detection.engines.detectron2.data import prediction_loader
 from detection.engines.interface import Detect
 from detection.engines.masks import encode_masks
-from detection.engines.tiles import detect_on_records, write_counts
-from training.progress import progress
-
-logger = logging.getLogger(__name__)
-
-RESULTS_FILE = "coco_instances_results.json"
-
-
-class ResultsWriter(DatasetEvaluator):
-    """Collects detections from all processes into ``folder/coco_instances_results.json``."""
-
-    def __init__(self, dataset: CocoDataset, folder: Path) -> None:
-        self.dataset = dataset
-        self.path = folder / RESULTS_FILE
-        self.results: list[dict[str, Any]] = []
-
-    def reset(self) -> None:
-        self.results = []
-
-    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        for image, output in zip(inputs, outputs, strict=True):
-            self.results += coco_results(output["instances"], self.dataset, image["image_id"])
-
-    def evaluate(self) -> dict[str, Any]:
-        gathered = comm.gather(self.results)
-        if comm.is_main_process():
-            results = list(itertools.chain.from_iterable(gathered))
-            write_json(self.path, results)
-            logger.info("%d detections: %s", len(results), self.path)
-        comm.synchronize()
-        return {}
+from detection.engines.results import detect_on_share, results_path, write_results
+from images.resizing import resized
 
 
 class _BoxMasks(ROIMasks):
@@ -81,7 +55,6 @@ class InBoxes(nn.Module):
     def __init__(self, model: GeneralizedRCNN) -> None:
         super().__init__()
         self.model = model
-        self.training = model.training
 
     def forward(self, samples: list[dict[str, Any]]) -> list[dict[str, Instances]]:
         found = []
@@ -143,31 +116,57 @@ def write_predictions(
     cfg: Any, model: nn.Module, dataset: CocoDataset, folder: str = "inference"
 ) -> Path:
     """Detect on every image of the data set, over all processes; the results file."""
-    if cfg.INPUT.TILES.ENABLED:
-        return _write_tiled(cfg, model, dataset, folder)
-    writer = ResultsWriter(dataset, Path(cfg.OUTPUT_DIR) / folder)
-    images = progress(prediction_loader(cfg, dataset), "predicting", unit="image")
-    inference_on_dataset(in_boxes(model), images, writer)
-    return writer.path
-
-
-def _write_tiled(cfg: Any, model: nn.Module, dataset: CocoDataset, folder: str) -> Path:
-    """The same by tiles, whose detections are joined."""
     share = range(comm.get_rank(), len(dataset.records), comm.get_world_size())
-    counts: Counter[str] = Counter()
+    loader = prediction_loader(cfg, dataset, share)
     with inference_context(model):
-        one = detector_of(model, dataset)
-        found = list(detect_on_records(one, dataset.records, share, cfg, counts))
-    gathered = comm.gather((found, counts))
-    path = Path(cfg.OUTPUT_DIR) / folder / RESULTS_FILE
+        found = detect_on_share(cfg, dataset, detector_of(model, dataset), share, loader)
+    gathered = comm.gather(found)
     if comm.is_main_process():
-        by_image = sorted(
-            itertools.chain.from_iterable(of_process for of_process, _ in gathered),
-            key=lambda pair: pair[0],
-        )
-        results = [result for _, of_image in by_image for result in of_image]
-        write_json(path, results)
-        write_counts(path, [of_process for _, of_process in gathered], cfg)
-        logger.info("%d detections on %d images: %s", len(results), len(by_image), path)
+        write_results(cfg, folder, gathered)
     comm.synchronize()
-    return path
+    return results_path(cfg, folder)
+
+
+def write_augmented_predictions(
+    cfg: Any, model: nn.Module, dataset: CocoDataset, folder: str = "inference_TTA"
+) -> Path:
+    """Detect with test-time augmentation (``TEST.AUG``) and write into ``folder``.
+
+    Every image is resized once, from its original to each of ``TEST.AUG.MIN_SIZES``, flipped or
+    not; the boxes of all are merged by ordinary suppression, the masks averaged.
+
+    Returns:
+        ``OUTPUT_DIR/{folder}/coco_instances_results.json``.
+    """
+    originals = cfg.clone()
+    originals.defrost()
+    originals.INPUT.MIN_SIZE_TEST = 0
+    augmented = AugmentedInBoxes(cfg, model, AugmentAny(cfg))
+    return write_predictions(originals, augmented, dataset, folder)
+
+
+class AugmentAny(DatasetMapperTTA):
+    """detectron2's augmentations of images of any number of channels and any depth.
+
+    Its own resizing takes four channels for colours with alpha, refuses other numbers and does not
+    antialias floats. Images keep their original size before.
+    """
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> list[dict[str, Any]]:
+        image = dataset_dict["image"]
+        if image.dtype == torch.uint8 and len(image) in (1, 3):
+            return super().__call__(dataset_dict)
+        # the transforms are those of a grey image of this size
+        grey = torch.zeros((1, *image.shape[1:]), dtype=torch.uint8)
+        samples = super().__call__({**dataset_dict, "image": grey})
+        for sample in samples:
+            pixels = image.permute(1, 2, 0).numpy()
+            _, *steps = sample["transforms"].transforms  # the first leads to the input's size
+            for step in steps:
+                if isinstance(step, ResizeTransform):
+                    method = Image.Resampling(step.interp)
+                    pixels = resized(pixels, step.new_h, step.new_w, method)
+                else:
+                    pixels = step.apply_image(pixels)
+            sample["image"] = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+        return samples

@@ -13,24 +13,24 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model
 from detectron2.engine import hooks as d2_hooks
-from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.modeling import build_model
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.events import TensorboardXWriter
 from torch import nn
 
+import backbones.d2_adapter  # noqa: F401 - registers the backbone
 import detection.engines.detectron2.cascade  # noqa: F401 - registers these heads
-from backbones.d2_adapter import D2ConvNeXt
 from backbones.weight_files import save_pickle
 from backbones.whole_files import system_error
-from detection.dataset import CocoDataset, result_parts
+from detection.dataset import CocoDataset
 from detection.engines.detectron2.checkpoints import (
     EndingHook,
     StrictCheckpointer,
@@ -38,13 +38,20 @@ from detection.engines.detectron2.checkpoints import (
     point_to_sound_checkpoint,
 )
 from detection.engines.detectron2.data import TrainingBatches
-from detection.engines.detectron2.hooks import Bar, EarlyStopping, Evaluation, Over, Schedule, Speed
+from detection.engines.detectron2.hooks import (
+    Bar,
+    EarlyStopping,
+    Evaluation,
+    Over,
+    OverlayHook,
+    Schedule,
+    Speed,
+    WandbWriter,
+)
 from detection.engines.detectron2.results import write_predictions
 from detection.engines.detectron2.step import Average, Step, save_average
-from detection.engines.detectron2.trackers import OverlayHook, WandbWriter
-from detection.engines.weights import AVERAGE_FOLDER, freeze_parts, read_detector, wanted_classes
-from detection.evaluate import flat_metrics, limit_of, metrics_of
-from detection.evaluation.inputs import read_evaluation
+from detection.engines.results import evaluate_in_training
+from detection.engines.weights import freeze_parts, log_origin, read_detector, wanted_classes
 from training.configured import build_adamw, build_average, resolve_precision
 from training.data import seed_generators
 from training.guards.endings import Endings
@@ -72,21 +79,13 @@ logging.getLogger("detectron2.engine.train_loop").addFilter(_says_more_than_its_
 
 ENCODER_PREFIX = "backbone.bottom_up."
 KEEP_CHECKPOINTS = 2
-PARTS = {
-    "out_norms": f"{ENCODER_PREFIX}out_norms.",
-    "fpn": "backbone.fpn_",
-    "rpn": "proposal_generator.",
-    "roi_heads": "roi_heads.",
-}
 
 
 class Trainer(DefaultTrainer):
     """DefaultTrainer with what this file's header lists.
 
     Args:
-        cfg: what :func:`prepare` returns.
-        dataset: the training data.
-        resume: continue from ``OUTPUT_DIR/last_checkpoint`` where there is one.
+        cfg: what :func:`detection.engines.detectron2.engine.prepare` returns.
         test_sets: what to evaluate on each ``TEST.EVAL_PERIOD``: the validation sets, if any.
 
     Raises:
@@ -120,7 +119,9 @@ class Trainer(DefaultTrainer):
         )
         freeze_parts(model, cfg.MODEL.FREEZE)
         if not (has_run or cfg.MODEL.WEIGHTS):
-            _log_origin(cfg, model)
+            encoder: Any = model.get_submodule(ENCODER_PREFIX[:-1])
+            logger.info("training %s on %s", cfg.MODEL.CONVNEXT.SIZE, device_name(cfg.MODEL.DEVICE))
+            log_origin(model, encoder.loaded, ENCODER_PREFIX)
         optimizer = build_optimizer(cfg, model)
         self.average = build_average(cfg, model)
         on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
@@ -212,33 +213,20 @@ class Trainer(DefaultTrainer):
         is_known = validation is not None and validation.knows(self.done)
         if is_known and self.done == self.start_iter:  # in the session before
             return {}
+        average = self.average.module if self.average is not None else None
+        predict = partial(write_predictions, self.cfg)
         with self.endings.interruptible():
-            found = self._metrics(self.model, "inference")
-            if self.average is not None:
-                found |= {"ema": self._metrics(self.average.module, AVERAGE_FOLDER)}
+            found = evaluate_in_training(
+                self.cfg, self.test_sets, self.model, average, self.done, predict
+            )
         if validation is not None and not is_known:
-            validation.record(self.done, flatten_results_dict(found), self._save_best)
-        return found if comm.is_main_process() else {}
+            validation.record(self.done, found, self._save_best)
+        return found
 
     def _save_best(self, kind: Kind) -> None:
         best = self.average.module if kind == "average" and self.average else self.model
         path = Path(self.cfg.OUTPUT_DIR) / f"{BEST_WEIGHTS}.pth"
         save_pickle(getattr(best, "module", best).state_dict(), path, "model")
-
-    def _metrics(self, model: nn.Module, folder: str) -> dict[str, Any]:
-        """Task -> metric -> value of the first test set; those of the others under their labels."""
-        found: dict[str, Any] = {}
-        tasks = ("bbox", "segm") if self.cfg.MODEL.MASK_ON else ("bbox",)
-        for dataset, part in zip(self.test_sets, result_parts(self.test_sets), strict=True):
-            where = f"{folder}/{part}".rstrip("/")
-            results = write_predictions(self.cfg, model, dataset, where)
-            if not comm.is_main_process():
-                continue
-            evaluation = read_evaluation(dataset, results, tasks)
-            metrics = metrics_of(evaluation, max_detections=limit_of(self.cfg, evaluation))
-            of_set = found.setdefault(part, {}) if part else found
-            of_set |= flat_metrics(metrics, tasks)
-        return found
 
 
 def build_detector(
@@ -247,14 +235,10 @@ def build_detector(
     """Build the model with its weights, on its device.
 
     Args:
-        cfg: what :func:`prepare` returns.
         detector: a checkpoint of the whole detector, in either engine's format.
         encoder: load ``MODEL.CONVNEXT.WEIGHTS`` where no detector is given.
         class_names: of the training data, by which the detector's rows are chosen; None where
             they must be its own.
-
-    Raises:
-        InputError: if the checkpoint is not exactly this detector.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -283,27 +267,3 @@ def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
 
     optimizer.register_step_pre_hook(clip_global_norm)
     return optimizer
-
-
-def _log_origin(cfg: Any, model: Any) -> None:
-    """Say which tensors came from the encoder's checkpoint and which parts are new."""
-    encoder = model.backbone.bottom_up
-    assert isinstance(encoder, D2ConvNeXt)
-    logger.info("training %s on %s", cfg.MODEL.CONVNEXT.SIZE, device_name(cfg.MODEL.DEVICE))
-    if encoder.loaded is None:
-        logger.info("every tensor is new: MODEL.CONVNEXT.WEIGHTS is empty")
-        return
-    known = {n for n in model.state_dict() if n.startswith(ENCODER_PREFIX)}
-    known -= {ENCODER_PREFIX + name for name in encoder.loaded.new + encoder.loaded.grn_new}
-    new = {
-        part: [n for n in model.state_dict() if n.startswith(prefix) and n not in known]
-        for part, prefix in PARTS.items()
-    }
-    logger.info(
-        "%d of %d encoder tensors from %s; %d new: %s",
-        encoder.loaded.loaded,
-        encoder.loaded.total,
-        encoder.loaded.source,
-        sum(map(len, new.values())),
-        ", ".join(part for part in new if new[part]),
-    )

@@ -27,20 +27,19 @@ from detection.config import resolve_num_classes
 from detection.data.repeats import repeats_of
 from detection.data.tiles import resolve_tiles
 from detection.data.transforms import DetectionSamples, collate
-from detection.dataset import CocoDataset, load_watched_sets, result_parts
+from detection.dataset import CocoDataset, load_watched_sets
 from detection.engines.interface import Detect
 from detection.engines.overlays import overlays, overlays_due
+from detection.engines.results import evaluate_in_training
 from detection.engines.torchvision.model import MaskRCNN, build_mask_rcnn
 from detection.engines.torchvision.predict import detector_of, write_predictions
 from detection.engines.weights import (
-    AVERAGE_FOLDER,
     encoder_licence,
     freeze_parts,
+    log_origin,
     read_detector,
     wanted_classes,
 )
-from detection.evaluate import AP_AT_LIMIT, flat_metrics, limit_of, metrics_of
-from detection.evaluation.inputs import read_evaluation
 from images.configured import with_statistics
 from training.configured import (
     FINAL_AVERAGE,
@@ -68,11 +67,7 @@ ENCODER_PREFIX = "backbone.body."
 
 
 class TrainingSamples(DetectionSamples):
-    """Samples that the training loop can name in its messages, and repeat.
-
-    Attributes:
-        repeats: how often each comes in an epoch; None for once.
-    """
+    """Samples that the training loop can name in its messages, and repeat."""
 
     def __init__(self, dataset: CocoDataset, config: CfgNode) -> None:
         super().__init__(dataset, config, training=True)
@@ -111,6 +106,9 @@ class TorchvisionEngine:
         freeze_parts(model, config.MODEL.FREEZE)
         ema = build_average(config, model)
 
+        def predict(model: nn.Module, dataset: CocoDataset, folder: str) -> Path:
+            return write_predictions(config, model, dataset, PartialState(), folder)
+
         def after_step(step: int, model: nn.Module) -> LoggedValues:
             due = step % solver.CHECKPOINT_PERIOD == 0 or step == solver.MAX_ITER
             if due and PartialState().is_main_process:
@@ -119,10 +117,11 @@ class TorchvisionEngine:
                 validation.reach(step)
             if not (test_sets and overlays_due(config, step)):
                 return {}
-            metrics, average = {}, ema.module if ema else None
+            metrics: dict[str, Any] = {}
+            average = ema.module if ema else None
             # the final weights are evaluated on the test sets by who called train()
-            if validation or step < solver.MAX_ITER:
-                metrics = evaluate_in_training(config, test_sets, model, average, step)
+            if (validation or step < solver.MAX_ITER) and not is_evaluated(config, step):
+                metrics = evaluate_in_training(config, test_sets, model, average, step, predict)
             if validation and not validation.knows(step):
 
                 def save(kind: Kind) -> None:
@@ -161,26 +160,28 @@ class TorchvisionEngine:
         weights: str | None,
         folder: str = "inference",
     ) -> Path:
-        config = completed(config, dataset, continues=True)
-        state = process_state(use_device(config))
-        model = build_mask_rcnn(config)
-        read_detector(weights or newest_weights(Path(config.OUTPUT_DIR)), model)
+        config, model = trained_detector(config, dataset, weights)
+        state = process_state(use_device(config))  # of several GPUs, that of this process
         return write_predictions(config, model.to(state.device), dataset, state, folder)
 
     def detector(self, config: CfgNode, dataset: CocoDataset, weights: str | None) -> Detect:
-        config = completed(config, dataset, continues=True)
-        device = use_device(config)
-        model = build_mask_rcnn(config)
-        read_detector(weights or newest_weights(Path(config.OUTPUT_DIR)), model)
-        return detector_of(model.to(device).eval(), dataset)
+        config, model = trained_detector(config, dataset, weights)
+        return detector_of(model.to(use_device(config)).eval(), dataset)
+
+
+def trained_detector(
+    config: CfgNode, dataset: CocoDataset, weights: str | None
+) -> tuple[CfgNode, MaskRCNN]:
+    """The config, completed, and the detector with its weights."""
+    config = completed(config, dataset, continues=True)
+    use_device(config)  # which may be missing: better now than after reading weights
+    model = build_mask_rcnn(config)
+    read_detector(weights or newest_weights(Path(config.OUTPUT_DIR)), model)
+    return config, model
 
 
 def completed(config: CfgNode, dataset: CocoDataset, continues: bool) -> CfgNode:
-    """A copy of the config with the data set's number of classes, mean and deviation.
-
-    Raises:
-        InputError: if the config contradicts the data set.
-    """
+    """A copy of the config with the data set's number of classes, mean and deviation."""
     config, _ = with_statistics(config, dataset.image_paths(), continues)
     config = resolve_tiles(config, dataset.records).clone()
     config.defrost()
@@ -190,11 +191,7 @@ def completed(config: CfgNode, dataset: CocoDataset, continues: bool) -> CfgNode
 
 
 def use_device(config: CfgNode) -> torch.device:
-    """The device of ``MODEL.DEVICE``, made the current one.
-
-    Raises:
-        InputError: if there is no such GPU, or one is named for several processes.
-    """
+    """The device of ``MODEL.DEVICE``, made the current one."""
     return find_device(resolve_device(config), "MODEL.DEVICE")
 
 
@@ -206,41 +203,21 @@ def load_initial_weights(
     Args:
         class_names: of the training data, by which a detector's rows are chosen; None where its
             classes must be the model's.
-
-    Raises:
-        FileNotFoundError, InputError: if the weights are not completely there.
     """
     if config.MODEL.WEIGHTS:
         classes = wanted_classes(config, class_names)
         adapt = config.MODEL.CONVNEXT.ADAPT_CHANNELS
         read_detector(config.MODEL.WEIGHTS, model, classes, adapt)
         return
-    total = len(model.state_dict())
-    if not (source := config.MODEL.CONVNEXT.WEIGHTS):
-        logger.info("no weights given: all %d tensors start from scratch", total)
-        return
-    result = load_encoder(
-        source,
-        model.backbone.body,
-        allow_other_grn=config.MODEL.CONVNEXT.ALLOW_OTHER_GRN,
-        adapt_channels=config.MODEL.CONVNEXT.ADAPT_CHANNELS,
-    )
-    with_norms = sum(name.startswith("out_norms.") for name in model.backbone.body.state_dict())
-    kept = result.loaded + with_norms - len(result.new)
-    logger.info(
-        "%d of %d encoder tensors from %s; %d new: %s",
-        result.loaded,
-        result.total,
-        result.source,
-        total - kept,
-        ", ".join(
-            [
-                *(["grn"] if result.grn_new else []),
-                *(["out_norms"] if result.new else []),
-                *("fpn", "rpn", "roi_heads"),
-            ]
-        ),
-    )
+    result = None
+    if source := config.MODEL.CONVNEXT.WEIGHTS:
+        result = load_encoder(
+            source,
+            model.backbone.body,
+            allow_other_grn=config.MODEL.CONVNEXT.ALLOW_OTHER_GRN,
+            adapt_channels=config.MODEL.CONVNEXT.ADAPT_CHANNELS,
+        )
+    log_origin(model, result, ENCODER_PREFIX)
 
 
 def warmup_schedule(solver: CfgNode) -> LrFactor:
@@ -265,55 +242,11 @@ def warmup_schedule(solver: CfgNode) -> LrFactor:
     return factor
 
 
-def tasks(config: CfgNode) -> tuple[str, ...]:
-    """What the config's model predicts, in COCO's words."""
-    return ("bbox", "segm") if config.MODEL.MASK_ON else ("bbox",)
-
-
-def evaluate_in_training(
-    config: CfgNode,
-    test_sets: Sequence[CocoDataset],
-    model: nn.Module,
-    average: nn.Module | None,
-    step: int,
-) -> dict[str, Any]:
-    """Evaluate over all processes.
-
-    Args:
-        average: the model with averaged weights, whose metrics are named ``ema/...``.
-
-    Returns:
-        In the main process, the metrics by name (``bbox/AP``); empty in the others, and for a step
-        whose metrics are in ``metrics.json`` already (of which a run was resumed).
-    """
-    metrics_file = Path(config.OUTPUT_DIR) / "metrics.json"
-    lines = [json.loads(line) for line in metrics_file.read_text(encoding="utf-8").splitlines()]
-    if any(line["iteration"] == step and "bbox/AP" in line for line in lines):
-        return {}
-    found: dict[str, Any] = {}
-    plain = ("", model, "inference")
-    for prefix, detector, folder in (
-        [plain] if average is None else [plain, ("ema/", average, AVERAGE_FOLDER)]
-    ):
-        for dataset, part in zip(test_sets, result_parts(test_sets), strict=True):
-            state, where = PartialState(), f"{folder}/{part}".rstrip("/")
-            results = write_predictions(config, detector, dataset, state, where)
-            if state.is_main_process:
-                evaluation = read_evaluation(dataset, results, tasks(config))
-                metrics = metrics_of(evaluation, max_detections=limit_of(config, evaluation))
-                found |= {
-                    f"{prefix}{part}{'/' if part else ''}{task}/{name}": value
-                    for task, values in flat_metrics(metrics, tasks(config)).items()
-                    for name, value in values.items()
-                }
-    if found:
-        headline = {
-            name: value
-            for name, value in found.items()
-            if name.endswith(("/AP", f"/{AP_AT_LIMIT}"))
-        }
-        logger.info("step %d: %s", step, headline)
-    return found
+def is_evaluated(config: CfgNode, step: int) -> bool:
+    """Whether ``metrics.json`` holds the metrics of a step already, of which a run was resumed."""
+    metrics = Path(config.OUTPUT_DIR) / "metrics.json"
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    return any(line["iteration"] == step and "bbox/AP" in line for line in lines)
 
 
 def save_detector(config: CfgNode, dataset: CocoDataset, model: nn.Module, name: str) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +11,13 @@ from accelerate.utils import gather_object
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from backbones.whole_files import write_json
 from detection.data.transforms import DetectionSamples, collate
 from detection.data.windows import encode_strips
 from detection.dataset import CocoDataset
 from detection.engines.interface import Detect
 from detection.engines.masks import encode_masks
-from detection.engines.tiles import detect_on_records, write_counts
+from detection.engines.results import detect_on_share, results_path, write_results
 from training.data import guarded_loader
-from training.progress import progress
-
-logger = logging.getLogger(__name__)
-
-RESULTS_FILE = "coco_instances_results.json"
 
 
 def write_predictions(
@@ -36,60 +27,29 @@ def write_predictions(
     state: PartialState,
     folder: str = "inference",
 ) -> Path:
-    """Detect on every image, over all processes of ``state``, and write COCO results."""
-    rank, processes = state.process_index, state.num_processes
-    share = range(rank, len(dataset.records), processes)
-    counts: list[Counter[str]] = []
-    if config.INPUT.TILES.ENABLED:
-        counts = [Counter()]
-        one = detector_of(model.eval(), dataset)
-        found = list(detect_on_records(one, dataset.records, share, config, counts[0]))
-    else:
-        found = list(detect(config, model, dataset, share))
-    if processes > 1:
-        found, counts = gather_object(found), gather_object(counts)
-    path = Path(config.OUTPUT_DIR) / folder / RESULTS_FILE
-    if rank == 0:
-        results = [
-            result for _, of_image in sorted(found, key=lambda pair: pair[0]) for result in of_image
-        ]
-        write_json(path, results)
-        if counts:
-            write_counts(path, counts, config)
-        logger.info("%d detections on %d images: %s", len(results), len(found), path)
-    state.wait_for_everyone()
-    return path
-
-
-@torch.no_grad()
-def detect(
-    config: CfgNode, model: nn.Module, dataset: CocoDataset, share: range
-) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """Yield (index of the record, its COCO results) for the records of ``share``, in float32."""
+    """Detect on every image, in float32, over all processes of ``state``; the results file."""
+    share = range(state.process_index, len(dataset.records), state.num_processes)
     samples = DetectionSamples(dataset, config, training=False)
     workers = config.DATALOADER.NUM_WORKERS
     loader = guarded_loader(samples, workers, batch_size=1, sampler=share, collate_fn=collate)
-    model.eval()
-    for index, batch in zip(share, progress(loader, "predicting", unit="image"), strict=True):
-        yield index, _detect_one(model, batch[0], dataset)
+    detect = detector_of(model.eval(), dataset)
+    gathered = gather_object([detect_on_share(config, dataset, detect, share, loader)])
+    if state.is_main_process:
+        write_results(config, folder, gathered)
+    state.wait_for_everyone()
+    return results_path(config, folder)
 
 
 def detector_of(model: nn.Module, dataset: CocoDataset) -> Detect:
     """A model in evaluation mode as the function of :meth:`detection.engines.Engine.detector`."""
 
     @torch.no_grad()
-    def detect_one(sample: dict[str, Any]) -> list[dict[str, Any]]:
-        return _detect_one(model, sample, dataset)
+    def detect(sample: dict[str, Any]) -> list[dict[str, Any]]:
+        (found,) = model([sample], paste=False)
+        size = (sample["height"], sample["width"])
+        return coco_results(found, dataset, sample["image_id"], size)
 
-    return detect_one
-
-
-def _detect_one(
-    model: nn.Module, sample: dict[str, Any], dataset: CocoDataset
-) -> list[dict[str, Any]]:
-    (found,) = model([sample], paste=False)
-    size = (sample["height"], sample["width"])
-    return coco_results(found, dataset, sample["image_id"], size)
+    return detect
 
 
 def coco_results(

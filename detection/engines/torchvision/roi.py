@@ -35,7 +35,6 @@ class AlignedRoIPool(MultiScaleRoIAlign):
 
     Args:
         strides: of the levels, by name, ascending by powers of 2.
-        output_size: side of the pooled square.
         sampling_ratio: samples a bin and direction; 0 adapts to the region's size.
     """
 
@@ -79,13 +78,7 @@ class AlignedRoIPool(MultiScaleRoIAlign):
 
 
 class MaskRoIHeads(RoIHeads):
-    """torchvision's ``RoIHeads`` with detectron2's selection and losses.
-
-    It has the constructor and the parameter names of ``RoIHeads``.
-
-    Args:
-        soft_nms: what to suppress detections by, instead of ordinary suppression.
-    """
+    """torchvision's ``RoIHeads`` with detectron2's selection and losses, and perhaps soft-NMS."""
 
     def __init__(self, *args: Any, soft_nms: SoftNMS | None = None, **options: Any) -> None:
         super().__init__(*args, **options)

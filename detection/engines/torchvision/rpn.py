@@ -97,7 +97,6 @@ class RPN(RegionProposalNetwork):
 
     Args:
         in_features: names of the pyramid's levels that it reads.
-        **options: those of ``RegionProposalNetwork``.
     """
 
     def __init__(

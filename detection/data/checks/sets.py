@@ -1,0 +1,75 @@
+"""What two data sets share that they must not, and what differs between them that must not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from detection.data.checks.file_names import leaves_folder
+from detection.data.checks.images import ImageFile, same_files, shared_images
+from detection.data.checks.problems import Findings, Problem, is_text
+
+
+def image_files(tree: dict[str, Any], folder: Path) -> list[ImageFile]:
+    """The images that a COCO file lists, without the entries that :func:`check_coco` refuses."""
+    return [
+        ImageFile(os.path.join(folder, image["file_name"]), (image["height"], image["width"]))
+        for image in tree.get("images", [])
+        if is_text(image.get("file_name"))
+        and not leaves_folder(image["file_name"])
+        and {"height", "width"} <= image.keys()
+    ]
+
+
+def check_overlap(
+    files: list[ImageFile], others: list[ImageFile], name: str, other_name: str, pixels: bool
+) -> list[Problem]:
+    """An error for each image that two data sets share, as :func:`shared_images` finds them."""
+    remedy = f"leave it out of one of {name} and {other_name}: what is trained on proves nothing"
+    return [
+        Problem(
+            "error",
+            path,
+            (),
+            f"has the {how} of {other}" if path != other else "is in both",
+            remedy,
+        )
+        for path, other, how in shared_images(files, others, pixels)
+    ]
+
+
+def duplicate_images(files: list[ImageFile], name: str | Path) -> list[Problem]:
+    """A warning for the files of one data set that are the same byte for byte."""
+    findings = Findings(name)
+    for path, other, _ in same_files(files):
+        findings.warn(f"{path} = {other}", "are one picture", "keep one of them")
+    return findings.problems()
+
+
+def compare_classes(
+    tree: dict[str, Any], other: dict[str, Any], name: str, other_name: str
+) -> list[Problem]:
+    """What does not fit between the classes of two data sets; they are joined by name."""
+    findings = Findings(name)
+    if not tree or not other:
+        return []
+    ids = [
+        {str(one.get("name")): one.get("id") for one in each["categories"]}
+        for each in (tree, other)
+    ]
+    for place, has, lacks in ((0, name, other_name), (1, other_name, name)):
+        for key in sorted(ids[place].keys() - ids[1 - place].keys()):
+            findings.warn(
+                f"category {key!r}",
+                f"is in {has} alone, not in {lacks}",
+                "one that is not trained on is never found; one that is not tested has no AP",
+            )
+    for key in sorted(ids[0].keys() & ids[1].keys()):
+        if ids[0][key] != ids[1][key]:
+            findings.warn(
+                f"category {key!r} ({ids[0][key]} and {ids[1][key]})",
+                f"has another id in {other_name}",
+                "nothing: classes are joined by their names",
+            )
+    return findings.problems()

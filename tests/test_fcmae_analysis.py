@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 import yaml
+from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -29,6 +30,7 @@ from fcmae.features.analysis import (
 from fcmae.features.channel_maps import kinds_of
 from fcmae.features.images import AnalysisImages, View, choose_view
 from fcmae.features.models import load_convnext, load_model
+from fcmae.features.plots import _from_zero
 from fcmae.features.taps import TAPS, run_features, tap_points, tapped
 
 TINY = Size((4, 6, 8, 10), (1, 1, 2, 1), 2)
@@ -421,3 +423,13 @@ def test_real_features_of_a_real_photograph_equal_the_naive_loop(real_data):
         if block.channels <= 160:
             wanted = np.mean([naive_cosine_distance(image) for image in x])
             assert block.cosine_distance == pytest.approx(wanted, abs=1e-5)
+
+
+def test_no_figure_cuts_its_highest_marker():
+    """Lines of nearly one height leave matplotlib's own margin next to nothing."""
+    axis = Figure().subplots()
+    axis.plot([0, 1], [0.4985, 0.4995], "o")
+    _from_zero(axis)
+    low, high = axis.get_ylim()
+    assert low == 0
+    assert high > 0.5

@@ -22,7 +22,7 @@ from backbones.errors import InputError
 from fcmae.classification.classifier import Classifier, load_classifier
 from fcmae.classification.finetune import finetune
 from fcmae.classification.options import FinetuneOptions
-from fcmae.classification.predict import predict_classes
+from fcmae.classification.predict import _write_picture, predict_classes
 from fcmae.classification.setup import set_up
 
 COLOURS = {"blue": (40, 40, 220), "gr|een<b>": (40, 200, 60), "red": (220, 50, 40)}
@@ -105,6 +105,19 @@ def test_predictions_are_the_evaluations_in_csv_and_json(run_tool, run, tmp_path
     pictures = list((tmp_path / "more/pictures").iterdir())
     assert len(pictures) == len(paths)
     assert Image.open(pictures[0]).size == (160, 133 + 16)
+
+
+def test_the_class_on_a_large_picture_is_as_large_as_on_a_small_one(tmp_path):
+    """Its letters have the same share of the picture's side, up to whole pixels."""
+    shares = []
+    for side in (400, 1600):
+        path = tmp_path / f"{side}.jpg"
+        _write_picture(path, np.full((side, side, 3), 255, np.uint8), "A 99%")
+        dark = np.asarray(Image.open(path).convert("L")) < 128
+        rows = np.flatnonzero(dark.any(1))
+        shares.append((rows[-1] - rows[0]) / side)
+    assert shares[1] == pytest.approx(shares[0], rel=0.3)
+    assert shares[1] > 0.012
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 3])

@@ -98,15 +98,18 @@ def test_a_part_has_the_same_classes_and_values(tmp_path):
     assert len(part.records) == 3
 
 
-def test_the_command_plans_class_maps_and_its_config_trains(run_tool, tmp_path, monkeypatch):
+def test_the_command_plans_class_maps_and_its_config_trains(fcmae, tmp_path, monkeypatch):
     monkeypatch.setattr("images.plans.timed", lambda *of, **how: timed(*of, steps=3, **how))
     monkeypatch.setattr(planning, "side_for_time", lambda wanted, steps, numbers: wanted)
     name = write_scenes(tmp_path / "data")
     out = tmp_path / "plan.yaml"
     flags = ["--test", name, "--minutes", 20, "--output", out, "--device", "cpu"]
-    result = run_tool("plan_training", name, *flags)
+    result = fcmae("plan", name, *flags)
     assert result.code == 0, result.err
-    assert f"train_segmentation.py --config-file {out}" in result.out
+    assert f"now: fcmae segment --config-file {out}" in result.out
+    header = " ".join(line.lstrip("# ") for line in out.read_text().splitlines())
+    assert "Planned by fcmae plan for 20 minutes" in header
+    assert f"Command:  fcmae segment --config-file {out}" in header
     changes = ["SOLVER.MAX_ITER", "2", "OUTPUT_DIR", str(tmp_path / "run"), "MODEL.DEVICE", "cpu"]
     config = load_config(out, [*changes, "DATALOADER.NUM_WORKERS", "0"])
     assert config.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 3

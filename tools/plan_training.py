@@ -7,6 +7,7 @@ steps tell how many iterations fit into the minutes.
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 import detection.plan.plan as detection
@@ -93,10 +94,11 @@ def main() -> None:
     else:
         plan, numbers, timing = detection.plan_detection(request)
         base, trains = detection.base_values(plan), "train_net"
-    command = f"python tools/{trains}.py --config-file {arguments.output} OUTPUT_DIR runs/planned"
+    command = as_called(f"python tools/{trains}.py --config-file ")
+    command += f"{shlex.quote(str(arguments.output))} OUTPUT_DIR runs/planned"
     expected = timing.minutes(plan["SOLVER.MAX_ITER"], numbers.test_images)
     header = [
-        f"Planned by tools/plan_training.py for {minutes:g} minutes on {machine}.",
+        f"Planned by {as_called('tools/plan_training.py')} for {minutes:g} minutes on {machine}.",
         numbers.sentence(),
         f"Command:  {command}",
         f"Expected: {expected:.1f} minutes: {timing}",
@@ -105,7 +107,7 @@ def main() -> None:
     print(numbers.sentence())
     print(plan.table())
     print(f"{expected:.1f} minutes: {timing}")
-    print(f"wrote {arguments.output}; now: {as_called(command)}")
+    print(f"wrote {arguments.output}; now: {command}")
 
 
 if __name__ == "__main__":

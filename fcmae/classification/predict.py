@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from backbones.errors import InputError
 from backbones.whole_files import write_atomically
@@ -179,8 +179,10 @@ def _write_picture(path: Path, pixels: np.ndarray, words: str) -> None:
     if (factor := SMALLEST_PICTURE / max(image.size)) > 1:
         width, height = (round(side * factor) for side in image.size)
         image = image.resize((width, height), Image.Resampling.NEAREST)
-    page = Image.new("RGB", (image.width, image.height + BANNER), "white")
-    page.paste(image, (0, BANNER))
-    ImageDraw.Draw(page).text((2, 2), words, fill="black")
+    banner = max(BANNER, max(image.size) // 25)
+    page = Image.new("RGB", (image.width, image.height + banner), "white")
+    page.paste(image, (0, banner))
+    font = ImageFont.load_default(size=0.7 * banner)
+    ImageDraw.Draw(page).text((2, banner // 8), words, fill="black", font=font)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda partial: page.save(partial, quality=90))

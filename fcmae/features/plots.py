@@ -36,7 +36,8 @@ def draw_cosine_distance(results: Results, path: Path, title: str) -> None:
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axis = figure.subplots()
     _lines(axis, results, "cosine_distance")
-    axis.set(xlabel=DEPTH, ylabel="mean pairwise cosine distance", ylim=(0, None), title=title)
+    axis.set(xlabel=DEPTH, ylabel="mean pairwise cosine distance", title=title)
+    _from_zero(axis)
     axis.legend(frameon=False)
     _save(figure, path)
 
@@ -50,7 +51,7 @@ def draw_other_measures(results: Results, path: Path, title: str) -> None:
     for axis, measure in zip(axes, measures, strict=False):
         _lines(axis, results, measure)
         axis.set(xlabel=DEPTH, ylabel=OTHERS[measure])
-        axis.set_ylim(bottom=0)
+        _from_zero(axis)
     for axis in axes[len(measures) :]:
         axis.set_axis_off()
     handles, names = axes[0].get_legend_handles_labels()
@@ -92,8 +93,9 @@ def draw_history(runs: Mapping[str, Sequence[Measured]], path: Path) -> None:
             y = list(measured.distances.values())
             x = np.linspace(0, 1, len(y))
             axis.plot(x, y, "o-", ms=3, lw=1, color=colours(measured.epoch / longest))
-        axis.set(xlabel=DEPTH, title=name, ylim=(0, None))
+        axis.set(xlabel=DEPTH, title=name)
         axis.grid(alpha=0.25)
+    _from_zero(*axes)
     axes[0].set_ylabel("mean pairwise cosine distance")
     scale = figure.colorbar(_epochs(longest), ax=list(axes))
     scale.set_label("epoch")
@@ -123,6 +125,13 @@ def _lines(axis: Axes, results: Results, measure: str) -> None:
             label=name,
         )
     axis.grid(alpha=0.25)
+
+
+def _from_zero(*axes: Axes) -> None:
+    """From 0 to a little above the largest value of these axes, so that no marker is cut."""
+    top = max(axis.dataLim.ymax for axis in axes)
+    for axis in axes:
+        axis.set_ylim(0, 1.05 * top if top > 0 else None)
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -117,15 +117,13 @@ def _told_bands(
     for tree, source in _trained(config, continues):
         channels = tree.get("MODEL", {}).get("CONVNEXT", {}).get("IN_CHANS")
         yield tree.get("INPUT", {}).get("SHOW_BANDS", []), channels, source
-    encoder = split_key(config.MODEL.CONVNEXT.WEIGHTS)[0]
-    if config.MODEL.CONVNEXT.WEIGHTS and encoder.is_file():
-        try:
-            metadata = read_metadata(encoder)
-        except InputError:
-            return  # whoever loads it says so
-        bands = [int(band) for band in numbers(metadata, "show_bands") or ()]
-        channels = int(metadata.get("in_chans", 0))
-        yield bands, channels, f"the encoder {config.MODEL.CONVNEXT.WEIGHTS}"
+    weights = config.MODEL.CONVNEXT.WEIGHTS
+    try:
+        metadata = read_metadata(weights) if Path(split_key(weights)[0]).is_file() else {}
+    except (InputError, OSError):
+        return  # whoever loads it says so; a finished model does not need it
+    bands = [int(band) for band in numbers(metadata, "show_bands") or ()]
+    yield bands, int(metadata.get("in_chans", 0)), f"the encoder {weights}"
 
 
 def _completed(config: CfgNode, found: PixelStatistics) -> tuple[CfgNode, str]:

@@ -26,7 +26,6 @@ import numpy as np
 
 from backbones.errors import InputError
 from images.folders import files_of_folder, words_of
-from segmentation.class_names import ADE20K, CITYSCAPES, COCO_STUFF
 from segmentation.label_maps import (
     BACKGROUND,
     Classes,
@@ -36,69 +35,12 @@ from segmentation.label_maps import (
     read_label_file,
     refuse_too_many,
 )
+from segmentation.published import PUBLISHED
 from segmentation.upernet import IGNORED
 
 logger = logging.getLogger(__name__)
 
 LABEL_ENDINGS = {".png", ".tif", ".tiff", ".bmp", ".gif"}
-
-
-@dataclass(frozen=True)
-class Published:
-    """A data set known by name.
-
-    Args:
-        images, labels: folders under DETECTRON2_DATASETS.
-        image_ending, label_ending: of files, whose rest is the same.
-        names: of the classes.
-        of_value: value -> class index; empty where values are indices (after reduction).
-        reduce_zero_label: see :mod:`segmentation.label_maps`.
-    """
-
-    images: str
-    labels: str
-    image_ending: str
-    label_ending: str
-    names: tuple[str, ...]
-    of_value: dict[int, int] = field(default_factory=dict)
-    reduce_zero_label: bool = False
-
-
-PUBLISHED = {
-    **{
-        f"ade20k_{split}": Published(
-            f"ADEChallengeData2016/images/{folder}",
-            f"ADEChallengeData2016/annotations/{folder}",
-            ".jpg",
-            ".png",
-            ADE20K,
-            reduce_zero_label=True,
-        )
-        for split, folder in (("train", "training"), ("val", "validation"))
-    },
-    **{
-        f"cityscapes_{split}": Published(
-            f"cityscapes/leftImg8bit/{split}",
-            f"cityscapes/gtFine/{split}",
-            "_leftImg8bit.png",
-            "_gtFine_labelIds.png",
-            tuple(CITYSCAPES),
-            {value: index for index, value in enumerate(CITYSCAPES.values())},
-        )
-        for split in ("train", "val")
-    },
-    **{
-        f"coco_stuff_{split}": Published(
-            f"coco/{split}2017",
-            f"coco/stuffthingmaps/{split}2017",
-            ".jpg",
-            ".png",
-            tuple(COCO_STUFF),
-            {value: index for index, value in enumerate(COCO_STUFF.values())},
-        )
-        for split in ("train", "val")
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -201,17 +143,14 @@ def load_segmentation(
 def _published(name: str) -> SegmentationDataset:
     row = PUBLISHED[name]
     root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
-    files = []
+    sides = []
     for folder, ending in ((row.images, row.image_ending), (row.labels, row.label_ending)):
-        every = _files(root / folder, {Path(ending).suffix})
-        files.append(
-            {key + path.suffix: path for key, path in every.items() if path.name.endswith(ending)}
+        found = _files(root / folder, {Path(ending).suffix})
+        named = {key + path.suffix: path for key, path in found.items()}
+        sides.append(
+            {name.removesuffix(ending): named[name] for name in named if name.endswith(ending)}
         )
-    keyed = [
-        {key.removesuffix(ending): path for key, path in side.items()}
-        for side, ending in zip(files, (row.image_ending, row.label_ending), strict=True)
-    ]
-    records, lonely = _pairs(*keyed)
+    records, lonely = _pairs(*sides)
     classes = Classes(
         row.names, row.of_value, IGNORED, row.reduce_zero_label, ignore_others=bool(row.of_value)
     )

@@ -1,4 +1,4 @@
-"""The classes of the data sets that are known by name, in the order of their indices.
+"""The data sets that are known by name: their folders, and their classes in their indices' order.
 
 References:
     ADE20K (arXiv 1608.05442): the 150 classes of its scene parsing benchmark, values 1 to 150;
@@ -7,6 +7,8 @@ References:
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass, field
 
 
 def _listed(names: str) -> tuple[str, ...]:
@@ -66,3 +68,44 @@ _THING_VALUES = [i - 1 for i in range(1, 91) if i not in _UNUSED]
 COCO_STUFF = dict(zip(_THINGS, _THING_VALUES, strict=True)) | {
     name: value for value, name in enumerate(_STUFFS, 91)
 }
+
+
+@dataclass(frozen=True)
+class Published:
+    """A data set known by name; an image and its map have the same name but for their endings."""
+
+    images: str  # a folder under DETECTRON2_DATASETS
+    labels: str  # likewise
+    image_ending: str
+    label_ending: str
+    names: tuple[str, ...]  # of the classes
+    # value -> class index; empty where values are indices (after reduction)
+    of_value: dict[int, int] = field(default_factory=dict)
+    reduce_zero_label: bool = False  # see :mod:`segmentation.label_maps`
+
+
+def _indices(values: dict[str, int]) -> dict[int, int]:
+    return {value: index for index, value in enumerate(values.values())}
+
+
+PUBLISHED = {
+    f"ade20k_{split}": Published(
+        f"ADEChallengeData2016/images/{folder}", f"ADEChallengeData2016/annotations/{folder}",
+        ".jpg", ".png", ADE20K, reduce_zero_label=True,
+    )
+    for split, folder in (("train", "training"), ("val", "validation"))
+}  # fmt: skip
+PUBLISHED |= {
+    f"cityscapes_{split}": Published(
+        f"cityscapes/leftImg8bit/{split}", f"cityscapes/gtFine/{split}",
+        "_leftImg8bit.png", "_gtFine_labelIds.png", tuple(CITYSCAPES), _indices(CITYSCAPES),
+    )
+    for split in ("train", "val")
+}  # fmt: skip
+PUBLISHED |= {
+    f"coco_stuff_{split}": Published(
+        f"coco/{split}2017", f"coco/stuffthingmaps/{split}2017",
+        ".jpg", ".png", tuple(COCO_STUFF), _indices(COCO_STUFF),
+    )
+    for split in ("train", "val")
+}  # fmt: skip

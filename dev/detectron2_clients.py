@@ -235,20 +235,13 @@ model.proposal_generator.pre_nms_topk = model.proposal_generator.post_nms_topk =
 
 @dataclass
 class Client:
-    """One script with its arguments, and what it must have left.
+    """One script with its arguments, and what it must have left."""
 
-    Args:
-        name: the row.
-        script: relative to the checkout.
-        config: which config file it takes; "" for none.
-        arguments: of its command line; ``{out}`` is the model's folder.
-        outcome: from that folder and what was printed to the text of the table.
-    """
-
-    name: str
-    script: str
-    config: str
-    arguments: tuple[str, ...]
+    name: str  # the row
+    script: str  # relative to the checkout
+    config: str  # which config file it takes; "" for none
+    arguments: tuple[str, ...]  # of its command line; ``{out}`` is the model's folder
+    # from that folder and what was printed to the text of the table
     outcome: Callable[[Path, str], str]
 
 

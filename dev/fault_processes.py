@@ -55,21 +55,14 @@ SEGMENTER = """
 
 @dataclass(frozen=True)
 class Training:
-    """A tool that trains.
+    """A tool that trains."""
 
-    Args:
-        name: in the table.
-        tool: its file in ``tools/``.
-        final: patterns of its final weights.
-        arguments: from (inputs, output folder, steps, workers) to its command line.
-        changed: an argument that changes what is learnt.
-    """
-
-    name: str
-    tool: str
-    final: str
+    name: str  # in the table
+    tool: str  # its file in ``tools/``
+    final: str  # patterns of its final weights
+    # from (inputs, output folder, steps, workers) to its command line
     arguments: Callable[[Path, Path, int, int], list[str]]
-    changed: tuple[str, ...]
+    changed: tuple[str, ...]  # an argument that changes what is learnt
 
 
 def _pretrain(inputs: Path, out: Path, steps: int, workers: int) -> list[str]:

@@ -38,26 +38,17 @@ EXAMPLES = """examples:
 
 @dataclass(frozen=True)
 class Row:
-    """What of a tag is read.
+    """What of a tag is read."""
 
-    Args:
-        tag: timm's name.
-        size: ours; "" where it is refused.
-        encoder: "yes", or why not.
-        classifier: its rows, or why there is none.
-        seen: image size, crop and interpolation of its evaluation, and its statistics if they are
-            not ImageNet's.
-        licence: timm's word.
-        formats: those that it converts to.
-    """
-
-    tag: str
-    size: str
-    encoder: str
-    classifier: str
+    tag: str  # timm's name
+    size: str  # ours; "" where it is refused
+    encoder: str  # "yes", or why not
+    classifier: str  # its rows, or why there is none
+    # image size, crop and interpolation of its evaluation, and its statistics if they are not
+    # ImageNet's
     seen: str
-    licence: str
-    formats: tuple[str, ...]
+    licence: str  # timm's word
+    formats: tuple[str, ...]  # those that it converts to
 
     def line(self) -> str:
         every = set(self.formats) == set(TARGETS)

@@ -52,26 +52,20 @@ class PretrainingSamples(ImageSamples):
     The mask is drawn with the sample, from the same seeded generators, so that it depends on
     (seed, epoch, index) alone. So does what replaces a bad image: the next good one by index (the
     first follows the last), cropped, flipped and masked by the draws of the sample it stands for.
-
-    Args:
-        image_size: height and width of a sample in pixels, multiples of ``patch_size``.
-        mask_ratio: share of patches to remove.
-        patch_size: side of the patches that are removed, in pixels, a multiple of 32.
-        crop_scale: smallest and largest share of an image's area that a crop has.
-        grey_share: share of samples that lose their colour (of 3 channels).
-        copies: shrunk ones of large images, which crops are cut from where there are any.
-        whole_jpegs: never decode a JPEG at a smaller scale.
     """
 
     CANDIDATES = "half of all images behind it"
 
+    # height and width of a sample in pixels, multiples of ``patch_size``
     image_size: tuple[int, int]
-    mask_ratio: float
-    patch_size: int = PATCH
+    mask_ratio: float  # share of patches to remove
+    patch_size: int = PATCH  # side of the patches that are removed, in pixels, a multiple of 32
+    # smallest and largest share of an image's area that a crop has
     crop_scale: tuple[float, float] = CROP_SCALE
-    grey_share: float = 0.0
+    grey_share: float = 0.0  # share of samples that lose their colour (of 3 channels)
+    # shrunk ones of large images, which crops are cut from where there are any
     copies: ShrunkCopies | None = None
-    whole_jpegs: bool = False
+    whole_jpegs: bool = False  # never decode a JPEG at a smaller scale
 
     def __getitem__(self, index: int) -> Sample:
         """Image uint8 ``[C, H, W]`` (float32 in 0..1 from files of more than 8 bits), mask bool

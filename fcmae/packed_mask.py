@@ -65,15 +65,10 @@ class Places(NamedTuple):
 
 
 class PackedMask(NamedTuple):
-    """A mask and the index tables that the packed encoder makes of it.
+    """A mask and the index tables that the packed encoder makes of it."""
 
-    Attributes:
-        mask: bool ``[B, H/32, W/32]``, True = removed.
-        rows: :attr:`Places.rows` of the four stages one behind the other, ``[15 * n]``.
-    """
-
-    mask: Tensor
-    rows: Tensor
+    mask: Tensor  # bool ``[B, H/32, W/32]``, True = removed
+    rows: Tensor  # :attr:`Places.rows` of the four stages one behind the other, ``[15 * n]``
 
     @classmethod
     def of(cls, mask: Tensor) -> PackedMask:

@@ -35,19 +35,14 @@ def opened_picture(reader: Reader, index: int, reading: Reading) -> Iterator[Pic
 
 @dataclass(kw_only=True)
 class ImageSamples:
-    """Map-style samples; a *place* is that of a sample, an *index* that of a file in the reader.
-
-    Args:
-        reading: how files become arrays; its channels are given.
-        skip_bad_images: replace images that cannot be used; otherwise they are errors.
-        bad: index and reason of those that are known beforehand.
-    """
+    """Map-style samples; a *place* is that of a sample, an *index* that of a file in the reader."""
 
     CANDIDATES: ClassVar[str] = "all images behind it"  # in words
 
     reader: Reader
-    reading: Reading
-    skip_bad_images: bool = False
+    reading: Reading  # how files become arrays; its channels are given
+    skip_bad_images: bool = False  # replace images that cannot be used; otherwise they are errors
+    # index and reason of those that are known beforehand
     bad: dict[int, str] = field(default_factory=dict)
 
     @property

@@ -127,17 +127,13 @@ class Charts:
 
 @dataclass(frozen=True)
 class Picture:
-    """A JPEG with its label and the text for those who cannot see it.
+    """A JPEG with its label and the text for those who cannot see it."""
 
-    Args:
-        jpeg: what the page shows.
-        full: the name and JPEG of a larger version, a file beside the page that is linked.
-    """
-
-    jpeg: bytes
+    jpeg: bytes  # what the page shows
     label: str
     alternative: str
     run: RunName | None = None
+    # the name and JPEG of a larger version, a file beside the page that is linked
     full: tuple[str, bytes] | None = None
 
 

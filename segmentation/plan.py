@@ -56,22 +56,17 @@ WANTED_STEPS, RICH_STEPS = 300, 3000  # the quick config's; see detection.plan.r
 
 @dataclass(frozen=True)
 class Survey:
-    """A training set in numbers.
+    """A training set in numbers."""
 
-    Attributes:
-        sizes: ``[N, 2]``, height and width of the images that were measured.
-        regions: ``[M]``, the square root of the area of each connected region that is not of the
-            commonest class, as a share of its image's shorter side.
-        images, test_images: all of them.
-        shares: of each class, of the labelled pixels.
-    """
-
-    sizes: np.ndarray
+    sizes: np.ndarray  # ``[N, 2]``, height and width of the images that were measured
+    # ``[M]``, the square root of the area of each connected region that is not of the
+    # commonest class, as a share of its image's shorter side
     regions: np.ndarray
+    # images, test_images: all of them
     images: int
     test_images: int
     names: tuple[str, ...]
-    shares: tuple[float, ...]
+    shares: tuple[float, ...]  # of each class, of the labelled pixels
     channels: int
     depth: str
 

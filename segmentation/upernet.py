@@ -41,26 +41,18 @@ resize = partial(F.interpolate, mode="bilinear", align_corners=False)
 
 @dataclass(frozen=True)
 class UPerNetOptions:
-    """The heads' form; the defaults are the ConvNeXt papers'.
+    """The heads' form; the defaults are the ConvNeXt papers'."""
 
-    Args:
-        num_classes: K.
-        channels: of every map of the main head.
-        pool_scales: sides of the pooled maps of the last stage.
-        dropout: share of a head's channels that are dropped before its prediction, in training.
-        norm: behind each convolution: "BN"; "SyncBN", over all processes; "GN", which does not
-            depend on the batch and suits one or two images per step.
-        aux_channels: of the auxiliary head on stage 3; 0 builds none.
-        aux_weight: of its loss.
-    """
-
-    num_classes: int
-    channels: int = 512
-    pool_scales: tuple[int, ...] = (1, 2, 3, 6)
+    num_classes: int  # K
+    channels: int = 512  # of every map of the main head
+    pool_scales: tuple[int, ...] = (1, 2, 3, 6)  # sides of the pooled maps of the last stage
+    # share of a head's channels that are dropped before its prediction, in training
     dropout: float = 0.1
+    # behind each convolution: "BN"; "SyncBN", over all processes; "GN", which does not depend
+    # on the batch and suits one or two images per step
     norm: Norm = "BN"
-    aux_channels: int = 256
-    aux_weight: float = 0.4
+    aux_channels: int = 256  # of the auxiliary head on stage 3; 0 builds none
+    aux_weight: float = 0.4  # of its loss
 
 
 class ConvNorm(nn.Sequential):

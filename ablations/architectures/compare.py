@@ -63,15 +63,10 @@ examples:
 
 
 class Data(NamedTuple):
-    """A data set and how its images are seen.
+    """A data set and how its images are seen."""
 
-    Args:
-        side: the shorter side of an image, in pixels.
-        anchor: the smallest anchor's side, in pixels.
-    """
-
-    side: int
-    anchor: int
+    side: int  # the shorter side of an image, in pixels
+    anchor: int  # the smallest anchor's side, in pixels
 
 
 DATA = {"nuclei": Data(128, 8), "coco_mini": Data(128, 16)}

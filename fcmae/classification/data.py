@@ -42,15 +42,11 @@ class LabelledSamples(ImageSamples):
     """Samples of (image float32 ``[C, H, W]``, class, bad images met), normalised.
 
     What replaces a bad image is the next good one, with its class (the first follows the last).
-
-    Args:
-        indices: which of the reader's images these are; ``bad`` ones are none of them.
-        labels: the class of each.
-        transform: from an array ``[h, w, C]`` (uint8, or float32 in 0..1) to a tensor.
     """
 
-    indices: Sequence[int]
-    labels: Sequence[int]
+    indices: Sequence[int]  # which of the reader's images these are; ``bad`` ones are none of them
+    labels: Sequence[int]  # the class of each
+    # from an array ``[h, w, C]`` (uint8, or float32 in 0..1) to a tensor
     transform: Callable[[np.ndarray], Tensor] | None = None
 
     def __len__(self) -> int:
@@ -82,18 +78,13 @@ class LabelledSamples(ImageSamples):
 
 @dataclass(frozen=True)
 class LabelledData:
-    """Training and validation images of the same classes.
+    """Training and validation images of the same classes."""
 
-    Args:
-        classes: their names, by number.
-        train, val: the samples; ``train`` is empty where only ``val`` was asked for.
-        split: in words, how validation images were told from the others.
-    """
-
-    classes: list[str]
+    classes: list[str]  # their names, by number
+    # train, val: the samples; ``train`` is empty where only ``val`` was asked for
     train: LabelledSamples
     val: LabelledSamples
-    split: str
+    split: str  # in words, how validation images were told from the others
 
 
 def collate(samples: list[Sample]) -> Batch:
@@ -108,16 +99,12 @@ def collate(samples: list[Sample]) -> Batch:
 
 @dataclass(frozen=True)
 class _Source:
-    """An opened source of labelled images.
+    """An opened source of labelled images."""
 
-    Args:
-        name: as it was given.
-        reading, skip_bad_images: as in :class:`LabelledSamples`.
-    """
-
-    name: str
+    name: str  # as it was given
     reader: Reader
     labels: Labels
+    # reading, skip_bad_images: as in :class:`LabelledSamples`
     reading: Reading
     skip_bad_images: bool
 

@@ -33,15 +33,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class View:
-    """How images are resized and cropped.
+    """How images are resized and cropped."""
 
-    Args:
-        image_size: height and width in pixels, multiples of 32.
-        crop_pct, interpolation: see
-            :func:`fcmae.classification.transforms.evaluation_transform`.
-    """
-
-    image_size: tuple[int, int] = (224, 224)
+    image_size: tuple[int, int] = (224, 224)  # height and width in pixels, multiples of 32
+    # crop_pct, interpolation: see
+    # :func:`fcmae.classification.transforms.evaluation_transform`
     crop_pct: float | None = CROP_PCT
     interpolation: str = BICUBIC
 

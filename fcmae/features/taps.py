@@ -29,20 +29,14 @@ DEFAULT_TAP: Tap = "grn"
 
 
 class TapPoint(NamedTuple):
-    """One block's tensor.
+    """One block's tensor."""
 
-    Attributes:
-        block: the block's name in the model.
-        module: whose input or output it is.
-        is_input: which of the two.
-        layout: of its dimensions behind the first: "channels_last" or "channels_first".
-        prefix_tokens: tokens of ``[B, tokens, C]`` that are no site of the image (class tokens).
-    """
-
-    block: str
-    module: nn.Module
-    is_input: bool
+    block: str  # the block's name in the model
+    module: nn.Module  # whose input or output it is
+    is_input: bool  # which of the two
+    # of its dimensions behind the first: "channels_last" or "channels_first"
     layout: Literal["channels_last", "channels_first"]
+    # tokens of ``[B, tokens, C]`` that are no site of the image (class tokens)
     prefix_tokens: int = 0
 
     def features(self, x: Tensor) -> Tensor:

@@ -67,15 +67,11 @@ NO_FLAGS = ("norm_pix_loss", "overrides", "trackers")  # fields that others set
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table.
-
-    Args:
-        paper: what the paper reports, by metric.
-        stages: arguments by stage; a stage that is left out is not there.
-    """
+    """One row of the table."""
 
     name: str
-    paper: Mapping[str, float]
+    paper: Mapping[str, float]  # what the paper reports, by metric
+    # arguments by stage; a stage that is left out is not there
     stages: Mapping[str, Mapping[str, Any]]
 
 

@@ -31,20 +31,15 @@ class Cost:
 
 @dataclass(frozen=True)
 class Rows:
-    """What the table holds, for the page, too.
+    """What the table holds, for the page, too."""
 
-    Attributes:
-        titles, cells: of ``study.csv``.
-        labelled: number of labelled images by label size.
-        groups: by start and label size, of those that have runs.
-        costs: by start.
-    """
-
+    # titles, cells: of ``study.csv``
     titles: list[str]
     cells: list[list[Any]]
-    labelled: dict[int | None, int]
+    labelled: dict[int | None, int]  # number of labelled images by label size
+    # by start and label size, of those that have runs
     groups: dict[tuple[str, int | None], Estimate]
-    costs: dict[str, Cost]
+    costs: dict[str, Cost]  # by start
 
 
 def study_rows(study: Study) -> Rows:

@@ -26,19 +26,14 @@ LOOKS = (3, 5, 8, 12, 20)  # numbers of pairs
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the pairs so far say about a difference.
+    """What the pairs so far say about a difference."""
 
-    Attributes:
-        pairs: how many were looked at.
-        mean: of the differences; None without a pair.
-        low, high: the interval's ends; None before the first look.
-        answer: "better" or "worse" where the interval leaves 0 out, else "cannot tell".
-    """
-
-    pairs: int
-    mean: float | None = None
+    pairs: int  # how many were looked at
+    mean: float | None = None  # of the differences; None without a pair
+    # low, high: the interval's ends; None before the first look
     low: float | None = None
     high: float | None = None
+    # "better" or "worse" where the interval leaves 0 out, else "cannot tell"
     answer: Literal["better", "worse", "cannot tell"] = "cannot tell"
 
 

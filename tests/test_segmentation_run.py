@@ -257,11 +257,11 @@ def test_a_prediction_goes_on_where_it_ended(tmp_path, finished, scenes, run_too
     seen = []
     read = prediction.read_shown
 
-    def fails_at_the_fourth(file):
+    def fails_at_the_fourth(file, bands):
         seen.append(file)
         if len(seen) == 4:
             raise KeyboardInterrupt
-        return read(file)
+        return read(file, bands)
 
     monkeypatch.setattr(prediction, "read_shown", fails_at_the_fourth)
     with pytest.raises(KeyboardInterrupt):

@@ -30,6 +30,7 @@ from backbones.errors import InputError
 from backbones.key_adapters import Recognised, StateDict, from_ours, to_ours
 from backbones.normalization import GRNOptions
 from backbones.weight_files import save_safetensors
+from backbones.weights.fitting import headline, misfits, unlike_grn
 from backbones.weights.layouts import adapt_stem
 from backbones.weights.sources import numbers, read_source
 from backbones.weights.structure import ENCODER, OUT_NORMS, guess_size, of_stages, size_name
@@ -203,13 +204,12 @@ def load_encoder(
     misshapen = [n for n in wanted if n in found and found[n].shape != wanted[n].shape]
     missing = [name for name in expected if name not in found]
     unexpected = [n for n in found if n.startswith(ENCODER) and n not in wanted]
-    problems = _problems(wanted, found, misshapen, missing, unexpected)
+    problems = misfits(wanted, found, misshapen, missing, unexpected)
     fitting = {n: t for n, t in found.items() if n in wanted and n not in misshapen}
     loaded = sum(name.startswith(ENCODER) for name in fitting)
     if problems:
-        text = "\n  ".join(
-            [f"{source} ({recognised.format} format) {_headline(model, found, theirs)}", *problems]
-        )
+        first = f"{source} ({recognised.format} format) {headline(model, found, theirs)}"
+        text = "\n  ".join([first, *problems])
         if not allow_partial or not loaded:
             raise InputError(text)
         logger.warning("loaded in part, as allowed: %s", text)
@@ -232,86 +232,6 @@ def load_encoder(
     )
     _log(result, log)
     return result
-
-
-def _headline(model: ConvNeXt, found: StateDict, theirs: Size | None) -> str:
-    """What does not fit, in a sentence with its remedy."""
-    ours = model.size
-    if theirs != ours:
-        return (
-            f"is {size_name(theirs)}; the model is {size_name(ours)}: build the model of the "
-            "checkpoint's size, or give another checkpoint"
-        )
-    chans = found["downsample_layers.0.0.weight"].shape[1:2]
-    if chans != (model.in_chans,):
-        return (
-            f"takes images of {chans[0] if chans else '?'} channels; the model's in_chans is "
-            f"{model.in_chans}: set in_chans to the checkpoint's, or let its stem be turned into "
-            "one of the model's (--adapt-channels, MODEL.CONVNEXT.ADAPT_CHANNELS)"
-        )
-    return f"is {size_name(theirs)} as the model is, but not all of it fits"
-
-
-def _problems(
-    wanted: StateDict,
-    found: StateDict,
-    misshapen: list[str],
-    missing: list[str],
-    unexpected: list[str],
-) -> list[str]:
-    lines = [
-        f"{name} is {tuple(found[name].shape)}; the model's is {tuple(wanted[name].shape)}"
-        for name in misshapen
-    ]
-    if len(lines) > 8:
-        lines = [*lines[:8], f"and {len(lines) - 8} more tensors of another shape"]
-    others = [  # a counter such as BatchNorm's is an integer in the model too
-        f"{n} ({t.dtype})"
-        for n, t in found.items()
-        if not t.is_floating_point() and (n not in wanted or wanted[n].is_floating_point())
-    ]
-    broken = [n for n, t in found.items() if t.is_floating_point() and not t.isfinite().all()]
-    for kind, names in (
-        ("missing", missing),
-        ("unexpected", unexpected),
-        ("with NaN or infinite values", broken),
-        ("of no floating-point numbers", others),
-    ):
-        if names:
-            lines.append(f"{len(names)} {kind}: {', '.join(names)}")
-    return lines
-
-
-def unlike_grn(
-    source: str | Path,
-    found: Mapping[str, Tensor],
-    metadata: Mapping[str, str],
-    model: ConvNeXt,
-    allow_other_grn: bool,
-) -> tuple[list[str], list[str]]:
-    """The source's and the model's tensors of GRN, or in its place, that are not each other's.
-
-    Args:
-        found: the source's, in our names; with its ``metadata``.
-        allow_other_grn: see :func:`load_encoder`.
-
-    Raises:
-        InputError: if the two differ in it, even if only in GRN's form, and may not.
-    """
-    has_grn = any(name.endswith(".grn.gamma") for name in found)
-    theirs = metadata.get("grn", str(GRNOptions()) if has_grn else None)
-    if theirs is None or model.grn is None or theirs == str(model.grn):
-        return [], []
-    if not allow_other_grn:
-        raise InputError(
-            f"{source} was trained with {theirs}; the model has {model.grn}: choose the same, or "
-            "allow another (--allow-other-grn, MODEL.CONVNEXT.ALLOW_OTHER_GRN)"
-        )
-    logger.warning("%s was trained with %s; the model has %s", source, theirs, model.grn)
-    if theirs.startswith("GRNOptions") and model.grn.kind == "grn":
-        return [], []  # two forms of GRN have the same parameters
-    left_out, new = ([n for n in names if ".grn." in n] for names in (found, model.state_dict()))
-    return left_out, new
 
 
 def _log(result: LoadResult, log: logging.Logger) -> None:

@@ -1,0 +1,104 @@
+"""Whether an encoder's tensors are a model's: what differs, in words with the remedy."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from backbones.convnext import ConvNeXt, Size
+from backbones.errors import InputError
+from backbones.key_adapters import StateDict
+from backbones.normalization import GRNOptions
+from backbones.weights.structure import size_name
+
+logger = logging.getLogger("backbones.checkpoint")
+
+
+def headline(model: ConvNeXt, found: StateDict, theirs: Size | None) -> str:
+    """What does not fit, in a sentence with its remedy."""
+    ours = model.size
+    if theirs != ours:
+        return (
+            f"is {size_name(theirs)}; the model is {size_name(ours)}: build the model of the "
+            "checkpoint's size, or give another checkpoint"
+        )
+    chans = found["downsample_layers.0.0.weight"].shape[1:2]
+    if chans != (model.in_chans,):
+        return (
+            f"takes images of {chans[0] if chans else '?'} channels; the model's in_chans is "
+            f"{model.in_chans}: set in_chans to the checkpoint's, or let its stem be turned into "
+            "one of the model's (--adapt-channels, MODEL.CONVNEXT.ADAPT_CHANNELS)"
+        )
+    return f"is {size_name(theirs)} as the model is, but not all of it fits"
+
+
+def misfits(
+    wanted: StateDict,
+    found: StateDict,
+    misshapen: list[str],
+    missing: list[str],
+    unexpected: list[str],
+) -> list[str]:
+    """What is wrong with the tensors, a line for each kind; none if all of them fit.
+
+    Args:
+        wanted: the model's.
+        found: the file's, in our names.
+        misshapen, missing, unexpected: names, see :class:`backbones.checkpoint.LoadResult`.
+    """
+    lines = [
+        f"{name} is {tuple(found[name].shape)}; the model's is {tuple(wanted[name].shape)}"
+        for name in misshapen
+    ]
+    if len(lines) > 8:
+        lines = [*lines[:8], f"and {len(lines) - 8} more tensors of another shape"]
+    others = [  # a counter such as BatchNorm's is an integer in the model too
+        f"{n} ({t.dtype})"
+        for n, t in found.items()
+        if not t.is_floating_point() and (n not in wanted or wanted[n].is_floating_point())
+    ]
+    broken = [n for n, t in found.items() if t.is_floating_point() and not t.isfinite().all()]
+    for kind, names in (
+        ("missing", missing),
+        ("unexpected", unexpected),
+        ("with NaN or infinite values", broken),
+        ("of no floating-point numbers", others),
+    ):
+        if names:
+            lines.append(f"{len(names)} {kind}: {', '.join(names)}")
+    return lines
+
+
+def unlike_grn(
+    source: str | Path,
+    found: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    model: ConvNeXt,
+    allow_other_grn: bool,
+) -> tuple[list[str], list[str]]:
+    """The source's and the model's tensors of GRN, or in its place, that are not each other's.
+
+    Args:
+        found: the source's, in our names; with its ``metadata``.
+        allow_other_grn: see :func:`load_encoder`.
+
+    Raises:
+        InputError: if the two differ in it, even if only in GRN's form, and may not.
+    """
+    has_grn = any(name.endswith(".grn.gamma") for name in found)
+    theirs = metadata.get("grn", str(GRNOptions()) if has_grn else None)
+    if theirs is None or model.grn is None or theirs == str(model.grn):
+        return [], []
+    if not allow_other_grn:
+        raise InputError(
+            f"{source} was trained with {theirs}; the model has {model.grn}: choose the same, or "
+            "allow another (--allow-other-grn, MODEL.CONVNEXT.ALLOW_OTHER_GRN)"
+        )
+    logger.warning("%s was trained with %s; the model has %s", source, theirs, model.grn)
+    if theirs.startswith("GRNOptions") and model.grn.kind == "grn":
+        return [], []  # two forms of GRN have the same parameters
+    left_out, new = ([n for n in names if ".grn." in n] for names in (found, model.state_dict()))
+    return left_out, new

@@ -271,7 +271,11 @@ def plan_sampler(plan: Plan, survey: Survey) -> None:
 
 
 def plan_augmentation(plan: Plan) -> None:
-    plan.set("INPUT.RANDOM_FLIP", "horizontal", "a mirrored scene is a scene, as on COCO")
+    plan.set(
+        "INPUT.RANDOM_FLIP", "horizontal",
+        "a mirrored scene is a scene, as on COCO; labels do not tell whether images have an up and "
+        "down: where not (microscopy, views from above), both, and AUGMENTATION.ROTATE_90 True",
+    )  # fmt: skip
 
 
 def plan_schedule(plan: Plan, iterations: int, survey: Survey, reason: str) -> None:

@@ -5,11 +5,13 @@ import io
 import json
 
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 from PIL import Image
 from test_detection_formats import HEIGHT, WIDTH, drawn, labelme, named, picture, read, shape, voc
 
 from backbones.errors import InputError
+from detection.data.formats import labels
 from detection.data.formats.convert import guess, read_labels
 
 BOX = "0.5 0.5 0.25 0.5"  # 20 x 30 pixels from 30, 15
@@ -302,6 +304,22 @@ def test_a_map_of_palette_colours_is_read_by_its_numbers_and_pages_are_said(tmp_
     tree, notes, _ = read(tmp_path / "masks", "masks", tmp_path / "images")
     assert [item["area"] for item in tree["annotations"]] == [36, 100, 36, 100]
     assert "b.tif: has 2 pages; the first is read" in notes
+
+
+def test_a_map_of_many_objects_is_read_by_their_boxes_and_nan_is_no_object(tmp_path, monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 60, (HEIGHT, WIDTH)).astype(np.float32)
+    noise[noise == 7] = np.nan
+    picture(tmp_path / "images/a.png")
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(noise).save(tmp_path / "masks/a.tif")
+    monkeypatch.setattr(labels, "rle_of", None)  # which would encode whole images
+    tree, _, builder = read(tmp_path / "masks", "masks", tmp_path / "images")
+    expected = [noise == value for value in range(1, 60) if value != 7]
+    assert len(tree["annotations"]) == builder.read == len(expected)
+    for item, mask in zip(tree["annotations"], expected, strict=True):
+        assert (drawn(item) == mask).all()
+        assert item["area"] == mask.sum()
+        assert item["bbox"] == mask_util.toBbox(item["segmentation"]).tolist()
 
 
 def test_coco_itself_is_named_as_what_it_is(tmp_path):

@@ -9,6 +9,7 @@ in one folder under the image's name and a number, ``a_0.png``, ``a_mask_1.png``
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,14 +129,33 @@ def _read_mask(
     if not is_map or values.shape != (image["height"], image["width"]):  # which is refused there
         builder.mask(image, where, class_name, values > 0)
         return
+    if values.dtype.kind == "f":
+        values = np.nan_to_num(values)  # no number is no object
     ids = [value for value in np.unique(values).tolist() if value]
     if len(ids) == 1 and ids[0] in (1, 255, 65535, 256**3 - 1):
         count, parts = cv2.connectedComponents((values > 0).astype(np.uint8))
         if count > 2:
             builder.note(where, "tells no objects apart", "each connected part is an object")
-        values, ids = parts, list(range(1, count))
-    for value in ids:
-        builder.mask(image, f"{where}, id {value}", class_name, values == value)
+        values = parts
+    for value, top, left, bottom, right in _boxes(values):
+        inside = values[top:bottom, left:right] == value
+        builder.mask_part(image, f"{where}, id {value}", class_name, inside, left, top)
+
+
+def _boxes(values: np.ndarray) -> Iterator[tuple[Any, int, int, int, int]]:
+    """Each value of a map but 0, with the rows and columns that it lies between."""
+    rows, columns = np.nonzero(values)
+    found = values[rows, columns]
+    order = np.argsort(found, kind="stable")
+    rows, columns, found = rows[order], columns[order], found[order]
+    if not len(found):
+        return
+    starts = np.flatnonzero(np.r_[True, found[1:] != found[:-1]])
+    edges = (
+        pick.reduceat(axis, starts) for pick in (np.minimum, np.maximum) for axis in (rows, columns)
+    )
+    for value, top, left, bottom, right in zip(found[starts].tolist(), *edges, strict=True):
+        yield value, int(top), int(left), int(bottom) + 1, int(right) + 1
 
 
 def write_masks(tree: dict[str, Any], folder: Path) -> None:

@@ -9,6 +9,7 @@ import json
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnxruntime
 from onnx_images import model_input
@@ -29,16 +30,19 @@ if metadata.get("kind") != "segmentation":
 # 1. the image as it was trained on: its channels, 0 to 255
 wanted = session.get_inputs()[0].shape[1]
 pixels = model_input(photo, metadata, wanted)
-# 2. padded at the right and below to a multiple of 32, with the mean colour, as in training
-height, width = pixels.shape[:2]
+# 2. fitted into the long and short side of its test; padded at the right and below to a multiple of
+#    32, with the mean colour, as in training
+(height, width), scale = pixels.shape[:2], json.loads(metadata.get("scale", "[0, 0]"))
+factor = min(max(scale) / max(height, width), min(scale) / min(height, width)) or 1
+high, wide = (max(1, int(side * factor + 0.5)) for side in (height, width))
 divisor = int(metadata["size_divisor"])
-canvas = np.empty((height + -height % divisor, width + -width % divisor, wanted), np.float32)
+canvas = np.empty((high + -high % divisor, wide + -wide % divisor, wanted), np.float32)
 canvas[:] = json.loads(metadata["pixel_mean"])
-canvas[:height, :width] = pixels
-images = canvas.transpose(2, 0, 1)[None]
-# 3. logits [1, K, H, W] -> the class of each pixel
-(logits,) = session.run(["logits"], {"images": images})
-classes = logits[0, :, :height, :width].argmax(0).astype(np.uint8)
+canvas[:high, :wide] = np.atleast_3d(cv2.resize(pixels, (wide, high)))
+# 3. logits [1, K, H, W], brought to the image's size -> the class of each pixel
+(logits,) = session.run(["logits"], {"images": canvas.transpose(2, 0, 1)[None]})
+scores = cv2.resize(logits[0, :, :high, :wide].transpose(1, 2, 0), (width, height))
+classes = np.atleast_3d(scores).argmax(2).astype(np.uint8)
 Image.fromarray(classes).save(output)
 for index, name in enumerate(json.loads(metadata["class_names"])):
     print(f"{name}: {100 * (classes == index).mean():.1f}% of the pixels")

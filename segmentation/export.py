@@ -93,6 +93,7 @@ def run_export(
             "pixel_range": "0 to 255",
             "pixel_mean": json.dumps(list(config.MODEL.PIXEL_MEAN)),
             "value_range": json.dumps(list(config.INPUT.VALUE_RANGE)),
+            "scale": json.dumps(list(config.TEST.SCALE)),
             "size_divisor": str(STRIDE),
             "licence": metadata.get("licence", "unknown"),
         },

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import zipfile
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -133,7 +134,9 @@ def test_a_data_yaml_of_any_content_is_refused_in_words(tmp_path, content, words
 def test_voc_corners_at_0_say_that_all_are_counted_from_0(tmp_path):
     voc(tmp_path, "a", [("cat", (0, 5, 80, 60), 0)])
     voc(tmp_path, "b", [("cat", (11.0, 21.0, 30.0, 40.0), 0)])
+    (tmp_path / "ImageSets/Main").mkdir(parents=True)
     tree, notes, _ = read(tmp_path)
+    assert "ImageSets: names parts of the set; they are not told apart" in notes
     assert [item["bbox"] for item in tree["annotations"]] == [[0, 5, 80, 55], [11, 21, 19, 19]]
     assert "are at pixel 0; all are counted from 0 and not from 1" in notes
 
@@ -326,3 +329,8 @@ def test_coco_itself_is_named_as_what_it_is(tmp_path):
     file = text(tmp_path / "train.json", '{"images": [], "annotations": [], "categories": []}')
     with pytest.raises(InputError, match=r"is COCO already: .*check_dataset"):
         read_labels(file)
+    with zipfile.ZipFile(tmp_path / "export.zip", "w") as archive:  # as CVAT and Roboflow give it
+        archive.write(file, "train.json")
+    for kind in ("auto", "cvat"):
+        with pytest.raises(InputError, match="is a zip archive: unpack it"):
+            read_labels(tmp_path / "export.zip", kind)

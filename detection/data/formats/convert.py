@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,8 @@ def read_labels(
     for path in (source, images):
         if path is not None and not path.exists():
             raise FileNotFoundError(2, "there is no such file or folder", str(path))
+    if source.is_file() and zipfile.is_zipfile(source):
+        raise InputError(f"{source} is a zip archive: unpack it, and give the folder")
     kind = guess(source) if kind == "auto" else kind
     if kind == "masks":
         return read_masks(source, images, class_name)

@@ -36,6 +36,9 @@ def read_voc(source: Path, images: Path | None) -> dict[str, Builder]:
             trees[file] = tree
     if not trees:
         raise InputError(f"{source}: no XML file of Pascal VOC is in it")
+    for folder in {source, source.parent}:
+        if (folder / "ImageSets").is_dir():
+            builder.note("ImageSets", "names parts of the set", "they are not told apart")
     first = 0 if any(_has_zero(tree) for tree in trees.values()) else 1
     if not first:
         builder.note("some corners", "are at pixel 0", "all are counted from 0 and not from 1")

@@ -64,13 +64,12 @@ class GRNOptions:
     kind: Kind = "grn"
 
     def __post_init__(self) -> None:
+        choices = {"aggregate": Aggregate, "normalize": Normalize, "kind": Kind}
         problems = [
             f"GRNOptions.{name} is {getattr(self, name)!r}; allowed: {', '.join(get_args(allowed))}"
-            for name, allowed in (
-                ("aggregate", Aggregate), ("normalize", Normalize), ("kind", Kind)
-            )
+            for name, allowed in choices.items()
             if getattr(self, name) not in get_args(allowed)
-        ]  # fmt: skip
+        ]
         form = (self.aggregate, self.normalize, self.residual)
         if self.kind != "grn" and form != ("l2", "mean", True):
             problems.append(

@@ -61,11 +61,7 @@ class Statistics:
         return (0.5,) * len(self.mean), (0.25,) * len(self.std)
 
     def check_resumed(
-        self,
-        mean: Sequence[float] | None,
-        std: Sequence[float] | None,
-        in_chans: int,
-        config: str,
+        self, mean: Sequence[float] | None, std: Sequence[float] | None, in_chans: int, config: str
     ) -> None:
         """Check that a resumed run's options do not contradict these, which it was started with.
 

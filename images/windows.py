@@ -103,20 +103,14 @@ class Windows:
             return self.read(0, 0, self.width, self.height)
         rows = factor * max(1, BAND_VALUES // (self.width * self.picture.channels * factor))
         width = max(1, round(self.width / factor))
-        parts = [
-            np.stack(
-                [
-                    cv2.resize(
-                        np.ascontiguousarray(band[..., channel]),
-                        (width, max(1, round(len(band) / factor))),
-                        interpolation=cv2.INTER_AREA,
-                    )
-                    for channel in range(band.shape[-1])
-                ],
-                axis=-1,
-            )
-            for band in self.bands(rows)
-        ]
+        parts = []
+        for band in self.bands(rows):
+            size = (width, max(1, round(len(band) / factor)))
+            channels = [
+                cv2.resize(np.ascontiguousarray(channel), size, interpolation=cv2.INTER_AREA)
+                for channel in np.moveaxis(band, -1, 0)
+            ]
+            parts.append(np.stack(channels, axis=-1))
         return np.concatenate(parts)
 
 

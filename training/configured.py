@@ -90,15 +90,10 @@ def build_adamw(config: Any, model: nn.Module, encoder_prefix: str) -> torch.opt
     """
     solver = config.SOLVER
     groups = parameter_groups(
-        model,
-        solver.BASE_LR,
-        solver.WEIGHT_DECAY,
-        depths=SIZES[config.MODEL.CONVNEXT.SIZE].depths,
-        layer_decay=solver.LAYER_DECAY,
-        layer_decay_type=solver.LAYER_DECAY_TYPE,
-        encoder_prefix=encoder_prefix,
+        model, solver.BASE_LR, solver.WEIGHT_DECAY, SIZES[config.MODEL.CONVNEXT.SIZE].depths,
+        solver.LAYER_DECAY, solver.LAYER_DECAY_TYPE, encoder_prefix,
         stage_layers=solver.get("LAYER_DECAY_LAYERS", STAGE_LAYERS),
-    )
+    )  # fmt: skip
     return torch.optim.AdamW(groups, lr=solver.BASE_LR)
 
 
@@ -270,10 +265,9 @@ def newest_weights(output_dir: Path) -> Path:
     if best := sorted(output_dir.glob(f"{BEST_WEIGHTS}.*")):
         return best[0]
     pointer = output_dir / "last_checkpoint"
-    if (
-        not pointer.is_file()
-        or not (path := output_dir / pointer.read_text(encoding="utf-8").strip()).is_file()
-    ):
+    named = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
+    path = output_dir / named
+    if not path.is_file():
         raise InputError(
             f"{output_dir} holds no checkpoint: train first, or give MODEL.WEIGHTS a trained model"
         )

@@ -143,10 +143,8 @@ def train(
     batches = run.batches(start, collate)
     logger.info(
         "training %d steps of %d images on %s, %d process(es)",
-        options.max_steps - start,
-        options.batch_size,
-        device_name(accelerator.device),
-        accelerator.num_processes,
+        *(options.max_steps - start, options.batch_size),
+        *(device_name(accelerator.device), accelerator.num_processes),
     )
     if accelerator.is_main_process:
         warn_of_slow_bf16(options.precision, accelerator.device)

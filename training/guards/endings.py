@@ -38,6 +38,7 @@ LEAVE_TO_CHILDREN = 6.0  # seconds
 SAME = 1.0  # seconds within which signals are one: Ctrl-C goes to a launcher, which sends its own
 REQUEUE = "FCMAE_REQUEUE"  # set to 1: after SIGUSR1's checkpoint, Slurm is asked to start again
 PARENT = "FCMAE_PARENT"  # the process that started this one, and whose end is this one's
+Handlers = dict[int, Callable[[int, Any], Any]]  # by the signals' numbers
 
 _asked_early = threading.Event()  # by SIGUSR1, before the training
 
@@ -64,8 +65,7 @@ def ended_by_signals() -> Iterator[None]:
     def end(number: int, _frame: Any) -> NoReturn:
         raise EndedError(number)
 
-    handlers: dict[int, Callable[[int, Any], Any]]
-    handlers = dict.fromkeys(ENDING, end)
+    handlers: Handlers = dict.fromkeys(ENDING, end)
     handlers[signal.SIGINT] = signal.default_int_handler
     if CHECKPOINT is not None:
         _asked_early.clear()
@@ -75,7 +75,7 @@ def ended_by_signals() -> Iterator[None]:
 
 
 @contextmanager
-def _handlers(handlers: dict[int, Callable[[int, Any], Any]]) -> Iterator[None]:
+def _handlers(handlers: Handlers) -> Iterator[None]:
     """Signal handlers for a while: in the main thread, and not of signals that are ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -124,8 +124,8 @@ class Endings:
     def __enter__(self) -> Endings:
         self.checkpoint_asked = _asked_early.is_set()
         _asked_early.clear()
-        handlers: dict[int, Callable[[int, Any], Any]]
-        handlers = dict.fromkeys([*ENDING, *([CHECKPOINT] if CHECKPOINT else [])], self._note)
+        noted = [*ENDING, *([CHECKPOINT] if CHECKPOINT else [])]
+        handlers: Handlers = dict.fromkeys(noted, self._note)
         if self.patience and ALARM:
             handlers[ALARM] = lambda *_: self._interrupt()
         self._of_child = signal.getsignal(CHILD) if CHILD else None

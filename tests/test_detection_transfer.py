@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from small_detector import small_config
 from torch import Tensor, nn
@@ -221,10 +222,10 @@ def test_a_training_leaves_frozen_parts_as_they_were(engine: str, data, tmp_path
 # --- other channels, other architectures ---
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_weights_of_other_channels_need_the_key(whole: bool, tmp_path: Path) -> None:
-    grey = {"INPUT.FORMAT": "L", "MODEL.CONVNEXT.IN_CHANS": 1}
-    grey |= {"MODEL.PIXEL_MEAN": [100.0], "MODEL.PIXEL_STD": [50.0]}
+@pytest.mark.parametrize(("whole", "bands"), [(True, 1), (False, 1), (True, 4), (False, 13)])
+def test_weights_of_other_channels_need_the_key(whole: bool, bands: int, tmp_path: Path) -> None:
+    grey = {"INPUT.FORMAT": "L" if bands == 1 else "raw", "MODEL.CONVNEXT.IN_CHANS": bands}
+    grey |= {"MODEL.PIXEL_MEAN": [100.0] * bands, "MODEL.PIXEL_STD": [50.0] * bands}
     path = tmp_path / "x.safetensors"
     if whole:
         source = build_mask_rcnn(small_config())
@@ -243,7 +244,7 @@ def test_weights_of_other_channels_need_the_key(whole: bool, tmp_path: Path) -> 
     model = build_mask_rcnn(config)
     load_initial_weights(config, model, OLD)
     found = model.backbone.body.downsample_layers[0][0].weight
-    torch.testing.assert_close(found, stem.sum(1, keepdim=True))
+    torch.testing.assert_close(found, timm.models.adapt_input_conv(bands, stem.detach()))
 
 
 def yolo() -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,7 @@ def train_segmenter(
     seed_generators(config.SEED)
     model = build_segmenter(config)
     if not (resume and list_checkpoints(output_dir)):
-        load_initial_weights(config, model)
+        load_initial_weights(config, model, train_set.classes.names)
     ema = build_average(config, model)
 
     def after_step(step: int, model: nn.Module) -> dict[str, float]:
@@ -185,10 +185,13 @@ def refuse_shared_norm_on_cpus(config: CfgNode, device: torch.device) -> None:
         )
 
 
-def load_initial_weights(config: CfgNode, model: UPerNet) -> None:
+def load_initial_weights(
+    config: CfgNode, model: UPerNet, class_names: Sequence[str] | None = None
+) -> None:
     """Load ``MODEL.WEIGHTS`` (all), else ``MODEL.CONVNEXT.WEIGHTS`` (the encoder)."""
     if config.MODEL.WEIGHTS:
-        load_segmenter(config.MODEL.WEIGHTS, model, config.MODEL.CONVNEXT.ADAPT_CHANNELS)
+        adapt = config.MODEL.CONVNEXT.ADAPT_CHANNELS
+        load_segmenter(config.MODEL.WEIGHTS, model, adapt, class_names)
     elif source := config.MODEL.CONVNEXT.WEIGHTS:
         load_encoder(
             source,

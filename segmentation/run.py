@@ -5,7 +5,6 @@ All that a run leaves lies in ``OUTPUT_DIR``, under the names that detection's r
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from pathlib import Path
@@ -15,7 +14,6 @@ from fvcore.common.config import CfgNode
 
 from backbones.checkpoint import OWN_WEIGHTS, open_encoder
 from backbones.errors import InputError
-from backbones.weight_files import read_metadata
 from backbones.whole_files import write_json, write_text
 from images.configured import reading_of, with_statistics, with_weights_statistics
 from segmentation.check import Checked, checked_or_refused, class_shares
@@ -23,6 +21,7 @@ from segmentation.config import resolve_num_classes
 from segmentation.dataset import SegmentationDataset, load_segmentation
 from segmentation.engine import predict_segmenter, train_segmenter
 from segmentation.report import write_report
+from segmentation.weights import trained_names
 from training.cli import is_main_process, log_to
 from training.command_line.tasks import read_facts
 from training.configured import (
@@ -151,16 +150,6 @@ def with_trained_classes(
             "another OUTPUT_DIR"
         )
     return {role: dataset.with_classes(trained) for role, dataset in datasets.items()}
-
-
-def trained_names(weights: str) -> list[str]:
-    """The classes of a model, in the order of its outputs: by its file, else by its run."""
-    if not weights or not Path(weights).is_file():
-        return []
-    if names := read_metadata(weights).get("class_names"):
-        return json.loads(names)
-    folders = [*Path(weights).absolute().parents][:3]  # a checkpoint: RUN/checkpoints/STEP/FILE
-    return next((facts["classes"] for f in folders if "classes" in (facts := read_facts(f))), [])
 
 
 def complete(config: CfgNode, datasets: dict[str, SegmentationDataset], resume: bool) -> CfgNode:

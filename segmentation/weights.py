@@ -6,18 +6,22 @@ of the heads and of the output norms.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from backbones.errors import InputError
 from backbones.key_adapters import to_ours
-from backbones.weight_files import read_state_dict
+from backbones.weight_files import read_metadata, read_state_dict
 from backbones.weights.layouts import adapt_stem
 from backbones.weights.structure import misfits
 from segmentation.model import UPerNet
+from training.command_line.tasks import read_facts
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +37,7 @@ RENAMED = (
     (r"^backbone\.norm(\d)\.", lambda match: f"backbone.out_norms.stage{int(match[1]) + 1}."),
 )
 STEM = "backbone.downsample_layers.0.0.weight"
+ROWS = re.compile(r"_head\.conv_seg\.(weight|bias)$")  # one for each class
 COUNTERS = ".num_batches_tracked"  # of a batch norm; not in every file, and without effect here
 
 
@@ -52,12 +57,29 @@ def to_our_names(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def load_segmenter(source: str | Path, model: UPerNet, adapt_channels: bool = False) -> None:
+def trained_names(weights: str) -> list[str]:
+    """The classes of a model, in the order of its outputs: by its file, else by its run."""
+    if not weights or not Path(weights).is_file():
+        return []
+    if names := read_metadata(weights).get("class_names"):
+        return json.loads(names)
+    folders = [*Path(weights).absolute().parents][:3]  # a checkpoint: RUN/checkpoints/STEP/FILE
+    return next((facts["classes"] for f in folders if "classes" in (facts := read_facts(f))), [])
+
+
+def load_segmenter(
+    source: str | Path,
+    model: UPerNet,
+    adapt_channels: bool = False,
+    class_names: Sequence[str] | None = None,
+) -> None:
     """Load a whole model, completely or not at all.
 
     Args:
         adapt_channels: a stem of other channels is turned into the model's, by
             :func:`backbones.weights.layouts.adapt_stem`.
+        class_names: those that the model is to have; the rows of a file that names the same ones
+            in another order are taken by name. None where the file's are the model's.
 
     Raises:
         FileNotFoundError: if the file does not exist.
@@ -67,6 +89,8 @@ def load_segmenter(source: str | Path, model: UPerNet, adapt_channels: bool = Fa
     wanted = model.state_dict()
     found = {n: t for n, t in found.items() if n in wanted or not n.endswith(COUNTERS)}
     found |= {n: t for n, t in wanted.items() if n.endswith(COUNTERS) and n not in found}
+    if class_names is not None:
+        found = _by_name(source, found, class_names)
     stem, channels = found.get(STEM), model.backbone.in_chans
     if stem is not None and stem.ndim == 4 and stem.shape[1] != channels:
         if not adapt_channels:
@@ -84,3 +108,23 @@ def load_segmenter(source: str | Path, model: UPerNet, adapt_channels: bool = Fa
         raise InputError("\n  ".join([f"{source} is not this segmentation model:", *problems]))
     model.load_state_dict(found)
     logger.info("%d/%d tensors loaded from %s", len(wanted), len(wanted), source)
+
+
+def _by_name(
+    source: str | Path, tensors: dict[str, Tensor], class_names: Sequence[str]
+) -> dict[str, Tensor]:
+    theirs = trained_names(str(source))
+    if theirs == list(class_names) or len(theirs) != len(class_names):
+        return tensors
+    if sorted(theirs) != sorted(class_names):
+        logger.warning(
+            "%s is of the classes %s: their rows begin for these classes by number",
+            *(source, ", ".join(theirs)),
+        )
+        return tensors
+    rows = torch.tensor([theirs.index(name) for name in class_names])
+    logger.info("%s has the classes in another order; their rows are taken by name", source)
+    return {
+        name: tensor[rows] if ROWS.search(name) and len(tensor) == len(rows) else tensor
+        for name, tensor in tensors.items()
+    }

@@ -14,9 +14,11 @@ from test_segmentation_run import config_of
 from backbones.checkpoint import save_encoder
 from backbones.convnext import build_convnext
 from backbones.errors import InputError
-from backbones.weight_files import read_metadata
-from segmentation.class_names import ADE20K
+from backbones.weight_files import read_metadata, read_state_dict
+from segmentation.config import build_segmenter
 from segmentation.dataset import load_segmentation
+from segmentation.engine import load_initial_weights
+from segmentation.published import ADE20K
 from segmentation.run import run, trained_names
 
 
@@ -86,6 +88,19 @@ def test_the_authors_ade20k_files_have_the_classes_of_ade20k(tmp_path):
     torch.save(content, tmp_path / "upernet_convnext_tiny_1k_512x512.pth")
     found = trained_names(str(tmp_path / "upernet_convnext_tiny_1k_512x512.pth"))
     assert found == list(ADE20K)
+
+
+def test_a_training_from_a_model_takes_the_rows_of_its_classes_by_name(tmp_path, finished):
+    output, _ = finished
+    file = output / "model_final.safetensors"
+    before, names = read_state_dict(file), ["square", "ground", "disc"]
+    more = ("MODEL.WEIGHTS", file, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3)
+    config = config_of(tmp_path, "masks:a:b", *more)
+    model = build_segmenter(config)
+    load_initial_weights(config, model, names)
+    for name, tensor in model.state_dict().items():
+        rows = [NAMES.index(one) for one in names] if ".conv_seg." in name else ...
+        assert torch.equal(tensor, before[name][rows]), name
 
 
 def test_a_class_that_the_model_lacks_is_refused_by_name(tmp_path, finished, scenes):

@@ -197,14 +197,14 @@ class FCMAE(nn.Module):
             small_patches = self.pred(self.decoder(x, features, mask))
             prediction = patchify(unpatchify(small_patches, UNET_PATCH))
             return prediction.permute(0, 2, 3, 1)[mask], prediction
-        removed_nc = self._decode_removed(x, mask)
-        patches = F.linear(removed_nc, self.pred.weight.flatten(1), self.pred.bias)
-        prediction = patches.new_zeros(*mask.shape, patches.shape[1])
-        return patches, prediction.masked_scatter(mask.unsqueeze(-1), patches).permute(0, 3, 1, 2)
-
-    def _decode_removed(self, x_nchw: Tensor, mask: Tensor) -> Tensor:
-        """The decoder's output at the N removed patches, ``[N, C]``."""
         sites = mask.flatten().nonzero()[:, 0]
+        removed_nc = self._decode_at(x, sites)
+        patches = F.linear(removed_nc, self.pred.weight.flatten(1), self.pred.bias)
+        prediction = patches.new_zeros(mask.numel(), patches.shape[1]).index_copy(0, sites, patches)
+        return patches, prediction.unflatten(0, mask.shape).permute(0, 3, 1, 2)
+
+    def _decode_at(self, x_nchw: Tensor, sites: Tensor) -> Tensor:
+        """The decoder's output at the N sites, indices in the flattened mask, ``[N, C]``."""
         if isinstance(self.decoder, nn.Sequential) and len(self.decoder):
             *blocks, last = self.decoder.children()
             for block in blocks:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from backbones import compiling
+from backbones.checkpoint import save_encoder
 from backbones.compiling import compiled_encoders
 from backbones.convnext import STAGES, ConvNeXt, Size
 
@@ -80,3 +83,28 @@ def test_where_nothing_can_be_compiled_the_encoder_runs_and_says_so_once(
     (record,) = [r for r in caplog.records if r.name == "backbones.compiling"]
     assert "nothing can be compiled here" in record.getMessage()
     assert "No working C++ compiler found" in record.getMessage()
+
+
+def test_compiled_embeddings_are_the_eager_ones(encoder, monkeypatch, run_tool, tmp_path) -> None:
+    seen = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list) -> torch.fx.GraphModule:
+        seen.append(graph)
+        return graph
+
+    monkeypatch.setattr(compiling, "BACKEND", backend)
+    save_encoder(encoder, tmp_path / "e.safetensors", {})
+    generator = np.random.default_rng(0)
+    for number in range(4):
+        pixels = generator.integers(0, 256, (64, 64, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    found = []
+    for flags in ((), ("--compile",)):
+        command = ["--encoder", tmp_path / "e.safetensors", "--data", tmp_path, "--workers", 0]
+        command += ["--output", tmp_path / "f.npz", "--image-size", 64, "--device", "cpu", *flags]
+        result = run_tool("embed", *command)
+        assert result.code == 0, result.err
+        with np.load(tmp_path / "f.npz", allow_pickle=False) as archive:
+            found.append(archive["features"])
+    assert len(seen) == 1
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-3, atol=1e-5)

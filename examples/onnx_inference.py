@@ -66,7 +66,8 @@ height, width = image.shape[:2]
 scale = min(shortest / min(height, width), longest / max(height, width)) or 1
 size = max(1, int(width * scale + 0.5)), max(1, int(height * scale + 0.5))
 how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-images = np.atleast_3d(cv2.resize(image, size, interpolation=how)).transpose(2, 0, 1)[None]
+bands_chw = np.ascontiguousarray(image.transpose(2, 0, 1))
+images = np.stack([cv2.resize(band, size, interpolation=how) for band in bands_chw])[None]
 values = session.run(None, {"images": images, "sizes": np.array([size[::-1]])})
 found = {output.name: value for output, value in zip(session.get_outputs(), values, strict=True)}
 

@@ -143,7 +143,7 @@ def test_another_models_weights_are_refused_by_name(tmp_path, scenes, finished):
     other = config_of(
         tmp_path / "y", scenes, "MODEL.WEIGHTS", weights, "MODEL.SEM_SEG_HEAD.AUX_CHANNELS", "64"
     )
-    with pytest.raises(InputError, match=r"auxiliary_head\.conv_seg\.weight is \[3, 32, 1, 1\]"):
+    with pytest.raises(InputError, match=r"auxiliary_head\.conv_seg\.weight \(\(3, 32, 1, 1\)"):
         run(other)
 
 

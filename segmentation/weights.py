@@ -18,8 +18,8 @@ from torch import Tensor
 from backbones.errors import InputError
 from backbones.key_adapters import to_ours
 from backbones.weight_files import read_metadata, read_state_dict
+from backbones.weights.fitting import differences
 from backbones.weights.layouts import adapt_stem
-from backbones.weights.structure import misfits
 from segmentation.model import UPerNet
 from training.command_line.tasks import read_facts
 
@@ -104,7 +104,7 @@ def load_segmenter(
             *(source, stem.shape[1], channels),
         )
         found[STEM] = adapt_stem(stem, channels)
-    if problems := misfits(found, wanted):
+    if problems := differences(found, wanted):
         raise InputError("\n  ".join([f"{source} is not this segmentation model:", *problems]))
     model.load_state_dict(found)
     logger.info("%d/%d tensors loaded from %s", len(wanted), len(wanted), source)

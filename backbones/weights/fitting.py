@@ -1,4 +1,4 @@
-"""Whether an encoder's tensors are a model's: what differs, in words with the remedy."""
+"""Whether a file's tensors are a model's: what differs, in words with the remedy."""
 
 from __future__ import annotations
 
@@ -102,3 +102,21 @@ def unlike_grn(
         return [], []  # two forms of GRN have the same parameters
     left_out, new = ([n for n in names if ".grn." in n] for names in (found, model.state_dict()))
     return left_out, new
+
+
+def differences(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """Why a file's tensors are not exactly a whole model's, naming each; none if they are."""
+    misshapen = [
+        f"{name} ({tuple(tensors[name].shape)} in the file, {tuple(wanted[name].shape)} here)"
+        for name in wanted
+        if name in tensors and tensors[name].shape != wanted[name].shape
+    ]
+    return [
+        f"{len(names)} {what}: {', '.join(names)}"
+        for what, names in (
+            ("missing in the file", [name for name in wanted if name not in tensors]),
+            ("not in the model", [name for name in tensors if name not in wanted]),
+            ("of another size", misshapen),
+        )
+        if names
+    ]

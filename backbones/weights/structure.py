@@ -126,21 +126,3 @@ def check_head(tensors: Mapping[str, Tensor], source: str) -> int:
             "its encoder alone (tools/convert_checkpoint.py --no-head)"
         )
     return rows
-
-
-def misfits(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """Why a file's tensors are not exactly a model's, naming each; empty if they are."""
-    misshapen = [
-        f"{name} ({tuple(tensors[name].shape)} in the file, {tuple(wanted[name].shape)} here)"
-        for name in wanted
-        if name in tensors and tensors[name].shape != wanted[name].shape
-    ]
-    return [
-        f"{len(names)} {what}: {', '.join(names)}"
-        for what, names in (
-            ("missing in the file", [name for name in wanted if name not in tensors]),
-            ("not in the model", [name for name in tensors if name not in wanted]),
-            ("of another size", misshapen),
-        )
-        if names
-    ]

@@ -13,9 +13,9 @@ from torch import nn
 from backbones.checkpoint import OWN_WEIGHTS, LoadResult
 from backbones.convnext import ConvNeXt
 from backbones.errors import InputError
+from backbones.weights.fitting import differences
 from backbones.weights.layouts import adapt_stem
 from backbones.weights.sources import read_source
-from backbones.weights.structure import misfits
 from detection.engines.mmdetection import is_mmdetection, mmdetection_to_detectron2
 from detection.engines.renaming import (
     StateDict,
@@ -84,7 +84,7 @@ def read_detector(
             logger.warning("%s: its stem is turned into one of %d channels", path, channels)
             tensors[name] = adapt_stem(tensors[name], channels)
     tensors = _without_idle(path, tensors, wanted)
-    problems = misfits(tensors, wanted)
+    problems = differences(tensors, wanted)
     theirs = metadata.get("grn")
     for ours in (module.grn for module in model.modules() if isinstance(module, ConvNeXt)):
         if None not in (ours, theirs) and str(ours) != theirs:

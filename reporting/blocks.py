@@ -24,11 +24,17 @@ class Number:
     bar: float | None = None  # a bar behind it, as a share of the cell's width (0 to 1)
     shade: float | None = None  # how strongly the cell is coloured (0 to 1), as in a heat map
 
+    @property
+    def direction(self) -> Literal["up", "down", ""]:
+        """Of a difference, as it is shown: one that rounds to 0 is neither."""
+        rounded = round(self.value, self.digits) if self.signed and self.value else 0.0
+        return "up" if rounded > 0 else "down" if rounded < 0 else ""
+
     def __str__(self) -> str:
         if self.value is None:
             return NO_GROUND_TRUTH
         rounded = round(self.value, self.digits) + 0.0  # + 0.0: no negative zero
-        sign = "+" if self.signed and rounded > 0 else ""
+        sign = "+" if self.direction == "up" else ""
         return (sign + f"{rounded:,.{self.digits}f}").replace("-", "\N{MINUS SIGN}")
 
 

@@ -387,6 +387,9 @@ def test_durations_read_as_people_say_them(seconds, words):
 
 def test_numbers_are_shown_without_negative_zero_and_with_their_sign():
     assert str(Number(-0.04, signed=True)) == "0.0"
+    assert [Number(value, signed=True).direction for value in (-0.04, -0.06, 0.06, None)] == [
+        *("", "down", "up", "")
+    ]
     assert str(Number(-1.26, signed=True)) == "−1.3"
     assert str(Number(2.0, signed=True)) == "+2.0"
     assert str(Number(None)) == "–"

@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which need not be there
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
     """``-n 2`` gives each process one half, in order, and the rest of a half to who is idle: what
-    the tests of a file share is then made once. ``--dist`` still says otherwise.
+    the tests of a file share is then made once. another ``--dist`` than load still counts.
     """
     if config.getoption("dist") != "load":  # the default of -n
         return None

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental import _config as symbolic_shapes
 
 from backbones.kernels import nobody_reads_the_graph
 
@@ -61,7 +62,9 @@ def run_compiled(
         _compiled[encoder] = torch.compile(features, dynamic=True, backend=BACKEND)
     began = time.perf_counter()
     try:
-        found: Any = _compiled[encoder](images)
+        # else a first image whose sides are equal is compiled for squares alone
+        with symbolic_shapes.patch(use_duck_shape=False):
+            found: Any = _compiled[encoder](images)
     except torch._dynamo.exc.TorchDynamoException as error:
         cause = getattr(error, "inner_exception", error)
         logger.warning(

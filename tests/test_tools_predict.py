@@ -13,6 +13,7 @@ from PIL import Image
 from small_coco import write_small_coco
 from small_detector import small_config
 
+from backbones import compiling
 from detection.data.checks.segmentations import as_rle
 from detection.data.formats.convert import read_labels
 from detection.dataset import load_dataset
@@ -53,6 +54,18 @@ def read(folder):
     return (json.loads((folder / name).read_text()) for name in ("predictions.json", "images.json"))
 
 
+def compiled_graphs(monkeypatch):
+    """A list that grows by what ``torch.compile`` is given, which runs as it is."""
+    seen = []
+
+    def backend(graph, inputs):
+        seen.append(graph)
+        return graph
+
+    monkeypatch.setattr(compiling, "BACKEND", backend)
+    return seen
+
+
 def by_file(results, images):
     """File stem -> the results of its image without the id, in their order."""
     stems = {image["id"]: image["file_name"].split("/")[-1].split(".")[0] for image in images}
@@ -76,6 +89,45 @@ def test_predictions_are_what_the_evaluation_wrote(trained, tmp_path, run_tool):
     sizes = {image["file_name"]: (image["width"], image["height"]) for image in listed["images"]}
     assert sizes[str(images / "3.png")] == (80, 60)
     assert f"20 detections on 4 images, 0 of them drawn: {tmp_path / 'out'}" in done.out
+
+
+def test_compiled_predictions_and_evaluations_are_the_eager_ones(
+    trained, tmp_path, run_tool, monkeypatch
+):
+    run, images = trained
+    seen = compiled_graphs(monkeypatch)
+    command = ("--run", run, "--input", images, "--output-dir", tmp_path / "out", "--compile")
+    assert run_tool("predict", *command).code == 0
+    assert len(seen) == 1  # images of several sizes
+    shutil.copytree(run, tmp_path / "run")
+    dataset = f"json:{images.parent / 'annotations.json'}:{images}"
+    result = run_tool(
+        *("train_net", "--config-file", tmp_path / "run/config.yaml", "--eval-only", "--compile"),
+        *(
+            "OUTPUT_DIR",
+            tmp_path / "run",
+            "DATASETS.TRAIN",
+            "()",
+            "DATASETS.TEST",
+            f"('{dataset}',)",
+        ),
+    )
+    assert result.code == 0, result.err
+    assert len(seen) == 2
+    eager, again = (
+        json.loads((folder / "inference/coco_instances_results.json").read_text())
+        for folder in (run, tmp_path / "run")
+    )
+    results, listed = read(tmp_path / "out")
+    names = [{"id": key, "file_name": f"{key}.png"} for key in (3, 7, 12, 20)]
+    expected = by_file(eager, names)
+    for found in (by_file(results, listed["images"]), by_file(again, names)):
+        for stem, of_image in expected.items():
+            assert [r["category_id"] for r in found[stem]] == [r["category_id"] for r in of_image]
+            for key in ("bbox", "score"):
+                np.testing.assert_allclose(
+                    [r[key] for r in found[stem]], [r[key] for r in of_image], rtol=1e-3, atol=1e-3
+                )
 
 
 def test_overlays_show_what_is_above_the_threshold_enlarged_to_be_read(trained, tmp_path, run_tool):

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from training.command_line.jobs import Job, finished_steps, run_jobs
+from training.command_line.commands import child_command
+from training.command_line.jobs import Job, finished_steps, run_jobs, start_process
 
 
 def test_jobs_run_side_by_side_with_their_logs(tmp_path):
@@ -28,3 +29,10 @@ def test_progress_is_the_last_line_of_the_metrics(tmp_path):
     lines = [json.dumps({"iteration": i}) + "\n" for i in (20, 40)]
     (tmp_path / "metrics.json").write_text("".join(lines))
     assert finished_steps(tmp_path) == 40
+
+
+def test_the_log_of_a_command_begins_with_what_a_user_would_type(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["fcmae study"])
+    command = [*child_command("check"), "--help"]
+    assert start_process(command, tmp_path / "check.log", {}).wait() == 0
+    assert (tmp_path / "check.log").read_text().startswith("$ fcmae check --help\n")

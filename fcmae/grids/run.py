@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from backbones.errors import InputError
 from backbones.whole_files import write_text
 from fcmae.grids.grid import BY_CONFIG, STAGES, Grid, Row, file_name
 from fcmae.grids.table import Results, write_tables
+from training.command_line.commands import shown_command
 from training.command_line.jobs import Running, run_side_by_side, share_of_cores, start_process
 from training.guards.run_folder import held
 from training.progress import progress
@@ -179,7 +179,7 @@ def run_grid(
         arguments = yaml.safe_dump(dict(job.arguments), sort_keys=False)
         write_text(_beside(job.folder, ".yaml"), arguments)
         command = job.command(tools, grid.launcher)
-        logger.info("%s", shlex.join(command))
+        logger.info("%s", shown_command(command))
         return (start_command or start_process)(command, _beside(job.folder, ".log"), share)
 
     def ended(job: GridRun, code: int) -> bool:

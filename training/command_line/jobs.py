@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import subprocess
 import threading
 import time
@@ -17,6 +16,7 @@ from typing import Protocol, TypeVar
 from tqdm import tqdm
 
 from backbones.errors import InputError
+from training.command_line.commands import shown_command
 from training.guards.endings import PARENT
 from training.progress import progress
 
@@ -182,7 +182,7 @@ def start_process(
     """A command as a process of its own, which ends when this one does; what it says is logged."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as stream:
-        stream.write(f"$ {shlex.join(command)}\n")
+        stream.write(f"$ {shown_command(command)}\n")
         stream.flush()
         environment = {**os.environ, **share, PARENT: str(os.getpid())}
         return subprocess.Popen(

@@ -152,7 +152,7 @@ class Task:
         inspect.Parameter.POSITIONAL_ONLY, Mode.FAST, Access.READ | Access.WRITE, Task.Kind.BOXES,
         Task.Options(),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_enums_beside_the_weights_are_read_past(value, new_format: bool, tmp_path: Path) -> None:
     path, expected = tmp_path / "x.pth", tensors()

@@ -271,3 +271,10 @@ def test_the_command_refuses_leaks_and_unknown_names(tmp_path, run_tool):
     assert "no --encoder has this name" in found.err
     found = run_tool("study", *basic, "--encoder", "a=nowhere.pt")
     assert "there is no file nowhere.pt" in found.err
+    (tmp_path / "35.png").unlink()
+    found = run_tool("study", *basic)
+    assert found.code == 1
+    assert (
+        f"1 of the 40 images of --train are not there, such as {tmp_path / '35.png'}" in found.err
+    )
+    assert "1 of the 5 images of --test are not there" in found.err

@@ -33,8 +33,9 @@ def check_study(options: StudyOptions, labels: LabelSet, test: LabelSet) -> tupl
         The split of the labels, and what a reader of the answers should know.
 
     Raises:
-        InputError: for too few labels, an output folder among the images, test images that are
-            trained on (by their pixels), and encoders that do not load.
+        InputError: for too few labels, labelled images that are not there, an output folder among
+            the images, test images that are trained on (by their pixels), and encoders that do
+            not load.
     """
     problems, notes, split = [], [], None
     try:
@@ -47,6 +48,13 @@ def check_study(options: StudyOptions, labels: LabelSet, test: LabelSet) -> tupl
             f"--output-dir {options.output_dir} lies in --images {options.images}: FCMAE would "
             "learn from the study's own pictures; choose a folder elsewhere"
         )
+    for flag, part in (("--train", labels), ("--test", test)):
+        if missing := [file for file in map(part.file, part.images) if not file.is_file()]:
+            problems.append(
+                f"{len(missing)} of the {len(part.images)} images of {flag} are not there, such as "
+                f"{missing[0]}: give the folder that the file names are relative to by "
+                f"{flag}-images, or by --images"
+            )
     reading = Reading(channels=None)
     of_test = digests(map(test.file, test.images), reading)
     trained = digests(map(labels.file, labels.images), reading)

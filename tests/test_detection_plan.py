@@ -267,7 +267,11 @@ def test_the_file_says_each_value_with_its_reason_and_differs_from_the_base_alon
     plan, _ = planned(drawn(per_image=200))
     file = tmp_path / "folder" / "plan.yaml"
     file.parent.mkdir()
-    file.write_text(plan.text(["made by a test"], base_values(plan)), encoding="utf-8")
+    command = f"fcmae train --config-file {'a-long-name/' * 12}plan.yaml"
+    header = ["made by a test", f"Command: {command}"]
+    file.write_text(plan.text(header, base_values(plan)), encoding="utf-8")
+    comment = [line.lstrip("# ") for line in file.read_text(encoding="utf-8").splitlines()]
+    assert f"{'a-long-name/' * 12}plan.yaml" in comment  # in one piece
     config = load_config(file)  # its base is found by name, from any folder
     text = file.read_text(encoding="utf-8")
     base = load_config(plan.base)

@@ -109,7 +109,7 @@ def test_the_command_plans_class_maps_and_its_config_trains(fcmae, tmp_path, mon
     assert f"now: fcmae segment --config-file {out}" in result.out
     header = " ".join(line.lstrip("# ") for line in out.read_text().splitlines())
     assert "Planned by fcmae plan for 20 minutes" in header
-    assert f"Command:  fcmae segment --config-file {out}" in header
+    assert f"Command: fcmae segment --config-file {out}" in " ".join(header.split())
     changes = ["SOLVER.MAX_ITER", "2", "OUTPUT_DIR", str(tmp_path / "run"), "MODEL.DEVICE", "cpu"]
     config = load_config(out, [*changes, "DATALOADER.NUM_WORKERS", "0"])
     assert config.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 3

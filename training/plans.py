@@ -103,15 +103,24 @@ class Plan:
                 lines.append(head)
                 head = ""
             first = f"{head:<{width}}  "
-            lines += textwrap.wrap(reason, LINE, initial_indent=first, subsequent_indent=under) or [
-                first
-            ]
+            lines += _wrapped(reason, first, under) or [first]
         return "\n".join(line.rstrip() for line in lines)
 
 
 def _comment(text: str, indent: str = "") -> list[str]:
-    start = f"{indent}# "
-    return textwrap.wrap(text, LINE, initial_indent=start, subsequent_indent=start)
+    return _wrapped(text, f"{indent}# ", f"{indent}# ")
+
+
+def _wrapped(text: str, first: str, others: str) -> list[str]:
+    """Lines of ``LINE`` characters that break at spaces alone: paths and flags stay whole."""
+    return textwrap.wrap(
+        text,
+        LINE,
+        initial_indent=first,
+        subsequent_indent=others,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -63,7 +63,7 @@ def run_compiled(
     began = time.perf_counter()
     try:
         # else a first image whose sides are equal is compiled for squares alone
-        with symbolic_shapes.patch(use_duck_shape=False):
+        with symbolic_shapes.patch(use_duck_shape=False):  # type: ignore[attr-defined]
             found: Any = _compiled[encoder](images)
     except torch._dynamo.exc.TorchDynamoException as error:
         cause = getattr(error, "inner_exception", error)

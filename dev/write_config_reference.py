@@ -18,12 +18,13 @@ examples:
 """
 HEAD = """# Configuration
 
-Every key of a detection config. A key stands in a config file or, with its value, behind the other
-arguments: `fcmae train --config-file FILE SOLVER.MAX_ITER 1000`. Keys that detectron2 has keep
-their name, type and meaning. A misspelt key, a wrong type or a bad value is an error; all are
-listed at once, each with the closest known key and what is allowed. Where the torchvision engine
-can do less, its column says what it takes. (Written from the
-schema by `dev/write_config_reference.py`.)
+Every key of a detection config, with its default and the values it may have. Set a key in a config
+file, or on the command line after the other arguments:
+`fcmae train --config-file FILE SOLVER.MAX_ITER 1000`. A key that detectron2 has keeps its name,
+type and meaning. A misspelt key, a wrong type or a bad value is an error. All errors are listed at
+once, each with the closest known key and the allowed values. The column "torchvision" says what
+that engine takes where it can do less.
+(`dev/write_config_reference.py` writes this page from the schema.)
 """
 
 

@@ -6,8 +6,8 @@ hold ``layout``, ``format_version``, ``size``, ``in_chans``, ``grn``, ``fingerpr
 of torch and timm, and what the writer adds (``config``, ``dataset_fingerprint``, ``git_commit``,
 ``licence``).
 
-The weights' licences are not this code's: Meta's ConvNeXt V2 weights, and timm's copies of them,
-are CC BY-NC 4.0. What is known of the licence is logged at every load.
+Weights have licences of their own: Meta's ConvNeXt V2 weights, and timm's copies of them, are
+CC BY-NC 4.0. What is known of the licence is logged at every load.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Encoders compiled by ``torch.compile`` where no gradients are wanted: ``--compile`` of the tools.
 
-One setting of the process, as the choice of kernels is. Sizes of images stay free (``dynamic``),
-so that a second size is not compiled anew. Where nothing can be compiled (no C++ compiler for a
-CPU, no Triton for a GPU, an operator that the compiler does not know) that is said once, and the
-encoder runs as it does without. So does an encoder with hooks, which compiled code would not call.
+The setting holds for the whole process, like the choice of kernels. Image sizes stay free
+(``dynamic``), so that a second size is not compiled anew. Where nothing can be compiled (no C++
+compiler for a CPU, no Triton for a GPU, an operator that the compiler does not know), a warning
+says so once and the encoder runs uncompiled. So does an encoder with hooks, which compiled code
+would not call.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Mean and deviation of a detectron2 project's images, told by the weights of its encoder.
+"""Mean and deviation of a detectron2 project's images, from the weights of its encoder.
 
-The rule of this project's own configs (``images.configured``), as far as it needs no images: those
-of the encoder's file, else ImageNet's for three channels; those of other channels must be given.
+The rule is that of this project's own configs (``images.configured``), without measuring images:
+the values in the encoder's file, else ImageNet's for three channels. For another number of channels
+they must be given.
 """
 
 from __future__ import annotations

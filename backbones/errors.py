@@ -1,4 +1,4 @@
-"""The one error that is for people."""
+"""The error for a user's mistakes, which commands show as one message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GRN's options and --init's as flags, for every command that trains an encoder by itself."""
+"""The flags of GRN and of --init, for every command that trains an encoder by itself."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Any image file -> array, for every wing."""
+"""Any image file as an array, for every task."""

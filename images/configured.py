@@ -1,10 +1,10 @@
-"""Images as a config of a detector or a segmentation model says: channels, mean and deviation.
+"""What the config of a detector or a segmentation model says of images: channels, mean, deviation.
 
-Mean and deviation are the first that there are: ``MODEL.PIXEL_MEAN`` and ``PIXEL_STD`` of the
-config; those of the run that is continued or evaluated; of the whole model in ``MODEL.WEIGHTS``; of
-the encoder in ``MODEL.CONVNEXT.WEIGHTS``; ImageNet's for RGB of 8 bits; measured. A stated range of
-values (``INPUT.VALUE_RANGE``) travels with them; so do the bands that pictures show
-(``INPUT.SHOW_BANDS``), whoever tells mean and deviation.
+Mean and deviation are the first of these that exist: ``MODEL.PIXEL_MEAN`` and ``PIXEL_STD`` of the
+config; those of the run that is continued or evaluated; those of the whole model in
+``MODEL.WEIGHTS``; those of the encoder in ``MODEL.CONVNEXT.WEIGHTS``; ImageNet's for RGB of 8 bits;
+measured ones. The range of values (``INPUT.VALUE_RANGE``) comes from the same place. So do the
+bands that pictures show (``INPUT.SHOW_BANDS``), wherever mean and deviation come from.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Image files as arrays, by one rule for every wing; every conversion stated.
+"""Image files as arrays, by one rule for every task; every conversion is listed here.
 
 Any number of channels, integers of 8 to 32 bits, real numbers; EXIF's orientation is applied. How a
 file's channels become the wanted number is one of these, and no other:

@@ -1,4 +1,4 @@
-"""Which files of a folder are images: one rule for every wing, and everything left out is counted.
+"""Which files of a folder are images: one rule for every task, and everything left out is counted.
 
 An image is told by its name's ending (:func:`images.formats.image_endings`), upper or lower case.
 Passed over are names that begin with a dot (hidden files, macOS's ``._`` files,

@@ -1,9 +1,9 @@
 """Every key of a segmentation config: its default, and the values that it may take.
 
 A key that detectron2 has keeps its name, type and meaning, so that the same file merges into
-``get_cfg()``; so do the keys that detection's configs have (:mod:`detection.schema`). This wing's
-own: ``MODEL.SEM_SEG_HEAD.POOL_SCALES``, ``DROPOUT``, ``AUX_CHANNELS``, ``AUX_WEIGHT``,
-``INPUT.SCALE``, ``INPUT.RATIO``, ``INPUT.DISTORT``, ``INPUT.IGNORE_LABEL``,
+``get_cfg()``; so do the keys that detection's configs have (:mod:`detection.schema`). Keys of
+segmentation alone: ``MODEL.SEM_SEG_HEAD.POOL_SCALES``, ``DROPOUT``, ``AUX_CHANNELS``,
+``AUX_WEIGHT``, ``INPUT.SCALE``, ``INPUT.RATIO``, ``INPUT.DISTORT``, ``INPUT.IGNORE_LABEL``,
 ``INPUT.REDUCE_ZERO_LABEL``, ``SOLVER.LAYER_DECAY_LAYERS``, ``TEST.SLIDE.*``, ``TEST.SCALE``. The
 defaults are UPerNet with the ConvNeXt papers' recipe for ADE20K on an atto.
 """

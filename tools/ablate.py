@@ -2,7 +2,7 @@
 
 Each run pretrains an encoder and fine-tunes it, for classification, detection or both. OUTPUT_DIR
 gets table.md, table.csv, runs.csv, and a folder for every run. Start it again after an
-interruption: finished runs are skipped, the others go on.
+interruption: finished runs are skipped, the others continue.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("grid", metavar="GRID.yaml", help="what to run; see ablations/ and docs/ablations.md")
     add("--output-dir", required=True, type=Path, help="for the table and every run's folder")
-    add("--rows", nargs="+", default=[], metavar="NAME", help="run these rows alone")
+    add("--rows", nargs="+", default=[], metavar="NAME", help="run only these rows")
     add(
         "--jobs",
         type=at_least(1),
         default=1,
         metavar="N",
-        help="runs at a time; they share the machine",
+        help="runs at a time, on the same machine",
     )
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change values of the grid")
     return parser.parse_args()

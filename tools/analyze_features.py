@@ -1,9 +1,9 @@
 """Measure and draw what the features of models are like, block by block.
 
-Diversity (mean pairwise cosine distance of channels), dead and saturated channels, effective rank
-and, of labelled images (folders of classes, webdataset's .cls, a Hugging Face column), class
-selectivity; channel maps; and pretraining runs' diversity by epoch. docs/feature_analysis.md tells
-how to read them.
+It measures diversity (mean pairwise cosine distance of channels), dead and saturated channels and
+effective rank; for labelled images (folders of classes, webdataset's .cls, a Hugging Face column)
+also class selectivity. It draws channel maps, and the diversity of pretraining runs by epoch.
+docs/feature_analysis.md says how to read them.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ def parse() -> argparse.Namespace:
     add("--data", help="images (folder, .tar shards, hfds/NAME) for --model")
     add("--output-dir", type=Path, required=True, help="where the files go")
     add("--tap", choices=TAPS, default=defaults.tap, help="what is measured")
-    add("--images", type=int, default=defaults.images, help="at most, over all classes; 0: all")
-    add("--map-image", type=int, default=defaults.map_image, help="whose channel maps are drawn")
-    add("--image-size", help="pixels, 224 or 160x96; default: what all models tell, else 224")
+    add("--images", type=int, default=defaults.images, help="images at most; 0: all")
+    add("--map-image", type=int, default=defaults.map_image, help="image of the maps, from 0")
+    add("--image-size", help="pixels, 224 or 160x96; default: what all models name, else 224")
     add("--batch-size", type=int, default=defaults.batch_size, help="images")
     add("--workers", type=int, default=defaults.workers, help="reading images")
     add("--split", default=defaults.split, help="of hfds/ and some shards")
-    add("--seed", type=int, default=defaults.seed, help="of untrained weights")
+    add("--seed", type=int, default=defaults.seed, help="seed of untrained weights")
     add("--device", choices=DEVICES, help="without it, a GPU that is there")
     arguments = parser.parse_args()
     if not arguments.model and not arguments.run:

@@ -72,10 +72,10 @@ def parse() -> argparse.Namespace:
     add(
         "what",
         choices=[*DEFAULTS, "files", "growth", "load"],
-        help="the encoder alone, without gradients (inference), a whole pretraining step, its "
-        "input pipeline, that by kind of file (files), detectors on both engines and their "
-        "evaluation, UPerNet beside transformers', how the encoder's cost grows, or a data set of "
-        "COCO's size",
+        help="encoder: the encoder alone; inference: the same without gradients; pretrain: a "
+        "whole step; data: its input pipeline; files: the same by kind of file; detection: both "
+        "engines and the evaluation; segmentation: UPerNet beside transformers'; growth: how the "
+        "encoder's cost grows; load: a data set of COCO's size",
     )
     add("--sizes", nargs="+", metavar="NAME", help="encoders (default: those of the table)")
     add("--precision", nargs="+", choices=["fp32", "bf16"], help="with --sizes")
@@ -84,32 +84,32 @@ def parse() -> argparse.Namespace:
     side = ", ".join(f"of {what} {number}" for what, number in SIDE.items())
     add("--image-size", type=at_least(1), nargs="+", help=f"pixels (default: 224, {side})")
     add("--mask-ratio", type=float, nargs="+", default=[0.6])
-    add("--rounds", type=at_least(1), default=7, help="rounds that are counted")
-    add("--device", choices=DEVICES, default="cpu", help="what computes")
+    add("--rounds", type=at_least(1), default=7, help="how often each variant is measured")
+    add("--device", choices=DEVICES, default="cpu", help="default: cpu")
     add(
         "--kernels",
         choices=KERNELS,
         default="auto",
-        help="of the packed encoder; encoder --device cuda: auto measures each",
+        help="kernels of the packed encoder; with encoder --device cuda, auto measures each",
     )
-    add("--compile", action="store_true", help="of inference: torch.compile, too (takes minutes)")
-    add("--workers", type=at_least(0), default=2, help="of data: loader processes")
-    add("--data", type=Path, metavar="DIR", help="of data: images (default: synthetic ones)")
+    add("--compile", action="store_true", help="inference: torch.compile too (takes minutes)")
+    add("--workers", type=at_least(0), default=2, help="data: loader processes")
+    add("--data", type=Path, metavar="DIR", help="data: images (default: synthetic)")
     add(
         "--images",
         type=int,
-        help="of detection's evaluation (default: 5000; 0 leaves it and the prediction out), "
-        f"or of load's data set (default: {IMAGES})",
+        help="images of detection's evaluation (default: 5000; 0 leaves out evaluation and "
+        f"prediction), or of load's data set (default: {IMAGES})",
     )
-    add("--objects", type=int, default=OBJECTS, help="of load's data set")
+    add("--objects", type=int, default=OBJECTS, help="load: objects of the data set")
     add(
         "--only",
         nargs="+",
         choices=[*PARTS, *ASKED],
         default=PARTS,
-        help="of detection: these tables alone",
+        help="detection: only these tables",
     )
-    add("--picture", type=Path, metavar="FILE", help="of growth: a PNG or SVG")
+    add("--picture", type=Path, metavar="FILE", help="growth: a PNG or SVG to draw")
     add("--json", action="store_true", help="print JSON instead of a table")
     return parser.parse_args()
 

@@ -1,6 +1,6 @@
 """Check a COCO-format data set before training: every problem at once, and what is trained on.
 
-With --repair, what has one remedy is mended and listed; what contradicts itself stays an error.
+With --repair, errors that have only one remedy are repaired and listed; contradictions stay errors.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ examples:
   python tools/check_dataset.py train.json --images images --against val.json
   python tools/check_dataset.py train.json --images images --json > problems.json
 
-  # mend what has one remedy, list each change, and check what comes out
+  # repair errors that have only one remedy, list each change, and check the new file
   python tools/check_dataset.py train.json --images images --repair fixed.json
 
 exit code: 0 without errors (warnings may remain), 1 with errors, 2 on wrong usage
@@ -45,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
         help="a json that must not share an image with it; classes are compared, too",
     )
     add("--against-images", type=Path, metavar="DIR", help="OTHER's image folder, if not the same")
-    add("--repair", type=Path, metavar="FIXED", help="write it with what has one remedy mended")
+    add("--repair", type=Path, metavar="FIXED", help="write a repaired file")
     add("--no-masks", action="store_true", help="objects need boxes only")
     add("--headers-only", action="store_true", help="do not decode the images")
     add("--json", action="store_true", help="print the problems as JSON")

@@ -1,7 +1,7 @@
 """Convert ConvNeXt encoders between all formats, and detectors between the two engines.
 
-An input with detection heads is converted as a whole to detectron2 or torchvision; to any other
-format goes its encoder. What is not carried over is listed, never dropped unsaid.
+A detector is converted as a whole to detectron2 or torchvision; to any other format, only its
+encoder is. What is left out is listed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--adapt-channels",
         action="store_true",
-        help="turn a stem of other channels into one of --in-chans by timm's rule",
+        help="convert weights for another number of channels to --in-chans, by timm's rule",
     )
     arguments = parser.parse_args()
     allowed = [".safetensors", ".pth", ".pt", ".bin"]

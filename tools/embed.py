@@ -2,8 +2,8 @@
 
 Writes --output, a NumPy archive: features, names, labels and classes (of folders of classes),
 neighbours and similarities (cosine), options. --probe and --masks print how well frozen features
-tell classes; --choose writes a list and a page of the images to label next.
-docs/feature_analysis.md tells what these are worth.
+tell classes apart; --choose writes a list and a page of the images to label next.
+docs/feature_analysis.md says how useful these are.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ def parse() -> argparse.Namespace:
     add("--encoder", required=True, help="a checkpoint of any format, timm:NAME or random:NAME")
     add("--data", required=True, help="images: a folder, .tar shards, hfds/NAME")
     add("--output", type=Path, required=True, help="the archive, an .npz file")
-    add("--stage", choices=STAGES, default=defaults.stage, help="whose output is pooled")
-    add("--pooling", choices=POOLINGS, default=defaults.pooling, help="over the sites")
+    add("--stage", choices=STAGES, default=defaults.stage, help="the stage whose output is pooled")
+    add("--pooling", choices=POOLINGS, default=defaults.pooling, help="over the places of an image")
     add("--image-size", help="pixels, 224 or 160x96; default: the encoder's own, else 224")
-    add("--neighbours", type=int, default=defaults.neighbours, help="of each image")
+    add("--neighbours", type=int, default=defaults.neighbours, help="neighbours of each image")
     add("--probe", action="store_true", help="accuracy of kNN and a linear probe, by the folders")
-    add("--masks", type=Path, help="a folder of NAME.png of classes: the dense probe")
-    add("--choose", type=int, metavar="N", help="so many images to label next")
+    add("--masks", type=Path, help="class maps NAME.png in a folder, for the dense probe")
+    add("--choose", type=int, metavar="N", help="choose N images to label next")
     add("--by", choices=list(CHOICES), default="k-centre", help="how they are chosen")
     add("--labelled", type=Path, help="a list of the images that are labelled already")
-    add("--seed", type=int, default=0, help="of the choice")
+    add("--seed", type=int, default=0, help="seed of --choose")
     add("--batch-size", type=int, default=defaults.batch_size, help="images")
     add("--workers", type=int, default=defaults.workers, help="reading images")
     add("--split", default=defaults.split, help="of hfds/ and some shards")

@@ -51,11 +51,11 @@ def parse() -> argparse.Namespace:
     add(
         "--calibrate",
         metavar="json:ANNOTATIONS:IMAGES",
-        help="of int8 of a detector: the data set whose images set the ranges of activations "
+        help="int8 of a detector: the data set whose images set the ranges of activations "
         "(default: the run's DATASETS.TRAIN)",
     )
-    add("--in-chans", type=int, help="of --encoder, with --adapt-channels")
-    add("--adapt-channels", action="store_true", help="turn a stem of other channels into those")
+    add("--in-chans", type=int, help="channels of the images, with --encoder and --adapt-channels")
+    add("--adapt-channels", action="store_true", help="convert weights to --in-chans")
     add("--weights", type=Path, metavar="FILE", help="a checkpoint instead of the run's newest")
     add("--evaluate", type=Path, nargs="+", metavar="ONNX", help="compare these files instead")
     add(
@@ -64,15 +64,15 @@ def parse() -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="TIMES",
-        help="of --evaluate: also with zeros that make each side so many times as long, as a batch "
-        "with a larger image does",
+        help="--evaluate also with images padded by zeros to so many times their sides, as in a "
+        "batch with a larger image",
     )
     add(
         "--runtimes",
         choices=RUNTIMES,
         nargs="+",
         default=["onnxruntime"],
-        help="of --evaluate: what runs the files",
+        help="what runs the files of --evaluate",
     )
     add("opts", nargs="*", metavar="KEY VALUE", help="settings that override the run's")
     arguments = parser.parse_intermixed_args()

@@ -1,7 +1,7 @@
-"""Make COCO json of labels in another format, and say what was read, changed and left out.
+"""Convert labels of another tool to COCO json, and say what was read, changed and left out.
 
-YOLO (boxes and polygons, data.yaml), Pascal VOC, LabelMe, CVAT for images, Label Studio's JSON, and
-masks as PNG (a map of instance ids for each image, or a folder of one mask per object).
+It reads YOLO (boxes and polygons, data.yaml), Pascal VOC, LabelMe, CVAT for images, Label Studio's
+JSON, and masks as PNG (one map of instance ids per image, or a folder with one mask per object).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ examples:
   python tools/import_dataset.py export.json --from labelstudio --images images --output-dir coco
   python tools/import_dataset.py masks --images images --class-name cell --output-dir coco
 
-What comes out is train.json, val.json, ... of a data.yaml's splits, else annotations.json; the last
-lines name it as tools/train_net.py and tools/check_dataset.py take it.
+The output is train.json, val.json, ... for the splits of a data.yaml, else annotations.json. The
+last lines name it in the form that tools/train_net.py and tools/check_dataset.py take.
 """
 
 
@@ -34,9 +34,9 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("source", type=Path, help="the labels: a file or a folder")
     add("--from", dest="kind", choices=["auto", *READERS], default="auto", help="their format")
-    add("--images", type=Path, metavar="DIR", help="the images' folder, if it is another")
+    add("--images", type=Path, metavar="DIR", help="image folder, if it is elsewhere")
     add("--output-dir", type=Path, required=True, metavar="DIR", help="where the COCO files go")
-    add("--class-name", default="object", metavar="NAME", help="the class of masks' objects")
+    add("--class-name", default="object", metavar="NAME", help="the class of all objects in masks")
     return parser.parse_args()
 
 

@@ -1,7 +1,7 @@
 """Plan a training: read labels and images, write a config with the reason beside each value.
 
-Nothing is searched by training: the labels give resolution, anchors and counts, and a few timed
-steps tell how many iterations fit into the minutes.
+No trainings are compared: resolution, anchors and limits follow from the labels, and the iterations
+from a few timed steps and --minutes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def parse() -> argparse.Namespace:
     add("--task", choices=["detection", "segmentation"],
         help="default: segmentation for masks:IMAGES:LABELS, else detection")  # fmt: skip
     add("--encoder", metavar="FILE", help="pretrained weights: a file of any format, or timm:NAME")
-    add("--minutes", type=float, default=15.0, help="of the whole training here (default: 15)")
+    add("--minutes", type=float, default=15.0, help="for the whole training (default: 15)")
     add("--device", choices=DEVICES, help="what trains (default: a GPU that is there)")
     add("--output", required=True, type=Path, metavar="CONFIG", help="the config to write")
     return parser.parse_args()

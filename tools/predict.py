@@ -1,11 +1,11 @@
-"""Detect on images, folders and videos with a finished run, or classify them with a classifier's.
+"""Predict on images, folders and videos with a finished run of any task.
 
-Writes to --output-dir: overlays/ (pictures and videos with the detections drawn), predictions.json
-(all detections as COCO results), images.json (which file or frame each image id is, and the
-categories), annotations.json (the detections as a COCO data set, for labelling tools) and
-counts.csv (how many there are and how many pixels they cover, per image and class).
-Of a segmentation run: maps/ (the class of every pixel), overlays/, areas.csv. Of a classifier's:
-predictions.csv and predictions.json, each image's class and probabilities.
+A detector writes to --output-dir: overlays/ (pictures and videos with the detections drawn),
+predictions.json (all detections as COCO results), images.json (the file or frame of each image id,
+and the categories), annotations.json (the detections as a COCO data set, for labelling tools) and
+counts.csv (the number of detections and the pixels they cover, per image and class).
+A segmentation run writes maps/ (the class of every pixel), overlays/ and areas.csv; a classifier
+predictions.csv and predictions.json, with each image's class and probabilities.
 """
 
 from __future__ import annotations
@@ -62,18 +62,18 @@ def parse() -> argparse.Namespace:
         metavar="PATH",
         help="images, videos, folders (searched with the folders inside) or glob patterns",
     )
-    add("--output-dir", type=Path, required=True, metavar="DIR", help="gets what is written")
+    add("--output-dir", type=Path, required=True, metavar="DIR", help="the folder to write to")
     add(
         "--score-threshold",
         type=float,
         default=0.5,
-        help="of overlays, annotations.json and counts.csv, 0 to 1 (default: 0.5); "
+        help="for overlays, annotations.json and counts.csv, 0 to 1 (default: 0.5); "
         "predictions.json holds detections below it, too",
     )
-    add("--classes", nargs="+", metavar="NAME", help="of these classes alone (default: all)")
-    add("--resume", action="store_true", help="go on where an earlier call ended")
+    add("--classes", nargs="+", metavar="NAME", help="only these classes (default: all)")
+    add("--resume", action="store_true", help="continue where an earlier call ended")
     add("--every", type=at_least(1), default=1, metavar="N", help="each Nth frame of videos")
-    add("--pictures", action="store_true", help="of a classifier: each image with its class")
+    add("--pictures", action="store_true", help="classifier: draw each image with its class")
     add("--frames", action="store_true", help="overlays of videos as JPEG files")
     add("--weights", metavar="FILE", help="a detector instead of the run's newest checkpoint")
     add("--engine", choices=["torchvision", "detectron2"], help="instead of the run's ENGINE")
@@ -96,7 +96,7 @@ def parse() -> argparse.Namespace:
         nargs="+",
         type=int,
         metavar="N",
-        help="of images of many bands, the one or three channels (from 1) that pictures show",
+        help="for images of many bands: the one or three channels (from 1) that pictures show",
     )
     add(
         "--tiles",

@@ -1,7 +1,7 @@
-"""The whole line in one command: pretrain by FCMAE, fine-tune Mask R-CNN twice, compare.
+"""The whole pipeline in one command: pretrain by FCMAE, fine-tune Mask R-CNN twice, compare.
 
-It draws its own data set of small scenes, so that nothing is downloaded, and runs this project's
-command lines on it as you would on your images; each command stands in OUT/commands.txt.
+It draws a data set of small scenes, so nothing is downloaded, and runs the same commands that you
+would run on your images. OUTPUT_DIR/commands.txt lists them.
 """
 
 from __future__ import annotations
@@ -78,13 +78,13 @@ def main() -> None:
     parser = ToolParser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("--output-dir", required=True, help="a new or empty folder")
-    add("--seed", type=at_least(0), default=0, help="of the scenes and of both trainings")
+    add("--seed", type=at_least(0), default=0, help="seed of the scenes and of both trainings")
     add("--train", type=at_least(1), default=100, help="labelled scenes to train on")
     add("--val", type=at_least(1), default=50, help="labelled scenes to evaluate on")
     add("--unlabelled", type=at_least(1), default=400, help="scenes for pretraining")
     add("--pretraining-steps", type=at_least(1), default=PRETRAINING_STEPS)
-    add("--iterations", type=at_least(1), default=500, help="of either fine-tuning")
-    add("--device", choices=DEVICES, default="cpu", help="what computes (default: cpu)")
+    add("--iterations", type=at_least(1), default=500, help="steps of each fine-tuning")
+    add("--device", choices=DEVICES, default="cpu", help="default: cpu")
     arguments = parser.parse_args()
     out = Path(arguments.output_dir).resolve()
     with held(out):

@@ -27,8 +27,8 @@ def main() -> None:
     add("--run", required=True, type=Path, help="a pretraining's folder, with its checkpoints")
     add("--input", required=True, nargs="+", metavar="IMAGES", help="files, folders, patterns")
     add("--output-dir", required=True, type=Path)
-    add("--mask-ratio", type=float, metavar="X", help="share that is removed; default: the run's")
-    add("--seed", type=int, default=0, help="of the masks (default: 0)")
+    add("--mask-ratio", type=float, metavar="X", help="fraction to remove; default: the run's")
+    add("--seed", type=int, default=0, help="seed of the masks (default: 0)")
     add("--device", choices=DEVICES, help="what computes; without it, a GPU that is there")
     given = parser.parse_args()
     written = reconstruct_images(

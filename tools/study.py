@@ -1,9 +1,9 @@
 """Find out which start is best on your images: random weights, FCMAE on them, published weights.
 
 OUTPUT_DIR gets report.html, which begins with the answers in plain words, study.csv with every run
-and every number of the page, and a folder for each run. Stop it at any time; the same command goes
-on. What --train is says what is trained: COCO labels (a .json file) detectors, masks:... or
-json:... segmenters, a folder of class folders classifiers.
+and every number of the page, and a folder for each run. Stop it at any time; the same command
+continues it. The kind of --train decides what is trained: for COCO labels (a .json file) detectors,
+for masks:... or json:... segmenters, for a folder of class folders classifiers.
 """
 
 from __future__ import annotations
@@ -82,31 +82,31 @@ def parse() -> argparse.Namespace:
     add("--train", required=True, metavar="LABELS",
         help="labels that subsets are drawn from: COCO json; masks:IMAGES:LABELS:CLASSES.json or "
         "json:ANNOTATIONS:IMAGES for segmentation; a folder of class folders")  # fmt: skip
-    add("--test", required=True, metavar="LABELS", help="likewise, that every run is tested on")
+    add("--test", required=True, metavar="LABELS", help="labels to test every run on")
     add("--train-images", type=Path,
         help="the folder of a COCO --train's images; default: --images")  # fmt: skip
-    add("--test-images", type=Path, help="likewise, of --test")
+    add("--test-images", type=Path, help="the folder of a COCO --test's images")
     add("--output-dir", required=True, type=Path)
-    add("--hours", type=float, default=1.0, help="of wall-clock time in all (default: 1)")
+    add("--hours", type=float, default=1.0, help="wall-clock time in all (default: 1)")
     add("--labels", type=label_size, nargs="+", default=[8, 32, None], metavar="N|all",
         help="numbers of labelled images (default: 8 32 all)")  # fmt: skip
     add("--encoder", type=named, action="append", default=[], metavar="NAME=FILE",
         help="a published encoder as another start; may be given several times")  # fmt: skip
     add("--continue", dest="continued", action="append", default=[], metavar="NAME",
-        help="FCMAE on --images that begins from this --encoder, as another start")  # fmt: skip
+        help="FCMAE on --images, begun from this --encoder, as another start")  # fmt: skip
     add("--detector", type=named, action="append", default=[], metavar="NAME=FILE",
         help="a whole detector (or segmenter) as another start")  # fmt: skip
     add("--no-pretraining", action="store_true", help="leave out FCMAE from random weights")
     add("--model", choices=list(SIZES), default="convnextv2_atto", metavar="SIZE")
-    add("--config-file", help="of the trainings; default: the task's quick one, from scratch")
-    add("--iterations", type=at_least(1), default=300, help="of a training (default: 300)")
+    add("--config-file", help="config of the trainings (default: the task's quick one)")
+    add("--iterations", type=at_least(1), default=300, help="steps of a training (default: 300)")
     add("--image-size", type=at_least(32), default=128,
-        help="of the pretraining, and of a classifier (default: 128)")  # fmt: skip
+        help="pixels, of the pretraining and of a classifier (default: 128)")  # fmt: skip
     add("--in-chans", type=at_least(1), default=3, help="channels of the images")
     add("--jobs", type=at_least(0), default=0,
         help="runs at a time (default: one per GPU; else one per core, up to 4)")  # fmt: skip
     add("opts", nargs="*", metavar="KEY VALUE",
-        help="settings of the trainings; of a classifier its flags, without dashes")  # fmt: skip
+        help="settings of the trainings: keys, or a classifier's flags without dashes")  # fmt: skip
     return parser.parse_intermixed_args()
 
 

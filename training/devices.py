@@ -1,4 +1,4 @@
-"""What computes: a CPU, an NVIDIA (or AMD) GPU, Apple's GPU; and what the last of them lacks."""
+"""Devices: a CPU, an NVIDIA (or AMD) GPU, Apple's GPU; and what Apple's lacks."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A planned config: each value with its reason, and what a training by it takes on this machine.
 
-The rules are each wing's (:mod:`detection.plan`, :mod:`segmentation.plan`). Nothing is searched by
-training: a few steps of the very training are timed, with its start, its evaluation and its report,
-and the rest is arithmetic.
+Each task has rules of its own (:mod:`detection.plan`, :mod:`segmentation.plan`). No trainings are
+compared: a few steps of the planned training are timed, with its start, its evaluation and its
+report, and the rest is arithmetic.
 """
 
 from __future__ import annotations

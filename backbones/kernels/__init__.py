@@ -1,10 +1,10 @@
-"""Which kernels run what the stock operators do slowly: Triton's on a GPU, or PyTorch's own.
+"""Which kernels a ConvNeXt runs on: Triton's on a GPU, or PyTorch's own.
 
-One setting of the process, as ``torch.backends`` has: "auto" takes Triton's kernels for CUDA
-tensors where Triton can compile, "triton" insists on them, "torch" never takes them; "fused" is
-"triton" with a block's products in them as well, which no GPU was measured with yet. Triton's
-interpreter (``TRITON_INTERPRET=1``, set before Triton is imported) also runs "triton" on a CPU,
-thousands of times slower, for tests.
+One setting for the whole process, like those of ``torch.backends``: "auto" takes Triton's kernels
+for CUDA tensors where Triton can compile, "triton" insists on them, "torch" never takes them;
+"fused" is "triton" with a block's matrix products in the kernels as well, which has not been
+measured on a GPU yet. Triton's interpreter (``TRITON_INTERPRET=1``, set before Triton is imported)
+also runs "triton" on a CPU, thousands of times slower, for tests.
 """
 
 from __future__ import annotations

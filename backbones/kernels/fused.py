@@ -1,4 +1,4 @@
-"""The two operators that cost a ConvNeXt block more than they must, written by hand.
+"""Two operators of a ConvNeXt block by hand, since PyTorch's are slow or take much memory.
 
 * The weight gradient of a 7x7 depthwise convolution. For channels-last maps on a CPU the stock one
   is several times slower than the forward. It is itself a convolution: of each channel's input

@@ -1,4 +1,4 @@
-"""Whether a file's tensors are a model's: what differs, in words with the remedy."""
+"""Whether a file's tensors fit a model; if not, what differs and what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How formats lay out a tensor: pure functions, both ways; :mod:`backbones.key_adapters`' half."""
+"""How formats lay out a tensor: pure functions, both ways, for :mod:`backbones.key_adapters`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tensors of our names are: an encoder of a size, of our kind or not; a whole head or none."""
+"""What tensors are, by their names: which size of encoder, whether it is ours, with which head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an engine is to the rest of the house."""
+"""The interface of an engine: what the rest of the project calls."""
 
 from __future__ import annotations
 

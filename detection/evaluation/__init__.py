@@ -1,1 +1,1 @@
-"""Results beside the truth: COCO's metrics and each error's kind."""
+"""Results compared with the labels: COCO's metrics, and errors by kind."""

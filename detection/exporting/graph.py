@@ -1,6 +1,6 @@
 """The torchvision engine's Mask R-CNN as one graph, without a loop over images.
 
-The detector is a program: lists of images, regions of varying number, a loop a class. Here the
+The detector is a program: lists of images, regions of varying number, a loop per class. Here the
 same modules run on dense tensors. Candidates have a fixed number of places, an empty place scores
 -inf, and only what is costly (ROIAlign and the heads) runs on the filled places alone. So batch,
 height and width stay free, and every number is that of

@@ -1,10 +1,11 @@
 """The rules by which a detection training is planned: each with its source or its measurement.
 
 A rule takes the numbers of a data set (:class:`detection.plan.survey.Survey`) and of the machine,
-and sets keys of a config, each with the reason that is written beside it. Nothing is searched by
-training; what the minutes allow comes from a few timed steps (:mod:`training.plans`).
+and sets keys of a config, each with the reason that is written beside it. No trainings
+are compared; what the minutes allow comes from a few timed steps (:mod:`training.plans`).
 
-"Measured" stands in docs/plan.md, with the commands; "chosen" has neither source nor measurement.
+What is called "measured" here is in docs/plan.md, with the commands; what is called "chosen" has
+neither source nor measurement.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Images are read, cropped and masked as in a pretraining run. *images/s a worker* is of processor
 time in one process. *data wait* is what a real run (:func:`fcmae.pretrain.pretrain`) writes to its
-``metrics.json``: how long the steps stood still for their batch, as a share of their time, the
-first WARM_UP steps aside. *index tables* (:mod:`fcmae.packed_mask`) are part of a worker's work on
+``metrics.json``: the share of their time that steps waited for their batch, not counting the
+first WARM_UP steps. *index tables* (:mod:`fcmae.packed_mask`) are part of a worker's work on
 a batch, of which the share is given.
 """
 

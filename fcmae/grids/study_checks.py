@@ -1,6 +1,6 @@
 """What is refused before hours are spent on a study, and what its reader should know.
 
-That a study goes on as it was begun is checked by ``study.json``, its state.
+``study.json`` holds the state of a study: by it a study continues only as it was begun.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 COCO files are read here as what they are, lists of images, annotations and categories, and folders
 of classes as folders; whether they are faultless is for the training's own check. Segmentation's
-class maps are read by its own wing (:mod:`segmentation.subsets`), as another :class:`LabelSet`.
+class maps are read by :mod:`segmentation.subsets`, as another :class:`LabelSet`.
 """
 
 from __future__ import annotations

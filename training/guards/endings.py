@@ -1,4 +1,4 @@
-"""How a process ends by a signal: with what it owes, within 30 seconds, or at once by a second one.
+"""How a process ends on a signal: it saves first, in 30 seconds; a second one ends it at once.
 
 SIGINT (Ctrl-C), SIGTERM (a preempted job, ``docker stop``) and SIGHUP (a closed terminal) end
 every command with 130, 143 and 129. While it trains, :class:`Endings` holds them back until a

@@ -1,7 +1,7 @@
 """What a resumed run may change: the same rule for every training.
 
-Settings that change what is learnt are refused and named, since the record would tell of values
-with which no step, or not every step, was made; others may change, which is said.
+A change of a setting that affects what is learnt is refused and named: the record of the run would
+show a value that not every step used. Other settings may change, and the log says so.
 """
 
 from __future__ import annotations

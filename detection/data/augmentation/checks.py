@@ -1,4 +1,4 @@
-"""What a config's augmentation contradicts, and what of it is on, in words."""
+"""Which augmentations a config switches on, in words, and which other keys contradict them."""
 
 from __future__ import annotations
 

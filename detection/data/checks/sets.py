@@ -1,4 +1,4 @@
-"""What two data sets share that they must not, and what differs between them that must not."""
+"""What two data sets must not share (images), and what they must share (classes)."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The engine of the field."""
+"""The engine that trains with detectron2, the field's library."""

@@ -1,4 +1,4 @@
-"""Cascade heads as mmdetection's: boxes of each class, a mask head a stage, averaged logits.
+"""Cascade heads like mmdetection's: a box per class, a mask head per stage, averaged logits.
 
 detectron2's ``CascadeROIHeads`` refine one box for all classes, average the stages' probabilities
 and have one mask head. The published Cascade Mask R-CNNs of ConvNeXt do otherwise, and are another

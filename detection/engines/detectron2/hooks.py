@@ -1,4 +1,4 @@
-"""What follows a step of a detectron2 training: schedule, records, evaluation, pictures, an end."""
+"""What follows a step of a detectron2 training: schedule, records, evaluation, early stopping."""
 
 from __future__ import annotations
 

@@ -93,15 +93,15 @@ class PretrainOptions(TrainingOptions):
     split: str = option("of hfds/, or of shards whose folder has webdataset's _info.json", "train")
     in_chans: int = option(CHANNELS, 3)
     value_range: tuple[float, ...] | None = option(
-        "LOW HIGH: the values that count as 0 and 1; by default those of the type", None
+        "LOW HIGH: the values that become 0 and 1; default: by the files' bits", None
     )
     show_bands: tuple[int, ...] | None = option(
         "one or three channels, from 1, that pictures show", None
     )
-    mean: tuple[float, ...] | None = option("of each channel, of values scaled to 0..1", None)
-    std: tuple[float, ...] | None = option("likewise: 8-bit values / 255, 16-bit / 65535", None)
+    mean: tuple[float, ...] | None = option("mean of each channel, of values scaled to 0..1", None)
+    std: tuple[float, ...] | None = option("deviation, of 8-bit values / 255, 16-bit / 65535", None)
     statistics: Literal["auto", "imagenet", "measure"] = option(STATISTICS, "auto")
-    statistics_images: int = option("at most so many, drawn with the seed, are measured", 2000)
+    statistics_images: int = option("images to measure at most, drawn by the seed", 2000)
     skip_bad_images: bool = option(SKIP, False)
     cache: str | None = option(CACHE, None, metavar="DIR")
     cache_gb: float = option("gigabytes that --cache may take", 50.0)
@@ -123,23 +123,23 @@ class PretrainOptions(TrainingOptions):
     allow_other_grn: bool = False
     adapt_channels: bool = False
     kernels: Kernels = option("auto: Triton on a GPU", "auto")
-    mask_ratio: float = option("share of the patches that is removed", 0.6)
-    patch_size: int = option("of a patch in pixels, a multiple of 32", PATCH)
+    mask_ratio: float = option("fraction of the patches to remove", 0.6)
+    patch_size: int = option("pixels of a patch's side, a multiple of 32", PATCH)
     hard_patches: float = option(HARD, 0.0)
     crop_scale: tuple[float, ...] = option(
-        "smallest and largest share of an image that a crop has; 0.5 1 keeps small objects",
+        "smallest and largest fraction of an image in a crop; 0.5 1 keeps small objects",
         CROP_SCALE,
         nargs=2,
         metavar=("LOW", "HIGH"),
         default=list(CROP_SCALE),
     )
-    grey_share: float = option("share of RGB samples without colour", 0.0)
+    grey_share: float = option("fraction of RGB samples made grey", 0.0)
     base_lr: float = option("learning rate for a batch of 256; it scales with the batch", 1.5e-4)
-    warmup_epochs: float = option("of linear warm-up, at most a tenth of the run", 40)
-    weight_decay: float = option("on all but norms, biases and GRN", 0.05)
+    warmup_epochs: float = option("epochs of linear warm-up, at most a tenth of the run", 40)
+    weight_decay: float = option("for all weights but norms, biases and GRN", 0.05)
     decay_grn: bool = option("decay GRN's gamma and beta, too, as the released code does", False)
     decoder: Literal["convnext", "unet", "unet-skips", "transformer"] = option(
-        "what predicts pixels", "convnext"
+        "the network that predicts pixels", "convnext"
     )
     decoder_dim: int = option("channels of the decoder", 512)
     decoder_depth: int = option("blocks of the decoder (a UNet's, at each scale)", 1)

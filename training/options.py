@@ -48,15 +48,15 @@ class TrainingOptions:
     """
 
     output_dir: str | Path = option("the run's folder", type=str)
-    batch_size: int = option("images a step, over all processes and micro-batches", 64)
-    max_steps: int | None = option("end (and schedule) after that many steps instead", None)
+    batch_size: int = option("images per step, over all processes and micro-batches", 64)
+    max_steps: int | None = option("end after so many steps, and schedule for them", None)
     clip_norm: float | None = option("largest global gradient norm", None)
-    precision: Literal["no", "bf16", "fp16"] = option("of the arithmetic, float32 or mixed", "no")
+    precision: Literal["no", "bf16", "fp16"] = option("no: float32; else mixed", "no")
     workers: int = option("loader processes of each training process", 2)
-    accumulate: int = option("micro-batches of a step", 1)
-    seed: int = option("of weights, data order, augmentation, masks and mixing", 0)
+    accumulate: int = option("micro-batches per step", 1)
+    seed: int = option("for weights, data order, augmentation, masks and mixing", 0)
     device: str | None = option(
-        "what computes; without it, a GPU that is there", None, choices=list(DEVICES)
+        "default: a GPU, if there is one", None, choices=list(DEVICES)
     )
     log_every: int = option(
         "steps between two lines of metrics.json, which are means over these steps", 20
@@ -64,7 +64,7 @@ class TrainingOptions:
     checkpoint_every: int = option(
         "steps between two checkpoints; the last step writes one, too", 500
     )
-    keep_checkpoints: int = option("how many of the newest stay", 2)
+    keep_checkpoints: int = option("number of the newest to keep", 2)
     trackers: tuple[str, ...] = ("tensorboard",)
 
 

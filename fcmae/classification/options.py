@@ -65,8 +65,8 @@ class FinetuneOptions(TrainingOptions):
     )
     split: str = option("training images, of sources that have several splits", "train")
     val_split: str = option("validation images, likewise", "validation")
-    val_fraction: float = option("the part of --data that validates, of each class", 0.1)
-    split_seed: int = option("which images are in that part, whatever --seed", 0)
+    val_fraction: float = option("fraction of each class of --data for validation", 0.1)
+    split_seed: int = option("draws the images of --val-fraction, whatever --seed", 0)
     init: str | None = option(
         "weights to start from: an encoder or classifier, a file or timm:NAME", None
     )
@@ -74,7 +74,7 @@ class FinetuneOptions(TrainingOptions):
         "the rows (numbers or names) of --init's head, one line per class of --data", None
     )
     eval_classes: Literal["all", "data"] = option(
-        "with --eval-only: which compete, the classifier's or those of --data alone", "all"
+        "with --eval-only: predict among all classes, or among those of --data", "all"
     )
     in_chans: int | None = option("channels of the images; default: --init's own, or 3", None)
     value_range: tuple[float, float] | None = option(
@@ -98,14 +98,14 @@ class FinetuneOptions(TrainingOptions):
     grn: GRNOptions | None = None
     allow_other_grn: bool = False
     adapt_channels: bool = False
-    min_lr: float = option("rate that the schedule ends at; the released code: 1e-6", 0.0)
+    min_lr: float = option("learning rate at the end; the released code: 1e-6", 0.0)
     image_size: tuple[int, int] | None = option(IMAGE_SIZE, None, type=str, nargs=None)
     crop_pct: float | None = option(
-        "share of a resized image that is evaluated; default: the authors'", None
+        "fraction of a resized image to evaluate; default: the authors'", None
     )
-    mean: tuple[float, ...] | None = option("of each channel, of values scaled to 0..1", None)
+    mean: tuple[float, ...] | None = option("mean of each channel, of values scaled to 0..1", None)
     std: tuple[float, ...] | None = option(
-        "likewise; default of both: --init's own, or ImageNet's for 8-bit RGB, or measured", None
+        "deviation; default of both: --init's own, or ImageNet's for 8-bit RGB, or measured", None
     )
     kernels: Kernels = option("auto: Triton on a GPU", "auto")
     eval_every: int = option(

@@ -55,9 +55,7 @@ class TrainingOptions:
     workers: int = option("loader processes of each training process", 2)
     accumulate: int = option("micro-batches per step", 1)
     seed: int = option("for weights, data order, augmentation, masks and mixing", 0)
-    device: str | None = option(
-        "default: a GPU, if there is one", None, choices=list(DEVICES)
-    )
+    device: str | None = option("default: a GPU, if there is one", None, choices=list(DEVICES))
     log_every: int = option(
         "steps between two lines of metrics.json, which are means over these steps", 20
     )

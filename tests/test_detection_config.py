@@ -213,6 +213,16 @@ def test_a_file_that_cannot_be_read_safely_is_refused(tmp_path, text, message):
     assert message in problems(write(tmp_path, text=text))[0]
 
 
+@pytest.mark.parametrize("before", ["", "quick/", "det_configs/quick/"])
+def test_a_config_in_any_folder_builds_on_one_of_the_projects(tmp_path, monkeypatch, before):
+    monkeypatch.chdir(tmp_path)
+    name = "mask_rcnn_convnextv2_atto_fcmae_quick.yaml"
+    path = write(tmp_path, text=f"_BASE_: {before}{name}\nSOLVER: {{MAX_ITER: 7, STEPS: [3]}}")
+    config = load_config(path)
+    assert config.SOLVER.MAX_ITER == 7
+    assert config.SOLVER.BASE_LR == load_config(ROOT / "quick" / name).SOLVER.BASE_LR
+
+
 def test_missing_files_and_circles_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no config file .*missing\.yaml"):
         load_config(tmp_path / "missing.yaml")

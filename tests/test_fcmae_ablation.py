@@ -295,6 +295,19 @@ def test_a_grid_builds_on_others_key_by_key(tmp_path):
         load_grid(own)
 
 
+@pytest.mark.parametrize("name", ["ablations/grn_aggregation.yaml", "grn_aggregation.yaml"])
+def test_a_grid_in_any_folder_builds_on_one_of_the_projects(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / "my_grid.yaml"
+    own.write_text(f"_BASE_: {name}\nseeds: [5]\n")
+    grid = load_grid(own)
+    assert grid.seeds == [5]
+    assert [row.name for row in grid.rows] == ["l2", "l1", "avg"]
+    own.write_text("_BASE_: ablations/grn_agregation.yaml\n")
+    with pytest.raises(FileNotFoundError, match=r"grn_agregation\.yaml, which is the _BASE_ of"):
+        load_grid(own)
+
+
 def test_everything_wrong_in_a_grid_is_named_at_once(tmp_path):
     rows = {
         "d": {"classify": {"init": "a.pt"}},

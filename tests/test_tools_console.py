@@ -107,6 +107,16 @@ def test_files_of_tools_still_speak_of_themselves():
     assert "python tools/check_dataset.py train.json --images images" in shown
 
 
+def test_a_file_of_a_clone_beside_an_installed_wheel_keeps_its_name(monkeypatch, tmp_path):
+    monkeypatch.setattr(commands, "TOOLS", tmp_path / "fcmae_commands")
+    (tmp_path / "fcmae_commands").mkdir()
+    (tmp_path / "fcmae_commands" / "train_net.py").touch()
+    file = "/somewhere/clone/tools/train_net.py"
+    monkeypatch.setattr(sys, "argv", [file])
+    assert ToolParser().format_help().startswith("usage: train_net.py ")
+    assert commands.as_called(f"{file}: python tools/train_net.py") == f"{file}: fcmae train"
+
+
 def test_texts_name_commands_as_they_were_called(monkeypatch, capsys):
     text = (
         "python tools/train_net.py X; torchrun --nproc-per-node 8 tools/pretrain_fcmae.py Y\n"

@@ -1,8 +1,9 @@
 """Config files: YAML with ``_BASE_``, read and checked against a table of keys, all faults at once.
 
 A file is a delta to its ``_BASE_`` (relative to the file, or a config of ``det_configs`` by its
-name there; one or a list, later ones win) and to the defaults; ``KEY VALUE`` overrides come last.
-Grids of runs have the same ``_BASE_``.
+name, as on the command line; one or a list, later ones win) and to the defaults; ``KEY VALUE``
+overrides come last.
+Grids of runs have the same ``_BASE_``, of ``ablations``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from fvcore.common.config import BASE_KEY, CfgNode
 
 from backbones.d2_config import add_keys
 from backbones.errors import InputError, listed
-from training.command_line.shipped_files import DET_CONFIGS, find_shipped
+from training.command_line.shipped_files import DET_CONFIGS, find_shipped, shipped_of_name
 from training.config_keys import Key
 
 OVERRIDES = "command line"
@@ -101,13 +102,14 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def read_layers(
-    path: Path, problems: list[str], readers: tuple[Path, ...] = ()
+    path: Path, problems: list[str], shipped: Path = DET_CONFIGS, readers: tuple[Path, ...] = ()
 ) -> Iterator[tuple[str, dict[Any, Any]]]:
     """Yield (file, its tree without ``_BASE_``) for a file's bases and then the file itself.
 
     Args:
         path: a YAML file.
         problems: gets a line for each file that is no mapping in YAML, which is passed over.
+        shipped: the project's folder where a base that does not lie beside its file is looked for.
         readers: the files that name this one as their base.
 
     Raises:
@@ -142,9 +144,8 @@ def read_layers(
         return
     for base in bases:
         beside = path.parent / Path(base).expanduser()
-        shipped = DET_CONFIGS / base
-        is_shipped = shipped.is_file() and not beside.is_file()
-        yield from read_layers(shipped if is_shipped else beside, problems, chain)
+        ours = [] if beside.is_file() else shipped_of_name(base, shipped)
+        yield from read_layers(ours[0] if len(ours) == 1 else beside, problems, shipped, chain)
     yield str(path), tree
 
 

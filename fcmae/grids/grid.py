@@ -21,9 +21,9 @@ weights that it starts from (``init``, ``MODEL.CONVNEXT.WEIGHTS``). ``{seed}`` i
 run's seed, as in ``labels_{seed}.json``. ``launcher`` may replace ``python``, for instance by
 ``torchrun --nproc-per-node 8``.
 
-``_BASE_`` names another grid beside this one, or several, each over the one before: what they say
-holds where this one is silent, key by key within a stage. ``rows`` are this one's whole, or the
-base's::
+``_BASE_`` names another grid, beside this one or of this project, or several, each over the one
+before: what they say holds where this one is silent, key by key within a stage. ``rows`` are this
+one's whole, or the base's::
 
     _BASE_: grn_aggregation.yaml       # the same rows, at another scale
     pretrain: {model: convnextv2_atto, data: my_images, max-steps: 2000}
@@ -130,7 +130,7 @@ def _read(path: Path) -> dict[str, Any]:
     """A grid's tree, over those that it builds on."""
     problems: list[str] = []
     tree: dict[str, Any] = {}
-    for _, layer in read_layers(path, problems):
+    for _, layer in read_layers(path, problems, ABLATIONS):
         tree = _over(tree, layer)
     if problems:
         raise InputError("\n  ".join([f"the grid {path} cannot be read:", *problems]))

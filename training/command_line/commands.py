@@ -66,7 +66,7 @@ def as_called(text: str) -> str:
         # what follows torchrun's or accelerate's own flags is started as a module
         text = re.sub(rf"((?:torchrun|accelerate launch)\b[^\n]*? ){path}",
                       rf"\g<1>-m {PROGRAM} {name}", text)  # fmt: skip
-        text = re.sub(path, f"{PROGRAM} {name}", text)
+        text = re.sub(rf"(?<![\w./-]){path}", f"{PROGRAM} {name}", text)  # no part of a path
     return text
 
 

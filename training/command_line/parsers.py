@@ -9,7 +9,7 @@ from dataclasses import MISSING, Field, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
-from training.command_line.commands import as_called, closest, is_console, own_program
+from training.command_line.commands import PROGRAM, as_called, closest, own_program
 
 
 class ToolParser(argparse.ArgumentParser):
@@ -22,8 +22,8 @@ class ToolParser(argparse.ArgumentParser):
         self, description: str | None = None, epilog: str | None = None, **options: Any
     ) -> None:
         """Both texts are shown as they are written; ``options`` are argparse's."""
-        if is_console():
-            options.setdefault("prog", own_program())
+        if (program := own_program()).startswith(f"{PROGRAM} "):
+            options.setdefault("prog", program)
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(description=description, epilog=epilog, **options)
         self._wrong: list[str] = []

@@ -25,19 +25,38 @@ def find_shipped(path: str | Path, folder: Path, kind: str) -> Path:
     path = Path(path).expanduser()
     if path.exists():
         return path
-    names = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*.yaml"))}
-    wanted = path.as_posix()
-    for own in {folder.name, folder.name.removeprefix("fcmae_")}:
-        wanted = wanted.removeprefix(f"{own}/")
-    if wanted in names:
-        return names[wanted]
-    same = [name for name in names if name.rpartition("/")[2] == wanted]
+    same = shipped_of_name(path, folder)
     if len(same) == 1:
-        return names[same[0]]
+        return same[0]
+    names = _names(folder)
     if same:
-        raise FileNotFoundError(f"there are several {kind}s {path}: name one of {', '.join(same)}")
+        several = ", ".join(name for name, file in names.items() if file in same)
+        raise FileNotFoundError(f"there are several {kind}s {path}: name one of {several}")
     by_ending = {name.rpartition("/")[2]: name for name in names}
-    hint = closest(wanted, names)
+    hint = closest(_within(path, folder), names)
     if not hint and (near := closest(path.name, by_ending)):
         hint = f"; the closest is {by_ending[near.rpartition(' ')[2]]}"
     raise FileNotFoundError(f"there is no {kind} {path}{hint}")
+
+
+def shipped_of_name(path: str | Path, folder: Path) -> list[Path]:
+    """The files of this project that a path may mean, as in ``find_shipped``: none, one, several.
+
+    Only the name counts, not what lies there on this machine.
+    """
+    names, wanted = _names(folder), _within(path, folder)
+    if wanted in names:
+        return [names[wanted]]
+    return [file for name, file in names.items() if name.rpartition("/")[2] == wanted]
+
+
+def _names(folder: Path) -> dict[str, Path]:
+    return {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*.yaml"))}
+
+
+def _within(path: str | Path, folder: Path) -> str:
+    """A path without the folder's own name before it."""
+    wanted = Path(path).as_posix()
+    for own in {folder.name, folder.name.removeprefix("fcmae_")}:
+        wanted = wanted.removeprefix(f"{own}/")
+    return wanted

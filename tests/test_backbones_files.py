@@ -10,6 +10,7 @@ import functools
 import http
 import inspect
 import logging
+import operator
 import os
 import pathlib
 import pickle
@@ -135,6 +136,11 @@ class Access(enum.Flag):
     WRITE = 2
 
 
+class Joined:  # as Python 3.11.2 pickles Access.READ | Access.WRITE
+    def __reduce__(self):
+        return operator.or_, (Access.READ, Access.WRITE)
+
+
 class Task:
     class Kind(enum.Enum):  # pickled as an attribute of Task
         BOXES = "boxes"
@@ -150,7 +156,7 @@ class Task:
         signal.SIGINT, signal.SIG_DFL, signal.Signals, http.HTTPStatus.OK, re.IGNORECASE,
         socket.AF_INET, ssl.TLSVersion.TLSv1_2, uuid.SafeUUID.safe,
         inspect.Parameter.POSITIONAL_ONLY, Mode.FAST, Access.READ | Access.WRITE, Task.Kind.BOXES,
-        Task.Options(),
+        Task.Options(), Joined(),
     ],
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
@@ -161,7 +167,7 @@ def test_enums_beside_the_weights_are_read_past(value, new_format: bool, tmp_pat
     assert_loads(path, expected)
 
 
-@pytest.mark.parametrize("name", ["signal.SIGINT", "socket.AF_INET"])
+@pytest.mark.parametrize("name", ["signal.SIGINT", "socket.AF_INET", "_operator.or_"])
 def test_an_enums_member_that_is_pickled_by_its_name_is_a_value(name: str) -> None:
     assert stand_in(name) is not None  # as some versions of Python pickle them
 

@@ -34,13 +34,14 @@ from backbones.whole_files import REMEDIES, system_error
 
 logger = logging.getLogger(__name__)
 
-# Enums of Python's library, and their members where these are pickled by name (signal.SIGINT).
+# Enums of Python's library, their members where these are pickled by name (signal.SIGINT), and what
+# joins the members of a flag.
 ENUMS = (
     r"http\.(HTTPStatus|HTTPMethod)|inspect\._ParameterKind|plistlib\.PlistFormat|pstats\.SortKey"
     r"|py_compile\.PycInvalidationMode|re\.RegexFlag|signal\.(Signals|Handlers|Sigmasks)"
     r"|socket\.(AddressFamily|AddressInfo|MsgFlag|SocketKind)|ssl\.(AlertDescription|Options|Purpose"
     r"|SSLErrorNumber|TLSVersion|VerifyFlags|VerifyMode|_SSLMethod|_TLS\w+)|tkinter\.EventType"
-    r"|uuid\.SafeUUID|(signal|socket|ssl|re|http)\.[A-Z][A-Z0-9_]+"
+    r"|uuid\.SafeUUID|_operator\.or_|(signal|socket|ssl|re|http)\.[A-Z][A-Z0-9_]+"
 )
 # Of Python's library, what only holds values; functools.partial and getattr are not called either.
 PLAIN = re.compile(

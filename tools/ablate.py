@@ -1,7 +1,7 @@
 """Run a grid of ablations, several seeds each, and write their table beside the paper's figures.
 
-Each run pretrains an encoder and fine-tunes it, for classification, detection or both. OUTPUT_DIR
-gets table.md, table.csv, runs.csv, and a folder for every run. Start it again after an
+Each run pretrains an encoder and fine-tunes it, as a classifier, a detector or a segmenter.
+OUTPUT_DIR gets table.md, table.csv, runs.csv, and a folder for every run. Start it again after an
 interruption: finished runs are skipped, the others continue.
 """
 

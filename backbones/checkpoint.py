@@ -237,7 +237,7 @@ def load_encoder(
 def _log(result: LoadResult, log: logging.Logger) -> None:
     log.info("%s", result)
     for what, names in (
-        ("ignored", result.ignored),
+        ("not for this encoder", result.ignored),
         ("of its GRN left out", result.grn_left_out),
         ("new, not in the file", result.new + result.grn_new),
     ):

@@ -80,7 +80,14 @@ def reconstruction_panel(
 
 
 def _grid(columns: list[np.ndarray]) -> Image.Image:
-    """Columns of pictures ``[B, H, W, 3]`` -> one picture, ``IN_A_ROW`` of the B in a row."""
+    """Columns of pictures ``[B, H, W, 3]`` -> one picture, ``IN_A_ROW`` of the B in a row.
+
+    Small pictures are enlarged by a whole number, so that the titles fit above them.
+    """
+    font = ImageFont.load_default(size=13)
+    widest = max(font.getlength(title) for title in TITLES) + 2
+    times = -(-int(widest) // columns[0].shape[2])
+    columns = [c.repeat(times, axis=1).repeat(times, axis=2) for c in columns]
     images, height, width, _ = columns[0].shape
     across = min(IN_A_ROW, images)
     triple = len(columns) * (width + GAP) + GAP
@@ -88,7 +95,6 @@ def _grid(columns: list[np.ndarray]) -> Image.Image:
     size = (across * triple - 2 * GAP, HEADER + rows * (height + GAP) - GAP)
     panel = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(panel)
-    font = ImageFont.load_default(size=13)
     for column, (title, pictures) in enumerate(zip(TITLES, columns, strict=True)):
         for number, picture in enumerate(pictures):
             left = number % across * triple + column * (width + GAP)

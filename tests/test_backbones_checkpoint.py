@@ -364,6 +364,7 @@ def test_a_v1_checkpoint_for_a_v2_model_is_named_as_such(tmp_path: Path) -> None
 def test_other_input_channels_are_named_as_such(tmp_path: Path) -> None:
     text = refusal(saved(tmp_path, random_model(in_chans=3)), random_model(in_chans=4))
     assert "takes images of 3 channels; the model's in_chans is 4" in text
+    assert "--in-chans, MODEL.CONVNEXT.IN_CHANS with INPUT.FORMAT raw" in text
 
 
 def test_every_missing_unexpected_and_broken_tensor_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -14,7 +15,7 @@ from backbones.weight_files import read_metadata
 from fcmae.data import pretraining_samples
 from fcmae.pretrain import pretrain
 from fcmae.pretrain_options import PretrainOptions
-from fcmae.visualize import to_pixels
+from fcmae.visualize import HEADER, TITLES, _grid, to_pixels
 
 GENERATOR = np.random.default_rng(0)
 
@@ -48,7 +49,9 @@ def test_a_stated_range_is_read_recorded_and_shown(tmp_path):
     )
     np.testing.assert_allclose(json.loads(metadata["mean"]), values.mean(0) / 4095, rtol=1e-5)
     (panel,) = (tmp_path / "run/reconstructions").glob("*.png")
-    picture = np.asarray(Image.open(panel).convert("RGB"))[22:54, 6:38]
+    picture = np.asarray(Image.open(panel).convert("RGB"))[
+        HEADER:118, :96
+    ]  # of 32 pixels, three times as large
     assert picture.min() == 0
     assert picture.max() == 255
 
@@ -104,3 +107,15 @@ def test_chosen_bands_are_shown():
     assert to_pixels(images, [0.0] * 5, [0.1] * 5, (4,))[1, :, 2, 3].tolist() == pytest.approx(
         [0.3] * 3
     )
+
+
+@pytest.mark.parametrize("side", [32, 64, 224])
+def test_titles_stand_whole_above_small_pictures(side):
+    columns = [np.full((1, side, side, 3), 128, np.uint8)] * 3
+    panel = np.asarray(_grid(columns).convert("L"))
+    head = panel[:HEADER]
+    assert (head[:, -1] == 255).all()  # no letter is cut off at the right edge
+    left = [int(x) for x in np.flatnonzero((head < 128).any(axis=0))]
+    words = 1 + sum(b - a > 20 for a, b in itertools.pairwise(left))
+    assert words == len(TITLES)  # with a space between them
+    assert (panel[HEADER:] == 128).sum() % side**2 == 0

@@ -29,8 +29,9 @@ def headline(model: ConvNeXt, found: StateDict, theirs: Size | None) -> str:
     if chans != (model.in_chans,):
         return (
             f"takes images of {chans[0] if chans else '?'} channels; the model's in_chans is "
-            f"{model.in_chans}: set in_chans to the checkpoint's, or let its stem be turned into "
-            "one of the model's (--adapt-channels, MODEL.CONVNEXT.ADAPT_CHANNELS)"
+            f"{model.in_chans}: set it to the checkpoint's (--in-chans, MODEL.CONVNEXT.IN_CHANS "
+            "with INPUT.FORMAT raw), or let its stem be turned into one of the model's "
+            "(--adapt-channels, MODEL.CONVNEXT.ADAPT_CHANNELS)"
         )
     return f"is {size_name(theirs)} as the model is, but not all of it fits"
 

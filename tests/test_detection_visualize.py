@@ -310,3 +310,13 @@ def test_a_label_can_be_read_at_any_size_and_large_images_keep_theirs(size):
     background = draw_instances(canvas(*size), [Instance(box, 0, "")], long_side).image
     rows = np.flatnonzero((drawing.image != background).any((1, 2)))
     assert 12 <= np.ptp(rows) <= drawing.image.shape[0] / 3
+
+
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_a_small_object_of_a_large_image_is_not_hidden_by_its_own_outline(with_mask):
+    box = (1000, 500, 20, 24)
+    mask = rle_of(square_mask(box, (1500, 3000))) if with_mask else None
+    picture = draw_instances(canvas(1500, 3000), [Instance(box, 0, "", mask)]).image
+    inside = picture[500:524, 1000:1020].reshape(-1, 3)
+    outline = (inside == class_colour(0)).all(axis=1).mean()
+    assert 0 < outline < 0.5

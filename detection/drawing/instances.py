@@ -111,15 +111,16 @@ def draw_instances(
     method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
     is_same = size == image.shape[1::-1]
     canvas = np.array(image if is_same else cv2.resize(image, size, interpolation=method))
-    line = max(1, round(max(size) / 450))
+    thickest = max(size) / 450
     largest_first = sorted(instances, key=lambda i: -i.box[2] * i.box[3])  # small ones stay visible
     for instance in largest_first:
         if instance.mask is not None:
-            _draw_mask(canvas, instance, instance.mask, line)
+            _draw_mask(canvas, instance, instance.mask, _line(instance, scale, thickest))
     picture = Image.fromarray(canvas)
     pen = ImageDraw.Draw(picture)
     for instance in largest_first:
         box = _scaled_box(instance, scale, size)
+        line = _line(instance, scale, thickest)
         pen.rectangle(box, outline=class_colour(instance.colour_index), width=line)
     labels = [
         Label(i.label, _scaled_box(i, scale, size), class_colour(i.colour_index)) for i in instances
@@ -186,6 +187,11 @@ def _shrunk(
     shape = ends[0] - start[0], ends[1] - start[1]
     bitmap = cv2.resize(inside.astype(np.uint8) * 255, shape, interpolation=cv2.INTER_AREA)
     return bitmap > 127, (start[0], start[1])
+
+
+def _line(instance: Instance, scale: float, thickest: float) -> int:
+    """Pixels of an outline: at most a tenth of the object, so that small ones stay visible."""
+    return max(1, round(min(thickest, min(instance.box[2:]) * scale / 10)))
 
 
 def _scaled_box(instance: Instance, scale: float, size: tuple[int, int]) -> Rectangle:

@@ -45,7 +45,8 @@ class Reading:
         converts: whether grey may become RGB and RGB grey.
         value_range: the values that become 0 and 1; None for those of this module's header.
         channels_setting, range_setting: what to change, in messages.
-        all_channels: the setting for as many as ``{}``, as they are.
+        all_channels: the setting for as many as ``{}``, as they are; "" for a finished model's,
+            which stay.
         show_bands: numbers of the one or three channels, from 1, that pictures for people show; ()
             for the first three.
         by_parts: whether an image may be larger than what may be decoded as a whole, for it will be
@@ -72,11 +73,12 @@ class Reading:
             return
         if self.converts and (picture.colours, wanted) in ((1, 3), (3, 1)):
             return
+        taken = self.all_channels.format(picture.channels)
         rules = "grey to 3, RGB to 1 and a dropped alpha are converted"
         raise ImageError(
             f"has {picture.channels} channel(s), not the {wanted} of {self.channels_setting}; only "
-            f"{rules if self.converts else 'a dropped alpha is converted'}; to take them as they "
-            f"are: {self.all_channels.format(picture.channels)}"
+            f"{rules if self.converts else 'a dropped alpha is converted'}"
+            + (f"; to take them as they are: {taken}" if taken else "")
             + (f" ({picture.note})" if picture.note else "")
         )
 

@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,7 @@ def _is_drawn(folder: Path) -> bool:
 
 def _unreadable(files: Sequence[Path], reading: Reading) -> dict[Path, str]:
     """What is wrong with each file that cannot be read; decodes all images."""
+    reading = replace(reading, all_channels="")  # a finished model's channels stay
     results = in_threads(lambda file: _fault(file, reading), files)
     faults = progress(results, "checking", len(files), "file")
     return {file: fault for file, fault in zip(files, faults, strict=True) if fault}

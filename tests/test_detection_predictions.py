@@ -225,3 +225,11 @@ def test_an_overlay_video_lasts_as_long_as_the_video(engine, run, tmp_path):
         stream = file.streams.video[0]
         assert stream.codec_context.name == "h264"
         assert float(stream.duration * stream.time_base) == pytest.approx(3.08, abs=0.05)
+
+
+def test_an_image_of_other_channels_is_refused_without_a_setting_of_trainings(run, tmp_path):
+    np.save(tmp_path / "bands.npy", np.zeros((40, 40, 4), np.float32))
+    with pytest.raises(InputError, match=r"has 4 channel\(s\), not the 3") as caught:
+        predict(run, [str(tmp_path / "bands.npy")], tmp_path / "out")
+    assert "IN_CHANS" not in str(caught.value)
+    assert "as they are" not in str(caught.value)

@@ -515,3 +515,10 @@ def test_the_table_pairs_by_seed_and_stands_beside_the_paper(tmp_path):
     lines = (tmp_path / "table.md").read_text().splitlines()
     assert lines[-2] == "| a | 55.00 ± 63.53 | 7.07 | 2 |  | 84.6 |  |"
     assert lines[-1] == "| b | 53.50 ± 57.18 | 6.36 | 2 | -1.50 ± 6.35 | 83.0 | -1.6 |"
+
+
+@pytest.mark.parametrize(("seeds", "said"), [([3], "over 1 seed, and"), ([0, 1], "over 2 seeds,")])
+def test_the_table_counts_its_seeds(tmp_path, seeds, said):
+    grid = Grid("T", "S", "a", seeds, [], [Row("a", {}, {})])
+    write_tables(grid, {"a": {"top-1": {seed: 50.0 for seed in seeds}}}, tmp_path)
+    assert said in (tmp_path / "table.md").read_text()

@@ -68,8 +68,9 @@ def _markdown(grid: Grid, rows: list[dict[str, Any]]) -> str:
     paragraphs = [f"# {grid.title}"]
     if grid.source:
         paragraphs.append(f"The paper's figures: {grid.source}.")
+    seeds = "1 seed" if len(grid.seeds) == 1 else f"{len(grid.seeds)} seeds"
     paragraphs.append(
-        f"Mean ± half of its 95% confidence interval over {len(grid.seeds)} seeds, and the "
+        f"Mean ± half of its 95% confidence interval over {seeds}, and the "
         f"standard deviation of the runs. Differences from *{grid.baseline}* are paired by seed; "
         "a single run has no interval."
     )

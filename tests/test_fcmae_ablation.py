@@ -520,5 +520,5 @@ def test_the_table_pairs_by_seed_and_stands_beside_the_paper(tmp_path):
 @pytest.mark.parametrize(("seeds", "said"), [([3], "over 1 seed, and"), ([0, 1], "over 2 seeds,")])
 def test_the_table_counts_its_seeds(tmp_path, seeds, said):
     grid = Grid("T", "S", "a", seeds, [], [Row("a", {}, {})])
-    write_tables(grid, {"a": {"top-1": {seed: 50.0 for seed in seeds}}}, tmp_path)
+    write_tables(grid, {"a": {"top-1": dict.fromkeys(seeds, 50.0)}}, tmp_path)
     assert said in (tmp_path / "table.md").read_text()

@@ -30,6 +30,8 @@ from images.statistics import IMAGENET, ImageFiles, measure, to_pixel_scale
 
 logger = logging.getLogger(__name__)
 
+Trained = tuple[Mapping[str, Any], str]  # a config as a tree, and where it was read
+
 CHANNELS = {"RGB": 3, "BGR": 3, "L": 1, "raw": None}  # of INPUT.FORMAT; raw: IN_CHANS
 MEASURED_IMAGES = 2000
 
@@ -87,19 +89,20 @@ def with_statistics(
 
 def with_weights_statistics(config: CfgNode, continues: bool) -> tuple[CfgNode, str]:
     """What can be told before there are images; the config as it is, and "", where nothing is."""
-    config = _with_bands(config, continues)
+    trained = list(_trained(config, continues))
+    config = _with_bands(config, trained)
     if config.MODEL.PIXEL_MEAN:
         return config, "the config"
-    found = _of_weights(config, continues)
+    found = _of_weights(config, trained)
     return _completed(config, found) if found else (config, "")
 
 
-def _with_bands(config: CfgNode, continues: bool) -> CfgNode:
+def _with_bands(config: CfgNode, trained: Sequence[Trained]) -> CfgNode:
     """The config with ``SHOW_BANDS`` of what it goes on from, where it has none of its own."""
     if config.INPUT.SHOW_BANDS:
         return config
     channels = config.MODEL.CONVNEXT.IN_CHANS
-    for told, count, source in _told_bands(config, continues):
+    for told, count, source in _told_bands(config, trained):
         if told and count == channels:
             logger.info("INPUT.SHOW_BANDS %s (%s)", told, source)
             config = config.clone()
@@ -111,10 +114,10 @@ def _with_bands(config: CfgNode, continues: bool) -> CfgNode:
 
 
 def _told_bands(
-    config: CfgNode, continues: bool
+    config: CfgNode, trained: Sequence[Trained]
 ) -> Iterator[tuple[Sequence[int], int | None, str]]:
     """(bands, channels of the images, whence): of a run, a whole model, and an encoder's file."""
-    for tree, source in _trained(config, continues):
+    for tree, source in trained:
         channels = tree.get("MODEL", {}).get("CONVNEXT", {}).get("IN_CHANS")
         yield tree.get("INPUT", {}).get("SHOW_BANDS", []), channels, source
     weights = config.MODEL.CONVNEXT.WEIGHTS
@@ -206,10 +209,10 @@ def shared_contradictions(config: CfgNode) -> Iterator[Contradiction]:
         )
 
 
-def _of_weights(config: CfgNode, continues: bool) -> PixelStatistics | None:
+def _of_weights(config: CfgNode, trained: Sequence[Trained]) -> PixelStatistics | None:
     """Of the run that is continued, the whole model or the encoder; None where none tells."""
     model = config.MODEL
-    for tree, source in _trained(config, continues):
+    for tree, source in trained:
         theirs = tree.get("MODEL", {})
         if theirs.get("PIXEL_MEAN") and len(theirs["PIXEL_MEAN"]) == model.CONVNEXT.IN_CHANS:
             stated = tree.get("INPUT", {}).get("VALUE_RANGE", [])
@@ -225,11 +228,11 @@ def _of_weights(config: CfgNode, continues: bool) -> PixelStatistics | None:
     return PixelStatistics(mean, std, stated, f"the encoder {model.CONVNEXT.WEIGHTS}")
 
 
-def _trained(config: CfgNode, continues: bool) -> Iterator[tuple[Mapping[str, Any], str]]:
+def _trained(config: CfgNode, continues: bool) -> Iterator[Trained]:
     """The configs, as trees, of the run that is continued and of ``MODEL.WEIGHTS``; whence."""
     run, weights = Path(config.OUTPUT_DIR) / "config.yaml", config.MODEL.WEIGHTS
     if continues and not weights and run.is_file():
-        yield _read_yaml(run.read_text(encoding="utf-8")), str(run)
+        yield _read_file(run), str(run)
     if weights:
         yield _config_of(split_key(weights)[0]), weights
 
@@ -238,16 +241,19 @@ def _config_of(weights: Path) -> Mapping[str, Any]:
     """The config that a model was trained with: in its file, or in its run's folder."""
     if weights.is_file() and (text := read_metadata(weights).get("config")):
         return _read_yaml(text)
-    config = run_of(weights) / "config.yaml"
-    return _read_yaml(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    return _read_file(run_of(weights) / "config.yaml")
 
 
 def shown_bands(run: Path) -> list[int]:
     """The bands that the pictures of a finished run of any kind show; [] for the first three."""
-    config = run / "config.yaml"
-    tree = _read_yaml(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    tree = _read_file(run / "config.yaml")
     of_config, of_options = tree.get("INPUT") or {}, tree.get("derived") or {}
     return of_config.get("SHOW_BANDS") or of_options.get("show_bands") or []
+
+
+def _read_file(path: Path) -> Mapping[str, Any]:
+    """The tree in a YAML file; {} where there is none."""
+    return _read_yaml(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _read_yaml(text: str) -> Mapping[str, Any]:

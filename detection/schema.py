@@ -1,15 +1,17 @@
 """Every key of a detection config: its default, and the values that it may take.
 
+``docs/configuration.md`` says what each key does, in the words of ``dev/config_descriptions.yaml``.
+
 A key that detectron2 has keeps detectron2's name, type and meaning (the source is its
 ``config/defaults.py``), so that the same file merges into ``get_cfg()``. Keys of this project:
 ``ENGINE``, ``WANDB``, ``DATASETS.VAL``, ``MODEL.CONVNEXT.*``, ``MODEL.ROI_HEADS.SOFT_NMS.*``,
 ``INPUT.LSJ.*``, ``INPUT.TILES.*``, ``INPUT.AUGMENTATION.*``, ``SOLVER.OPTIMIZER``,
 ``SOLVER.LAYER_DECAY*``, ``SOLVER.ACCUMULATE``, ``SOLVER.EMA.*``, ``SOLVER.AMP.PRECISION``,
 ``SOLVER.EARLY_STOPPING.*``, ``TEST.BEST_METRIC``. The defaults are a Mask R-CNN with a feature
-pyramid, as in detectron2's ``Base-RCNN-FPN.yaml``; where that departs from ``get_cfg()``,
-``det_configs/_base_`` says it again.
+pyramid, as in detectron2's ``Base-RCNN-FPN.yaml``. Where these are not the defaults of
+``get_cfg()``, ``det_configs/_base_`` repeats them.
 
-Five values mean more here than in detectron2: ``INPUT.RANDOM_FLIP: both`` flips in both directions,
+Five values exist here and not in detectron2: ``INPUT.RANDOM_FLIP: both`` flips in both directions,
 ``MODEL.DEVICE: auto`` takes a GPU where there is one, ``ROI_HEADS.NUM_CLASSES: 0`` counts the
 categories of the annotations, empty ``PIXEL_MEAN`` and ``PIXEL_STD`` are found
 (``images.configured``), and ``CLIP_GRADIENTS.CLIP_TYPE: full_model`` clips the norm of all
@@ -61,81 +63,80 @@ def norm() -> Key:
 SCHEMA: dict[str, Key] = {
     "VERSION": one_of(2),
     "ENGINE": one_of("torchvision", "detectron2"),
-    "WANDB": flag(False),  # logs to Weights & Biases too, not to TensorBoard alone
-    "SEED": number(0, -1),  # -1: a different one in each run
+    "WANDB": flag(False),
+    "SEED": number(0, -1),
     "OUTPUT_DIR": text("./output"),
 
     "DATASETS.TRAIN": dataset_names(),
-    "DATASETS.VAL": dataset_names(),                            # chooses model_best
+    "DATASETS.VAL": dataset_names(),
     "DATASETS.TEST": dataset_names(),
     "DATALOADER.NUM_WORKERS": number(4, 0),
-    "DATALOADER.FILTER_EMPTY_ANNOTATIONS": flag(True),          # in training only
+    "DATALOADER.FILTER_EMPTY_ANNOTATIONS": flag(True),
     "DATALOADER.ASPECT_RATIO_GROUPING": flag(False),
     "DATALOADER.SAMPLER_TRAIN": one_of("TrainingSampler", "RepeatFactorTrainingSampler"),
-    "DATALOADER.REPEAT_THRESHOLD": number(0.0, 0, 1),           # rarer classes' images repeat
-    "DATALOADER.REPEAT_SQRT": flag(True),                       # of THRESHOLD / frequency
+    "DATALOADER.REPEAT_THRESHOLD": number(0.0, 0, 1),
+    "DATALOADER.REPEAT_SQRT": flag(True),
 
-    "INPUT.FORMAT": one_of(*CHANNELS),                          # raw: IN_CHANS of them
-    "INPUT.VALUE_RANGE": value_range(),                         # that become 0 and 255
-    "INPUT.SHOW_BANDS": bands(),                                # in pictures; []: the first three
+    "INPUT.FORMAT": one_of(*CHANNELS),
+    "INPUT.VALUE_RANGE": value_range(),
+    "INPUT.SHOW_BANDS": bands(),
     "INPUT.MASK_FORMAT": one_of("bitmask", "polygon"),
-    "INPUT.MIN_SIZE_TRAIN": numbers((800,), 1),                 # pixels of the shorter side
+    "INPUT.MIN_SIZE_TRAIN": numbers((800,), 1),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": one_of("choice", "range"),
     "INPUT.MAX_SIZE_TRAIN": number(1333, 1),
-    "INPUT.MIN_SIZE_TEST": number(800, 0),                      # 0: images keep their size
+    "INPUT.MIN_SIZE_TEST": number(800, 0),
     "INPUT.MAX_SIZE_TEST": number(1333, 1),
     "INPUT.RANDOM_FLIP": one_of("horizontal", "vertical", "none", "both"),
-    "INPUT.CROP.ENABLED": flag(False),                          # ahead of the resizing
+    "INPUT.CROP.ENABLED": flag(False),
     "INPUT.CROP.TYPE": one_of("relative_range", "relative", "absolute", "absolute_range"),
-    "INPUT.CROP.SIZE": numbers([0.9, 0.9], 0.0, count=2),       # parts of height, width; or pixels
-    "INPUT.LSJ.ENABLED": flag(False),                           # replaces MIN_SIZE_TRAIN
+    "INPUT.CROP.SIZE": numbers([0.9, 0.9], 0.0, count=2),
+    "INPUT.LSJ.ENABLED": flag(False),
     "INPUT.LSJ.MIN_SCALE": number(0.1, 0, above=True),
     "INPUT.LSJ.MAX_SCALE": number(2.0, 0, above=True),
-    "INPUT.LSJ.SIZE": number(1024, 32),                         # pixels of the square crop
-    "INPUT.TILES.ENABLED": flag(False),                         # images in parts, not resized
-    "INPUT.TILES.SIZE": number(0, 0),                           # of a side; 0: by the objects
-    "INPUT.TILES.OVERLAP": number(-1, -1),                      # that two share; -1: likewise
-    "INPUT.TILES.BACKGROUND": number(0.2, 0, 1),                # of training tiles: no object
-    "INPUT.TILES.MIN_VISIBLE": number(0.1, 0, 1),               # of an object, to learn it
-    # For each of these, 0 and False are off. Strengths are the largest that are drawn.
-    "INPUT.AUGMENTATION.ROTATE_90": flag(False),                # by 0, 90, 180 or 270 degrees
-    "INPUT.AUGMENTATION.BRIGHTNESS": number(0.0, 0, 1),         # 0.2: times 0.8 to 1.2
-    "INPUT.AUGMENTATION.CONTRAST": number(0.0, 0, 1),           # 0.2: times 0.8 to 1.2
-    "INPUT.AUGMENTATION.SATURATION": number(0.0, 0, 1),         # of RGB and BGR alone
-    "INPUT.AUGMENTATION.HUE": number(0.0, 0, 0.5),              # in turns of the colours' circle
-    "INPUT.AUGMENTATION.BLUR": number(0.0, 0),                  # Gaussian's deviation, pixels
-    "INPUT.AUGMENTATION.NOISE": number(0.0, 0, 1),              # deviation, 1: black to white
-    "INPUT.AUGMENTATION.COPY_PASTE.ENABLED": flag(False),       # objects of another image
-    "INPUT.AUGMENTATION.COPY_PASTE.PROBABILITY": number(1.0, 0, 1),  # of an image to get some
+    "INPUT.LSJ.SIZE": number(1024, 32),
+    "INPUT.TILES.ENABLED": flag(False),
+    "INPUT.TILES.SIZE": number(0, 0),
+    "INPUT.TILES.OVERLAP": number(-1, -1),
+    "INPUT.TILES.BACKGROUND": number(0.2, 0, 1),
+    "INPUT.TILES.MIN_VISIBLE": number(0.1, 0, 1),
+    "INPUT.AUGMENTATION.ROTATE_90": flag(False),
+    "INPUT.AUGMENTATION.BRIGHTNESS": number(0.0, 0, 1),
+    "INPUT.AUGMENTATION.CONTRAST": number(0.0, 0, 1),
+    "INPUT.AUGMENTATION.SATURATION": number(0.0, 0, 1),
+    "INPUT.AUGMENTATION.HUE": number(0.0, 0, 0.5),
+    "INPUT.AUGMENTATION.BLUR": number(0.0, 0),
+    "INPUT.AUGMENTATION.NOISE": number(0.0, 0, 1),
+    "INPUT.AUGMENTATION.COPY_PASTE.ENABLED": flag(False),
+    "INPUT.AUGMENTATION.COPY_PASTE.PROBABILITY": number(1.0, 0, 1),
     "INPUT.AUGMENTATION.COPY_PASTE.MIN_SCALE": number(0.8, 0, above=True),
-    "INPUT.AUGMENTATION.COPY_PASTE.MAX_SCALE": number(1.25, 0, above=True),  # without LSJ
+    "INPUT.AUGMENTATION.COPY_PASTE.MAX_SCALE": number(1.25, 0, above=True),
 
     "MODEL.META_ARCHITECTURE": one_of("GeneralizedRCNN"),
     "MODEL.DEVICE": Key("auto", "'auto', 'cpu', 'cuda', 'cuda:N' or 'mps' (Apple's GPU)",
                         lambda value: value in ("auto", *DEVICES)
                         or (value.startswith("cuda:") and value[5:].isdecimal())),
-    "MODEL.WEIGHTS": text(),                                    # a whole detector
+    "MODEL.WEIGHTS": text(),
     "MODEL.MASK_ON": flag(True),
-    "MODEL.PIXEL_MEAN": statistics(),                           # of 0 to 255; []: the encoder's,
-    "MODEL.PIXEL_STD": statistics(above=0.0),                   # ImageNet's or measured
+    "MODEL.PIXEL_MEAN": statistics(),
+    "MODEL.PIXEL_STD": statistics(above=0.0),
     "MODEL.BACKBONE.NAME": one_of("build_convnext_fpn_backbone"),
-    "MODEL.BACKBONE.FREEZE_AT": number(0, 0, 5),                # 1: the stem, 2: and stage1, ...
+    "MODEL.BACKBONE.FREEZE_AT": number(0, 0, 5),
     "MODEL.CONVNEXT.SIZE": one_of("convnextv2_atto", *(s for s in SIZES if s != "convnextv2_atto")),
-    "MODEL.CONVNEXT.WEIGHTS": text(),                           # an encoder: a path or timm:NAME
+    "MODEL.CONVNEXT.WEIGHTS": text(),
     "MODEL.CONVNEXT.IN_CHANS": number(3, 1),
     "MODEL.CONVNEXT.DROP_PATH_RATE": number(0.0, 0, 0.99),
     "MODEL.CONVNEXT.OUT_FEATURES": names_of(list(STAGES), STAGES),
-    "MODEL.CONVNEXT.OUT_NORMS": flag(True),                     # a LayerNorm on each OUT_FEATURE
+    "MODEL.CONVNEXT.OUT_NORMS": flag(True),
     "MODEL.CONVNEXT.CHECKPOINT_STAGES": names_of([], STAGES, empty=True),
-    "MODEL.CONVNEXT.GRN.KIND": one_of(*get_args(Kind)),         # what stands in GRN's place
+    "MODEL.CONVNEXT.GRN.KIND": one_of(*get_args(Kind)),
     "MODEL.CONVNEXT.GRN.AGGREGATE": one_of(*get_args(Aggregate)),
     "MODEL.CONVNEXT.GRN.NORMALIZE": one_of(*get_args(Normalize)),
     "MODEL.CONVNEXT.GRN.RESIDUAL": flag(True),
-    "MODEL.CONVNEXT.ALLOW_OTHER_GRN": flag(False),              # of CONVNEXT.WEIGHTS
-    "MODEL.CONVNEXT.ADAPT_CHANNELS": flag(False),               # weights of other channels, adapted
+    "MODEL.CONVNEXT.ALLOW_OTHER_GRN": flag(False),
+    "MODEL.CONVNEXT.ADAPT_CHANNELS": flag(False),
     "MODEL.CLASS_ALIASES": Key((), "a list of HERE=THERE, class names of the data and of WEIGHTS",
                                lambda value: all("=" in str(item) for item in value)),
-    "MODEL.FREEZE": names_of([], PARTS, empty=True),            # what does not learn
+    "MODEL.FREEZE": names_of([], PARTS, empty=True),
     "MODEL.FPN.IN_FEATURES": names_of(list(STAGES), STAGES),
     "MODEL.FPN.OUT_CHANNELS": number(256, 1),
     "MODEL.FPN.NORM": norm(),
@@ -152,15 +153,15 @@ SCHEMA: dict[str, Key] = {
     "MODEL.RPN.IOU_LABELS": one_of([0, -1, 1]),
     "MODEL.RPN.BATCH_SIZE_PER_IMAGE": number(256, 1),
     "MODEL.RPN.POSITIVE_FRACTION": number(0.5, 0, 1),
-    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": number(2000, 1),            # a level
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": number(2000, 1),
     "MODEL.RPN.PRE_NMS_TOPK_TEST": number(1000, 1),
-    "MODEL.RPN.POST_NMS_TOPK_TRAIN": number(1000, 1),           # an image
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": number(1000, 1),
     "MODEL.RPN.POST_NMS_TOPK_TEST": number(1000, 1),
     "MODEL.RPN.NMS_THRESH": number(0.7, 0, 1),
-    "MODEL.RPN.CONV_DIMS": numbers([-1], -1),                   # -1: as many as the input has
+    "MODEL.RPN.CONV_DIMS": numbers([-1], -1),
     "MODEL.ROI_HEADS.NAME": one_of(
         "StandardROIHeads", "CascadeROIHeads", "PerClassCascadeROIHeads"),
-    "MODEL.ROI_HEADS.NUM_CLASSES": number(0, 0),                # 0: as the annotations say
+    "MODEL.ROI_HEADS.NUM_CLASSES": number(0, 0),
     "MODEL.ROI_HEADS.IN_FEATURES": names_of(list(LEVELS[:4]), LEVELS[:4]),
     "MODEL.ROI_HEADS.IOU_THRESHOLDS": numbers([0.5], 0.0, count=1),
     "MODEL.ROI_HEADS.IOU_LABELS": one_of([0, 1]),
@@ -168,9 +169,9 @@ SCHEMA: dict[str, Key] = {
     "MODEL.ROI_HEADS.POSITIVE_FRACTION": number(0.25, 0, 1),
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": number(0.05, 0, 1),
     "MODEL.ROI_HEADS.NMS_THRESH_TEST": number(0.5, 0, 1),
-    "MODEL.ROI_HEADS.SOFT_NMS.ENABLED": flag(False),            # linear: above NMS_THRESH_TEST
+    "MODEL.ROI_HEADS.SOFT_NMS.ENABLED": flag(False),
     "MODEL.ROI_HEADS.SOFT_NMS.METHOD": one_of("linear", "gaussian"),
-    "MODEL.ROI_HEADS.SOFT_NMS.SIGMA": number(0.5, 0, above=True),  # gaussian's
+    "MODEL.ROI_HEADS.SOFT_NMS.SIGMA": number(0.5, 0, above=True),
     "MODEL.ROI_HEADS.SOFT_NMS.MIN_SCORE": number(0.001, 0, 1),
     "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT": flag(True),
     "MODEL.ROI_BOX_HEAD.NAME": one_of("FastRCNNConvFCHead"),
@@ -183,7 +184,7 @@ SCHEMA: dict[str, Key] = {
     "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": number(0, 0),
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE": one_of("ROIAlignV2", "ROIAlign"),
     "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": flag(False),
-    "MODEL.ROI_BOX_CASCADE_HEAD.IOUS": numbers((0.5, 0.6, 0.7), 0.0),  # one a stage
+    "MODEL.ROI_BOX_CASCADE_HEAD.IOUS": numbers((0.5, 0.6, 0.7), 0.0),
     "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS": Key(
         ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0)),
         "a list of 4 positive numbers for each stage",
@@ -197,8 +198,8 @@ SCHEMA: dict[str, Key] = {
     "MODEL.ROI_MASK_HEAD.POOLER_TYPE": one_of("ROIAlignV2", "ROIAlign"),
     "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": flag(False),
 
-    "SOLVER.IMS_PER_BATCH": number(16, 1),                      # of a step, over all processes
-    "SOLVER.ACCUMULATE": number(1, 1),                          # micro-batches of a step
+    "SOLVER.IMS_PER_BATCH": number(16, 1),
+    "SOLVER.ACCUMULATE": number(1, 1),
     "SOLVER.MAX_ITER": number(40000, 1),
     "SOLVER.BASE_LR": number(1e-4, 0, above=True),
     "SOLVER.LR_SCHEDULER_NAME": one_of("WarmupMultiStepLR", "WarmupCosineLR"),
@@ -217,24 +218,24 @@ SCHEMA: dict[str, Key] = {
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("full_model", "norm", "value"),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": number(1.0, 0, above=True),
     "SOLVER.CLIP_GRADIENTS.NORM_TYPE": number(2.0, 0, above=True),
-    "SOLVER.EMA.ENABLED": flag(False),                          # averages the weights
-    "SOLVER.EMA.DECAY": number(0.9999, 0, 1),                   # reached over a warm-up
+    "SOLVER.EMA.ENABLED": flag(False),
+    "SOLVER.EMA.DECAY": number(0.9999, 0, 1),
     "SOLVER.AMP.ENABLED": flag(False),
     "SOLVER.AMP.PRECISION": one_of("bf16", "fp16"),
     "SOLVER.CHECKPOINT_PERIOD": number(5000, 1),
-    "SOLVER.EARLY_STOPPING.PATIENCE": number(0, 0),             # evaluations without a better one
+    "SOLVER.EARLY_STOPPING.PATIENCE": number(0, 0),
 
     "TEST.DETECTIONS_PER_IMAGE": number(100, 1),
-    "TEST.EVAL_PERIOD": number(0, 0),                           # 0: after the training only
-    "TEST.BEST_METRIC": one_of("bbox/AP", "bbox/AP50", "segm/AP", "segm/AP50"),  # on DATASETS.VAL
-    "TEST.AUG.ENABLED": flag(False),                            # writes inference_TTA beside
+    "TEST.EVAL_PERIOD": number(0, 0),
+    "TEST.BEST_METRIC": one_of("bbox/AP", "bbox/AP50", "segm/AP", "segm/AP50"),
+    "TEST.AUG.ENABLED": flag(False),
     "TEST.AUG.MIN_SIZES": numbers((400, 500, 600, 700, 800, 900, 1000, 1100, 1200), 1),
     "TEST.AUG.MAX_SIZE": number(4000, 1),
     "TEST.AUG.FLIP": flag(True),
 }
 # fmt: on
 
-# All that the torchvision engine can do, where detectron2 can do more.
+# The values that the torchvision engine takes, for keys of which detectron2 takes more.
 TORCHVISION_ONLY: dict[str, tuple[Any, ...]] = {
     "INPUT.MASK_FORMAT": ("bitmask",),
     "DATALOADER.ASPECT_RATIO_GROUPING": (False,),
@@ -252,7 +253,7 @@ TORCHVISION_ONLY: dict[str, tuple[Any, ...]] = {
     "SOLVER.CLIP_GRADIENTS.NORM_TYPE": (2.0,),
     "TEST.AUG.ENABLED": (False,),
 }
-# Of these, what a detector that is trained does not have any more: it runs on either engine.
+# Those of them that act only in training: a trained detector runs on either engine all the same.
 IN_TRAINING_ALONE = (
     "INPUT.MASK_FORMAT",
     "DATALOADER.ASPECT_RATIO_GROUPING",

@@ -1,5 +1,6 @@
 """Every key of a segmentation config: its default, and the values that it may take.
 
+``docs/configuration.md`` says what each key does, in the words of ``dev/config_descriptions.yaml``.
 A key that detectron2 has keeps its name, type and meaning, so that the same file merges into
 ``get_cfg()``; so do the keys that detection's configs have (:mod:`detection.schema`). Keys of
 segmentation alone: ``MODEL.SEM_SEG_HEAD.POOL_SCALES``, ``DROPOUT``, ``AUX_CHANNELS``,
@@ -36,9 +37,9 @@ def _pair(height: int, width: int, low: int = 1) -> Key:
 # fmt: off
 SCHEMA: dict[str, Key] = {
     "VERSION": one_of(2),
-    "ENGINE": one_of("torchvision"),                  # detectron2: see docs/segmentation.md
+    "ENGINE": one_of("torchvision"),
     "WANDB": flag(False),
-    "SEED": number(0, -1),                            # -1: a different one in each run
+    "SEED": number(0, -1),
     "OUTPUT_DIR": text("./output"),
 
     "DATASETS.TRAIN": Key((), "a list of at most one data set, such as 'masks:IMAGES:LABELS'",
@@ -47,29 +48,29 @@ SCHEMA: dict[str, Key] = {
                          lambda value: len(value) <= 1 and all(map(bool, value))),
     "DATALOADER.NUM_WORKERS": number(4, 0),
 
-    "INPUT.FORMAT": one_of("RGB", "BGR", "L", "raw"),  # raw: the file's channels as they are
-    "INPUT.VALUE_RANGE": value_range(),               # that become 0 and 255
-    "INPUT.SHOW_BANDS": bands(),                      # in pictures; []: the first three
-    "INPUT.SCALE": _pair(2048, 512),                  # long and short side, before the ratio
+    "INPUT.FORMAT": one_of("RGB", "BGR", "L", "raw"),
+    "INPUT.VALUE_RANGE": value_range(),
+    "INPUT.SHOW_BANDS": bands(),
+    "INPUT.SCALE": _pair(2048, 512),
     "INPUT.RATIO": numbers((0.5, 2.0), 0.01, count=2),
-    "INPUT.CROP.SIZE": _pair(512, 512, 32),           # height and width of a training sample
+    "INPUT.CROP.SIZE": _pair(512, 512, 32),
     "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": number(0.75, 0, 1),
     "INPUT.RANDOM_FLIP": one_of("horizontal", "none"),
-    "INPUT.DISTORT": flag(True),                      # brightness, contrast, saturation, hue
-    "INPUT.IGNORE_LABEL": number(255, -1, 65535),     # a value of the maps; -1: none
-    "INPUT.REDUCE_ZERO_LABEL": flag(False),           # 0 is ignored, 1 is the first class
+    "INPUT.DISTORT": flag(True),
+    "INPUT.IGNORE_LABEL": number(255, -1, 65535),
+    "INPUT.REDUCE_ZERO_LABEL": flag(False),
 
     "MODEL.META_ARCHITECTURE": one_of("SemanticSegmentor"),
     "MODEL.DEVICE": Key("auto", "'auto', 'cpu', 'mps', 'cuda' or 'cuda:N'",
                         lambda value: value in ("auto", "cpu", "mps", "cuda")
                         or (value.startswith("cuda:") and value[5:].isdecimal())),
-    "MODEL.WEIGHTS": text(),                          # a whole model
-    "MODEL.PIXEL_MEAN": statistics(),                 # of 0 to 255; []: the encoder's,
-    "MODEL.PIXEL_STD": statistics(above=0.0),         # ImageNet's or measured
+    "MODEL.WEIGHTS": text(),
+    "MODEL.PIXEL_MEAN": statistics(),
+    "MODEL.PIXEL_STD": statistics(above=0.0),
     "MODEL.BACKBONE.NAME": one_of("build_convnext_backbone"),
     "MODEL.BACKBONE.FREEZE_AT": number(0, 0, 5),
     "MODEL.CONVNEXT.SIZE": one_of("convnextv2_atto", *(s for s in SIZES if s != "convnextv2_atto")),
-    "MODEL.CONVNEXT.WEIGHTS": text(),                 # an encoder: a path or timm:NAME
+    "MODEL.CONVNEXT.WEIGHTS": text(),
     "MODEL.CONVNEXT.IN_CHANS": number(3, 1),
     "MODEL.CONVNEXT.DROP_PATH_RATE": number(0.0, 0, 0.99),
     "MODEL.CONVNEXT.OUT_FEATURES": one_of(list(STAGES)),
@@ -80,19 +81,19 @@ SCHEMA: dict[str, Key] = {
     "MODEL.CONVNEXT.GRN.NORMALIZE": one_of(*get_args(Normalize)),
     "MODEL.CONVNEXT.GRN.RESIDUAL": flag(True),
     "MODEL.CONVNEXT.ALLOW_OTHER_GRN": flag(False),
-    "MODEL.CONVNEXT.ADAPT_CHANNELS": flag(False),     # weights of other channels, adapted
+    "MODEL.CONVNEXT.ADAPT_CHANNELS": flag(False),
     "MODEL.SEM_SEG_HEAD.NAME": one_of("UPerNetHead"),
     "MODEL.SEM_SEG_HEAD.IN_FEATURES": one_of(list(STAGES)),
-    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": number(0, 0, 255),       # 0: as the data set has
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": number(0, 0, 255),
     "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": one_of(255),
     "MODEL.SEM_SEG_HEAD.CONVS_DIM": number(512, 1),
     "MODEL.SEM_SEG_HEAD.NORM": one_of(*get_args(Norm)),
     "MODEL.SEM_SEG_HEAD.POOL_SCALES": numbers([1, 2, 3, 6], 1),
     "MODEL.SEM_SEG_HEAD.DROPOUT": number(0.1, 0, 0.99),
-    "MODEL.SEM_SEG_HEAD.AUX_CHANNELS": number(256, 0),         # 0: no auxiliary head
+    "MODEL.SEM_SEG_HEAD.AUX_CHANNELS": number(256, 0),
     "MODEL.SEM_SEG_HEAD.AUX_WEIGHT": number(0.4, 0),
 
-    "SOLVER.IMS_PER_BATCH": number(16, 1),            # of a step, over all processes
+    "SOLVER.IMS_PER_BATCH": number(16, 1),
     "SOLVER.ACCUMULATE": number(1, 1),
     "SOLVER.MAX_ITER": number(160000, 1),
     "SOLVER.BASE_LR": number(1e-4, 0, above=True),
@@ -104,7 +105,7 @@ SCHEMA: dict[str, Key] = {
     "SOLVER.WEIGHT_DECAY": number(0.05, 0),
     "SOLVER.LAYER_DECAY": number(1.0, 0, 1, above=True),
     "SOLVER.LAYER_DECAY_TYPE": one_of("stage", "group", "single"),
-    "SOLVER.LAYER_DECAY_LAYERS": number(12, 4),       # of "stage": num_layers of mmsegmentation
+    "SOLVER.LAYER_DECAY_LAYERS": number(12, 4),
     "SOLVER.CLIP_GRADIENTS.ENABLED": flag(False),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("full_model"),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": number(1.0, 0, above=True),
@@ -114,12 +115,12 @@ SCHEMA: dict[str, Key] = {
     "SOLVER.AMP.PRECISION": one_of("bf16", "fp16"),
     "SOLVER.CHECKPOINT_PERIOD": number(5000, 1),
 
-    "TEST.EVAL_PERIOD": number(0, 0),                 # 0: after the training only
-    "TEST.SCALE": _pair(2048, 512, 0),                # long and short side; (0, 0): as it is
-    "TEST.SLIDE.ENABLED": flag(True),                 # a sliding window; else the whole image
+    "TEST.EVAL_PERIOD": number(0, 0),
+    "TEST.SCALE": _pair(2048, 512, 0),
+    "TEST.SLIDE.ENABLED": flag(True),
     "TEST.SLIDE.SIZE": _pair(512, 512, 32),
     "TEST.SLIDE.STRIDE": _pair(341, 341),
-    "TEST.AUG.SCALES": numbers([1.0], 0.01),          # of TEST.SCALE, averaged
+    "TEST.AUG.SCALES": numbers([1.0], 0.01),
     "TEST.AUG.FLIP": flag(False),
     "TEST.BOUNDARY_IOU": flag(True),
 }

@@ -107,7 +107,7 @@ def test_every_problem_is_reported_with_its_file(tmp_path):
         ("SOLVER.MAX_ITER", "10.5", "an integer of at least 1"),
         ("SOLVER.MAX_ITER", "True", "an integer of at least 1"),
         ("SOLVER.STEPS", "(5, 4)", "increasing positive integers"),
-        ("SOLVER.OPTIMIZER", "SGD", "'AdamW' (nothing else yet)"),
+        ("SOLVER.OPTIMIZER", "SGD", "'AdamW' (the only value)"),
         ("MODEL.CONVNEXT.SIZE", "convnextv2_bas", "'convnextv2_base'"),
         ("MODEL.CONVNEXT.OUT_FEATURES", "('stage1','stage5')", "stage1, stage2, stage3, stage4"),
         ("MODEL.CONVNEXT.DROP_PATH_RATE", "1", "a number of at least 0 and at most 0.99"),

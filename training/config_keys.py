@@ -1,4 +1,4 @@
-"""What a key of a config may be: its default, its allowed values in words, and the test of one."""
+"""The entries of a config's schema: a default, the allowed values in words, and their test."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def one_of(*values: Any) -> Key:
     """The first value is the default."""
     allowed = " or ".join(repr(value) for value in values)
     if len(values) == 1:
-        allowed += " (nothing else yet)"
+        allowed += " (the only value)"
     return Key(values[0], allowed, values.__contains__)
 
 
@@ -50,10 +50,11 @@ def number(default: float, low: float, high: float = float("inf"), above: bool =
 def numbers(default: Sequence[float], low: float, count: int | None = None, what: str = "") -> Key:
     """A list of numbers of at least ``low``: integers if the defaults are integers."""
     types = (int,) if all(isinstance(item, int) for item in default) else (int, float)
-    kind = "integers" if types == (int,) else "numbers"
+    kind = "integer" if types == (int,) else "number"
+    many = f"one {kind}" if count == 1 else f"{count or 'one or more'} {kind}s"
     return Key(
         default,
-        what or f"a list of {count or 'one or more'} {kind} of at least {low:g}",
+        what or f"a list of {many} of at least {low:g}",
         lambda value: (
             len(value) == (count or max(len(value), 1))
             and all(type(item) in types and item >= low for item in value)
@@ -62,10 +63,11 @@ def numbers(default: Sequence[float], low: float, count: int | None = None, what
 
 
 def names_of(default: Sequence[str], allowed: Sequence[str], empty: bool = False) -> Key:
-    """A list of different names out of ``allowed``, in that order."""
+    """A list of different names out of ``allowed``, in the order of ``allowed``."""
+    count = "none or more" if empty else "one or more"
     return Key(
         default,
-        f"a list of {'none or more' if empty else 'one or more'} of {', '.join(allowed)}, in order",
+        f"a list of {count} of {', '.join(allowed)}, in this order",
         lambda value: (
             (empty or len(value) > 0) and list(value) == [name for name in allowed if name in value]
         ),
@@ -83,9 +85,8 @@ def is_nested(value: Sequence[Any]) -> bool:
 
 
 def nested(default: list[list[float]]) -> Key:
-    return Key(
-        default, "a list of lists of positive numbers, one for all levels or one a level", is_nested
-    )
+    allowed = "a list of lists of positive numbers: one list for all levels, or one for each"
+    return Key(default, allowed, is_nested)
 
 
 def value_range() -> Key:
@@ -99,7 +100,7 @@ def value_range() -> Key:
 def bands() -> Key:
     return Key(
         [],
-        "[], or one or three numbers of channels from 1",
+        "[], or the numbers of one or three channels, counted from 1",
         lambda value: (
             len(value) in (0, 1, 3) and all(type(item) is int and item >= 1 for item in value)
         ),

@@ -52,6 +52,13 @@ def main() -> None:
     paths = {split: options.output_dir / f"{split}.json" for split in found}
     if there := [str(path) for path in paths.values() if path.exists()]:
         raise InputError(f"{', '.join(there)}: there already; choose another --output-dir")
+    if not any(builder.annotations for builder in found.values()):
+        for builder in found.values():
+            say("\n".join(map(str, builder.problems())))
+        read = sum(builder.read for builder in found.values())
+        raise InputError(
+            f"{options.source}: no object is left of {read} labels (see above); nothing is written"
+        )
     for split, builder in found.items():
         write_coco(builder.tree(), paths[split])
         report(split, builder, paths[split])

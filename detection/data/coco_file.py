@@ -20,10 +20,9 @@ from typing import Any
 
 from backbones.whole_files import write_atomically
 from detection.data.checks.problems import Findings
+from detection.data.other_formats import FORM, IMPORT, other_format
 from training.progress import progress
 
-FORM = "a COCO file is {'images': [...], 'annotations': [...], 'categories': [...]}"
-IMPORT = "make COCO of it: python tools/import_dataset.py"
 OTHER_TYPE = "is text where 'images' or 'categories' have numbers, or the other way round"
 LISTS = ("images", "annotations", "categories")
 
@@ -148,39 +147,6 @@ def _is_coco(tree: Any, findings: Findings) -> bool:
                 f"{key}[{wrong[0]}]", f"is not an object, nor are {len(wrong) - 1} others", FORM
             )
     return len(findings.errors) == before
-
-
-def other_format(tree: Any) -> tuple[str, str] | None:
-    """What a JSON file is that is no COCO instances, and the remedy; None if that is not known."""
-    first = tree[0] if isinstance(tree, list) and tree else None
-    if isinstance(first, dict):
-        if "score" in first:
-            what = "is not COCO: it holds a list (it looks like COCO results, not annotations)"
-            return what, "give the annotations that the detections were made for"
-        if "data" in first and {"annotations", "completions"} & first.keys():
-            what = "is not COCO: it is an export of Label Studio"
-            return what, f"{IMPORT} FILE --from labelstudio"
-        if "annotations" in first and "image" in first:
-            return "is not COCO: it looks like CreateML", f"export COCO instead; {FORM}"
-    if not isinstance(tree, dict):
-        return None
-    if "shapes" in tree and "imagePath" in tree:
-        return "is not COCO: it is a file of LabelMe", f"{IMPORT} FOLDER --from labelme"
-    objects = tree.get("annotations")
-    if isinstance(objects, list) and any(
-        isinstance(item, dict) and "segments_info" in item for item in objects[:1]
-    ):
-        what = "is COCO panoptic, whose masks are PNG files, not COCO instances"
-        return what, "give the instances file of the same images"
-    images = tree.get("_via_img_metadata", tree)
-    if isinstance(images, dict) and any(
-        isinstance(item, dict) and {"regions", "filename"} <= item.keys()
-        for item in list(images.values())[:1]
-    ):
-        return "is not COCO: it is of the VGG Image Annotator", f"export COCO there; {FORM}"
-    if tree.get("type") == "FeatureCollection":
-        return "is not COCO: it is GeoJSON", f"export COCO instead; {FORM}"
-    return None
 
 
 def respell(tree: dict[str, Any], findings: Findings) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from backbones.errors import InputError
-from detection.data.coco_file import LISTS, other_format, write_coco
+from detection.data.coco_file import LISTS, write_coco
 from detection.data.formats.cvat import read_cvat, write_cvat
 from detection.data.formats.files import read_json, read_text
 from detection.data.formats.label_studio import read_label_studio
@@ -17,10 +16,11 @@ from detection.data.formats.labelme import read_labelme, write_labelme
 from detection.data.formats.labels import Builder
 from detection.data.formats.masks import MASK_FILES, read_masks, write_masks
 from detection.data.formats.voc import read_voc
-from detection.data.formats.yolo import DARKNET, read_yolo, write_yolo
+from detection.data.formats.yolo import read_yolo, write_yolo
+from detection.data.formats.yolo_sets import DARKNET, NO_LABELS
+from detection.data.other_formats import NUMBER, other_format, other_text
 
 FILES = 50  # of a folder that are looked at, to know its format
-NUMBER = re.compile(r"-?\d*\.?\d+(e-?\d+)?", re.IGNORECASE)
 
 READERS: dict[str, Callable[..., dict[str, Builder]]] = {
     "yolo": read_yolo,
@@ -80,6 +80,7 @@ def guess(source: Path) -> str:
     Raises:
         InputError: if that is not known.
     """
+    other: InputError | None = None
     if source.is_file():
         if source.suffix.lower() in (".yaml", ".yml") or source.name == DARKNET:
             return "yolo"
@@ -88,12 +89,17 @@ def guess(source: Path) -> str:
     elif any((source / name).is_file() for name in ("data.yaml", DARKNET)):
         return "yolo"
     else:
-        if any(source.rglob("labels/**/*.txt")):
+        if any(file.name not in NO_LABELS for file in source.rglob("labels/**/*.txt")):
             return "yolo"
-        for pattern in ("*.xml", "*.json", "*.txt"):
+        for pattern in ("*.xml", "*.json", "*.txt", "*.csv"):
             for file in sorted(source.rglob(pattern))[:FILES]:
-                if found := _of_file(file):
-                    return found
+                try:
+                    if found := _of_file(file):
+                        return found
+                except InputError as error:  # what no reader takes may lie beside what one does
+                    other = other or error
+        if other:
+            raise other
         if any(path.suffix.lower() in MASK_FILES for path in source.rglob("*")):
             return "masks"
     known = ", ".join(READERS)
@@ -101,16 +107,27 @@ def guess(source: Path) -> str:
 
 
 def _of_file(file: Path) -> str | None:
-    if file.suffix.lower() == ".txt":
-        words = read_text(file).split("\n")[0].split()
+    """The format of a file that a reader here takes, else None.
+
+    Raises:
+        InputError: for one of which only another export can be read.
+    """
+    ending = file.suffix.lower()
+    if ending in (".txt", ".csv"):
+        line = read_text(file).lstrip().split("\n")[0]
+        if found := other_text(line, ending):
+            raise InputError(f"{file}: {found[0]}; {found[1]}")
+        words = line.split()
         return "yolo" if len(words) >= 5 and all(map(NUMBER.fullmatch, words)) else None
-    if file.suffix.lower() == ".xml":
+    if ending == ".xml":
         start = file.read_bytes()[:4000]
         return "cvat" if b"<annotations" in start else "voc" if b"<annotation" in start else None
     tree = read_json(file)
     if isinstance(tree, dict) and tree.keys() >= set(LISTS) and "shapes" not in tree:
         raise InputError(f"{file} is COCO already: python tools/check_dataset.py {file}")
     found = other_format(tree)
-    if not found or "--from" not in found[1]:
-        return None
-    return found[1].rsplit("--from ", 1)[1]
+    if found and "--from" in found[1]:
+        return found[1].rsplit("--from ", 1)[1]
+    if found and "score" not in found[0]:
+        raise InputError(f"{file} {found[0]}; {found[1]}")
+    return None

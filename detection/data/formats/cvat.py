@@ -1,5 +1,7 @@
 """CVAT for images 1.1: one XML file, boxes, polygons, masks and ellipses in pixels.
 
+Of 'CVAT for video' the shapes of each track are read frame by frame, those ``outside`` left out.
+
 Shapes of one label and one ``group_id`` above 0 are one object, as in CVAT's own COCO export.
 Brushed masks stay masks and objects: CVAT's COCO export makes crowds of them.
 """
@@ -36,18 +38,45 @@ def read_cvat(source: Path, images: Path | None) -> dict[str, Builder]:
     trees = [tree for file in files if (tree := read_xml(file, "annotations")) is not None]
     if not trees:
         raise InputError(f"{source}: no XML of 'CVAT for images' is in it")
-    classes = [label.text or "" for tree in trees for label in tree.iterfind("meta//label/name")]
+    labels = [label for tree in trees for label in tree.iterfind("meta//label")]
+    # those with a parent are the points of a skeleton
+    classes = [label.findtext("name") or "" for label in labels if label.find("parent") is None]
     builder = Builder(root, classes)
-    tracks = sum(len(tree.findall("track")) for tree in trees)
-    if tracks:
-        builder.note(f"{tracks} tracks", "are of 'CVAT for video'", f"{GONE}: export for images")
-    entries = [(entry.get("name", ""), entry) for tree in trees for entry in tree.iterfind("image")]
-    subsets = dict.fromkeys(entry.get("subset") or "" for _, entry in entries)
+    entries = [entry for tree in trees for entry in tree.iterfind("image")]
+    entries += [entry for tree in trees for entry in _frames(builder, tree)]
+    subsets = dict.fromkeys(entry.get("subset") or "" for entry in entries)
     if len(subsets) > 1:
         builder.note(f"subsets {', '.join(subsets)}", "are in one file", "they are joined")
-    for entry, image in builder.images_of((name, [name], entry) for name, entry in entries):
+    for entry, image in builder.images_of(
+        (entry.get("name", ""), _names(entry), entry) for entry in entries
+    ):
         _read_image(builder, image, entry)
     return {"annotations": builder}
+
+
+def _names(entry: ElementTree.Element) -> list[str]:
+    """An export of a project has the images of each subset in a folder of its name."""
+    name, subset = entry.get("name", ""), entry.get("subset")
+    return [f"{subset}/{name}", name] if subset else [name]
+
+
+def _frames(builder: Builder, tree: ElementTree.Element) -> list[ElementTree.Element]:
+    """The shapes of tracks as images are written, by frame: ``frame_000000`` and on."""
+    frames: dict[int, ElementTree.Element] = {}
+    for track in tree.iterfind("track"):
+        for shape in track:
+            number = shape.get("frame") or ""
+            if shape.get("outside") == "1":
+                where = f"track {track.get('id')}, frame {number}"
+                builder.note(where, "is outside of the picture, says CVAT")
+            elif number.isdecimal():
+                name = f"frame_{int(number):06d}"
+                frame = frames.setdefault(int(number), ElementTree.Element("image", name=name))
+                shape.set("label", track.get("label", ""))
+                frame.append(shape)
+            else:
+                builder.refuse(f"track {track.get('id')}", "has a shape without a frame")
+    return [frames[number] for number in sorted(frames)]
 
 
 def _read_image(builder: Builder, image: dict[str, Any], entry: ElementTree.Element) -> None:
@@ -94,6 +123,8 @@ def _shape(
         if alone and not degrees:
             builder.box(image, where, name, [left, top, right - left, bottom - top])
             return []
+        if degrees:
+            builder.note(where, "is a turned box", "a polygon of its corners")
         centre = np.array([left + right, top + bottom]) / 2
         corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
         return [(turned(corners - centre, degrees) + centre).reshape(-1).tolist()]

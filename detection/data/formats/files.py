@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+from urllib.parse import unquote
 from xml.etree import ElementTree
 
+from detection.data.checks.file_names import folded_name
 from detection.data.coco_file import decode_json
 from images.folders import ending_of, files_of_folder
 from images.formats import image_endings
@@ -51,6 +54,13 @@ def image_files(folder: Path) -> list[Path]:
     return files_of_folder(folder).images
 
 
+class Found(NamedTuple):
+    """An image; ``by_path`` says that the path of its labels leads to it, not its name alone."""
+
+    path: Path
+    by_path: bool
+
+
 class ImageFinder:
     """Finds images in a folder by what a label file calls them."""
 
@@ -64,19 +74,58 @@ class ImageFinder:
             if not VOC_MASKS & set(path.relative_to(folder).parts)
         ]
         for path in self.images:
-            self.by_name.setdefault(path.name, []).append(path)
-            self.by_stem.setdefault(path.stem, []).append(path)
+            self.by_name.setdefault(folded_name(path.name), []).append(path)
+            self.by_stem.setdefault(folded_name(path.stem), []).append(path)
 
-    def find(self, *names: str) -> Path | None:
-        """The first of these paths or names that one image fits, its ending aside at last."""
-        for name in names:
-            path = self.folder / name.replace("\\", "/")
-            is_image = ending_of(path.name) in image_endings() and "\0" not in name
-            if name and is_image and os.path.isfile(path):  # Path.is_file raises for long names
-                return path
-        for index, part in ((self.by_name, "name"), (self.by_stem, "stem")):
-            for name in names:
-                found = index.get(getattr(Path(name.replace("\\", "/")), part), [])
-                if len(found) == 1:
-                    return found[0]
+    def find(self, *names: str) -> Found | None:
+        """The image that one of these paths or names fits; None if there is none or more than one.
+
+        A path that leads to an image comes first, in the folder or as it stands, then the end of
+        one (of another machine). Else it is the one image of that name, of several the one whose
+        folders are most alike, and at last the one whose name is the same but for its ending. A
+        name without the ending of an image is that of a label file.
+        """
+        spelt = [name.replace("\\", "/") for name in names if name and "\0" not in name]
+        spelt += [unquote(name) for name in spelt if "%" in name]
+        for name in spelt:
+            if found := self._at(name):
+                return found
+        wanted = [PurePosixPath(name) for name in spelt]
+        images = [one for one in wanted if ending_of(one.name) in image_endings()]
+        tries = [(one, self.by_name if one in images else self.by_stem, one.name) for one in wanted]
+        tries += [(one, self.by_stem, one.stem) for one in images]
+        for one, index, key in tries:
+            if path := self._most_alike(one, index.get(folded_name(key), []), key):
+                return Found(path, False)
         return None
+
+    def _at(self, name: str) -> Found | None:
+        """The image to which a path, or the end of one with a folder at least, leads."""
+        parts = PurePosixPath(name).parts
+        tails = [name, *("/".join(parts[start:]) for start in range(1, len(parts) - 1))]
+        for tail in tails:
+            path = Path(os.path.normpath(self.folder / tail))
+            if ending_of(path.name) in image_endings():
+                if os.path.isfile(path):  # Path.is_file raises for long names
+                    return Found(path, tail == name)
+                continue
+            alike = self.by_stem.get(folded_name(path.name), [])
+            if len(found := [one for one in alike if one.with_suffix("") == path]) == 1:
+                return Found(found[0], tail == name)
+        return None
+
+    def _most_alike(self, wanted: PurePosixPath, images: list[Path], name: str) -> Path | None:
+        """Of images of one name that whose folders end as the wanted path's; None for several."""
+        images = [one for one in images if name in (one.name, one.stem)] or images
+        folders = wanted.parts[-2::-1]
+        scores = [common_start(folders, one.parts[-2::-1]) for one in images]
+        best = [one for one, score in zip(images, scores, strict=True) if score == max(scores)]
+        return best[0] if len(best) == 1 else None
+
+
+def common_start(first: Sequence[str], second: Sequence[str]) -> int:
+    """How many items two sequences have in common from their beginning on."""
+    pairs = zip(first, second, strict=False)
+    return next(
+        (place for place, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second))
+    )

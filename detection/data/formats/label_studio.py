@@ -14,7 +14,7 @@ from PIL import Image
 
 from backbones.errors import InputError
 from detection.data.formats.files import read_json
-from detection.data.formats.labels import Builder, ellipse, points_of, turned
+from detection.data.formats.labels import GONE, Builder, ellipse, points_of, turned
 from images.folders import ending_of
 from images.formats import image_endings
 
@@ -31,10 +31,15 @@ def read_label_studio(source: Path, images: Path | None) -> dict[str, Builder]:
     tasks = [task for file in files for task in _tasks(file)]
     if not tasks:
         raise InputError(f"{source}: it is no JSON export of Label Studio")
-    labelled = []
+    labelled, seen = [], set()
     for place, task in enumerate(tasks):
         names = _image_names(task)
-        where = f"task {task.get('id', place)} ({names[0]})"
+        key = task.get("id", place)
+        where = f"task {key} ({names[0]})"
+        if "data" not in task and (str(key), names[0]) in seen:  # JSON-MIN has a task per labelling
+            builder.note(where, "was labelled several times", "the first labelling is taken")
+            continue
+        seen.add((str(key), names[0]))
         results = _results(builder, where, task)
         if results is None:
             builder.note(where, "is not labelled")
@@ -48,6 +53,7 @@ def read_label_studio(source: Path, images: Path | None) -> dict[str, Builder]:
 def _tasks(file: Path) -> list[dict[str, Any]]:
     tree = read_json(file)
     marks = {"annotations", "completions", "image", "annotation_id", "annotator", "lead_time"}
+    marks.add("predictions")
     return [
         task
         for task in (tree if isinstance(tree, list) else [])
@@ -97,9 +103,20 @@ def _results(builder: Builder, where: str, task: dict[str, Any]) -> list[Any] | 
 
 
 def _read_results(builder: Builder, image: dict[str, Any], where: str, results: list[Any]) -> None:
+    drawn = [result for result in results if isinstance(result, dict)]
+    placed = [one for one in drawn if _has_place(one.get("value")) and one.get("to_name")]
+    pictures = {str(one["to_name"]) for one in placed}
+    if len(pictures) > 1:
+        builder.note(where, "has several pictures", f"its labels are {GONE}: export one a task")
+        builder.read += len(drawn)
+        return
     for number, result in enumerate(results, 1):
         if isinstance(result, dict):
             _read_result(builder, image, f"{where}, result {number}", result)
+
+
+def _has_place(value: Any) -> bool:
+    return isinstance(value, dict) and bool({"x", "points", "rle"} & value.keys())
 
 
 def _read_result(
@@ -112,6 +129,13 @@ def _read_result(
     labels = next((v for k, v in value.items() if k.endswith("labels") and v), None)
     if not isinstance(labels, list):
         builder.refuse(where, "has no label")
+        return
+    if result.get("image_rotation", value.get("image_rotation")):
+        remedy = "turn it back in Label Studio and export again"
+        builder.refuse(where, f"was drawn on a picture that was turned there ({remedy})")
+        return
+    if "keypointlabels" in value:
+        builder.refuse(where, "is a keypoint, which has no area")
         return
     if len(labels) > 1:
         builder.note(where, "has several labels", "the first is taken")
@@ -139,6 +163,7 @@ def _read_result(
             if turn := float(value.get("rotation") or 0):  # around the corner
                 corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * sides
                 points = turned(corners, turn) + corner
+                builder.note(where, "is a turned box", "a polygon of its corners")
                 builder.polygons(image, where, name, [points.reshape(-1).tolist()])
             else:
                 builder.box(image, where, name, [*corner, *sides])

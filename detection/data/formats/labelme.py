@@ -10,6 +10,7 @@ import base64
 import binascii
 import io
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from PIL import Image
 from backbones.errors import InputError
 from backbones.whole_files import write_atomically, write_json
 from detection.data.checks.segmentations import rle_of
-from detection.data.formats.files import image_files, read_json
+from detection.data.formats.files import ImageFinder, read_json
 from detection.data.formats.labels import Builder, by_image, ellipse, points_of
 from detection.data.formats.outlines import outlines
 from training.progress import progress
@@ -35,7 +36,7 @@ def read_labelme(
 
     Args:
         unpacked: a folder for the images that are in the files themselves (``imageData``): written
-            there where ``images`` is not given and there are no image files.
+            there where an image file is not to be found.
 
     Raises:
         InputError: if no JSON file there is one of LabelMe.
@@ -53,14 +54,9 @@ def read_labelme(
         raise InputError(f"{source}: no JSON file of LabelMe is in it")
     kinds = {str(shape.get("shape_type")) for tree in trees.values() for shape in tree["shapes"]}
     boxes_only = kinds <= {"rectangle"}
-    names = {file: [str(tree["imagePath"]), file.stem] for file, tree in trees.items()}
-    if images is None and unpacked is not None and not image_files(builder.root):
-        for file, tree in trees.items():
-            if isinstance(tree.get("imageData"), str):
-                builder.note(file.name, "has its image inside", f"unpacked into {unpacked}")
-                name = file.relative_to(folder).with_suffix("")
-                names[file] = [_unpack(tree["imageData"], unpacked / name) or ""]
-        builder.root = unpacked.resolve() if unpacked.is_dir() else builder.root
+    names = {file: _names(file, tree, folder, images) for file, tree in trees.items()}
+    if unpacked is not None:
+        _unpack_missing(builder, trees, names, unpacked.resolve())
     for file, entry in builder.images_of((file.name, names[file], file) for file in trees):
         tree = trees[file]
         if _is_set(tree.get("flags")):
@@ -76,8 +72,32 @@ def read_labelme(
     return {"annotations": builder}
 
 
+def _names(file: Path, tree: dict[str, Any], folder: Path, images: Path | None) -> list[str]:
+    """What an image may be called: ``imagePath`` is a path from the label file's own folder."""
+    path = str(tree["imagePath"]).replace("\\", "/")
+    beside = file.parent.relative_to(folder)
+    own = [] if images else [os.path.join(file.parent.resolve(), path)]
+    return [*own, os.path.join(beside, path), path, (beside / file.stem).as_posix()]
+
+
+def _unpack_missing(
+    builder: Builder, trees: dict[Path, Any], names: dict[Path, list[str]], unpacked: Path
+) -> None:
+    """Write the images that are in label files and nowhere else; ``names`` then lead to them."""
+    finder, any_other = ImageFinder(builder.root), False
+    for file, tree in trees.items():
+        if finder.find(*names[file]):
+            any_other = True
+        elif isinstance(tree.get("imageData"), str):
+            path = unpacked / names[file][-1]
+            names[file] = [_unpack(tree["imageData"], path) or ""]
+            builder.note(file.name, "has its image inside", f"unpacked into {unpacked}")
+    if not any_other and unpacked.is_dir():
+        builder.root = unpacked
+
+
 def _unpack(text: str, path: Path) -> str | None:
-    """Write an image that is in a file as base64; its name in the folder, None if it is none."""
+    """Write an image that is in a file as base64; its path, None if it is none."""
     try:
         data = base64.b64decode(text)
         with Image.open(io.BytesIO(data)) as picture:

@@ -69,13 +69,24 @@ class Builder:
         Args:
             labelled: where the labels stand, what their image may be called, and the labels.
         """
-        finder, found = ImageFinder(self.root), []
-        for where, names, labels in labelled:
-            if path := finder.find(*names):
-                found.append((where, labels, path))
-            else:
+        finder = ImageFinder(self.root)
+        every = [(where, names, labels, finder.find(*names)) for where, names, labels in labelled]
+        by_path = {hit.path for _, _, _, hit in every if hit and hit.by_path}
+        called: dict[Path, set[str]] = {}
+        for _, names, _, hit in every:
+            if hit:
+                called.setdefault(hit.path, set()).add(names[0].removesuffix(hit.path.suffix))
+        found = []
+        for where, _, labels, hit in every:
+            if hit is None:
                 self.note(where, "its image is not there")
+            elif not hit.by_path and (hit.path in by_path or len(called[hit.path]) > 1):
+                others = "and the only one of its name is another's"
+                self.note(where, f"its image is not there, {others}")
+            else:
+                found.append((where, labels, hit.path))
         named = dict.fromkeys(path for _, _, path in found)
+        self.widen(named)
         sizes, entries = self.sizes(list(named)), {}
         for where, labels, path in progress(found, "reading labels", len(found), "image"):
             if path not in sizes:
@@ -88,6 +99,11 @@ class Builder:
         for path in finder.images:
             if path not in named:
                 self.note(self.name(path), "is an image without labels")
+
+    def widen(self, files: Iterable[Path]) -> None:
+        """Take as root the innermost folder that holds it and all of these image files."""
+        folders = {str(file.parent) for file in files}
+        self.root = Path(os.path.commonpath([str(self.root), *folders]))
 
     def sizes(self, files: Sequence[Path]) -> dict[Path, tuple[int, int]]:
         """Height and width of image files as they are shown, but for those that are none."""

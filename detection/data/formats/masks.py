@@ -1,9 +1,11 @@
 """Masks as pictures: a map of instance ids for each image, or one black-and-white mask per object.
 
 A map lies in a folder of masks under its image's name, with or without an ending such as ``_masks``
-(Cellpose); 0 is background, every other value or colour an object. Masks of single objects lie in a
-folder that is called as the image, in ``masks`` beside ``images`` (Data Science Bowl 2018), or all
-in one folder under the image's name and a number, ``a_0.png``, ``a_mask_1.png``.
+(Cellpose); 0 is background, every other value or colour an object (``mask_values``). Masks of
+single objects lie in a folder that is called as the image, in ``masks`` beside ``images`` (Data
+Science Bowl 2018), or all in one folder under the image's name and a number, ``a_0.png``,
+``a_mask_1.png``. Cityscapes' ``*_instanceIds.png`` have classes: a value is 1000 times the class's
+number and that of the object; below 1000 are groups of a class, crowds, and regions, no objects.
 """
 
 from __future__ import annotations
@@ -24,10 +26,17 @@ from backbones.whole_files import write_atomically
 from detection.data.checks.segmentations import as_rle
 from detection.data.formats.files import image_files
 from detection.data.formats.labels import Builder, by_image
+from detection.data.formats.mask_values import mask_values
 from training.progress import progress
 
 ENDINGS = ("", "_masks", "_cp_masks", "_mask", "_label", "_labels", "_instances", "_instance_ids")
-MASK_FILES = (".png", ".tif", ".tiff", ".bmp", ".gif")
+PICTURES = ("_flows", "_cp_flows", "_cp_output", "_outlines", "_seg")  # Cellpose's other files
+MASK_FILES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".npy")
+CITYSCAPES_IMAGE, CITYSCAPES = "_leftImg8bit", ("_gtFine_instanceIds", "_gtCoarse_instanceIds")
+CITYSCAPES_CLASSES = {
+    24: "person", 25: "rider", 26: "car", 27: "truck", 28: "bus", 29: "caravan", 30: "trailer",
+    31: "train", 32: "motorcycle", 33: "bicycle",
+}  # fmt: skip
 
 
 def read_masks(source: Path, images: Path | None, class_name: str = "object") -> dict[str, Builder]:
@@ -45,17 +54,28 @@ def read_masks(source: Path, images: Path | None, class_name: str = "object") ->
     root = (images or source).resolve()
     if images and (source / "masks").is_dir():  # as prediction writes them
         source = source / "masks"
-    builder = Builder(root, [class_name])
     files = [file for file in image_files(root) if images or "masks" not in file.parts[-3:-1]]
-    found = {file: _masks_of(file, source.resolve(), images) for file in files}
+    others: set[Path] = set()
+    if images is None or root == source.resolve():
+        files, others = _told_apart(files)
+    found = {file: _masks_of(file, source.resolve(), root, images) for file in files}
     if not any(masks.files for masks in found.values()):
         found = _numbered(files, source.resolve())
     pairs = {file: masks for file, masks in found.items() if masks.files}
+    used = {path for masks in found.values() for path in masks.files}
+    files = [file for file in files if file in pairs or file not in used]
     if not pairs:
         raise InputError(
             f"{source}: no mask there is called as an image of {root}: give --images DIR and the "
             "folder of the masks"
         )
+    builder = Builder(root, [] if any(map(_is_cityscapes, used)) else [class_name])
+    if source.name == "SegmentationObject":
+        builder.note(
+            "SegmentationClass", "says what the objects are", "not read: all are one class"
+        )
+    for path in sorted(others - used):
+        builder.note(builder.name(path), "is called as a picture beside its image")
     sizes = builder.sizes(files)
     for file in progress(files, "reading masks", unit="image"):
         if file not in sizes:
@@ -68,6 +88,22 @@ def read_masks(source: Path, images: Path | None, class_name: str = "object") ->
     return {"annotations": builder}
 
 
+def _told_apart(files: list[Path]) -> tuple[list[Path], set[Path]]:
+    """The images of a folder, and what beside them is called as one of them with an ending."""
+    stems = {file.with_suffix("") for file in files}
+    others = {
+        file
+        for file in files
+        for ending in (*ENDINGS[1:], *PICTURES)
+        if file.stem.endswith(ending) and file.with_name(file.stem.removesuffix(ending)) in stems
+    }
+    return [file for file in files if file not in others], others
+
+
+def _is_cityscapes(path: Path) -> bool:
+    return path.stem.endswith(CITYSCAPES)
+
+
 class _Masks(NamedTuple):
     """The files that show an image's objects: one map of all, or one file for each."""
 
@@ -75,10 +111,11 @@ class _Masks(NamedTuple):
     is_map: bool
 
 
-def _masks_of(image: Path, source: Path, images: Path | None) -> _Masks:
+def _masks_of(image: Path, source: Path, root: Path, images: Path | None) -> _Masks:
     """Masks in a folder that is called as the image, or beside it; else one map."""
     home = image.parent.parent
-    folders = [source / image.stem]
+    beside = source / image.parent.relative_to(root)  # in the same folders as the images
+    folders = [beside / image.stem, source / image.stem]
     if images is None:
         folders.append(home / "masks" / image.stem)
         if home.name == image.stem:  # Data Science Bowl: STEM/images/STEM.png, STEM/masks/*.png
@@ -86,10 +123,13 @@ def _masks_of(image: Path, source: Path, images: Path | None) -> _Masks:
     for folder in folders:
         if folder.is_dir() and (inside := sorted(filter(_is_mask, folder.iterdir()))):
             return _Masks(inside, False)
-    for folder in [source, *([home / "masks"] if images is None else [])]:
-        for ending in ENDINGS:
+    names = [f"{image.stem}{ending}" for ending in ENDINGS]
+    if image.stem.endswith(CITYSCAPES_IMAGE):
+        names += [image.stem.removesuffix(CITYSCAPES_IMAGE) + ending for ending in CITYSCAPES]
+    for folder in [beside, source, *([home / "masks"] if images is None else [])]:
+        for name in names:
             for suffix in MASK_FILES:
-                path = folder / f"{image.stem}{ending}{suffix}"
+                path = folder / f"{name}{suffix}"
                 if path.is_file() and path.resolve() != image.resolve():
                     return _Masks([path], True)
     return _Masks([], True)
@@ -115,31 +155,47 @@ def _read_mask(
     builder: Builder, image: dict[str, Any], path: Path, class_name: str, is_map: bool
 ) -> None:
     where = path.name if is_map else f"{path.parent.name}/{path.name}"
-    try:
-        with Image.open(path) as picture:
-            if (pages := getattr(picture, "n_frames", 1)) > 1:
-                builder.note(where, f"has {pages} pages", "the first is read")
-            values = np.asarray(picture)
-    except Exception:  # Pillow's decoders raise nearly everything on damaged files
+    values = mask_values(path, lambda what, done: builder.note(where, what, done))
+    if values is None:
         builder.refuse(where, "is no image that can be read")
         return
-    if values.ndim == 3:
-        colours = values[..., : 3 if values.shape[2] >= 3 else 1].astype(np.int64)
-        values = (colours * 256 ** np.arange(colours.shape[2])).sum(-1)
     if not is_map or values.shape != (image["height"], image["width"]):  # which is refused there
         builder.mask(image, where, class_name, values > 0)
         return
-    if values.dtype.kind == "f":
-        values = np.nan_to_num(values)  # no number is no object
+    if _is_cityscapes(path):
+        _read_cityscapes(builder, image, where, values)
+        return
+    if values.all():
+        builder.note(where, "has no 0, which is background", "each value is an object")
     ids = [value for value in np.unique(values).tolist() if value]
     if len(ids) == 1 and ids[0] in (1, 255, 65535, 256**3 - 1):
         count, parts = cv2.connectedComponents((values > 0).astype(np.uint8))
-        if count > 2:
+        if ids[0] == 1 and values.dtype.itemsize > 1:  # no black and white, which has 8 bits
+            if count > 2:
+                builder.note(where, "has one object of several parts", "it is one object")
+            parts = values
+        elif count > 2:
             builder.note(where, "tells no objects apart", "each connected part is an object")
         values = parts
     for value, top, left, bottom, right in _boxes(values):
         inside = values[top:bottom, left:right] == value
         builder.mask_part(image, f"{where}, id {value}", class_name, inside, left, top)
+
+
+def _read_cityscapes(
+    builder: Builder, image: dict[str, Any], where: str, values: np.ndarray
+) -> None:
+    for value, top, left, bottom, right in _boxes(values):
+        is_group = value < 1000
+        name, inside = CITYSCAPES_CLASSES.get(value if is_group else value // 1000), values == value
+        if name is None:
+            builder.note(f"{where}, id {value}", "is a region and no object")
+        elif is_group:
+            builder.note(f"{where}, id {value}", f"is a group of class {name}", "made a crowd")
+            builder.mask(image, where, name, inside, crowd=1)
+        else:
+            part = inside[top:bottom, left:right]
+            builder.mask_part(image, f"{where}, id {value}", name, part, left, top)
 
 
 def _boxes(values: np.ndarray) -> Iterator[tuple[Any, int, int, int, int]]:

@@ -1,9 +1,7 @@
 """YOLO: a text file for each image, a line for each object, coordinates as parts of the image.
 
 ``class x y width height`` is a box by its centre, ``class x y x y x y ...`` a polygon.
-``data.yaml`` names the classes and the folders of train, val and test; images lie in ``images``,
-labels in ``labels`` beside it or beside the image (Ultralytics' ``img2label_paths``). Darknet's
-``obj.data`` names a file of the classes and lists of the images.
+Four points (YOLO OBB) are a polygon, too. ``yolo_sets`` finds the images, the labels and the names.
 """
 
 from __future__ import annotations
@@ -13,21 +11,27 @@ import os
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from backbones.errors import InputError
 from backbones.whole_files import write_text
-from detection.data.formats.files import ImageFinder, image_files, read_text
+from detection.data.formats.files import image_files, read_text
 from detection.data.formats.labels import GONE, Builder
 from detection.data.formats.outlines import joined_outline
+from detection.data.formats.yolo_sets import (
+    MOST_CLASSES,
+    NO_LABELS,
+    NOTHING,
+    class_names,
+    config_file,
+    folders_of_sets,
+    images_of_part,
+    keypoint_numbers,
+    label_file,
+    labels_folder,
+    parts_of,
+    read_settings,
+)
 from training.progress import progress
 
-SPLITS = ("train", "val", "test")
-SPELT = {"val": ("val", "valid")}  # Darknet's
-DARKNET = "obj.data"
-NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "labels/classes.txt")
-NO_LABELS = ("classes.txt", "train.txt", "val.txt", "test.txt")
-MOST_CLASSES = 100_000  # a number beyond is no class
 BOX, SCORED_BOX = 5, 6  # numbers of a line
 
 
@@ -41,22 +45,22 @@ def read_yolo(source: Path, images: Path | None) -> dict[str, Builder]:
     Raises:
         InputError: for a ``data.yaml`` that is none, or where no label file is found.
     """
-    config = _config_file(source)
+    config = config_file(source)
     if config is None and source.name == "labels":  # what names the classes lies beside it
-        config = _config_file(source.parent)
+        config = config_file(source.parent)
         source = source if images else source.parent
     folder = source.parent if source.name == "labels" and source.is_dir() else source
     root = (config.parent if config else folder).resolve()
-    settings = _settings(config) if config else {}
-    if settings.get("path"):
+    settings = read_settings(config) if config else {}
+    if settings.get("path") not in NOTHING:
         named = Path(str(settings["path"])).expanduser()
         folders = [p for p in (root / named, root.parent / named, named) if p.is_dir()]
         root = folders[0].resolve() if folders else root
-    names = _class_names(settings, root)
-    points = _keypoints(settings.get("kpt_shape"))
+    names = class_names(settings, root)
+    points = keypoint_numbers(settings.get("kpt_shape"))
     files, gone = {"annotations": image_files(images or root)}, ""
-    if images is None and (parts := _parts(settings)):
-        listed = {split: _listed(root, value) for split, value in parts.items()}
+    if images is None and (parts := parts_of(settings)):
+        listed = {split: images_of_part(root, value) for split, value in parts.items()}
         # Roboflow names a folder for the test set whether there is one or not
         files = {split: value for split, value in listed.items() if value is not None}
         missing = [split for split in listed if split not in files]
@@ -66,9 +70,15 @@ def read_yolo(source: Path, images: Path | None) -> dict[str, Builder]:
     found: dict[str, Builder] = {}
     for split, of_split in files.items():
         builder = Builder(images.resolve() if images else root, filter(None, names))
+        if (
+            images is None
+            and split == "annotations"
+            and (joined := folders_of_sets(root, of_split))
+        ):
+            builder.note(f"folders {joined}", "are of several sets", "joined: no data.yaml is here")
         if gone and not found:
             builder.note(gone, "is named by data.yaml, and is not there")
-        _read_split(builder, of_split, _labels_folder(source) if images else None, names, points)
+        _read_split(builder, of_split, labels_folder(source) if images else None, names, points)
         found[split] = builder
     if not any(builder.read for builder in found.values()):
         raise InputError(
@@ -78,121 +88,11 @@ def read_yolo(source: Path, images: Path | None) -> dict[str, Builder]:
     return found
 
 
-def _labels_folder(source: Path) -> Path:
-    """Where the label files of a ``data.yaml`` or of a folder are, if images lie apart."""
-    folder = source.parent if source.is_file() else source
-    return folder / "labels" if (folder / "labels").is_dir() else folder
-
-
-def _config_file(source: Path) -> Path | None:
-    if source.is_file():
-        return source
-    tries = [source / "data.yaml", *sorted(source.glob("*.y*ml")), source / DARKNET]
-    return next((path for path in tries if path.is_file()), None)
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    text = read_text(path)
-    if path.suffix.lower() not in (".yaml", ".yml"):
-        pairs = (line.partition("=") for line in text.splitlines() if "=" in line)
-        return {key.strip(): value.strip() for key, _, value in pairs}
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is no YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise InputError(f"{path} is no data.yaml: a mapping with 'names' and 'train' is wanted")
-    return tree
-
-
-def _class_names(settings: dict[str, Any], root: Path) -> list[str | None]:
-    """The names by their numbers; None for a number that ``data.yaml`` passes over."""
-    names = settings.get("names")
-    if isinstance(names, dict):
-        numbered = {str(key): str(name) for key, name in names.items()}
-        if wrong := [key for key in numbered if not key.isdecimal() or int(key) > MOST_CLASSES]:
-            raise InputError(f"data.yaml: names has the key {wrong[0]!r}; keys are 0, 1, 2, ...")
-        highest = max(map(int, numbered), default=-1)
-        return [numbered.get(str(index)) for index in range(highest + 1)]
-    if isinstance(names, list):
-        return list(map(str, names))
-    files = [root / name for name in NAME_FILES]
-    if isinstance(names, str):  # Darknet's, whose folder is often another than the one of the files
-        files = [root / names, root / Path(names).name, *files]
-    for file in files:
-        if file.is_file():
-            return [line.strip() for line in read_text(file).splitlines() if line.strip()]
-    count = str(settings.get("nc") or settings.get("classes") or 0)
-    if not count.isdecimal() or int(count) > MOST_CLASSES:
-        raise InputError(f"data.yaml: nc is {count}; it is how many classes there are")
-    return [str(index) for index in range(int(count))]
-
-
-def _keypoints(shape: Any) -> int:
-    """How many numbers of a line are keypoints', by ``kpt_shape``."""
-    if shape is None:
-        return 0
-    if not (isinstance(shape, list) and len(shape) == 2 and set(map(type, shape)) == {int}):
-        raise InputError(f"data.yaml: kpt_shape is {shape}; it is [how many, 2 or 3 numbers each]")
-    return int(shape[0]) * int(shape[1])
-
-
-def _parts(settings: dict[str, Any]) -> dict[str, Any]:
-    """Split -> the folders or lists of its images."""
-    parts: dict[str, Any] = {}
-    for split in SPLITS:  # some name one folder twice, since a validation set has to be named
-        value = next((settings[k] for k in SPELT.get(split, (split,)) if settings.get(k)), None)
-        if value and value not in parts.values():
-            parts[split] = value
-    return parts
-
-
-def _listed(root: Path, value: Any) -> list[Path] | None:
-    """The images of a split: folders, or text files that list images; None if one is not there."""
-    found: list[Path] = []
-    for one in value if isinstance(value, list) else [value]:
-        name = str(one)
-        # Roboflow writes ../train/images for train/images, CVAT data/train.txt for train.txt
-        shorter = (name.removeprefix("../"), name.removeprefix("./"), name.removeprefix("data/"))
-        tries = [root / name, *(root / short for short in shorter)]
-        path = next((p for p in tries if p.exists()), None)
-        if path is None:
-            return None
-        if path.is_dir():
-            found += image_files(Path(os.path.abspath(path)))  # labels lie beside a link, too
-            continue
-        finder = ImageFinder(root)
-        for line in filter(None, map(str.strip, read_text(path).splitlines())):
-            at = path.parent / line if line.startswith("./") else root / line
-            at = at if at.is_file() else finder.find(line) or at
-            found.append(Path(os.path.abspath(at)))
-    return found
-
-
-def label_file(image: Path, labels: Path | None, images: Path) -> Path | None:
-    """The labels of an image; None where there are none.
-
-    Args:
-        labels: their folder, in the same folders as the images in ``images``; None if they lie
-            where Ultralytics looks for them.
-    """
-    if labels is not None:
-        inside = Path(os.path.relpath(image, images)).with_suffix(".txt")
-        tries = [labels / inside, labels / inside.name]
-    else:
-        parts = list(image.parts)
-        tries = []
-        if "images" in parts:
-            place = len(parts) - 1 - parts[::-1].index("images")
-            beside = Path(*parts[:place], "labels", *parts[place + 1 :])
-            tries.append(beside.with_suffix(".txt"))
-        tries.append(image.with_suffix(".txt"))
-    return next((path for path in tries if path.is_file()), None)
-
-
 def _read_split(
     builder: Builder, files: list[Path], labels: Path | None, names: list[str | None], points: int
 ) -> None:
+    images = builder.root
+    builder.widen(file for file in files if os.path.isfile(file))
     sizes = builder.sizes(files)
     for name in sorted({name for name in names if name and names.count(name) > 1}):
         builder.note(f"class {name}", "is named twice", "it is one class")
@@ -200,7 +100,7 @@ def _read_split(
         if file not in sizes:
             continue
         image = builder.image(file, sizes[file])
-        text = label_file(file, labels, builder.root)
+        text = label_file(file, labels, images)
         if text is None:
             builder.note(
                 image["file_name"], "has no label file", "kept as an image without objects"
@@ -218,12 +118,12 @@ def _read_split(
             seen.add(line.strip())
             _read_line(builder, image, where, line.split(), names, points)
     if labels is not None or files:
-        _unused(builder, files, labels)
+        _unused(builder, files, labels, images)
 
 
-def _unused(builder: Builder, files: list[Path], labels: Path | None) -> None:
+def _unused(builder: Builder, files: list[Path], labels: Path | None, images: Path) -> None:
     """Count label files that have no image."""
-    used = {label_file(file, labels, builder.root) for file in files}
+    used = {label_file(file, labels, images) for file in files}
     folders = {path.parent for path in used if path} | ({labels} if labels else set())
     for folder in sorted(folders):
         for path in sorted(folder.glob("*.txt")):
@@ -252,7 +152,10 @@ def _read_line(
         builder.note(where, "has a class that has no name", "it is called by its number")
     width, height = image["width"], image["height"]
     count = 1 + len(values)
-    if keypoints and count == BOX + keypoints:
+    if keypoints and count not in (BOX, SCORED_BOX, BOX + keypoints, SCORED_BOX + keypoints):
+        builder.refuse(where, f"has {count} numbers: neither a box nor one with its keypoints")
+        return
+    if (keypoints and count >= BOX + keypoints) or _are_keypoints(values[4:]):
         builder.note(where, "has keypoints", f"the keypoints are {GONE}")
         values, count = values[:4], BOX
     if count == SCORED_BOX or (count > SCORED_BOX and count % 2 == 0):
@@ -269,6 +172,15 @@ def _read_line(
         builder.polygons(image, where, name, [polygon])
     else:
         builder.refuse(where, f"has {count} numbers: neither a box nor a polygon")
+
+
+def _are_keypoints(values: list[float]) -> bool:
+    """Whether numbers after a box are x, y and visibility (0, 1, 2) in turn, said by no kpt_shape.
+
+    One point with the visibility 0 or 1 may be a polygon with a confidence as well.
+    """
+    seen = set(values[2::3])
+    return len(values) % 3 == 0 and seen <= {0, 1, 2} and (len(values) > 3 or seen == {2})
 
 
 def write_yolo(tree: dict[str, Any], folder: Path) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from backbones.errors import InputError
 from backbones.weights import pickles
 from backbones.weights.pickles import StandIn, damaged, raise_system_error
-from backbones.whole_files import write_atomically
+from backbones.whole_files import what_stands_there, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -198,8 +198,9 @@ def _existing_file(path: str | Path) -> Path:
         raise InputError(f"{path} is a folder; give the weights' file in it (it holds {inside})")
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint file {path}")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path} is empty: its writing was cut off; copy or fetch it again")
+    with open(path, "rb") as stream:
+        if fault := what_stands_there(stream.read(256)):
+            raise InputError(f"{path} {fault}")
     return path
 
 

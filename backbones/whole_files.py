@@ -227,3 +227,18 @@ def _is_full(folder: Path) -> bool:
         return shutil.disk_usage(folder).free < FULL
     except OSError:
         return False
+
+
+def what_stands_there(start: bytes) -> str:
+    """What is in the place of a file that was never fetched, with the remedy; "" for other files.
+
+    Args:
+        start: the file's first 132 bytes or more.
+    """
+    if not start:
+        return "is empty: its writing was cut off; copy or fetch it again"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, not the file itself: run `git lfs pull` in its clone"
+    if re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|\?xml|head)", start, re.IGNORECASE):
+        return "is a web page, not the file itself: fetch it again, by the link that downloads it"
+    return ""

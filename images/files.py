@@ -33,6 +33,7 @@ __all__ = [
     "range_problems", "read_image",
 ]  # fmt: skip
 
+THIRTY_TWO_BITS = 2**32 - 1
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
@@ -66,8 +67,13 @@ class Reading:
         """Check that a rule of this module's header leads to the wanted channels.
 
         Raises:
-            ImageError: if none does.
+            ImageError: if none does, or nothing tells the scale of its values.
         """
+        if picture.white is not None and picture.white > THIRTY_TWO_BITS and not self.value_range:
+            raise ImageError(
+                "holds integers of 64 bits, and nothing tells which of them is white; save 8 to 32 "
+                f"bits, or state the values that are black and white by {self.range_setting}"
+            )
         wanted = self.channels
         if wanted in (None, picture.channels, picture.colours):
             return

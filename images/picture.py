@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import numpy as np
 
@@ -40,7 +41,9 @@ def damage(what: str) -> Iterator[None]:
         raise ImageError(f"{what}: {error}") from error
     except Exception as error:
         said = (f"{type(error).__name__}: {error}".splitlines() or [type(error).__name__])[0]
-        raise ImageError(f"{what} ({said}); repair or remove it") from error
+        needs_codecs = "imagecodecs" in said and not find_spec("imagecodecs")
+        remedy = "pip install imagecodecs" if needs_codecs else "repair or remove it"
+        raise ImageError(f"{what} ({said}); {remedy}") from error
 
 
 @dataclass(frozen=True)

@@ -243,6 +243,6 @@ def test_raw_channels_are_neither_repeated_nor_mixed():
 
 def test_our_own_mistakes_are_not_damage(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(image_bytes(".png"))
-    monkeypatch.setattr("images.formats.READ_AS", None)
+    monkeypatch.setattr("images.decoders.pillow_formats.READ_AS", None)
     with pytest.raises(AttributeError):
         read_image(tmp_path / "a.png", Reading(3))

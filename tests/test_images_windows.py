@@ -184,7 +184,8 @@ def test_what_is_too_large_to_be_whole_is_read_by_parts(tmp_path):
 def test_memory_of_parts_does_not_grow_with_the_image(tmp_path):
     code = f"""
     import numpy as np, tifffile, tracemalloc
-    from images import tiff_segments, windows
+    from images import windows
+    from images.decoders import tiff_segments
     from images.files import Reading
     from images.windows import open_windows
     tiff_segments.KEPT, windows.BAND_VALUES = 2**24, 2**22

@@ -68,7 +68,7 @@ def test_memory_of_a_map_does_not_grow_with_the_image(tmp_path, monkeypatch):
             path, tiles, shape=(side, side, 3), dtype=np.uint8, tile=(512, 512),
             compression="zlib", photometric="rgb",
         )  # fmt: skip
-        monkeypatch.setattr("images.tiff_segments.KEPT", 2**23)
+        monkeypatch.setattr("images.decoders.tiff_segments.KEPT", 2**23)
         tracemalloc.start()
         with (
             open_windows(path, Reading(3)) as image,

@@ -60,30 +60,40 @@ def _bits_of_jpeg2000(file: BinaryIO) -> int:
     return max(((bits & 127) + 1 for bits in start[place + 40 :: 3][:count]), default=0)
 
 
+def _mode_of_png(file: BinaryIO) -> str:
+    """Of the header's kind of colour: some versions of Pillow call grey with alpha "RGBA"."""
+    return {0: "L", 2: "RGB", 4: "LA", 6: "RGBA"}[_start_of(file, 26)[25]]
+
+
 def open_by_opencv(file: BinaryIO, image: Image.Image, white: int, orientation: int) -> Picture:
     """A picture whose values Pillow would cut.
 
-    OpenCV gives blue, green, red and alpha; grey with alpha as these four.
+    OpenCV gives blue, green, red and alpha: grey with alpha, and RGB with one colour that is
+    declared to be transparent, as these four.
 
     Args:
         white: see :func:`white_beyond_pillow`.
         orientation: EXIF's.
     """
     orders = {"RGB": [2, 1, 0], "RGBA": [2, 1, 0, 3], "LA": [0, 3]}
-    order = orders.get(image.mode, [0])
+    mode = _mode_of_png(file) if image.format == "PNG" else image.mode
+    order = orders.get(mode, [0])
 
     def decode(shrink: int) -> np.ndarray:
         with damage(DECODED):
             file.seek(0)
-            data = np.frombuffer(file.read(), dtype=np.uint8)
+            # OpenCV wants something behind the last number of a PNM of text
+            data = np.frombuffer(file.read() + b"\n", dtype=np.uint8)
             array = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
             if array is None:
-                raise ImageError("does not decode (OpenCV: no image); repair or remove it")
+                remedy = "repair or remove it, or save it as PNG or TIFF"
+                raise ImageError(f"does not decode (OpenCV: no image); {remedy}")
         array = array if array.ndim == 3 else array[..., None]
-        if array.shape != (image.height, image.width, max(order) + 1):
+        keyed = mode == "RGB" and image.format == "PNG" and array.shape[2] == 4
+        if array.shape != (image.height, image.width, 4 if keyed else max(order) + 1):
             raise ImageError(f"decodes to {array.shape}, not as its header says; repair it")
         return turned(array[..., order], orientation)
 
     sides = sides_shown(image.height, image.width, orientation)
-    alpha = image.mode in ("RGBA", "LA")
+    alpha = mode in ("RGBA", "LA")
     return Picture(*sides, len(order), alpha, decode, False, white, orientation=orientation)

@@ -129,6 +129,10 @@ FORMATS = {
         _OUR_STEM, "backbone.", MMPRETRAIN_NAMES, ENCODER + OUT_NORMS + HEAD, "head.fc."
     ),
 }
+# what wrappers put into names, anywhere: torch.compile, checkpointing, FSDP, DeepSpeed
+WRAPPERS = re.compile(
+    r"(?<![^.])(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module|_forward_module)\."
+)
 OWN_PREFIX = re.compile(r"(convnextv2|convnext|backbone)\.$")  # what a head lies beside
 
 # formats that store our names as they are, whatever stands in GRN's place
@@ -200,6 +204,7 @@ def to_ours(state_dict: Mapping[str, Tensor]) -> Recognised:
     Raises:
         InputError: as :func:`recognise`, or if two tensors get one name.
     """
+    state_dict = {WRAPPERS.sub("", name): tensor for name, tensor in state_dict.items()}
     format_name, prefix = recognise(state_dict)
     row = FORMATS[format_name]
     renamed = [(theirs, ours) for ours, theirs in row.names]

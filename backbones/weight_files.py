@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from backbones.errors import InputError
 from backbones.weights import pickles
-from backbones.weights.pickles import StandIn, damaged, raise_system_error
+from backbones.weights.pickles import STATE_DICT, StandIn, damaged, raise_system_error
 from backbones.whole_files import what_stands_there, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -78,13 +79,15 @@ def read_weights(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = dict(file.metadata() or {})
         return (_under_prefix(path, {"": tensors}, key) if key else tensors), metadata
-    content = pickles.read_pickle(path)
+    content = _arrays_of_npz(path) or pickles.read_pickle(path)
     if not isinstance(content, Mapping):
-        raise InputError(f"{path} holds {_kind(content)}, not named tensors")
+        raise InputError(f"{path} holds {_kind(content)}, not named tensors; save {STATE_DICT}")
     found = dict(_sets_of_tensors(content))
     if not found:
+        keys = ", ".join(_described(content)) or "none"
         raise InputError(
-            f"{path} holds no tensors; its keys: {', '.join(_described(content)) or 'none'}"
+            f"{path} holds no tensors of a model; its keys: {keys}; give the file of the weights, "
+            f"or save {STATE_DICT}"
         )
     place = _chosen_set(path, found, key)
     chosen = _under_prefix(path, found, key) if place is None else found[place]
@@ -215,8 +218,26 @@ def read_pickle(path: str | Path) -> Any:
 
 
 def _is_safetensors(path: Path) -> bool:
+    """By its first bytes; what begins as nothing known, by its name."""
     with open(path, "rb") as stream:
-        return path.suffix == ".safetensors" or stream.read(9)[8:] == b"{"
+        start = stream.read(9)
+    is_pickle = start.startswith((b"PK", b"\x80"))
+    return start[8:] == b"{" or (path.suffix == ".safetensors" and not is_pickle)
+
+
+def _arrays_of_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file that ``numpy.savez`` wrote; {} of any other file."""
+    if not zipfile.is_zipfile(path):
+        return {}
+    with zipfile.ZipFile(path) as archive:
+        if not all(name.endswith(".npy") for name in archive.namelist()):
+            return {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except Exception as error:  # of its bytes
+        raise_system_error(error, path)
+        raise InputError(damaged(path, "file of arrays", str(error) or "no arrays")) from None
 
 
 def _open_safetensors(path: Path) -> Any:

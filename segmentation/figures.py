@@ -19,6 +19,7 @@ from reporting.palette import PALETTE
 from reporting.pictures import encode_jpeg
 from segmentation.dataset import SegmentationDataset, load_segmentation
 from segmentation.upernet import IGNORED
+from training.command_line.tasks import read_facts
 
 WORST, BEST = 8, 4  # images of a report
 CHANGED = 6  # images that lost and that gained most, each
@@ -95,11 +96,8 @@ def changed_maps(runs: Sequence[tuple[RunName, Path]]) -> list[Block]:
 
 def _recorded(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows of a run's ``per_image.json`` and facts of its ``run.json``."""
-    rows, facts = (
-        json.loads((folder / name).read_text(encoding="utf-8"))
-        for name in ("inference/per_image.json", "run.json")
-    )
-    return rows, facts
+    rows = json.loads((folder / "inference" / "per_image.json").read_text(encoding="utf-8"))
+    return rows, read_facts(folder)
 
 
 def _panel(

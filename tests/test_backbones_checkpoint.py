@@ -483,7 +483,7 @@ def test_a_damaged_file_is_refused_in_one_sentence(
     path.write_bytes(
         {
             "truncated": whole[: len(whole) // 2],
-            "text": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "text": b"weights of a model\n",
             "noise": bytes(range(256)) * 4,
             "empty": b"",
         }[damage]
@@ -511,7 +511,8 @@ def test_missing_files_folders_and_files_without_tensors_are_told_apart(tmp_path
         refusal(tmp_path / "run", random_model())
     )
     torch.save({"epoch": 3}, tmp_path / "x.pth")
-    assert "holds no tensors; its keys: epoch" in refusal(tmp_path / "x.pth", random_model())
+    text = refusal(tmp_path / "x.pth", random_model())
+    assert "holds no tensors of a model; its keys: epoch; give the file of the weights" in text
     torch.save([1, 2], tmp_path / "x.pth")
     assert "holds a list, not named tensors" in refusal(tmp_path / "x.pth", random_model())
 

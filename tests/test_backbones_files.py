@@ -20,8 +20,10 @@ import socket
 import ssl
 import subprocess
 import sys
+import tarfile
 import types
 import uuid
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -238,13 +240,78 @@ def test_a_pickled_model_is_said_to_be_an_object_of_its_program(foreign, tmp_pat
         read_state_dict(path)
 
 
-@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("protocol", range(6))
 def test_detectron2s_pkl_of_arrays_is_read(protocol: int, tmp_path: Path) -> None:
     expected = tensors()
     model = {f"backbone.bottom_up.{n}": t.numpy() for n, t in expected.items()}
     path = tmp_path / "model_final.pkl"
     path.write_bytes(pickle.dumps({"model": model, "__author__": "zoo"}, protocol=protocol))
     assert_loads(path, expected)
+
+
+def test_arrays_that_numpy_saved_are_read(tmp_path: Path) -> None:
+    expected = tensors()
+    np.savez(tmp_path / "x.npz", **{f"module.{n}": t.numpy() for n, t in expected.items()})
+    assert_loads(tmp_path / "x.npz", expected)
+    whole = (tmp_path / "x.npz").read_bytes()
+    place = whole.index(b"NUMPY") + 400
+    (tmp_path / "x.npz").write_bytes(whole[:place] + b"x" + whole[place + 1 :])
+    with pytest.raises(InputError, match=r"cannot be read as a file of arrays: it is damaged"):
+        read_state_dict(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("ending", [".pth", ".safetensors", ".ckpt"])
+def test_a_pickle_is_read_whatever_its_ending(ending: str, tmp_path: Path) -> None:
+    expected = tensors()
+    assert_loads(saved(tmp_path / f"x{ending}", expected), expected)
+
+
+@pytest.mark.parametrize(
+    "wrapper",
+    [
+        "_orig_mod.",
+        "_checkpoint_wrapped_module.",
+        "_fsdp_wrapped_module._checkpoint_wrapped_module.",
+    ],
+)
+@pytest.mark.parametrize("place", ["", "stages.", "stages.2.1."])
+def test_what_wrappers_put_into_names_is_left_off(wrapper: str, place: str, tmp_path: Path) -> None:
+    expected = tensors()
+    named = {
+        (place + wrapper + n[len(place) :] if n.startswith(place) else n): t
+        for n, t in expected.items()
+    }
+    assert_loads(saved(tmp_path / "x.pth", named), expected)
+
+
+def test_what_holds_no_named_tensors_says_how_to_save_them(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    torch.jit.script(model).save(str(tmp_path / "jit.pt"))
+    torch.save(model, tmp_path / "whole.pth")
+    torch.save({"optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}}}, tmp_path / "rest.pth")
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.write(tmp_path / "whole.pth", "weights/whole.pth")
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.add(tmp_path / "whole.pth", "whole.pth")
+    save = r"torch\.save\(model\.state_dict\(\), FILE\)"
+    for name, said in (
+        ("jit.pt", f"is TorchScript, a program: load it by torch.jit.load, and save .*{save}"),
+        ("whole.pth", f"holds a torch.nn.modules.linear.Linear, an object of .*; save .*{save}"),
+        ("rest.pth", f"holds no tensors of a model; its keys: optimizer; give the file .*{save}"),
+        ("x.zip", r"it holds weights/whole.pth\): unpack it and give the file of the weights"),
+        ("x.tar", "is a tar archive: unpack it and give the file of the weights"),
+    ):
+        with pytest.raises(InputError, match=said) as found:
+            read_state_dict(tmp_path / name)
+        assert "weights_only" not in str(found.value)
+
+
+def test_a_damaged_record_of_its_run_does_not_hide_the_weights(tmp_path: Path) -> None:
+    save_file(tensors(), tmp_path / "model_final.safetensors")
+    (tmp_path / "config.yaml").write_text("MODEL: {CONVNEXT: {SIZE: x}}", encoding="utf-8")
+    for record in ("{", "[]", '{"categories": 3}', '{"categories": [{"id": 1}]}'):
+        (tmp_path / "run.json").write_text(record, encoding="utf-8")
+        assert "class_names" not in open_encoder(tmp_path / "model_final.safetensors").metadata
 
 
 # --- which of several ---

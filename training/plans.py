@@ -27,6 +27,7 @@ import torch
 from backbones.errors import InputError
 from training.cli import MEMORY as USED_UP
 from training.command_line.jobs import usable_cores
+from training.command_line.tasks import read_facts
 from training.config_files import flatten
 from training.devices import find_device
 
@@ -230,7 +231,7 @@ def timed(
             raise InputError(f"the training that was to be timed failed:\n{end}")
         lines = (folder / "metrics.json").read_text(encoding="utf-8").splitlines()
         entries = [entry for entry in map(json.loads, lines) if "time" in entry]
-        facts = dict(flatten(json.loads((folder / "run.json").read_text(encoding="utf-8"))))
+        facts = dict(flatten(read_facts(folder)))
     times = [entry["time"] for entry in entries]
     step = statistics.fmean(times[WARM_STEPS:] or times)
     predict = facts.get("predict_seconds", 0.0)

@@ -18,6 +18,7 @@ import pickle
 import pickletools
 import re
 import sys
+import tarfile
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
@@ -68,12 +69,23 @@ ARRAYS: dict[str, Any] = {
         ("_reconstruct", np.ndarray([0]).__reduce__()[0]),
         ("scalar", np.float64(0).__reduce__()[0]),
     )
-} | {"numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype}
+} | {
+    "numpy.ndarray": np.ndarray,
+    "numpy.dtype": np.dtype,
+    **dict.fromkeys(  # of protocol 5
+        ("numpy._core.numeric._frombuffer", "numpy.core.numeric._frombuffer"),
+        np.zeros(1).__reduce_ex__(5)[0],
+    ),
+}
 ARRAY_TYPES = [
     (value, f"numpy.dtypes.{name}")
     for name, value in vars(np.dtypes).items()
     if isinstance(value, type)
 ]
+
+
+PICKLE_STARTS = (b"\x80", b"(", b"}", b"]", b"c")  # of any protocol: text has no number of it
+STATE_DICT = "the named tensors alone: torch.save(model.state_dict(), FILE)"
 
 
 class StandIn:
@@ -122,6 +134,8 @@ def read_pickle(path: Path) -> Any:
     Raises:
         InputError: if it names what has no place in a checkpoint, or is damaged.
     """
+    if fault := _another_archive(path):
+        raise InputError(f"{path} {fault}")
     try:
         with open(path, "rb") as stream:
             is_torch, names = _names_in(stream)
@@ -138,14 +152,33 @@ def read_pickle(path: Path) -> Any:
             if (inert := stand_in(name)) is not None:
                 allowed.append((inert, name))
                 stood_in.append(name)
-        with torch.serialization.safe_globals(allowed):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(allowed), open(path, "rb") as stream:
+            # a path would be read by its ending
+            content = torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:  # a file's bytes are arbitrary, and so is what reading them raises
         raise_system_error(error, path)
         raise InputError(_refusal(path, error)) from None
     if stood_in:
         logger.info("%s: not read, beside the weights: %s", path, ", ".join(stood_in))
     return content
+
+
+def _another_archive(path: Path) -> str:
+    """What an archive is that holds no pickled weights, with the remedy; "" for other files."""
+    if tarfile.is_tarfile(path):
+        return "is a tar archive: unpack it and give the file of the weights"
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            members = archive.namelist()
+        if any(name.endswith("/constants.pkl") for name in members):
+            return f"is TorchScript, a program: load it by torch.jit.load, and save {STATE_DICT}"
+        if not any(name.endswith("/data.pkl") for name in members):
+            inside = ", ".join(members[:5]) + ", ..." * (len(members) > 5)
+            return (
+                f"is an archive without PyTorch's weights (it holds {inside or 'nothing'}): unpack "
+                f"it and give the file of the weights, or save {STATE_DICT}"
+            )
+    return ""
 
 
 def _names_in(stream: IO[bytes]) -> tuple[bool, set[str]]:
@@ -161,7 +194,7 @@ def _names_in(stream: IO[bytes]) -> tuple[bool, set[str]]:
     if first != torch.serialization.MAGIC_NUMBER:
         stream.seek(0)
         # a file that begins as no pickle is left to torch, which says that it is damaged
-        return stream.read(1) != b"\x80", names
+        return stream.read(1) not in PICKLE_STARTS, names
     for _ in range(3):  # protocol, system, the content
         names |= _globals_of(stream)
     return True, names

@@ -88,10 +88,13 @@ def _of_run(path: Path) -> dict[str, str]:
     detector, derived = run.get("MODEL"), run.get("derived")
     if isinstance(detector, dict) and "CONVNEXT" in detector:
         found["grn"] = str(GRNOptions.of_config(detector["CONVNEXT"].get("GRN", {})))
-        record = folder / "run.json"
-        if record.is_file():
-            categories = json.loads(record.read_text(encoding="utf-8")).get("categories", [])
-            found["class_names"] = json.dumps([category["name"] for category in categories])
+        try:
+            facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            names = [category["name"] for category in facts["categories"]]
+        except (OSError, ValueError, LookupError, TypeError):
+            pass  # not there, damaged, or of another program
+        else:
+            found["class_names"] = json.dumps(names)
     elif isinstance(derived, dict) and path.parent != folder:
         # a fine-tuning's GRN is that of the weights that it started from, unless it was given
         if options := derived.get("grn") or run.get("grn"):

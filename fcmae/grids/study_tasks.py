@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fcmae.grids.run import FINISHED
-from training.command_line.tasks import Task
+from training.command_line.tasks import Task, read_facts
 from training.records.metrics import train_seconds
 
 
@@ -78,10 +77,8 @@ class StudyTask:
 
 
 def _seconds(folder: Path) -> float | None:
-    facts = folder / "run.json"
-    if facts.is_file():
-        found: Mapping[str, Any] = json.loads(facts.read_text(encoding="utf-8"))
-        return found.get("train_seconds")
+    if facts := read_facts(folder):
+        return facts.get("train_seconds")
     return train_seconds(folder / "metrics.json") or None
 
 

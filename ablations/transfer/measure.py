@@ -12,7 +12,9 @@ without and with the nuclei's grey as a fourth band of a TIFF.
 ``deep images``: nuclei of a dim 12-bit camera in PNGs of 16 bits (the 8-bit levels 0 to 255 become
 200 to 1865), against the 8-bit originals, normalised by ImageNet's statistics (the default) and by
 measured ones (the default of deep images), and against the same files cut by value // 256, as
-detection read them before.
+detection read them before. To tell what so small a change as the deep files' rounding does to a
+training, the 8-bit originals are normalised once more, by the measured statistics rounded to a
+tenth of a level.
 
 Every training has the same schedule, and a seed its labelled images, order and new weights in every
 arm. Whole seeds are measured one after the other; each training's row is appended to
@@ -55,10 +57,13 @@ BANDS = {"photographs": [*RAW, "3"], "photographs and the band": [*RAW, "4"]}
 DEPTHS = {
     "8 bits": [],
     "8 bits, measured statistics": [*RAW, "3"],
+    "8 bits, rounded statistics": [
+        *(*RAW, "3", "MODEL.PIXEL_MEAN", str([12.6] * 3), "MODEL.PIXEL_STD", str([17.7] * 3)),
+    ],
     "12 bits in 16": [],
     "their upper 8 bits": [],
 }
-FOLDERS = {"8 bits, measured statistics": "8 bits"}  # of an arm, where not its own name
+FOLDERS = dict.fromkeys(("8 bits, measured statistics", "8 bits, rounded statistics"), "8 bits")
 STARTS = ("random weights", "the detector's encoder", "the detector")
 FEW = {"nuclei": (8, 16, 64), "fruits_nuts": (8, 14)}
 
@@ -82,6 +87,7 @@ def parse() -> argparse.Namespace:
     add("--data", type=Path, required=True, help="the folder that holds nuclei and fruits_nuts")
     add("--output-dir", type=Path, required=True)
     add("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    add("--arms", nargs="+", metavar="ARM", help="only these arms, by their names in the table")
     add("--iterations", type=int, default=100, help="of each training, of two images")
     add("--source-iterations", type=int, default=600, help="of the detector of drawn scenes")
     add("--test-images", type=int, default=30, help="of nuclei")
@@ -222,6 +228,8 @@ def main() -> None:
         done = {tuple(row[:4]) for row in csv.reader(stream)}
     for seed in options.seeds:
         for row in trainings(options, seed):
+            if options.arms and row.arm not in options.arms:
+                continue
             names = (row.experiment, row.arm, str(row.labelled), str(seed))
             if names in done:
                 continue

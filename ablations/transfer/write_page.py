@@ -2,13 +2,14 @@
 
     python ablations/transfer/write_page.py runs/transfer/transfer.csv
 
-Seeds of which an arm of their experiment is not measured yet are left out.
+A difference is of the seeds that both arms have.
 """
 
 from __future__ import annotations
 
 import csv
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,6 +42,7 @@ SECTIONS = {
         (
             ("12 bits in 16", "8 bits"),
             ("12 bits in 16", MEASURED),
+            ("8 bits, rounded statistics", MEASURED),
             ("12 bits in 16", "their upper 8 bits"),
             (MEASURED, "8 bits"),
         ),
@@ -51,18 +53,21 @@ Figures = dict[tuple[str, int], dict[str, dict[int, tuple[float, float]]]]
 
 
 def read(path: Path) -> Figures:
-    """What a CSV of measure.py's holds, of whole seeds alone."""
+    """What a CSV of measure.py's holds."""
     found: Figures = {}
     with path.open(newline="", encoding="utf-8") as stream:
         for row in csv.DictReader(stream):
             arms = found.setdefault((row["experiment"], int(row["labelled"])), {})
             scores = float(row["box AP"]), float(row["mask AP"])
             arms.setdefault(row["arm"], {})[int(row["seed"])] = scores
-    for arms in found.values():
-        whole = set.intersection(*(set(seeds) for seeds in arms.values()))
-        for arm, seeds in arms.items():
-            arms[arm] = {seed: seeds[seed] for seed in sorted(whole)}
     return found
+
+
+def said(seeds: Collection[int]) -> str:
+    """ "0 to 4" for what has no gap, else each."""
+    first, last = min(seeds), max(seeds)
+    whole = len(seeds) == last - first + 1
+    return f"{first} to {last}" if whole else ", ".join(map(str, sorted(seeds)))
 
 
 def section(name: str, figures: Figures) -> str:
@@ -73,7 +78,7 @@ def section(name: str, figures: Figures) -> str:
             continue
         for arm, seeds in arms.items():
             scores = [estimate([s[task] for s in seeds.values()]).said(1) for task in (0, 1)]
-            values.append((labelled, arm, ", ".join(map(str, seeds)), *scores))
+            values.append((labelled, arm, said(seeds), *scores))
         for first, second in SECTIONS[name].pairs:
             of = [
                 [{seed: s[task] for seed, s in arms[arm].items()} for arm in (first, second)]

@@ -1,7 +1,7 @@
-"""What a ConvNeXt is made of: its block, its downsampling, their norm and initialisation.
+"""The parts of a ConvNeXt: block, downsampling, norm and initialisation.
 
 ``Block.mix_channels`` accepts any ``[B, ..., C]``, so that the packed encoder of ``fcmae.packed``
-runs these very modules on the visible sites alone. Sources and licences: :mod:`backbones.convnext`.
+can run the same modules on the visible sites only. Sources and licences: :mod:`backbones.convnext`.
 
 Shape suffixes: B batch, C channels, H/W height and width of a stage.
 """
@@ -65,18 +65,18 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def mix_channels(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
-        """All of the residual branch behind the depthwise convolution: ``[B, ..., C]`` -> the same.
+        """The residual branch after the depthwise convolution: ``[B, ..., C]`` -> the same.
 
-        ``visible [B, ...]``, where given, limits GRN's statistic to the sites where it is 1.
+        ``visible [B, ...]``, if given, limits GRN's statistic to the sites where it is 1.
         """
         return self.mix_normalised_channels(self.norm(x), visible)
 
     def mix_normalised_channels(
         self, x: Tensor, visible: Tensor | None = None, convolve: Convolve = convolve_map
     ) -> Tensor:
-        """What follows the LayerNorm; see :meth:`mix_channels`.
+        """:meth:`mix_channels` after its LayerNorm.
 
-        ``convolve`` is how CBAM, in GRN's place, convolves maps of the layout of ``x``.
+        ``convolve`` is used by CBAM, in GRN's place, to convolve maps in the layout of ``x``.
         """
         grn = self._grn_behind_gelu()
         if visible is None and grn is not None and products_are_fused(x):
@@ -88,7 +88,7 @@ class Block(nn.Module):
     def _expand(
         self, x: Tensor, visible: Tensor | None = None, convolve: Convolve = convolve_map
     ) -> Tensor:
-        """``[B, ..., C]`` -> ``[B, ..., 4C]`` behind GRN."""
+        """``[B, ..., C]`` -> ``[B, ..., 4C]``, the output of GRN."""
         x, grn = self.pwconv1(x), self._grn_behind_gelu()
         if visible is None and grn is not None and gelu_grn_runs(x):
             return gelu_grn(x, grn.gamma, grn.beta)
@@ -101,7 +101,7 @@ class Block(nn.Module):
         return self.drop_path(x)
 
     def _grn_behind_gelu(self) -> GRN | None:
-        """``grn``, if one function can do what ``act`` and it do and no hook waits for them."""
+        """``grn``, if one function may replace ``act`` and it, because no hook is set on them."""
         if (
             isinstance(self.grn, GRN)
             and self.grn.options == GRNOptions()
@@ -120,14 +120,14 @@ class Block(nn.Module):
         return x_nchw + self.mix_channels(y_nhwc).permute(0, 3, 1, 2)
 
     def forward_at(self, x_nchw: Tensor, sites: Tensor) -> Tensor:
-        """What :meth:`forward` gives at some sites alone, ``[N, C]``.
+        """The output of :meth:`forward` at some sites only, ``[N, C]``.
 
-        Only the last product is spared elsewhere: GRN's statistic is of all sites.
+        Only the last product is saved at the other sites, because GRN's statistic needs all sites.
 
         Args:
             sites: their indices ``[N]`` in the flattened ``[B, H, W]``.
         """
-        assert isinstance(self.drop_path, nn.Identity)  # it draws for images, not for sites
+        assert isinstance(self.drop_path, nn.Identity)  # drop path would need whole images
         y_nhwc = depthwise_convolution(self.dwconv, x_nchw).permute(0, 2, 3, 1)
         expanded = self._expand(self.norm(y_nhwc))
         x, y = (
@@ -139,11 +139,11 @@ class Block(nn.Module):
 class Downsampling(nn.Conv2d):
     """The 2x2 convolution before a stage; before a dilated stage it keeps the map's size.
 
-    What it then gives is, at every second site, what it gives with stride 2 (à trous).
+    In that case its output, at every second site, equals that with stride 2 (à trous).
     """
 
     def __init__(self, c_in: int, c_out: int, dilation: int) -> None:
-        """``dilation`` is that of the stage behind it, 1 for an ordinary stage."""
+        """``dilation`` is that of the following stage, 1 for an ordinary stage."""
         margin = dilation // 2
         stride = 1 if margin else 2
         super().__init__(c_in, c_out, kernel_size=2, stride=stride, dilation=max(1, margin))

@@ -1,10 +1,10 @@
 """Read and write encoder weights: one strict loader for every format.
 
 Formats are recognised by the tensors' names (``backbones.key_adapters``); files are read by
-``backbones.weight_files``, which runs no code of theirs. Own files are safetensors; their metadata
-hold ``layout``, ``format_version``, ``size``, ``in_chans``, ``grn``, ``fingerprint``, the versions
-of torch and timm, and what the writer adds (``config``, ``dataset_fingerprint``, ``git_commit``,
-``licence``).
+``backbones.weight_files``, which runs no code in them. Our own files are safetensors; their
+metadata hold ``layout``, ``format_version``, ``size``, ``in_chans``, ``grn``, ``fingerprint``, the
+versions of torch and timm, and further entries of the caller (``config``, ``dataset_fingerprint``,
+``git_commit``, ``licence``).
 
 Weights have licences of their own: Meta's ConvNeXt V2 weights, and timm's copies of them, are
 CC BY-NC 4.0. What is known of the licence is logged at every load.
@@ -39,19 +39,19 @@ logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = "1"
 LAYOUT = "backbones.convnext"
-# formats of encoders that were published, all of them trained on ImageNet's normalised RGB
+# formats of published encoders, all trained on RGB images normalised by ImageNet's statistics
 PUBLISHED = ("official", "official-sparse", "timm", "timm-features", "huggingface", "mmpretrain")
-OWN_WEIGHTS = "your own: trained from random weights"  # a licence
+OWN_WEIGHTS = "your own: trained from random weights"  # the licence of such weights
 
 
 @dataclass(frozen=True)
 class EncoderFile:
-    """A file that holds an encoder, read.
+    """The content of a file that holds an encoder.
 
     Args:
         source: a path or ``timm:NAME``.
-        recognised: its tensors in our names; the format is "ours" if we wrote the file.
-        metadata: all that it tells, see :mod:`backbones.weights.sources`.
+        recognised: its tensors in our names; the format is "ours" if this project wrote the file.
+        metadata: everything else that it says, see :mod:`backbones.weights.sources`.
     """
 
     source: str
@@ -64,7 +64,7 @@ class EncoderFile:
 
     @property
     def size(self) -> Size:
-        """Raises InputError where whole stages are missing."""
+        """The encoder's size. Raises InputError if whole stages are missing."""
         if (size := guess_size(self.tensors)) is None:
             raise InputError(f"{self.source}: its encoder is incomplete: whole stages are missing")
         return size
@@ -74,10 +74,10 @@ class EncoderFile:
         return self.tensors["downsample_layers.0.0.weight"].shape[1]
 
     def with_channels(self, in_chans: int) -> EncoderFile:
-        """The same encoder for images of other channels, by :func:`adapt_stem`.
+        """The same encoder for images with another number of channels, by :func:`adapt_stem`.
 
-        Mean and deviation of its images, and the bands that pictures showed, say nothing of other
-        channels, and are left out.
+        Mean, standard deviation and shown bands are dropped, because they do not fit other
+        channels.
         """
         name = "downsample_layers.0.0.weight"
         stem = adapt_stem(self.tensors[name], in_chans)
@@ -97,16 +97,16 @@ class EncoderFile:
 
     @property
     def grn(self) -> GRNOptions | None:
-        """The form of GRN, or what stands in its place; None where the file does not tell."""
+        """The form of GRN, or the layer in its place; None if the file does not say."""
         text = self.metadata.get("grn")
         return None if text is None else GRNOptions.of_text(text)
 
     @property
     def statistics(self) -> tuple[list[float], list[float]] | None:
-        """Mean and deviation, per channel, that the source's images were normalised by.
+        """Mean and standard deviation of each channel, by which the images were normalised.
 
-        Of values scaled to 0..1, three channels as RGB. ImageNet's where a published encoder does
-        not tell; None where nobody knows.
+        For values scaled to 0..1, three channels as RGB. ImageNet's if a published encoder does not
+        say; None if unknown.
         """
         if "mean" in self.metadata and "std" in self.metadata:
             return json.loads(self.metadata["mean"]), json.loads(self.metadata["std"])
@@ -115,7 +115,7 @@ class EncoderFile:
         return None
 
     def numbers(self, key: str) -> tuple[float, ...] | None:
-        """A list that the file tells, such as ``mean``, ``std`` or ``image_size``."""
+        """A list in the metadata, such as ``mean``, ``std`` or ``image_size``."""
         return numbers(self.metadata, key)
 
 
@@ -129,14 +129,14 @@ class LoadResult:
         loaded, total: encoder tensors (stem, downsampling, stages) loaded, and in the model.
         missing: the model's names that got no weights; empty unless partial loading was allowed.
         unexpected: encoder tensors of the source (our names) that the model lacks.
-        ignored: the source's tensors that are no encoder's (head, decoder, detector), and those
-            of stages that the model was built without.
+        ignored: the source's tensors that do not belong to the encoder (head, decoder, detector),
+            and those of stages that the model was built without.
         new: output norms of the model that the source does not have: they stay as initialised.
-        grn_left_out, grn_new: where another form of GRN was allowed, the source's tensors of it
-            that were not used, and the model's that stay as initialised.
-        fingerprint: of the source's encoder, see :func:`fingerprint`.
-        licence: of the weights; None where the source does not tell.
-        statistics: of :attr:`EncoderFile.statistics`.
+        grn_left_out, grn_new: if another form of GRN was allowed, the source's tensors of it that
+            were not used, and the model's that stay as initialised.
+        fingerprint: see :func:`fingerprint`.
+        licence: of the weights; None if the source does not say.
+        statistics: see :attr:`EncoderFile.statistics`.
     """
 
     source: str
@@ -171,18 +171,20 @@ def load_encoder(
 ) -> LoadResult:
     """Load encoder weights of any known format into ``model``, completely or not at all.
 
-    Output norms are loaded where the source has them and stay new otherwise; a head never is.
+    Output norms are loaded if the source has them and stay as initialised otherwise. A head is not
+    loaded.
 
     Args:
-        source: a file, ``timm:NAME`` such as ``"timm:convnextv2_base.fcmae"``, or one that is open.
+        source: a file, ``timm:NAME`` such as ``"timm:convnextv2_base.fcmae"``, or a file already
+            read.
         model: changed in place; untouched if an error is raised.
         allow_partial: accept missing, unexpected and misshapen tensors; all are logged.
-        allow_other_grn: the source may have been trained with another form of GRN, or something
-            else in its place. What both have is loaded, gamma and beta of another form of GRN
-            too; the rest is left out and newly initialised, as the log says.
-        adapt_channels: a stem of other channels is turned into the model's, by
+        allow_other_grn: accept a source that was trained with another form of GRN, or another layer
+            in its place. Tensors that both have are loaded, gamma and beta included; others are
+            left out or stay as initialised, and the log names them.
+        adapt_channels: convert a stem with another number of channels, by
             :func:`backbones.weights.layouts.adapt_stem`.
-        log: who says what was loaded, and under which licence.
+        log: the logger that says what was loaded, and under which licence.
 
     Raises:
         FileNotFoundError: if the file does not exist.
@@ -271,7 +273,7 @@ def fingerprint(state_dict: Mapping[str, Tensor]) -> str:
 
 
 def open_encoder(source: str | Path, in_chans: int = 3, key: str | None = None) -> EncoderFile:
-    """Read an encoder's file: its tensors in our names, and all that it tells.
+    """Read an encoder's file: its tensors in our names, and its metadata.
 
     Args:
         source: a file of any format, or ``timm:NAME``.
@@ -286,10 +288,10 @@ def open_encoder(source: str | Path, in_chans: int = 3, key: str | None = None) 
 def recognised_file(
     source: str | Path, state_dict: StateDict, metadata: dict[str, str]
 ) -> EncoderFile:
-    """A source that was read, its tensors in our names.
+    """Recognise the format of tensors that were read, and rename them to our names.
 
     Raises:
-        InputError: if no format's encoder is there, or one of another kind than ours.
+        InputError: if they hold no ConvNeXt, or one of another kind than ours.
     """
     try:
         recognised = to_ours(state_dict)
@@ -301,11 +303,11 @@ def recognised_file(
 
 
 def build_encoder(source: str | Path | EncoderFile, **options: Any) -> tuple[ConvNeXt, LoadResult]:
-    """Build the encoder that a file holds, of its size, channels, form of GRN and output norms.
+    """Build the encoder of a file, with its size, channels, form of GRN and output norms.
 
     Args:
-        source: a file of any format, ``timm:NAME``, or one that is open.
-        **options: of :class:`backbones.convnext.ConvNeXt`; they precede the file's.
+        source: a file of any format, ``timm:NAME``, or a file already read.
+        **options: of :class:`backbones.convnext.ConvNeXt`; they replace the file's.
 
     Raises:
         FileNotFoundError, InputError: as :func:`load_encoder`.
@@ -320,8 +322,8 @@ def save_encoder(model: ConvNeXt, path: str | Path, metadata: Mapping[str, str])
     """Write ``model``'s encoder and output norms as our safetensors, atomically.
 
     Args:
-        metadata: what this module does not know: ``config``, ``dataset_fingerprint``,
-            ``git_commit``, ``licence``.
+        metadata: further entries: ``config``, ``dataset_fingerprint``, ``git_commit``,
+            ``licence``.
     """
     tensors = {n: t for n, t in model.state_dict().items() if n.startswith(ENCODER + OUT_NORMS)}
     grn = {"grn": str(model.grn)} if model.grn is not None else {}
@@ -329,7 +331,7 @@ def save_encoder(model: ConvNeXt, path: str | Path, metadata: Mapping[str, str])
 
 
 def save_ours(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str]) -> None:
-    """Write tensors of our names (a head among them or not) in our own format, atomically."""
+    """Write tensors with our names, with or without a head, in our own format, atomically."""
     own = {
         "layout": LAYOUT,
         "format_version": FORMAT_VERSION,

@@ -1,10 +1,9 @@
-"""Encoders compiled by ``torch.compile`` where no gradients are wanted: ``--compile`` of the tools.
+"""Compiles encoders by ``torch.compile`` for use without gradients: ``--compile`` of the tools.
 
-The setting holds for the whole process, like the choice of kernels. Image sizes stay free
-(``dynamic``), so that a second size is not compiled anew. Where nothing can be compiled (no C++
-compiler for a CPU, no Triton for a GPU, an operator that the compiler does not know), a warning
-says so once and the encoder runs uncompiled. So does an encoder with hooks, which compiled code
-would not call.
+The setting holds for the whole process, like the choice of kernels. One program serves all image
+sizes (``dynamic``). If nothing can be compiled (no C++ compiler for a CPU, no Triton for a GPU, an
+operator that the compiler does not know), a warning says so once, and the encoder runs uncompiled.
+So does an encoder with hooks, because compiled code would not call them.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 Features = dict[str, Tensor]
 BACKEND = "inductor"
-COMPILE_HELP = "compile the encoder by torch.compile, which pays on a GPU with many images"
+COMPILE_HELP = "compile the encoder by torch.compile; meant for a GPU and many images"
 
 _wanted = False
 _compiled: WeakKeyDictionary[nn.Module, Callable[[Tensor], Features]] = WeakKeyDictionary()
@@ -34,7 +33,7 @@ _compiled: WeakKeyDictionary[nn.Module, Callable[[Tensor], Features]] = WeakKeyD
 
 @contextmanager
 def compiled_encoders(wanted: bool = True) -> Iterator[None]:
-    """Run what is inside with compiled encoders, or as ever if they are not ``wanted``."""
+    """Inside this context encoders run compiled, if ``wanted``."""
     global _wanted
     before, _wanted = _wanted, wanted
     try:
@@ -46,7 +45,7 @@ def compiled_encoders(wanted: bool = True) -> Iterator[None]:
 
 
 def compiled_runs() -> bool:
-    """Whether an encoder that is called now is to run compiled."""
+    """Whether encoders run compiled now."""
     return _wanted and not torch.is_grad_enabled() and nobody_reads_the_graph()
 
 
@@ -59,11 +58,11 @@ def run_compiled(
         return features(images)
     if encoder not in _compiled:
         logger.info("--compile: compiling the encoder; its first images take minutes on a CPU")
-        torch._dynamo.reset()  # of an earlier encoder
+        torch._dynamo.reset()  # forget an earlier encoder
         _compiled[encoder] = torch.compile(features, dynamic=True, backend=BACKEND)
     began = time.perf_counter()
     try:
-        # else a first image whose sides are equal is compiled for squares alone
+        # otherwise a square first image would be compiled for squares only
         with symbolic_shapes.patch(use_duck_shape=False):  # type: ignore[attr-defined]
             found: Any = _compiled[encoder](images)
     except torch._dynamo.exc.TorchDynamoException as error:

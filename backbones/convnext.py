@@ -7,8 +7,8 @@ parameter names are those of the authors' repository, so their checkpoints load 
 The authors' *weights* are CC BY-NC 4.0 (V2) and MIT (V1).
 
 Deliberate deviations from the authors' code:
-  * activations are channels-last in memory throughout; a block's Linear layers, LayerNorm and
-    GRN see a contiguous ``[B, H, W, C]`` view, which costs no copy.
+  * activations are always channels-last in memory; a block's Linear layers, LayerNorm and GRN
+    get a contiguous ``[B, H, W, C]`` view, without a copy.
   * one class for V1 and V2; sizes are rows of a table.
 
 Shape suffixes: B batch, C channels, H/W height and width of a stage, K classes.
@@ -81,22 +81,22 @@ class ConvNeXt(nn.Module):
         size: a row of ``SIZES``.
         in_chans: channels of the input images.
         num_classes: build a classification head (``norm``, ``head``); 0 for an encoder without.
-        drop_path_rate: stochastic depth of the last block; linear from 0 at the first.
+        drop_path_rate: stochastic depth: the last block's probability of being skipped; it grows
+            linearly from 0 at the first block.
         out_norms: stages whose output gets a LayerNorm (detection needs one on each).
         checkpoint_stages: stages that recompute their blocks in backward, to save memory.
-        grn: GRN's form, or what stands in its place (V2 only).
-        last_stage: stages behind it are not built, for no one asks for them; drop path rates stay
-            those of the whole encoder.
-        output_stride: 32, or 16 or 8, for which the last stage or the last two do not downsample
-            and dilate their convolutions instead (``output_stride`` of timm).
+        grn: the form of GRN, or the layer in its place (V2 only).
+        last_stage: later stages are not built; drop path rates stay those of the whole encoder.
+        output_stride: 32, 16 or 8. For 16 the last stage, for 8 the last two, do not downsample but
+            dilate their convolutions (as timm's ``output_stride``).
 
     Attributes:
-        out_channels, out_strides: by stage name, what ``forward_features`` gives.
-        grn: as given; None for V1.
+        out_channels, out_strides: by stage name, of the outputs of ``forward_features``.
+        grn: the options as given; None for V1.
 
     Raises:
-        InputError: for a stage name that does not exist, a drop path rate outside [0, 1), a
-            V1 that is to have another form of GRN, or options that no stage is built for.
+        InputError: for a stage name that does not exist, a drop path rate outside [0, 1), a V1 with
+            options for GRN, or options for stages that are not built.
     """
 
     def __init__(
@@ -168,15 +168,15 @@ class ConvNeXt(nn.Module):
     def freeze(self, freeze_at: int) -> None:
         """Stop the first ``freeze_at`` of (stem, stage 1, ..., stage 4) from learning.
 
-        detectron2's ``MODEL.BACKBONE.FREEZE_AT``; output norms always learn.
+        This is detectron2's ``MODEL.BACKBONE.FREEZE_AT``. Output norms always learn.
 
         Raises:
-            InputError: if there are not that many.
+            InputError: if it is not 0 to 5.
         """
         if not 0 <= freeze_at <= 1 + len(STAGES):
             raise InputError(
-                f"FREEZE_AT is {freeze_at}; 0 freezes nothing, 1 the stem, 2 to {1 + len(STAGES)} "
-                "also that many stages less one"
+                f"FREEZE_AT is {freeze_at}; 0 freezes nothing, 1 the stem, 2 the stem and "
+                f"stage1, and so on to {1 + len(STAGES)}"
             )
         if freeze_at:
             self.downsample_layers[0].requires_grad_(False)
@@ -187,9 +187,9 @@ class ConvNeXt(nn.Module):
             logger.info("FREEZE_AT %d: stem and %d stage(s) do not learn", freeze_at, freeze_at - 1)
 
     def run_of(self, stage: str) -> Callable[..., Tensor]:
-        """How a stage's blocks are called, ``run(function, *arguments)``.
+        """A function ``run(function, *arguments)`` by which to call a stage's blocks.
 
-        Those of ``checkpoint_stages`` keep nothing for the backward pass and run again there.
+        Blocks of ``checkpoint_stages`` store nothing for the backward pass and run again there.
         """
         if stage in self.checkpoint_stages and torch.is_grad_enabled():
             return partial(checkpoint, use_reentrant=False)
@@ -198,8 +198,8 @@ class ConvNeXt(nn.Module):
     def forward_features(self, x_nchw: Tensor) -> dict[str, Tensor]:
         """Images ``[B, in_chans, H, W]`` -> stage name -> ``[B, C, H/stride, W/stride]``.
 
-        Height and width that are no multiple of 32 lose the incomplete border at each stage, as
-        in every ConvNeXt; detection pads to a multiple of 32 beforehand.
+        If height or width is not a multiple of 32, the incomplete border is lost, as in every
+        ConvNeXt; detection pads to a multiple of 32 beforehand.
         """
         if compiled_runs():
             return run_compiled(self, self._stage_features, x_nchw)
@@ -207,7 +207,7 @@ class ConvNeXt(nn.Module):
 
     def _stage_features(self, x_nchw: Tensor) -> dict[str, Tensor]:
         x = x_nchw
-        if not functions_are_transformed():  # vmap knows no memory format
+        if not functions_are_transformed():  # vmap has no memory formats
             x = x.contiguous(memory_format=torch.channels_last)
         features = {}
         for name, downsample, blocks in zip(

@@ -1,6 +1,6 @@
 """ConvNeXt as a detectron2 backbone: the only file of this package that imports detectron2.
 
-Three lines make a detectron2 project take it; ``docs/detectron2.md`` tells what its config needs::
+Three lines add it to a detectron2 project; ``docs/detectron2.md`` says what its config needs::
 
     from backbones.d2_adapter import add_convnext_config  # registers the builders, too
 
@@ -8,16 +8,16 @@ Three lines make a detectron2 project take it; ``docs/detectron2.md`` tells what
     add_convnext_config(cfg)
     cfg.merge_from_file("my.yaml")  # MODEL.BACKBONE: {NAME: build_convnext_fpn_backbone, ...}
 
-Registered are ``build_convnext_backbone`` (C4, dilated C5, DeepLab),
-``build_convnext_fpn_backbone`` and ``build_retinanet_convnext_fpn_backbone``. They build what the
-config's heads read and no more. From a LazyConfig, :class:`D2ConvNeXt` is made from plain
-arguments: ``L(D2ConvNeXt)(size=...)``.
+The registered builders are ``build_convnext_backbone`` (C4, dilated C5, DeepLab),
+``build_convnext_fpn_backbone`` and ``build_retinanet_convnext_fpn_backbone``. They build only what
+the config's heads read. In a LazyConfig, :class:`D2ConvNeXt` takes plain arguments:
+``L(D2ConvNeXt)(size=...)``.
 
 The backbone *is* the encoder (a subclass, not a wrapper), so that a detector's keys are
 ``backbone.bottom_up.`` + the encoder's own names and no checkpoint needs renaming.
 
 References:
-    detectron2 (Apache-2.0), ``modeling/backbone``: the contract that this file meets.
+    detectron2 (Apache-2.0), ``modeling/backbone``: the interface that this file implements.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ __all__ = [
 ]  # fmt: skip
 
 THE_CONFIG = "the config of a ConvNeXt"
-logger = logging.getLogger("detectron2.convnext")  # detectron2 shows and writes its own logger's
+logger = logging.getLogger("detectron2.convnext")  # detectron2 shows only its own loggers
 
 
 class _Shapes(dict[str, ShapeSpec]):
-    """What a backbone gives; a head that asks for another map is told all that is wrong.
+    """The shapes of a backbone's maps; asking for another map raises an error with all problems.
 
-    detectron2 itself ends with a ``KeyError``.
+    detectron2 itself would raise a ``KeyError``.
     """
 
     def __init__(self, shapes: Mapping[str, ShapeSpec], problems: Sequence[str] = ()) -> None:
@@ -73,28 +73,28 @@ class _Shapes(dict[str, ShapeSpec]):
 
 
 class D2ConvNeXt(ConvNeXt, Backbone):
-    """A ConvNeXt encoder that meets detectron2's ``Backbone`` contract.
+    """A ConvNeXt encoder as a detectron2 ``Backbone``.
 
     Args:
         size: the name of a row of ``backbones.convnext.SIZES``.
-        out_features: the stages to return, of ``stage1`` to ``stage4`` (strides 4 to 32); those
-            behind the last of them are not built.
+        out_features: the stages to return, of ``stage1`` to ``stage4`` (strides 4 to 32); later
+            stages are not built.
         out_norms: whether each of them gets a LayerNorm; detection needs it.
         freeze_at: how many of the stem and the four stages, from the input on, do not learn:
             0 none, 1 the stem, 2 the stem and stage 1, ... 5 all (detectron2's
             ``MODEL.BACKBONE.FREEZE_AT``). Output norms always learn.
-        weights: an encoder checkpoint, or ``timm:NAME``, to load completely; "" for none. One
-            that is not there is an error at the first forward, unless a checkpoint has brought
-            the whole encoder by then: a finished detector does not need it.
-        allow_other_grn, adapt_channels: they may have another form of GRN, and be of images of
-            other channels, see :func:`backbones.checkpoint.load_encoder`.
+        weights: an encoder checkpoint, or ``timm:NAME``, to load completely; "" for none. If it
+            does not exist, that is an error at the first forward pass, unless another checkpoint
+            has filled the whole encoder by then: a finished detector does not need it.
+        allow_other_grn, adapt_channels: accept weights with another form of GRN, or another number
+            of channels, see :func:`backbones.checkpoint.load_encoder`.
         **options: ``in_chans``, ``drop_path_rate``, ``checkpoint_stages``, ``output_stride`` and
             ``grn`` of :class:`backbones.convnext.ConvNeXt`.
 
     Attributes:
-        loaded: what ``weights`` held, or None.
-        missing: why ``weights`` could not be reached, for as long as nothing was loaded; or None.
-        problems: what to tell a head that asks for what the backbone does not give.
+        loaded: the result of loading ``weights``, or None.
+        missing: the error that ``weights`` do not exist, as long as nothing was loaded; or None.
+        problems: messages for a head that asks for a map that the backbone does not have.
 
     Raises:
         InputError: for an unknown size or stage, a ``freeze_at`` that is not 0 to 5, or weights
@@ -147,7 +147,7 @@ class D2ConvNeXt(ConvNeXt, Backbone):
             if not (isinstance(error, FileNotFoundError) or weights.startswith("timm:")):
                 raise
             self.missing = error
-            logger.warning("%s; so a checkpoint must bring the whole encoder", error)
+            logger.warning("%s; so a checkpoint must have the whole encoder", error)
             return
         if self.loaded.statistics is not None:
             mean, std = ([round(255 * v, 3) for v in row] for row in self.loaded.statistics)
@@ -184,12 +184,13 @@ class D2ConvNeXt(ConvNeXt, Backbone):
 
 
 class ConvNeXtFPN(FPN):
-    """detectron2's pyramid, of which only the levels that are asked for are built.
+    """detectron2's pyramid with only the requested levels.
 
     Args:
-        levels: those to return, such as ``["p3", "p4"]``; None for all.
-        **options: of detectron2's ``FPN``. A top block that subsamples the last level takes this
-            pyramid's last one, whichever it is.
+        levels: the levels to return, such as ``["p3", "p4"]``; None for all.
+        **options: of detectron2's ``FPN``. A top block that subsamples the last level takes the
+        last
+            one of this pyramid, whichever it is.
     """
 
     def __init__(
@@ -283,7 +284,7 @@ def _build_pyramid(cfg: CfgNode, extra: int) -> ConvNeXtFPN:
 
 
 def _check(cfg: CfgNode, extra: int | None) -> list[str]:
-    """Raise for what is wrong; what is wrong only for heads whose levels nobody chose."""
+    """Raise for errors in the config; returns errors of heads whose levels are only defaults."""
     problems = config_problems(cfg, extra, unchosen=True)
     if config_problems(cfg, extra):
         raise InputError(listed(problems, THE_CONFIG))
@@ -330,7 +331,7 @@ def _take_statistics(cfg: CfgNode) -> None:
     """Fill an empty ``PIXEL_MEAN`` and ``PIXEL_STD``, which detectron2 reads after the backbone.
 
     Raises:
-        InputError: if nothing tells those of so many channels.
+        InputError: if they are unknown for this number of channels.
     """
     convnext = cfg.MODEL.CONVNEXT
     source = convnext.WEIGHTS, convnext.IN_CHANS, cfg.INPUT.FORMAT
@@ -347,7 +348,7 @@ def _holds(detector: str, prefix: str, encoder: D2ConvNeXt) -> bool:
         return False
     try:
         names = read_state_dict(detector)
-    except InputError:  # not ours to judge: detectron2's own checkpointer reads it
+    except InputError:  # detectron2's own checkpointer reads it later
         return False
     return all(f"{prefix}.{name}" in names for name in encoder.state_dict())
 
@@ -359,8 +360,8 @@ def lr_decay_rate(name: str, size: str, rate: float, kind: LayerDecayType = "gro
     ``get_vit_lr_decay_rate`` is for ViTs.
 
     Args:
-        name: of the parameter in the detector; only the encoder's are slowed down.
-        size: of the encoder.
+        name: the parameter's name in the detector; only the encoder's get a lower rate.
+        size: the encoder's size, such as "convnextv2_tiny".
         rate: the factor from one group of layers to the next.
         kind: how layers are grouped, see :func:`backbones.param_groups.layer_id`.
     """

@@ -1,7 +1,7 @@
-"""The config of a detectron2 project that takes this encoder: keys, and what is wrong with it.
+"""The config of a detectron2 project with this encoder: additional keys, and checks.
 
-Nothing here imports detectron2, nor any other package of this project: a detectron2 project often
-has a ``detection`` or ``training`` folder of its own, which would hide ours.
+This file imports neither detectron2 nor other packages of this project, because a detectron2
+project often has its own ``detection`` or ``training`` folder, which would hide ours.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from backbones.pyramid import (
 
 RGB_MEAN, RGB_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # ImageNet's, of 0 to 255
 
-# Keys of det_configs that act in this project's tools/train_net.py alone, all of them off.
+# Keys of det_configs that act only in this project's tools/train_net.py, switched off.
 SWITCHES: dict[str, Any] = {
     "WANDB": False,
     "DATASETS.VAL": (),
@@ -91,7 +91,7 @@ KEYS: dict[str, Any] = {
 
 
 def add_convnext_config(cfg: Any) -> None:
-    """Add the keys of ``det_configs`` that detectron2 does not have; those there are kept.
+    """Add the keys of ``det_configs`` that detectron2 does not have; existing keys are kept.
 
     Call it with ``get_cfg()``, before your file is merged.
     """
@@ -109,12 +109,13 @@ def add_keys(cfg: Any, defaults: Mapping[str, Any]) -> None:
 
 
 def config_problems(cfg: Any, extra: int | None, unchosen: bool = False) -> list[str]:
-    """Everything that keeps this config from being a detector on a ConvNeXt, a line each.
+    """A message for everything that is wrong with this config of a detector on a ConvNeXt.
 
     Args:
-        cfg: detectron2's.
-        extra: how many levels the pyramid's top block makes; None where there is no pyramid.
-        unchosen: whether heads whose levels nobody chose count, too: a backbone alone has none.
+        cfg: detectron2's config.
+        extra: how many levels the pyramid's top block makes; None without a pyramid.
+        unchosen: whether to check heads, too, whose levels are detectron2's defaults (a backbone on
+            its own has no heads).
     """
     lines = []
     if "CONVNEXT" not in cfg.MODEL:
@@ -133,7 +134,7 @@ def config_problems(cfg: Any, extra: int | None, unchosen: bool = False) -> list
     lines += [problem for keys, problem in found if not idle.intersection(keys)]
     if extra == 2 and not lines:
         lines += _idle_p7(model)
-    if lines:  # not yet a ConvNeXt's config: what else must follow from a ResNet's
+    if lines:  # still a ResNet's config: list the other keys to change, too
         lines += [*_resnet_weights(model), *freezing(model), *foreign_pixels(cfg)]
     if model.CONVNEXT.SIZE not in SIZES:
         lines.append(
@@ -167,7 +168,7 @@ def config_problems(cfg: Any, extra: int | None, unchosen: bool = False) -> list
 
 
 def _without_pyramid(model: Any) -> Iterator[Contradiction]:
-    """What is wrong where heads read the encoder's stages themselves."""
+    """Errors of a config without a pyramid, whose heads read the encoder's stages."""
     given = list(model.CONVNEXT.OUT_FEATURES)
     key = "MODEL.CONVNEXT.OUT_FEATURES"
     if not given or (unknown := [name for name in given if name not in STAGES]):
@@ -220,29 +221,29 @@ def freezing(model: Any) -> Iterator[str]:
 def foreign_pixels(
     cfg: Any, mean: Any = None, std: Any = None, source: str = "ConvNeXt's weights"
 ) -> Iterator[str]:
-    """Where the config's pixels are not those that an encoder of RGB images learnt from.
+    """Messages about pixel settings that differ from those the encoder was trained with.
 
     Args:
-        mean, std: of the encoder's images, RGB, of 0 to 255; ImageNet's if not given.
-        source: whose they are.
+        mean, std: of the encoder's images, RGB, from 0 to 255; ImageNet's if not given.
+        source: whose they are, for the messages.
     """
     mean, std = mean or RGB_MEAN, std or RGB_STD
     if len(mean) == 3 and cfg.INPUT.FORMAT != "RGB":
         yield f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; {source} learnt from 'RGB'"
     for name, ours in (("PIXEL_MEAN", mean), ("PIXEL_STD", std)):
         if not (given := list(cfg.MODEL[name])):
-            continue  # the encoder's are taken
+            continue  # empty: the encoder's are taken
         ordered = given[::-1] if cfg.INPUT.FORMAT == "BGR" else given
         if len(given) != len(ours) or any(
             abs(a - b) > 0.5 for a, b in zip(ordered, ours, strict=True)
         ):
             yield f"MODEL.{name} is {given}; {source} learnt with {[round(v, 3) for v in ours]}"
-        elif ordered != given and given != given[::-1]:  # right for BGR, which is not
+        elif ordered != given and given != given[::-1]:  # right values in the wrong order
             yield f"MODEL.{name} is {given}, in BGR's order; in RGB's it is {ordered}"
 
 
 def _ours_alone(cfg: Any) -> Iterator[str]:
-    """Keys that act in this project's ``tools/train_net.py`` and not in detectron2's trainer."""
+    """Messages about keys that detectron2's own trainer would ignore."""
     for name, off in SWITCHES.items():
         if (value := reduce(getitem, name.split("."), cfg)) != off:
             yield f"{name} is {value!r}: detectron2's own trainer does not know this key"

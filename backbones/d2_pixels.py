@@ -1,8 +1,8 @@
-"""Mean and deviation of a detectron2 project's images, from the weights of its encoder.
+"""Mean and standard deviation of a detectron2 project's images, from its encoder's weights.
 
-The rule is that of this project's own configs (``images.configured``), without measuring images:
-the values in the encoder's file, else ImageNet's for three channels. For another number of channels
-they must be given.
+They come from the encoder's file, else they are ImageNet's for three channels. For another number
+of channels they must be given. (This project's own configs, see ``images.configured``, would
+measure them.)
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from backbones.d2_config import RGB_MEAN, RGB_STD
 from backbones.errors import InputError
 from backbones.weight_files import split_key
 
-logger = logging.getLogger("detectron2.convnext")  # detectron2 shows and writes its own logger's
+logger = logging.getLogger("detectron2.convnext")  # detectron2 shows only its own loggers
 
 
 def pixel_mean(weights: str, in_chans: int = 3, input_format: str = "RGB") -> list[float]:
-    """A model's ``pixel_mean``, of 0 to 255, in the order of ``input_format``.
+    """A model's ``pixel_mean``, from 0 to 255, in the order of ``input_format``.
 
-    For a LazyConfig: ``model.pixel_mean = L(pixel_mean)(weights=...)``, so that it is told by the
-    weights that the command line names.
+    For a LazyConfig: ``model.pixel_mean = L(pixel_mean)(weights=...)``, so that it follows the
+    weights named on the command line.
 
     Args:
-        weights: those of the encoder: a path or ``timm:NAME``; "" for none.
+        weights: the encoder's weights: a path or ``timm:NAME``; "" for none.
         in_chans: channels of the images.
         input_format: "RGB", "BGR", "L" or "raw".
 
     Raises:
-        InputError: if nothing tells those of so many channels.
+        InputError: if they are unknown for this number of channels.
     """
     return _values(weights, in_chans, input_format)[0]
 
@@ -44,9 +44,9 @@ def pixel_std(weights: str, in_chans: int = 3, input_format: str = "RGB") -> lis
 
 
 def told_by_weights(weights: str, in_chans: int) -> tuple[list[float], list[float]] | None:
-    """Mean and deviation, of 0 to 255, RGB; None where these weights do not tell them.
+    """Mean and deviation, from 0 to 255, RGB; None if these weights do not say them.
 
-    Weights that are not there are a warning: a finished detector does not need them.
+    Missing weights are only a warning: a finished detector does not need them.
     """
     found = _told(weights, in_chans)
     if found is None:
@@ -60,7 +60,7 @@ def _told(weights: str, in_chans: int) -> tuple[list[float], list[float]] | None
     if weights.startswith("timm:"):  # without a download
         try:
             cfg = timm.get_pretrained_cfg(weights.removeprefix("timm:"))
-        except RuntimeError:  # no such tag: whoever loads it says so
+        except RuntimeError:  # no such tag: loading it later reports the error
             return None
         if cfg is None or in_chans != 3 or not (cfg.mean and cfg.std):
             return None
@@ -82,7 +82,7 @@ def _values(weights: str, in_chans: int, input_format: str) -> tuple[list[float]
     told = told_by_weights(weights, in_chans)
     if told is None and in_chans != 3:
         raise InputError(
-            f"nothing tells the mean and deviation of {in_chans} channels: give pixel_mean and "
+            f"the mean and deviation of {in_chans} channels are unknown: give pixel_mean and "
             "pixel_std (MODEL.PIXEL_MEAN and MODEL.PIXEL_STD)"
         )
     mean, std = told or (list(RGB_MEAN), list(RGB_STD))

@@ -1,16 +1,18 @@
-"""Trained modules as ONNX files and as programs of ``torch.export``.
+"""Writes trained modules as ONNX files and as programs of ``torch.export``.
 
-:func:`encoder_export` describes an encoder, :mod:`detection.export` a detector;
-:func:`write_export` writes either. Both are captured by ``torch.export``, so what is written is
-what ran, and batch, height and width stay free.
+:func:`encoder_export` describes an encoder, :mod:`detection.export` a detector, and
+:func:`write_export` writes either. Both are captured by ``torch.export``; batch, height and width
+may vary.
 
 Precisions:
-  * ``fp32``: the module's own.
-  * ``fp16``: weights and activations are halved. GRN's statistic is a sum of squares over a whole
-    image and overflows in float16, so it stays in float32, in the file as in the module.
-  * ``int8``: of ONNX alone; see :mod:`backbones.quantization`. Where calibration images are known
-    (a detector's run), convolutions and Linear layers with fixed ranges; otherwise Linear layers
-    (nearly all of an encoder's arithmetic), their inputs on the fly.
+  * ``fp32``: float32, as the module is.
+  * ``fp16``: weights and activations are float16. GRN's statistic, a sum of squares over a whole
+    image, overflows float16 and stays in float32.
+  * ``int8``: only for ONNX; see :mod:`backbones.quantization`. With calibration images (a
+  detector's
+    run), convolutions and Linear layers have fixed ranges. Otherwise only Linear layers, which are
+    nearly all of an encoder's arithmetic, are quantised, and the ranges of their inputs are found
+    while the model runs.
 """
 
 from __future__ import annotations
@@ -44,18 +46,18 @@ METADATA_FILE = "metadata.json"  # inside a .pt2
 
 @dataclass
 class Export:
-    """What to write.
+    """A module to write, with everything that the file needs.
 
     Args:
-        graph: in evaluation mode; from tensors to a dictionary of tensors.
-        inputs: an example of each input: no free dimension may be 1, nor two of them equal.
+        graph: the module, in evaluation mode; takes tensors, returns a dictionary of tensors.
+        inputs: an example of each input; no free dimension may be 1, and no two may be equal.
         free: for each input, axis -> the name of its free dimension.
-        outputs: names, in the order of the dictionary.
-        metadata: strings that the file carries.
-        operators: torch operator -> a function of onnxscript, for operators of our own.
-        calibration: gives inputs, as arrays, whose activations set the ranges of int8; None where
-            no images are known, and int8 is then of Linear layers alone.
-        in_float: parts of the names of weights whose layers a calibrated int8 leaves in float.
+        outputs: names of the outputs, in the order of the dictionary.
+        metadata: strings to store in the file.
+        operators: torch operator -> a function of onnxscript, for this project's own operators.
+        calibration: gives inputs, as arrays, whose activations set the ranges of int8; None without
+            images: int8 then only concerns Linear layers.
+        in_float: parts of the names of weights whose layers a calibrated int8 leaves in float32.
     """
 
     graph: nn.Module
@@ -89,7 +91,7 @@ def encoder_export(
     Args:
         source: a checkpoint of any format that :mod:`backbones.checkpoint` reads.
         precision: one of ``PRECISIONS``.
-        in_chans: turn its stem into one of so many channels; None for its own.
+        in_chans: convert its stem to this number of channels; None keeps it.
 
     Raises:
         FileNotFoundError, InputError: if it is not there or not a whole encoder.
@@ -120,10 +122,10 @@ def encoder_export(
 
 
 def write_export(export: Export, path: str | Path, precision: str = "fp32") -> None:
-    """Write ``.onnx`` or ``.pt2``, whole or not at all, with the metadata.
+    """Write ``.onnx`` or ``.pt2`` with the metadata, completely or not at all.
 
     Args:
-        precision: that for which ``export`` was made; ``int8`` is made here.
+        precision: the precision that ``export`` was made for; ``int8`` is made here.
 
     Raises:
         InputError: for another extension, for ``int8`` of a ``.pt2``, or where onnx, onnxscript or
@@ -157,11 +159,11 @@ def check_target(path: Path, precision: str) -> None:
             f"2.7 none of detectors. Take {FIRST_TORCH} or newer"
         )
     if path.suffix not in (".onnx", ".pt2"):
-        raise InputError(f"{path}: an export ends in .onnx or .pt2")
+        raise InputError(f"{path}: give a file name that ends in .onnx or .pt2")
     if precision not in PRECISIONS:
         raise InputError(f"precision is {precision!r}; it is one of {', '.join(PRECISIONS)}")
     if path.suffix == ".pt2" and precision == "int8":
-        raise InputError("int8 is made by onnxruntime: give a file that ends in .onnx, or fp16")
+        raise InputError("int8 needs a file that ends in .onnx; for .pt2 choose fp32 or fp16")
     for package in ("onnx", "onnxscript", "onnxruntime") if path.suffix == ".onnx" else ():
         try:
             import_module(package)
@@ -174,15 +176,15 @@ def check_target(path: Path, precision: str) -> None:
 
 @torch.no_grad()
 def capture(export: Export) -> torch.export.ExportedProgram:
-    """Trace the graph, its free dimensions free."""
+    """Trace the graph with its free dimensions."""
     shapes = {
         name: dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for name, axes in export.free.items()
     }
-    # under one name two inputs' dimensions are one
+    # dimensions of two inputs with the same name are the same
     batch = torch.export.Dim("batch", min=1, max=1024)
     shapes = {name: {**axes, 0: batch} for name, axes in shapes.items()}
-    # not strict: what newer versions of torch do by themselves, and older ones by dynamo, which
-    # reads more of the Python than it understands
+    # not strict, the default of newer versions of torch: strict mode reads the Python code by
+    # dynamo, which does not understand all of it
     return torch.export.export(export.graph, (), export.inputs, dynamic_shapes=shapes, strict=False)
 
 
@@ -224,5 +226,5 @@ def to_onnx(
 
 
 def _output_dimension(symbol: str) -> str:
-    """A size that the data decide (torch's ``u3``) is the number of detections."""
+    """The name of an output dimension: one that depends on the data is "detections"."""
     return "detections" if symbol[:1] == "u" and symbol[1:].isdecimal() else symbol

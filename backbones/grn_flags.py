@@ -1,4 +1,4 @@
-"""The flags of GRN and of --init, for every command that trains an encoder by itself."""
+"""The flags of GRN and of --init, for the commands that train an encoder."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ PREFIX = "grn_"
 
 def add_grn_flags(parser: argparse.ArgumentParser) -> None:
     """Add ``--grn``, ``--grn-aggregate``, ``--grn-normalize``, ``--no-grn-residual``,
-    ``--allow-other-grn`` and, of ``--init`` as that is, ``--adapt-channels``."""
+    ``--allow-other-grn`` and ``--adapt-channels``; the last two concern ``--init``."""
     absent = argparse.SUPPRESS
     add = parser.add_argument_group("Global Response Normalization (ConvNeXt V2)").add_argument
     add("--grn", dest="grn_kind", choices=get_args(Kind), default=absent,
-        help="GRN, or what stands in its place")  # fmt: skip
+        help="the layer in GRN's place (default: grn)")  # fmt: skip
     add("--grn-aggregate", choices=get_args(Aggregate), default=absent,
-        help="a channel's response over an image (default: l2)")  # fmt: skip
+        help="the norm of a channel over the image (default: l2)")  # fmt: skip
     add("--grn-normalize", choices=get_args(Normalize), default=absent,
-        help="how responses are set against each other (default: mean)")  # fmt: skip
+        help="what a channel's norm is divided by, over the channels (default: mean)")  # fmt: skip
     add("--no-grn-residual", dest="grn_residual", action="store_false", default=absent,
-        help="GRN without its input added")  # fmt: skip
+        help="do not add GRN's input to its output")  # fmt: skip
     add("--allow-other-grn", action="store_true", default=False,
-        help="--init may have been trained with another: what does not fit is left out or new, "
-        "and named in the log")  # fmt: skip
+        help="accept an --init that was trained with another form of GRN: tensors that do not "
+        "fit are left out, missing ones are new; the log names them")  # fmt: skip
     parser.add_argument(
         "--adapt-channels", action="store_true", default=False,
-        help="turn the stem of --init, of other channels, into the model's by timm's rule",
+        help="accept an --init with another number of channels: its stem is converted by timm's "
+        "rule",
     )  # fmt: skip
 
 
 def pop_grn_options(arguments: dict[str, Any]) -> GRNOptions | None:
-    """GRN's options, taken out of parsed arguments; None if no flag of theirs was given.
+    """Take GRN's options out of parsed arguments; None if none of their flags was given.
 
     Raises:
         ValueError: if they contradict each other.

@@ -1,15 +1,14 @@
-"""The names and layouts of ConvNeXt weights in other people's formats: pure functions, both ways.
+"""Converts ConvNeXt weights between our names and layouts and those of other formats.
 
-"Ours" are the names of :class:`backbones.convnext.ConvNeXt`, which are the authors' of the dense
-ConvNeXt and ConvNeXt V2 repositories. Every other format is one row of ``FORMATS``; its table of
-names is read from left to right to write the format and from right to left to read it, so the two
-directions cannot disagree. What differs besides names:
+"Our" names are those of :class:`backbones.convnext.ConvNeXt`, which are also those of the authors'
+ConvNeXt and ConvNeXt V2 repositories. Every other format is a row of ``FORMATS``. The same table of
+names serves to write the format and to read it, so the two directions cannot disagree. Besides
+names there are these differences:
 
   * timm has GRN's gamma and beta as ``[4C]`` (ours ``[1, 1, 1, 4C]``) and, in its sizes of two
     blocks in the first stage (atto to nano), the Linear layers as 1x1 convolutions.
   * the authors' sparse pretraining model has MinkowskiEngine's kernels, ``[k*k, C_in, C_out]`` or
-    ``[k*k, C]`` (depthwise), whose sites run down the columns of the kernel first, and biases
-    ``[1, C]``.
+    ``[k*k, C]`` (depthwise), which list the kernel's sites column by column, and biases ``[1, C]``.
 
 References:
     the weights' layouts: facebookresearch/ConvNeXt-V2, timm.models.convnext and transformers.
@@ -38,7 +37,7 @@ from backbones.weights.structure import (
 
 StateDict = dict[str, Tensor]
 
-# (our name, the format's name); {x} is a number; the first row that begins a name renames it.
+# (our name, the format's name); {x} is a number; the first row that a name begins with renames it.
 TIMM_NAMES = (
     ("downsample_layers.0.{i}.", "stem.{i}."),
     ("downsample_layers.{s}.{i}.", "stages.{s}.downsample.{i}."),
@@ -68,7 +67,7 @@ HUGGINGFACE_NAMES = (
     ("norm.", "layernorm."),
     ("head.", "classifier."),
 )
-# OpenMMLab's and, with our names of a block's layers, the authors' detectors.
+# OpenMMLab's; and the authors' detectors, which have our names inside a block.
 MMPRETRAIN_NAMES = (
     ("stages.{s}.{b}.dwconv.", "stages.{s}.{b}.depthwise_conv."),
     ("stages.{s}.{b}.pwconv{p}.", "stages.{s}.{b}.pointwise_conv{p}."),
@@ -94,12 +93,11 @@ class Format:
     """One format.
 
     Args:
-        stem: the weight by which the format is recognised, the stem's convolution.
-        prefix: what precedes every name of the encoder.
-        names: the table of names; empty where they are ours.
-        parts: which of our tensors the format has a place for, by how their names begin.
-        head: what the classifier's names begin with where it lies beside the encoder, not under
-            its prefix.
+        stem: name of the stem's convolution, by which the format is recognised.
+        prefix: the prefix of every name of the encoder.
+        names: the table of names; empty if they are ours.
+        parts: beginnings of our names of the tensors that the format can store.
+        head: beginning of the classifier's names, if they do not have the encoder's prefix.
     """
 
     stem: str
@@ -135,20 +133,20 @@ WRAPPERS = re.compile(
 )
 OWN_PREFIX = re.compile(r"(convnextv2|convnext|backbone)\.$")  # what a head lies beside
 
-# formats that store our names as they are, whatever stands in GRN's place
+# formats that store our names as they are, with any layer in GRN's place
 HAS_ANY_NORM = ("ours", "fcmae", "detectron2", "torchvision")
 
 
 @dataclass(frozen=True)
 class Recognised:
-    """A state dict read as one of ``FORMATS``.
+    """A state dict whose format was recognised.
 
     Args:
-        format: its name in ``FORMATS``; "official" where the names are ours.
+        format: its name in ``FORMATS``; "official" if the names are ours.
         tensors: the encoder, its output norms and its head, in our names and layouts.
-        others: the file's names of everything else (decoder, detection heads, ...).
-        head_problem: why its classifier is none of ours, which is then among the others; None
-            where it is, or there is none.
+        others: the file's names of all other tensors (decoder, detection heads, ...).
+        head_problem: why its classifier cannot be used; it is then among the others. None if it
+            can, or if there is none.
     """
 
     format: str
@@ -158,10 +156,10 @@ class Recognised:
 
 
 def recognise(names: Iterable[str]) -> tuple[str, str]:
-    """Tell the format and the encoder's prefix from the names of a state dict's tensors.
+    """Find the format and the encoder's prefix by the names of a state dict's tensors.
 
     Raises:
-        InputError: if no format's encoder is there, or more than one encoder.
+        InputError: if there is no encoder of a known format, or more than one.
     """
     names = list(names)
     found = {
@@ -199,10 +197,10 @@ def recognise(names: Iterable[str]) -> tuple[str, str]:
 
 
 def to_ours(state_dict: Mapping[str, Tensor]) -> Recognised:
-    """Read a state dict of any format into our names and layouts; see :class:`Recognised`.
+    """Convert a state dict of any format to our names and layouts; see :class:`Recognised`.
 
     Raises:
-        InputError: as :func:`recognise`, or if two tensors get one name.
+        InputError: as :func:`recognise`, or if two tensors would get the same name.
     """
     state_dict = {WRAPPERS.sub("", name): tensor for name, tensor in state_dict.items()}
     format_name, prefix = recognise(state_dict)
@@ -233,32 +231,32 @@ def to_ours(state_dict: Mapping[str, Tensor]) -> Recognised:
 
 
 def from_ours(tensors: Mapping[str, Tensor], target: str) -> tuple[StateDict, list[str]]:
-    """Write tensors of our names in another format.
+    """Convert tensors with our names to another format.
 
     Hugging Face has three models: with a head it is ``...ForImageClassification``, else with
     output norms ``...Backbone``, else ``...Model``.
 
     Args:
-        tensors: encoder, output norms, head: what there is.
+        tensors: encoder, output norms and head, as far as they exist.
         target: a name in ``FORMATS``.
 
     Returns:
-        The state dict, and our names of the tensors that the format has no place for.
+        The state dict, and our names of the tensors that the format cannot store.
 
     Raises:
-        InputError: if the encoder is none that the target can hold (sparse V1; something else in
-            GRN's place).
+        InputError: if the target cannot store this encoder (V1 in the sparse format; another layer
+            in GRN's place).
     """
     row = FORMATS[target]
     prefix, parts = row.prefix, row.parts
     size = guess_size(tensors)
     is_v2 = version_of(tensors) == 2
     if is_v2 and "stages.0.0.grn.gamma" not in tensors and target not in HAS_ANY_NORM:
-        raise InputError(f"no GRN, but something else in its place, which {target} cannot express")
+        raise InputError(f"another layer stands in GRN's place, which {target} cannot store")
     if target == "mmpretrain" and any(name.startswith(OUT_NORMS) for name in tensors):
         parts = ENCODER + OUT_NORMS  # whose last one is the classifier's norm otherwise
     if target == "official-sparse" and not is_v2:
-        raise InputError("this is a ConvNeXt V1; the sparse format exists for V2 alone")
+        raise InputError("this is a ConvNeXt V1; the sparse format exists only for V2")
     if target == "huggingface" and "head.weight" in tensors:
         prefix, parts = ("convnextv2." if is_v2 else "convnext."), ENCODER + HEAD
     elif target == "huggingface" and any(name.startswith(OUT_NORMS) for name in tensors):

@@ -1,18 +1,17 @@
-"""Global Response Normalization, and everything that the paper compared it with.
+"""Global Response Normalization, and the layers that the paper compared it with.
 
-Each module stands where GRN does in a ConvNeXt V2 block: behind the GELU, on the expanded channels
-(arXiv 2301.00808, section 3.3 and Table 2). All are called alike, ``module(x, visible, convolve)``,
-of which only CBAM needs the last, and take their statistics over the *visible* sites alone, so that
-a masked image is seen as sparse:
+Each takes GRN's place in a ConvNeXt V2 block: after the GELU, on the expanded channels (arXiv
+2301.00808, section 3.3 and Table 2). All are called as ``module(x, visible, convolve)``; only CBAM
+needs ``convolve``. They take their statistics over the *visible* sites only, as for a sparse image:
 
   * of each image: GRN, SE, CBAM;
   * of each site: LRN, LayerNorm; of none: affine;
-  * of all images that one process has in a batch: BatchNorm, as MinkowskiEngine's does.
+  * of all images of a batch in one process: BatchNorm, as MinkowskiEngine's does.
 
-What the paper does not say is set as its parameter counts and the methods' own papers do: SE and
-CBAM reduce by 16 (that gives the 109M of Table 2e), LRN has PyTorch's defaults (AlexNet's but for
-k = 1 and alpha divided by the size), and CBAM's spatial attention is its paper's formula, without
-the batch norm that its authors' code adds.
+Where the paper gives no details, its parameter counts and the methods' own papers are followed: SE
+and CBAM reduce channels by 16 (which gives the 109M of Table 2e); LRN has PyTorch's defaults
+(AlexNet's, but k = 1 and alpha divided by the size); CBAM's spatial attention is its paper's
+formula, without the batch norm of its authors' code.
 
 Shape suffixes: B batch, S sites of an image, C channels; ``x [B, ..., C]`` may have any layout of
 sites between, such as ``[B, H, W, C]`` or the packed one of ``fcmae.packed``.
@@ -33,7 +32,7 @@ from torch import Tensor, nn
 from backbones.errors import InputError
 
 NORM_EPS = GRN_EPS = 1e-6
-REDUCTION = 16  # of SE's and CBAM's hidden channels
+REDUCTION = 16  # SE and CBAM: channels / hidden channels
 
 Kind = Literal["grn", "affine", "none", "lrn", "batchnorm", "layernorm", "se", "cbam"]
 Aggregate = Literal["l2", "l1", "avg"]
@@ -48,11 +47,11 @@ class GRNOptions:
 
     Args:
         aggregate: the statistic over an image's sites, per channel: "l2", "l1" or "avg".
-        normalize: how it is set against the other channels: "mean" (x / mean), "sum" (x / sum)
-            or "standardize" ((x - mean) / std).
-        residual: add the block's input to the calibrated output.
-        kind: "grn", or what stands in its place; the first three are GRN's alone. "affine" is
-            GRN without any statistic, "none" nothing at all.
+        normalize: how it is normalised over the channels: "mean" (x / mean), "sum" (x / sum) or
+            "standardize" ((x - mean) / std).
+        residual: add GRN's input to its output.
+        kind: "grn", or the layer in its place, for which the first three have no meaning. "affine"
+            is GRN without a statistic, "none" no layer at all.
 
     Raises:
         InputError: with every value that is not allowed.
@@ -86,10 +85,10 @@ class GRNOptions:
 
     @classmethod
     def of_text(cls, text: str) -> GRNOptions:
-        """From what ``str()`` gave: the inverse of it.
+        """The inverse of ``str()``.
 
         Raises:
-            InputError: if it did not.
+            InputError: if the text is not such a string.
         """
         call = re.fullmatch(r"GRNOptions\((.*)\)", text)
         if call is None:
@@ -98,10 +97,10 @@ class GRNOptions:
         try:
             return cls(**{name: ast.literal_eval(value) for name, value in values.items()})
         except (TypeError, SyntaxError) as error:
-            raise InputError(f"{text!r} is no form of GRN: {error}") from error
+            raise InputError(f"{text!r} is not a form of GRN: {error}") from error
 
     def __str__(self) -> str:
-        """What checkpoints store, to tell a wrong pairing."""
+        """The text that checkpoints store, so that a model with another form is noticed."""
         if self.kind != "grn":
             return self.kind
         return (
@@ -131,7 +130,7 @@ def _mean_over_sites(x: Tensor, visible: Tensor | None) -> Tensor:
 
 
 def _per_image(values_bc: Tensor, x: Tensor) -> Tensor:
-    """``[B, C]`` shaped and typed to multiply ``x [B, ..., C]``."""
+    """``[B, C]`` with shape and type to multiply ``x [B, ..., C]``."""
     return values_bc.view(x.shape[0], *[1] * (x.ndim - 2), -1).to(x.dtype)
 
 
@@ -151,8 +150,8 @@ class Affine(nn.Module):
 class GRN(Affine):
     """Global Response Normalization (paper, section 3.3, Algorithm 1), channels last.
 
-    The response of each channel is aggregated over the sites of *one image*; the statistics are
-    accumulated in float32 at least, since a sum of squares overflows float16.
+    Each channel is aggregated over the sites of *one image*. The statistics are accumulated in
+    float32 at least, because a sum of squares overflows float16.
 
     References:
         arXiv 2301.00808, Eq. 1-3.
@@ -295,7 +294,7 @@ _MODULES: dict[str, Callable[[int], nn.Module]] = {
 
 
 def build_response_norm(channels: int, options: GRNOptions | None = None) -> nn.Module:
-    """GRN, or what the options put in its place."""
+    """GRN, or the layer that the options put in its place."""
     if options is None or options.kind == "grn":
         return GRN(channels, options)
     return _MODULES[options.kind](channels)

@@ -2,9 +2,9 @@
 
 The one implementation for pretraining, classification and both detection engines.
 
-The rule: norms, biases, GRN's gamma and beta and V1's layer scale are not decayed (the authors'
-pretraining does decay GRN's, which are of several dimensions there). Layer ids follow
-the authors' fine-tuning code (facebookresearch/ConvNeXt-V2, ``optim_factory.py``), generalised
+Weight decay does not apply to norms, biases, GRN's gamma and beta and V1's layer scale. (The
+authors' pretraining does decay GRN's, which have several dimensions there.) Layer ids follow the
+authors' fine-tuning code (facebookresearch/ConvNeXt-V2, ``optim_factory.py``), generalised
 from base's depths to any: a learning rate is multiplied by ``layer_decay ** (last - id)``.
 """
 
@@ -19,7 +19,7 @@ from torch import nn
 from backbones.errors import InputError
 
 LayerDecayType = Literal["single", "group", "stage"]
-STAGE_LAYERS = 12  # of "stage", where it is not told
+STAGE_LAYERS = 12  # the default for "stage"
 
 
 def is_undecayed(name: str, ndim: int, decay_grn: bool = False) -> bool:
@@ -32,12 +32,14 @@ def is_undecayed(name: str, ndim: int, decay_grn: bool = False) -> bool:
 def last_layer_id(
     depths: Sequence[int], kind: LayerDecayType, stage_layers: int = STAGE_LAYERS
 ) -> int:
-    """The id of everything behind the encoder's stages, which keeps the full learning rate.
+    """The id of everything after the encoder's stages, which keeps the full learning rate.
 
-    "group" puts three blocks of the third stage in a group: 13 for base (ids 0 to 12 inside the
-    encoder), "single" gives each block its own id: 37 for base. "stage" gives a stage one id
-    (stem and downsampling have 0) and is the segmentation recipes' (``stage_wise`` of
-    mmsegmentation); its distance to the heads is a number of its own, ``stage_layers`` + 1.
+    * "group": three blocks of the third stage share an id. For base the ids are 0 to 12 inside the
+      encoder, and this is 13.
+    * "single": each block has an id; for base this is 37.
+    * "stage": each stage has one id, stem and downsampling have 0, and this is ``stage_layers`` +
+    1.
+      The segmentation recipes use it (``stage_wise`` of mmsegmentation).
     """
     if kind == "stage":
         return stage_layers + 1
@@ -94,9 +96,9 @@ def parameter_groups(
         lr: the learning rate of the last layer id (heads, decoder).
         weight_decay: of the decayed parameters; the others get 0.
         depths: the encoder's, needed when ``layer_decay`` is not 1.
-        layer_decay: factor a layer id; 1 gives every parameter ``lr``.
+        layer_decay: factor per layer id; 1 gives every parameter ``lr``.
         layer_decay_type, stage_layers: how ids are given, see :func:`last_layer_id`.
-        encoder_prefix: what precedes the encoder's names in the model, such as
+        encoder_prefix: the prefix of the encoder's names in the model, such as
             ``"backbone.bottom_up."``; parameters without it have the last layer id.
         decay_grn: decay GRN's gamma and beta, too.
 

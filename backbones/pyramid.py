@@ -1,8 +1,8 @@
-"""Which stages of an encoder and which levels of a feature pyramid a detector needs.
+"""Finds the stages of an encoder and the levels of a feature pyramid that a detector needs.
 
-What no head reads is neither built nor run nor trained: a stage behind the last one in use, a
-stage's output norm, a level's convolutions. (``DistributedDataParallel`` refuses a model with
-parameters that get no gradient.) Both engines, and detectron2's own tools, ask here.
+Parts that no head reads are not built: stages after the last one in use, output norms, convolutions
+of levels. (``DistributedDataParallel`` refuses a model with parameters that get no gradient.) Both
+engines, and detectron2's own tools, use this.
 
 Levels are named as in the paper of feature pyramids (arXiv 1612.03144): ``p2`` has stride 4 and
 comes from ``stage1``; ``p6`` and ``p7``, where there are any, come from the pyramid's last level
@@ -25,26 +25,26 @@ READERS = {
     "RetinaNet": ("RETINANET",),
     "SemanticSegmentor": ("SEM_SEG_HEAD",),
 }
-# those that detectron2's defaults fill in, read or not; MODEL.FPN's are the pyramid's own
+# sections that detectron2's defaults fill in, whether they are read or not
 STANDARD = {"FPN", *(section for sections in READERS.values() for section in sections)}
-# ROI heads that read MODEL.ROI_HEADS.IN_FEATURES alone
+# ROI heads that read only MODEL.ROI_HEADS.IN_FEATURES
 KNOWN_HEADS = {
     f"{prefix}{name}"
     for name in ("Res5ROIHeads", "StandardROIHeads", "CascadeROIHeads", "RROIHeads")
     for prefix in ("", "SoftNMS")
 } | {"PerClassCascadeROIHeads"}
-# of a reader whose levels detectron2's config leaves as they are: nothing was chosen
+# the levels of a reader in detectron2's defaults: the user has chosen nothing
 UNCHOSEN = ["res4"]
-Contradiction = tuple[tuple[str, ...], str]  # the keys that are involved, what is wrong
+Contradiction = tuple[tuple[str, ...], str]  # the keys that are involved, the message
 
 
 @dataclass(frozen=True)
 class Pyramid:
-    """What of a pyramid is built.
+    """The part of a pyramid that is built.
 
     Args:
-        stages: those that it takes, ascending.
-        levels: those that it gives, ascending: each of them is read.
+        stages: the stages that it takes, ascending.
+        levels: the levels that it returns, ascending; each of them is read.
     """
 
     stages: tuple[str, ...]
@@ -52,7 +52,7 @@ class Pyramid:
 
     @property
     def above(self) -> tuple[str, ...]:
-        """Those of the levels that the top block makes."""
+        """The levels that the top block makes."""
         own = {level_of(stage) for stage in self.stages}
         return tuple(level for level in self.levels if level not in own)
 
@@ -63,7 +63,7 @@ def level_of(stage: str) -> str:
 
 
 def levels_of(in_features: Sequence[str], extra: int) -> list[str]:
-    """The levels of a pyramid on these stages with ``extra`` ones on top."""
+    """The levels of a pyramid on these stages, with ``extra`` levels on top."""
     top = STAGES.index(in_features[-1]) + 2
     return [level_of(stage) for stage in in_features] + [
         f"p{top + step}" for step in range(1, extra + 1)
@@ -73,12 +73,12 @@ def levels_of(in_features: Sequence[str], extra: int) -> list[str]:
 def plan_pyramid(
     in_features: Sequence[str], read: Collection[str] | None, extra: int = 1
 ) -> Pyramid:
-    """The part of a pyramid that gives the levels that are read; all of it where that is None.
+    """The part of a pyramid that makes the levels that are read.
 
     Args:
         in_features: consecutive stages, ascending.
-        read: names of levels; what the pyramid does not have is not looked at.
-        extra: how many levels its top block makes.
+        read: names of levels (others than the pyramid's are ignored); None for all.
+        extra: how many levels the top block makes.
     """
     levels = levels_of(in_features, extra)
     wanted = [name for name in levels if read is None or name in read] or levels
@@ -87,11 +87,12 @@ def plan_pyramid(
 
 
 def levels_read(model: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The keys by which a config's architecture chooses levels, with their values.
+    """The keys by which a config chooses the levels to read, with their values.
+
+    Empty for an architecture that detectron2 itself does not have.
 
     Args:
-        model: ``MODEL`` of this project's config or of detectron2's. Empty for an architecture
-            that detectron2 itself does not have.
+        model: ``MODEL`` of this project's config or of detectron2's.
     """
     sections = list(READERS.get(model["META_ARCHITECTURE"], ()))
     if "RPN" in sections and model["PROPOSAL_GENERATOR"]["NAME"] == "PrecomputedProposals":
@@ -100,9 +101,9 @@ def levels_read(model: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def all_levels_read(model: Mapping[str, Any]) -> set[str] | None:
-    """Every level that some head may read; None where heads of one's own may read any.
+    """Every level that some head may read; None if the user's own heads may read any.
 
-    A section that is not detectron2's own and has ``IN_FEATURES`` counts as a reader, too.
+    A section that is not detectron2's and has ``IN_FEATURES`` counts as a reader, too.
     """
     known = levels_read(model)
     if (
@@ -124,7 +125,7 @@ def all_levels_read(model: Mapping[str, Any]) -> set[str] | None:
 def level_contradictions(
     model: Mapping[str, Any], extra: int, roi_extra: bool = True
 ) -> Iterator[Contradiction]:
-    """What is wrong in the chain stages -> pyramid -> heads and anchors of a pyramid's detector.
+    """Errors in the chain stages -> pyramid -> heads and anchors of a detector with a pyramid.
 
     Args:
         model: ``MODEL`` of a config, as in :func:`levels_read`.
@@ -168,13 +169,13 @@ def level_contradictions(
 
 
 def _run(wanted: list[str], offered: list[str]) -> list[str]:
-    """As many of the offered levels as are wanted, from the first of these on."""
+    """As many of the offered levels as are wanted, from the first wanted one on."""
     first = offered.index(wanted[0])
     return offered[first : first + len(wanted)]
 
 
 def anchor_contradictions(model: Mapping[str, Any]) -> Iterator[Contradiction]:
-    """Rows of anchors that are not one for all levels or one for each."""
+    """Errors in the number of lists of anchors: one for all levels, or one for each."""
     anchors = model["ANCHOR_GENERATOR"]
     for reader, wanted in levels_read(model).items():
         if reader not in ("MODEL.RPN.IN_FEATURES", "MODEL.RETINANET.IN_FEATURES"):

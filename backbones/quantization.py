@@ -1,12 +1,12 @@
-"""ONNX models in int8, by onnxruntime.
+"""Quantises ONNX models to int8, by onnxruntime.
 
-:func:`quantize_linear` needs no data: weights of Linear layers in 8 bits, their inputs on the fly.
-:func:`quantize_calibrated` also takes convolutions and fixes the ranges of activations beforehand,
-by images ("static" quantisation): runtimes then stay in int8 from one layer to the next. Its file
-holds ``QuantizeLinear`` and ``DequantizeLinear`` around ordinary operators, which onnxruntime and
-OpenVINO read alike.
+:func:`quantize_linear` needs no data: it quantises the weights of Linear layers, and their inputs
+are quantised while the model runs. :func:`quantize_calibrated` also quantises convolutions. It
+fixes the ranges of activations beforehand, by images ("static" quantisation), so that runtimes can
+stay in int8 from one layer to the next. Its file holds ``QuantizeLinear`` and ``DequantizeLinear``
+around ordinary operators, which onnxruntime and OpenVINO read alike.
 
-Weights have 7 bits: without VNNI instructions the 16-bit sums of two products of 8 bits saturate.
+Weights have 7 bits, because without VNNI instructions 16-bit sums of products of 8 bits saturate.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Inputs = dict[str, np.ndarray]
 
 
 def quantize_linear(model: Any) -> Any:
-    """The Linear layers of an ``onnx.ModelProto``: weights by output channel, inputs on the fly."""
+    """Quantise the Linear layers of an ``onnx.ModelProto``, with a scale per output channel."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     return _quantized(
@@ -42,16 +42,16 @@ def quantize_linear(model: Any) -> Any:
 
 
 def quantize_calibrated(model: Any, samples: Iterable[Inputs], in_float: Sequence[str] = ()) -> Any:
-    """Convolutions and Linear layers of an ``onnx.ModelProto``, calibrated.
+    """Quantise convolutions and Linear layers of an ``onnx.ModelProto``, calibrated by samples.
 
-    Depthwise convolutions stay in float: they are a small part of the arithmetic, and int8 makes
-    them no faster. So do transposed ones, for which onnxruntime has no int8.
+    Depthwise convolutions stay in float32, because they are a small part of the arithmetic and int8
+    makes them no faster. So do transposed ones, for which onnxruntime has no int8.
 
     Args:
-        samples: the model's inputs; ranges of activations are the smallest and the largest value
-            that they give. One for which an output is empty (an image without detections) is left
-            out, for not all of the model runs then.
-        in_float: parts of the names of weights whose layers stay in float as well.
+        samples: the model's inputs; the smallest and largest activations that they give are the
+            ranges. A sample for which an output is empty (an image without detections) is left out,
+            because parts of the model do not run for it.
+        in_float: parts of the names of weights whose layers stay in float32, too.
 
     Raises:
         InputError: if no sample is left.
@@ -72,7 +72,7 @@ def quantize_calibrated(model: Any, samples: Iterable[Inputs], in_float: Sequenc
             reduce_range=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            # what is added to the residual stream, and what decides, keeps its precision
+            # layers that add to the residual stream, and the last ones, keep float32
             extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
         ),
     )
@@ -92,7 +92,7 @@ def _layers(model: Any, in_float: Sequence[str]) -> list[str]:
 
 
 def _with_all_outputs(model: Any, samples: Iterable[Inputs]) -> Iterator[Inputs]:
-    """The samples for which no output is empty, which are counted at the end."""
+    """Yield the samples for which no output is empty; their number is logged at the end."""
     from onnxruntime import InferenceSession
 
     session = InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -105,7 +105,7 @@ def _with_all_outputs(model: Any, samples: Iterable[Inputs]) -> Iterator[Inputs]
     if not taken:
         raise InputError(
             f"int8 cannot be calibrated: the model finds nothing in the {seen} calibration images. "
-            "Give images in which it does, or train it for longer"
+            "Give images in which it finds objects, or train it longer"
         )
     logging.getLogger(__name__).info("int8: calibrated by %d of %d images", taken, seen)
 

@@ -1,7 +1,7 @@
-"""Files of named tensors: read without running code, written whole or not at all.
+"""Reads files of named tensors without running code, and writes them completely or not at all.
 
-Pickles are read by :mod:`backbones.weights.pickles`, so that a checkpoint cannot run code;
-whether a file is safetensors or a pickle is told by its first bytes.
+Pickles are read by :mod:`backbones.weights.pickles`, so that a checkpoint cannot run code. The
+first bytes of a file say whether it is safetensors or a pickle.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from backbones.whole_files import what_stands_there, write_atomically
 
 logger = logging.getLogger(__name__)
 
-# Where training programs put the weights beside optimizer, epoch and so on, by precedence.
+# The keys under which training programs store weights, the preferred ones first.
 CONTAINERS = (
     "model", "state_dict", "model_state_dict", "model_state", "module", "net", "network", "weights",
 )  # fmt: skip
 NO_WEIGHTS = re.compile(r".*(optim|sched|scaler|rng|random|loss|message_hub).*", re.IGNORECASE)
-DEEPEST = 4  # containers in each other
+DEEPEST = 4  # nested containers that are searched
 
 
 def split_key(source: str | Path) -> tuple[Path, str | None]:
-    """``FILE#KEY`` -> the file, and the key of one of its sets of tensors; None without one.
+    """``FILE#KEY`` -> the file, and the key of one of its sets of tensors, or None.
 
-    A file that is called so, with a ``#`` in its name, is that file.
+    If a file with such a name, ``#`` included, exists, it is that file.
     """
     path = Path(source)
     if "#" not in path.name or path.exists():
@@ -56,21 +56,21 @@ def read_state_dict(path: str | Path, key: str | None = None) -> dict[str, Tenso
 def read_weights(
     path: str | Path, key: str | None = None
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a ``.safetensors`` file or of a pickled checkpoint, on the CPU, names as is.
+    """Read the tensors of a ``.safetensors`` file or a pickled checkpoint, on the CPU.
 
     Args:
         path: the file, or ``FILE#KEY``.
-        key: which of several there are: a container (``"teacher"``, ``"model.encoder"``) or what
-            the tensors' names begin with, which is then left off.
+        key: which of several sets of tensors to read: a container (``"teacher"``,
+            ``"model.encoder"``), or a prefix of the tensors' names, which is then removed.
 
     Returns:
-        The tensors, and the metadata: of a pickle what lies under ``metadata``, as
+        The tensors, and the metadata. A pickle's metadata are its entry ``metadata``, as
         :func:`save_pickle` writes it, and the names of OpenMMLab's classes as ``class_names``.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        InputError: if it would run code, is damaged, holds no tensors, or several sets of which
-            none is named.
+        InputError: if it would run code, is damaged, holds no tensors, or holds several sets and
+            ``key`` is not given.
     """
     path, of_path = split_key(path)
     path, key = _existing_file(path), key or of_path
@@ -130,7 +130,7 @@ def _kind(value: Any) -> str:
 
 
 def _described(content: Mapping) -> list[str]:
-    """The keys of what holds no tensors, with what is under those that hold a whole program's."""
+    """The keys of a checkpoint without tensors, with the types of objects of other programs."""
     return [f"{k} ({_kind(v)})" if isinstance(v, StandIn) else str(k) for k, v in content.items()]
 
 
@@ -146,7 +146,7 @@ def _sets_of_tensors(content: Mapping, place: str = "") -> Iterator[tuple[str, M
 
 
 def _chosen_set(path: Path, found: Mapping[str, Mapping], key: str | None) -> str | None:
-    """The place of the set to read; None where the key is none."""
+    """The place of the set to read; None if there is no such key."""
     for container in CONTAINERS if key is None else (key,):
         if container in found:
             return container
@@ -169,7 +169,7 @@ def _chosen_set(path: Path, found: Mapping[str, Mapping], key: str | None) -> st
 
 
 def _under_prefix(path: Path, found: Mapping[str, Mapping], key: str | None) -> dict[str, Any]:
-    """The tensors whose names begin with ``key``, which is left off."""
+    """The tensors whose names begin with ``key``, which is removed."""
     prefix = f"{key}."
     for tensors in found.values():
         names = [name for name in tensors if str(name).startswith(prefix)]
@@ -185,7 +185,7 @@ def _under_prefix(path: Path, found: Mapping[str, Mapping], key: str | None) -> 
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The metadata of a file, see :func:`read_weights`; {} of a pickle that has none."""
+    """The metadata of a file, see :func:`read_weights`; {} for a pickle without any."""
     path = _existing_file(split_key(path)[0])
     if _is_safetensors(path):
         with _open_safetensors(path) as file:
@@ -198,7 +198,7 @@ def _existing_file(path: str | Path) -> Path:
     path = Path(path)
     if path.is_dir():
         inside = ", ".join(sorted(entry.name for entry in path.iterdir())) or "nothing"
-        raise InputError(f"{path} is a folder; give the weights' file in it (it holds {inside})")
+        raise InputError(f"{path} is a folder; give the file of weights in it (it holds {inside})")
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint file {path}")
     with open(path, "rb") as stream:
@@ -252,7 +252,7 @@ def _open_safetensors(path: Path) -> Any:
 def save_safetensors(
     tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str]
 ) -> None:
-    """Write a safetensors file, atomically; ``format: pt`` is what transformers wants to read."""
+    """Write a safetensors file, atomically, with ``format: pt``, which transformers requires."""
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     strings = {"format": "pt", **{key: str(value) for key, value in metadata.items()}}
     write_atomically(path, lambda partial: save_file(contiguous, partial, strings))
@@ -267,10 +267,10 @@ def save_pickle(
     """Write a ``.pth`` file, atomically.
 
     Args:
-        container: the key under which the tensors are put; None for none.
-        metadata: put beside them, under ``metadata``; needs a container.
+        container: the key under which the tensors are stored; None for none.
+        metadata: stored beside them, under ``metadata``; needs a container.
     """
-    # A view would take its whole storage along.
+    # A view would be written with its whole storage.
     own = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
     content: dict[str, Any] = {container: own} if container else own
     if metadata:
@@ -280,6 +280,6 @@ def save_pickle(
 
 
 def save_stream(content: Any, path: Path) -> None:
-    """``torch.save`` through a stream: to a path, it puts the file's temporary name inside."""
+    """``torch.save`` to a stream; to a path, it would write the temporary name into the file."""
     with path.open("wb") as stream:
         torch.save(content, stream)

@@ -1,7 +1,7 @@
-"""Files that are whole or absent: written beside their name, then renamed.
+"""Writes files so that they are complete or absent: under a temporary name, then renamed.
 
-One way for every output of every command: a run that is killed, a full disk or an error leaves
-what was there before. Errors name the path that was to be written and what to do about it.
+Every output of every command is written so. If the run is killed, the disk is full or an error
+occurs, the earlier file stays. Errors name the path and the remedy.
 """
 
 from __future__ import annotations
@@ -38,31 +38,31 @@ REMEDIES = {
     errno.ESTALE: "the network folder has gone away: mount it again",
 }
 LONGEST_ENDING = 32
-FULL = 2**20  # bytes: less than this left is a full disk
+FULL = 2**20  # bytes; a disk with less space left counts as full
 _numbers = itertools.count()
 _unfinished: set[Path] = set()  # this process's temporary files
-TORCHS_STREAM = r"inline_container|PytorchStreamWriter|unexpected pos"  # that failed to write
-UNFINISHED = ".[0-9]*-[0-9]*.partial*"  # those of any process
+TORCHS_STREAM = r"inline_container|PytorchStreamWriter|unexpected pos"  # torch failed to write
+UNFINISHED = ".[0-9]*-[0-9]*.partial*"  # temporary files of any process
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it to ``path``.
 
-    The temporary file is hidden and ends as ``path`` does, since the ending may choose the format.
-    The file gets the mode that the umask gives, whatever ``write`` does. A link is followed; a
-    device, such as ``/dev/stdout``, is written as it is.
+    The temporary file is hidden and has the ending of ``path``, because the ending may choose the
+    format. The file gets the permissions of the umask, whatever ``write`` does. Links are followed;
+    a device, such as ``/dev/stdout``, is written directly.
 
     Raises:
-        OSError: if it cannot be written, with ``path``; what was there is as it was.
+        OSError: naming ``path``, if it cannot be written; the earlier file stays.
     """
     write_all({Path(path): write})
 
 
 def write_all(files: Mapping[Path, Callable[[Path], None]]) -> None:
-    """Several files, all or none: the last is written before the first is renamed.
+    """Write several files, all or none: all are written before the first is renamed.
 
     Raises:
-        OSError: if one cannot be written, with its path; all are as they were.
+        OSError: naming the path of one that cannot be written; all earlier files stay.
     """
     path = Path()
     with _removed_at_the_end() as ready:
@@ -79,7 +79,7 @@ def write_all(files: Mapping[Path, Callable[[Path], None]]) -> None:
 
 
 def try_writing(path: Path) -> None:
-    """Raise what writing a small file there would raise: before long work, not behind it.
+    """Raise the error that writing there would raise; to be called before long work.
 
     Raises:
         OSError: with ``path``; what was there is as it was.
@@ -94,7 +94,7 @@ def try_writing(path: Path) -> None:
 
 @contextmanager
 def _removed_at_the_end() -> Iterator[list[tuple[Path, Path]]]:
-    """A list for temporary files, each with the name that it is to get."""
+    """A list of (temporary file, final name); remaining temporary files are removed at the end."""
     ready: list[tuple[Path, Path]] = []
     try:
         yield ready
@@ -128,10 +128,10 @@ def _prepare(path: Path, write: Callable[[Path], None], ready: list[tuple[Path, 
 
 
 def remove_unfinished(folder: Path | None = None) -> None:
-    """Remove this process's temporary files, before it ends at once; or all in a folder.
+    """Remove this process's temporary files, or those of all processes in a folder.
 
     Args:
-        folder: one that no other process writes, and the folders in it.
+        folder: a folder that no other process writes to; folders in it are included.
     """
     found = set(_unfinished)
     if folder is not None:
@@ -141,9 +141,9 @@ def remove_unfinished(folder: Path | None = None) -> None:
 
 
 def write_files(files: Mapping[Path, bytes | str]) -> None:
-    """Several files' bytes or texts, all or none.
+    """Write bytes or texts to several files, all or none.
 
-    Texts are in UTF-8. Names of files in them that are not UTF-8 are written as the bytes they are.
+    Texts are written as UTF-8; file names in them that are not UTF-8 keep their bytes.
     """
     write_all({path: partial(_fill, data) for path, data in files.items()})
 
@@ -154,21 +154,21 @@ def _fill(data: bytes | str, path: Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """A text file in UTF-8, atomically."""
+    """Write a text file in UTF-8, atomically."""
     write_files({Path(path): text})
 
 
 def write_json(path: str | Path, tree: Any, **settings: Any) -> None:
-    """A JSON file, atomically; further settings are ``json.dumps``'s."""
+    """Write a JSON file, atomically; further settings are ``json.dumps``'s."""
     write_text(path, json.dumps(tree, **settings) + "\n")
 
 
 def linked_folder(folder: Path, files: Mapping[str, Path]) -> Path:
-    """A folder of files that are others' too: hard links, or copies where there can be none.
+    """Make a folder of hard links to files, or of copies if links are not possible.
 
     Args:
-        folder: whole or absent, whatever happens; one that is there is left as it is.
-        files: by their path in it.
+        folder: the folder to make, completely or not at all; an existing one is left as it is.
+        files: path within the folder -> the existing file.
     """
     if folder.is_dir():
         return folder
@@ -178,7 +178,7 @@ def linked_folder(folder: Path, files: Mapping[str, Path]) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(os.path.realpath(source), target)
-        except OSError:  # another disk, or one that knows no links
+        except OSError:  # another disk, or a file system without links
             shutil.copyfile(source, target)
     beside.mkdir(parents=True, exist_ok=True)
     os.replace(beside, folder)
@@ -186,9 +186,9 @@ def linked_folder(folder: Path, files: Mapping[str, Path]) -> Path:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
+    """Wait until a file, or the list of a folder's entries, is on the disk."""
     if path.is_dir() and os.name == "nt":
-        return  # Windows has no such thing for folders
+        return  # not possible for folders on Windows
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
@@ -197,10 +197,10 @@ def flush(path: Path) -> None:
 
 
 def system_error(error: BaseException, folder: Path | None = None) -> int | None:
-    """The system's error number behind an exception of any library; None for another kind.
+    """The system's error number of an exception of any library; None for other errors.
 
     Args:
-        folder: where was written, for libraries that do not say that the disk is full.
+        folder: the folder written to; some libraries do not say that its disk is full.
     """
     if isinstance(error, OSError):
         return error.errno
@@ -215,7 +215,7 @@ def system_error(error: BaseException, folder: Path | None = None) -> int | None
 
 
 def what_to_do(error: OSError) -> str:
-    """An error of the system as one line: cause, path, remedy."""
+    """A message for an error of the system: cause, path, remedy, in one line."""
     cause = (error.strerror or str(error)).strip()
     place = f": {error.filename}" if error.filename else ""
     remedy = REMEDIES.get(error.errno or 0)

@@ -21,46 +21,46 @@ from training.devices import find_device
 from training.options import TrainingOptions, option, out_of_limits, training_problems
 
 CHANNELS = (
-    "channels; converted are grey to 3 (repeated), RGB to 1 (luma) and a dropped alpha; a file of "
-    "any other number of channels is bad"
+    "channels of the images; grey files become 3 channels (repeated), RGB files become 1 (luma), "
+    "and an alpha channel is dropped; a file with another number of channels is a bad file"
 )
 ENCODER = (
-    "packed computes visible patches alone; masked-dense is its slow reference; mask-token sees "
-    "whole images with a learnt token at removed patches"
+    "packed computes visible patches only; masked-dense computes the same on whole images, slowly; "
+    "mask-token puts a learnt token in place of removed patches"
 )
 STATISTICS = (
-    "where mean and std come from if not given; auto: ImageNet's for 3 channels of 8 bits, "
-    "measured for all others"
+    "where --mean and --std come from if not given; auto: ImageNet's for 3 channels of 8 bits, "
+    "else measured on the images"
 )
 MEASURE = (
-    "how far apart the channels of each block are, with a warning where they collapse; 0: never; "
-    "else about fifty times over the run"
+    "epochs between two measurements of how different the channels of each block are, with a "
+    "warning if they collapse; 0: never; default: about fifty measurements over the run"
 )
 HARD = (
-    "of the removed patches, the share that is chosen for the largest error of the model as it is, "
-    "by two forward passes more; the others stay random"
+    "fraction of the removed patches that are chosen because the model predicts them worst; the "
+    "others are random; costs two more forward passes per step"
 )
 SKIP = (
-    "replace an image that cannot be used by the next good one, count it and list it in "
-    "bad_images.txt; without this flag it ends the run with an error that names it"
+    "replace each image that cannot be used by the next good one and list it in bad_images.txt; "
+    "without this flag such an image is an error"
 )
 CACHE = (
-    "a folder for shrunk copies of large images, each made once: crops are cut from these, and "
-    "headers are not read again; for large PNG, TIFF and JPEG files in a folder"
+    "a folder for shrunk copies of large PNG, TIFF and JPEG files; each is made once, and crops "
+    "are cut from the copies, which is faster"
 )
 DATA = (
     "a folder of images (flat or nested), .tar shards (a file, a folder, or a pattern such as "
-    "'shards/{000..010}.tar'; with wds/ before it for webdataset's naming of files), or a Hugging "
-    "Face data set (hfds/owner/name)"
+    "'shards/{000..010}.tar'; put wds/ before it for webdataset shards), or a Hugging Face data "
+    "set (hfds/owner/name)"
 )
 
 
 PROBE = (
-    "labelled images, a folder for each class: now and then kNN and a linear probe of the frozen "
-    "encoder tell them apart"
+    "folders of labelled images, one for each class: measure ten times during the run how well kNN "
+    "and a linear classifier on the frozen encoder tell the classes apart"
 )
 
-# What a resumed run may change, beside what every training may; its statistics are checked apart.
+# Further options that a resumed run may change; mean and std are checked separately.
 FREE = (
     "epochs", "probe", "cache", "cache_gb", "mean", "std", "statistics_images", "skip_bad_images",
     "panel_every", "show_bands",
@@ -72,14 +72,14 @@ FREE = (
 class PretrainOptions(TrainingOptions):
     """Everything that a pretraining run depends on; written to ``config.yaml``.
 
-    The fields' help says what they are; further:
+    The help of each field says what it is. More on some of them:
 
     Args:
         data: see :func:`images.readers.open_images`.
-        in_chans: how a file's channels become these: :mod:`images.files`.
-        grn: the form of GRN in the encoder, or what stands in its place (V2 only).
-        allow_other_grn: ``init`` may have been trained with another.
-        adapt_channels: ``init`` may be of other channels; its stem is turned into the model's.
+        in_chans: :mod:`images.files` says how a file's channels become these.
+        grn: the form of GRN in the encoder, or the layer in its place (V2 only).
+        allow_other_grn: accept an ``init`` that was trained with another form of GRN.
+        adapt_channels: convert the stem of an ``init`` with another number of channels.
         decoder, decoder_dim, decoder_depth, norm_pix_loss: see :class:`fcmae.model.FCMAE`.
         hard_patches: see :mod:`fcmae.hard_patches`.
         crop_scale, grey_share: see :class:`fcmae.data.PretrainingSamples`.
@@ -90,65 +90,78 @@ class PretrainOptions(TrainingOptions):
 
     model: str = option(", ".join(SIZES), choices=list(SIZES), metavar="NAME")
     data: str = option(DATA)
-    split: str = option("of hfds/, or of shards whose folder has webdataset's _info.json", "train")
+    split: str = option(
+        "split to read, of hfds/ or of shards in a folder with webdataset's _info.json", "train"
+    )
     in_chans: int = option(CHANNELS, 3)
     value_range: tuple[float, ...] | None = option(
-        "LOW HIGH: the values that become 0 and 1; default: by the files' bits", None
+        "LOW HIGH: the pixel values that become 0 and 1; default: the range of the files' bits",
+        None,
     )
     show_bands: tuple[int, ...] | None = option(
-        "one or three channels, from 1, that pictures show", None
+        "one or three channels, counted from 1, that pictures show; default: the first three", None
     )
-    mean: tuple[float, ...] | None = option("mean of each channel, of values scaled to 0..1", None)
-    std: tuple[float, ...] | None = option("deviation, of 8-bit values / 255, 16-bit / 65535", None)
+    mean: tuple[float, ...] | None = option(
+        "mean of each channel, of values scaled to 0..1; default: see --statistics", None
+    )
+    std: tuple[float, ...] | None = option(
+        "standard deviation of each channel, of values scaled to 0..1 (8 bits: / 255)", None
+    )
     statistics: Literal["auto", "imagenet", "measure"] = option(STATISTICS, "auto")
-    statistics_images: int = option("images to measure at most, drawn by the seed", 2000)
+    statistics_images: int = option("measure --mean and --std on at most this many images", 2000)
     skip_bad_images: bool = option(SKIP, False)
     cache: str | None = option(CACHE, None, metavar="DIR")
-    cache_gb: float = option("gigabytes that --cache may take", 50.0)
+    cache_gb: float = option("gigabytes that the folder of --cache may take", 50.0)
     whole_jpegs: bool = option(
-        "decode JPEGs whole, as the released code does; by default one of which a pixel of the "
-        "sample covers several is decoded at a smaller scale, which is faster (so is --cache's)",
+        "decode every JPEG at its full size, as the released code does; by default JPEGs much "
+        "larger than the sample are decoded at a smaller scale, which is faster",
         False,
     )
     image_size: tuple[int, int] = option(
-        "pixels, 224 or 160x96 (height x width), multiples of 32",
+        "size of the samples in pixels: 224, or 160x96 (height x width); multiples of 32",
         (224, 224),
         type=str,
         nargs=None,
         default="224",
     )
-    epochs: int = option("passes over the images", 800)
+    epochs: int = option("passes over all images, unless --max-steps is given", 800)
     encoder: Literal["packed", "masked-dense", "mask-token"] = option(ENCODER, "packed")
     grn: GRNOptions = field(default_factory=GRNOptions)
     allow_other_grn: bool = False
     adapt_channels: bool = False
-    kernels: Kernels = option("auto: Triton on a GPU", "auto")
+    kernels: Kernels = option("kernels of the encoder; auto: Triton on a GPU, else torch", "auto")
     mask_ratio: float = option("fraction of the patches to remove", 0.6)
-    patch_size: int = option("pixels of a patch's side, a multiple of 32", PATCH)
+    patch_size: int = option("side of the removed patches in pixels, a multiple of 32", PATCH)
     hard_patches: float = option(HARD, 0.0)
     crop_scale: tuple[float, ...] = option(
-        "smallest and largest fraction of an image in a crop; 0.5 1 keeps small objects",
+        "smallest and largest fraction of an image's area that a sample is cut from",
         CROP_SCALE,
         nargs=2,
         metavar=("LOW", "HIGH"),
         default=list(CROP_SCALE),
     )
-    grey_share: float = option("fraction of RGB samples made grey", 0.0)
-    base_lr: float = option("learning rate for a batch of 256; it scales with the batch", 1.5e-4)
-    warmup_epochs: float = option("epochs of linear warm-up, at most a tenth of the run", 40)
-    weight_decay: float = option("for all weights but norms, biases and GRN", 0.05)
-    decay_grn: bool = option("decay GRN's gamma and beta, too, as the released code does", False)
+    grey_share: float = option("fraction of the samples that are made grey (RGB only)", 0.0)
+    base_lr: float = option(
+        "learning rate for a batch of 256 images; it is multiplied by batch / 256", 1.5e-4
+    )
+    warmup_epochs: float = option(
+        "epochs over which the rate rises at the start, at most a tenth of the run", 40
+    )
+    weight_decay: float = option("weight decay; norms, biases and GRN have none", 0.05)
+    decay_grn: bool = option(
+        "apply weight decay to GRN's gamma and beta, too, as the released code does", False
+    )
     decoder: Literal["convnext", "unet", "unet-skips", "transformer"] = option(
         "the network that predicts pixels", "convnext"
     )
     decoder_dim: int = option("channels of the decoder", 512)
-    decoder_depth: int = option("blocks of the decoder (a UNet's, at each scale)", 1)
+    decoder_depth: int = option("blocks of the decoder (unet: at each scale)", 1)
     norm_pix_loss: bool = True
     init: str | None = option(
         "encoder weights to start from: a file or timm:NAME", None, metavar="ENCODER"
     )
     panel_every: int = option(
-        "steps between two pictures of progress (and probes); 0: ten over the run", 0
+        "steps between two pictures of reconstructions (and probes); 0: ten over the run", 0
     )
     probe: str | None = option(PROBE, None)
     measure_features_every: float | None = option(MEASURE, None, metavar="EPOCHS")
@@ -178,12 +191,13 @@ class PretrainOptions(TrainingOptions):
             problems.append(f"grey_share is for 3 channels; in_chans is {self.in_chans}")
         if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[-1] <= 1:
             problems.append(
-                f"crop_scale is {self.crop_scale}; give two shares of an image's area in (0, 1], "
-                "the smaller first"
+                f"crop_scale is {self.crop_scale}; give two fractions of an image's area, in (0, "
+                "1], the smaller first"
             )
         if self.measure_features_every is not None and self.measure_features_every < 0:
             problems.append(
-                f"measure_features_every is {self.measure_features_every}; 0 is for never"
+                f"measure_features_every is {self.measure_features_every}; give a number of "
+                "epochs, or 0 for never"
             )
         if self.kernels in ("triton", "fused"):
             problem = why_no_triton(find_device(self.device))
@@ -193,7 +207,7 @@ class PretrainOptions(TrainingOptions):
 
 
 def total_steps(options: PretrainOptions, images: int) -> int:
-    """Optimizer steps of the whole run."""
+    """Number of optimizer steps of the whole run."""
     if options.max_steps is not None:
         return options.max_steps
     return max(1, math.ceil(options.epochs * images / options.batch_size))

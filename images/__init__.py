@@ -1,1 +1,1 @@
-"""Any image file as an array, for every task."""
+"""Reads any image file or video as arrays, for every task."""

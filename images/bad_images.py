@@ -32,12 +32,12 @@ def refuse_bad(reader: Reader, bad: Mapping[int, str]) -> NoReturn:
 class BadImages:
     """Counts bad images, each once, and lists them in the run's ``bad_images.txt``.
 
-    A line is an image's name, a tab, and why it cannot be used. Lines of a run that is resumed
-    stay. Several processes write to the file, each what it met first.
+    A line has an image's name, a tab, and the reason. A resumed run keeps the lines. Several
+    processes write to the file, each the bad images that it met first.
 
     Args:
         output_dir: the run's folder.
-        reader: names the images.
+        reader: gives the images' names.
     """
 
     def __init__(self, output_dir: Path, reader: Reader) -> None:
@@ -45,7 +45,7 @@ class BadImages:
         self.found: dict[int, str] = {}
 
     def add(self, met: Mapping[int, str]) -> None:
-        """Note bad images by index and reason.
+        """Record bad images, by index, with the reasons.
 
         Raises:
             ImageError: when more than half of all images turn out to be bad.
@@ -68,7 +68,7 @@ class BadImages:
         return self.path.read_text(encoding="utf-8", errors="surrogateescape")
 
     def summary(self) -> None:
-        """Say how many there were."""
+        """Log how many there were."""
         if self.found:
             logger.warning(
                 "%d of %d images could not be used; the next good one by index took the place of "

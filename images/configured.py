@@ -1,10 +1,10 @@
-"""What the config of a detector or a segmentation model says of images: channels, mean, deviation.
+"""Reads from a detector's or segmenter's config how images are read and normalised.
 
-Mean and deviation are the first of these that exist: ``MODEL.PIXEL_MEAN`` and ``PIXEL_STD`` of the
-config; those of the run that is continued or evaluated; those of the whole model in
-``MODEL.WEIGHTS``; those of the encoder in ``MODEL.CONVNEXT.WEIGHTS``; ImageNet's for RGB of 8 bits;
-measured ones. The range of values (``INPUT.VALUE_RANGE``) comes from the same place. So do the
-bands that pictures show (``INPUT.SHOW_BANDS``), wherever mean and deviation come from.
+Mean and standard deviation are the first of these that exist: ``MODEL.PIXEL_MEAN`` and
+``PIXEL_STD`` of the config; those of the run that is continued or evaluated; those of the whole
+model in ``MODEL.WEIGHTS``; those of the encoder in ``MODEL.CONVNEXT.WEIGHTS``; ImageNet's for RGB
+of 8 bits; measured ones. The range of values (``INPUT.VALUE_RANGE``) comes from the same place. The
+bands that pictures show (``INPUT.SHOW_BANDS``) are looked for in the same order.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from images.statistics import IMAGENET, ImageFiles, measure, to_pixel_scale
 
 logger = logging.getLogger(__name__)
 
-Trained = tuple[Mapping[str, Any], str]  # a config as a tree, and where it was read
+Trained = tuple[Mapping[str, Any], str]  # a config as a tree, and where it was read from
 
 CHANNELS = {"RGB": 3, "BGR": 3, "L": 1, "raw": None}  # of INPUT.FORMAT; raw: IN_CHANS
 MEASURED_IMAGES = 2000
 
 
 class PixelStatistics(NamedTuple):
-    """Of each channel in ``INPUT.FORMAT``'s order, of 0 to 255; ``origin``: whence, in words."""
+    """Per channel, in ``INPUT.FORMAT``'s order, from 0 to 255; ``origin`` says from where."""
 
     mean: list[float]
     std: list[float]
@@ -73,22 +73,22 @@ def in_order(pixels: np.ndarray, config: CfgNode) -> np.ndarray:
 def with_statistics(
     config: CfgNode, images: Sequence[str] | None, continues: bool = False
 ) -> tuple[CfgNode, str]:
-    """The config with mean and deviation (and range) as this module's header says, and whence.
+    """The config with mean, deviation and range filled in, and where they come from, in words.
 
     Args:
-        images: the files that are measured, if it comes to that.
-        continues: whether ``OUTPUT_DIR`` holds the run that this belongs to.
+        images: the files to measure, if nothing else gives them.
+        continues: whether ``OUTPUT_DIR`` holds the run that is continued or evaluated.
 
     Raises:
-        InputError: if nothing tells them, or a channel is constant.
-        FileNotFoundError: if weights are not there.
+        InputError: if nothing gives them, or a channel is constant.
+        FileNotFoundError: if a file of weights does not exist.
     """
     config, origin = with_weights_statistics(config, continues)
     return (config, origin) if origin else _completed(config, _by_default(config, images))
 
 
 def with_weights_statistics(config: CfgNode, continues: bool) -> tuple[CfgNode, str]:
-    """What can be told before there are images; the config as it is, and "", where nothing is."""
+    """As :func:`with_statistics`, without images; (config, "") if nothing gives them."""
     trained = list(_trained(config, continues))
     config = _with_bands(config, trained)
     if config.MODEL.PIXEL_MEAN:
@@ -98,7 +98,7 @@ def with_weights_statistics(config: CfgNode, continues: bool) -> tuple[CfgNode, 
 
 
 def _with_bands(config: CfgNode, trained: Sequence[Trained]) -> CfgNode:
-    """The config with ``SHOW_BANDS`` of what it goes on from, where it has none of its own."""
+    """The config with ``SHOW_BANDS`` of the run or weights it starts from, if it has none."""
     if config.INPUT.SHOW_BANDS:
         return config
     channels = config.MODEL.CONVNEXT.IN_CHANS
@@ -116,7 +116,7 @@ def _with_bands(config: CfgNode, trained: Sequence[Trained]) -> CfgNode:
 def _told_bands(
     config: CfgNode, trained: Sequence[Trained]
 ) -> Iterator[tuple[Sequence[int], int | None, str]]:
-    """(bands, channels of the images, whence): of a run, a whole model, and an encoder's file."""
+    """Yield (bands, number of channels, source) of a run, a whole model, and an encoder's file."""
     for tree, source in trained:
         channels = tree.get("MODEL", {}).get("CONVNEXT", {}).get("IN_CHANS")
         yield tree.get("INPUT", {}).get("SHOW_BANDS", []), channels, source
@@ -124,7 +124,7 @@ def _told_bands(
     try:
         metadata = read_metadata(weights) if Path(split_key(weights)[0]).is_file() else {}
     except (InputError, OSError):
-        return  # whoever loads it says so; a finished model does not need it
+        return  # loading it later reports the error; a finished model does not need the file
     bands = [int(band) for band in numbers(metadata, "show_bands") or ()]
     yield bands, int(metadata.get("in_chans", 0)), f"the encoder {weights}"
 
@@ -146,7 +146,7 @@ def _completed(config: CfgNode, found: PixelStatistics) -> tuple[CfgNode, str]:
 
 
 def known_statistics(config: CfgNode) -> tuple[list[float], list[float]]:
-    """The config's mean and deviation, or ImageNet's for three channels where it has none.
+    """The config's mean and deviation, else ImageNet's if there are three channels.
 
     Raises:
         InputError: if it has none for another number of channels.
@@ -155,16 +155,16 @@ def known_statistics(config: CfgNode) -> tuple[list[float], list[float]]:
         return list(config.MODEL.PIXEL_MEAN), list(config.MODEL.PIXEL_STD)
     if config.MODEL.CONVNEXT.IN_CHANS != 3:
         raise InputError(
-            f"MODEL.PIXEL_MEAN is empty, and ImageNet's is for 3 channels, not the "
-            f"{config.MODEL.CONVNEXT.IN_CHANS} of MODEL.CONVNEXT.IN_CHANS: give it and PIXEL_STD "
-            "(a training measures them)"
+            f"MODEL.PIXEL_MEAN is empty, and ImageNet's has 3 channels, not the "
+            f"{config.MODEL.CONVNEXT.IN_CHANS} of MODEL.CONVNEXT.IN_CHANS: give PIXEL_MEAN and "
+            "PIXEL_STD (a training would measure them)"
         )
     mean, std = (to_pixel_scale(v, config.INPUT.FORMAT) for v in (IMAGENET.mean, IMAGENET.std))
     return mean, std
 
 
 def shared_contradictions(config: CfgNode) -> Iterator[Contradiction]:
-    """What does not go together in the keys that detection's and segmentation's configs share."""
+    """Contradictions among the keys that detection's and segmentation's configs share."""
     convnext, mean, std = config.MODEL.CONVNEXT, config.MODEL.PIXEL_MEAN, config.MODEL.PIXEL_STD
     channels = CHANNELS[config.INPUT.FORMAT] or convnext.IN_CHANS
     for name, count in (
@@ -210,7 +210,7 @@ def shared_contradictions(config: CfgNode) -> Iterator[Contradiction]:
 
 
 def _of_weights(config: CfgNode, trained: Sequence[Trained]) -> PixelStatistics | None:
-    """Of the run that is continued, the whole model or the encoder; None where none tells."""
+    """Statistics of the continued run, the whole model or the encoder; None if none has them."""
     model = config.MODEL
     for tree, source in trained:
         theirs = tree.get("MODEL", {})
@@ -229,7 +229,7 @@ def _of_weights(config: CfgNode, trained: Sequence[Trained]) -> PixelStatistics 
 
 
 def _trained(config: CfgNode, continues: bool) -> Iterator[Trained]:
-    """The configs, as trees, of the run that is continued and of ``MODEL.WEIGHTS``; whence."""
+    """Yield (config as a tree, source) of the run that is continued and of ``MODEL.WEIGHTS``."""
     run, weights = Path(config.OUTPUT_DIR) / "config.yaml", config.MODEL.WEIGHTS
     if continues and not weights and run.is_file():
         yield _read_file(run), str(run)
@@ -238,7 +238,7 @@ def _trained(config: CfgNode, continues: bool) -> Iterator[Trained]:
 
 
 def _config_of(weights: Path) -> Mapping[str, Any]:
-    """The config that a model was trained with: in its file, or in its run's folder."""
+    """The config that a model was trained with, from its file or its run's folder."""
     if weights.is_file() and (text := read_metadata(weights).get("config")):
         return _read_yaml(text)
     return _read_file(run_of(weights) / "config.yaml")
@@ -252,7 +252,7 @@ def shown_bands(run: Path) -> list[int]:
 
 
 def _read_file(path: Path) -> Mapping[str, Any]:
-    """The tree in a YAML file; {} where there is none."""
+    """The content of a YAML file; {} if there is no file."""
     return _read_yaml(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 

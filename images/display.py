@@ -1,4 +1,4 @@
-"""Pictures for people of images of any number of channels and any depth.
+"""Makes pictures to look at from images of any number of channels and any depth.
 
 8-bit grey and RGB are shown as they are. Of more channels three are chosen (by default the first
 three), and float32 values are stretched: each shown band from its 1st to its 99th percentile.
@@ -16,17 +16,17 @@ from images.picture import ImageError
 from images.windows import Windows
 
 PERCENTILES = (1, 99)
-LARGEST = 2**25  # pixels of a picture of an image that is too large to be decoded as a whole
+LARGEST = 2**25  # most pixels of a picture of an image that is only read part by part
 
 
 def shown(pixels: np.ndarray, bands: Sequence[int] = ()) -> np.ndarray:
     """``[H, W, C]`` uint8 or float32 -> ``[H, W, 3]`` uint8 RGB.
 
     Args:
-        bands: numbers of one or three channels, from 1, shown as grey or as red, green and blue.
+        bands: numbers of one or three channels, counted from 1, shown as grey or red, green, blue.
 
     Raises:
-        ImageError: for a band that the image has not.
+        ImageError: for a band that the image does not have.
     """
     channels = pixels.shape[-1]
     if missing := [band for band in bands if not 1 <= band <= channels]:
@@ -39,7 +39,7 @@ def shown(pixels: np.ndarray, bands: Sequence[int] = ()) -> np.ndarray:
 
 
 def bands_problems(bands: Sequence[int] | None, channels: int) -> list[str]:
-    """What is wrong with the numbers of bands to show, in words."""
+    """A message for each error in the numbers of the bands to show."""
     given = list(bands or ())
     if len(given) not in (0, 1, 3) or not all(1 <= band <= channels for band in given):
         return [
@@ -59,7 +59,7 @@ def stretched(values: np.ndarray) -> np.ndarray:
 def read_shown(path: str | Path, bands: Sequence[int] = ()) -> np.ndarray:
     """An image file as a picture for people, ``[H, W, 3]`` uint8 RGB.
 
-    One that only parts are read of is shrunk to at most ``LARGEST`` pixels.
+    An image that is only read part by part is shrunk to at most ``LARGEST`` pixels.
 
     Raises:
         FileNotFoundError, ImageError: if it cannot be read.

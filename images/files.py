@@ -1,17 +1,19 @@
-"""Image files as arrays, by one rule for every task; every conversion is listed here.
+"""Reads image files as arrays, by the same rules for every task.
 
-Any number of channels, integers of 8 to 32 bits, real numbers; EXIF's orientation is applied. How a
-file's channels become the wanted number is one of these, and no other:
+Files may have any number of channels of integers of 8 to 32 bits or real numbers; EXIF's
+orientation is applied. If the number of channels is not the wanted one, only these conversions are
+made:
 
-* as many channels as wanted stay as they are (a palette, CMYK or YCbCr counts as its RGB);
+* a palette, CMYK or YCbCr counts as RGB;
 * a channel that the file declares to be alpha is dropped;
 * one channel becomes three by repetition;
-* three become one by ITU-R 601 luma, 0.299 R + 0.587 G + 0.114 B (alpha dropped before).
+* three become one by ITU-R 601 luma, 0.299 R + 0.587 G + 0.114 B, after alpha is dropped.
 
-Scale: values mean 0 to 1. Those of 8 bits stay uint8 and mean value / 255. Others become float32,
-divided by the largest value of the file's bits (TIFF's ``BitsPerSample``, DICOM's ``BitsStored``,
-PNM's maximum) or else of their type; real numbers mean themselves. A stated range of values
-(``--value-range``, ``INPUT.VALUE_RANGE``) replaces both: its ends become 0 and 1.
+Values are scaled to 0 to 1. 8-bit values stay uint8 and stand for value / 255. Other integers
+become float32, divided by the largest value that the file declares (TIFF's ``BitsPerSample``,
+DICOM's ``BitsStored``, PNM's maximum), else by that of their type. Real numbers stay as they are. A
+stated range of values (``--value-range``, ``INPUT.VALUE_RANGE``) replaces these rules: its ends
+become 0 and 1.
 """
 
 from __future__ import annotations
@@ -39,19 +41,19 @@ LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 @dataclass(frozen=True)
 class Reading:
-    """How image files become arrays: what a run states about its images.
+    """How a run reads its image files.
 
     Args:
-        channels: wanted of a pixel; None for as many as the file has (alpha included).
+        channels: wanted number of channels; None for as many as the file has, alpha included.
         converts: whether grey may become RGB and RGB grey.
-        value_range: the values that become 0 and 1; None for those of this module's header.
-        channels_setting, range_setting: what to change, in messages.
-        all_channels: the setting for as many as ``{}``, as they are; "" for a finished model's,
-            which stay.
-        show_bands: numbers of the one or three channels, from 1, that pictures for people show; ()
-            for the first three.
-        by_parts: whether an image may be larger than what may be decoded as a whole, for it will be
-            read part by part (:mod:`images.windows`).
+        value_range: the values that become 0 and 1; None for the rules of this module's header.
+        channels_setting, range_setting: the flag or key to change, for messages.
+        all_channels: the setting that takes ``{}`` channels as they are, for messages; "" for a
+            finished model, whose channels cannot change.
+        show_bands: numbers of the one or three channels, counted from 1, that pictures show; () for
+            the first three.
+        by_parts: whether images are read part by part (:mod:`images.windows`), so that they may be
+            larger than an image that is decoded as a whole.
     """
 
     channels: int | None = 3
@@ -64,7 +66,7 @@ class Reading:
     show_bands: tuple[int, ...] = ()
 
     def check(self, picture: Picture) -> None:
-        """Check that a rule of this module's header leads to the wanted channels.
+        """Check that the picture has the wanted channels, or can be converted to them.
 
         Raises:
             ImageError: if none does, or nothing tells the scale of its values.
@@ -93,7 +95,7 @@ class Reading:
         return picture.eight_bit and self.value_range in (None, (0, EIGHT_BITS))
 
     def read(self, picture: Picture, shrink: int = 1) -> np.ndarray:
-        """All of a picture: ``[h, w, channels]``, uint8, or float32 in 0..1.
+        """Read a whole picture: ``[h, w, channels]``, uint8, or float32 in 0..1.
 
         Args:
             shrink: see :meth:`Picture.pixels`.
@@ -132,7 +134,7 @@ class Reading:
 
 
 def range_problems(value_range: Sequence[float] | None) -> list[str]:
-    """What is wrong with a range of values that was given, in words."""
+    """A message if the given range of values is wrong."""
     if value_range is None or (len(value_range) == 2 and value_range[0] < value_range[1]):
         return []
     given = " ".join(f"{value:g}" for value in value_range)
@@ -171,7 +173,7 @@ def converted(pixels: np.ndarray, alpha: bool, channels: int) -> np.ndarray:
     """``[h, w, C]`` -> ``[h, w, channels]`` by the rules of this module's header.
 
     Args:
-        pixels: of a picture that :meth:`Reading.check` has let pass.
+        pixels: of a picture that has passed :meth:`Reading.check`.
         alpha: whether the last channel is alpha.
     """
     if pixels.shape[-1] == channels:
@@ -188,7 +190,7 @@ def converted(pixels: np.ndarray, alpha: bool, channels: int) -> np.ndarray:
 
 
 def pixel_digest(pixels_hwc: np.ndarray) -> str:
-    """SHA-256 of pixels ``[H, W, C]``; grey that was saved as RGB is the same image."""
+    """SHA-256 of pixels ``[H, W, C]``; a grey image saved as RGB has the same."""
     if pixels_hwc.shape[2] == 1:
         pixels_hwc = pixels_hwc.repeat(3, axis=2)
     return hashlib.sha256(repr(pixels_hwc.shape).encode() + pixels_hwc.tobytes()).hexdigest()

@@ -1,10 +1,9 @@
-"""Which files of a folder are images: one rule for every task, and everything left out is counted.
+"""Finds the images of a folder, by the same rule for every task, and counts all other files.
 
-An image is told by its name's ending (:func:`images.formats.image_endings`), upper or lower case.
-Passed over are names that begin with a dot (hidden files, macOS's ``._`` files,
-``.ipynb_checkpoints``) and ``__MACOSX``, each with what is in it. Links to folders are followed;
-a folder that was seen already by another way, such as one that is linked into itself, is not
-searched again. Names need not be UTF-8.
+A file is an image by the ending of its name (:func:`images.formats.image_endings`), in upper or
+lower case. Names that begin with a dot (hidden files, macOS's ``._`` files, ``.ipynb_checkpoints``)
+and ``__MACOSX`` are skipped, with everything in them. Links to folders are followed, but no folder
+is searched twice, even if it is linked into itself. Names need not be UTF-8.
 """
 
 from __future__ import annotations
@@ -24,39 +23,39 @@ logger = logging.getLogger(__name__)
 
 NOT_SEARCHED = "__MACOSX"
 HIDDEN, SEEN = "hidden files", "folders linked twice"
-SHOWN = 12  # endings in a message
+SHOWN = 12  # most endings in a message
 
 
 def is_passed_over(name: str) -> bool:
-    """Whether a path's name says that nobody means it as data: one of its parts is hidden."""
+    """Whether a path is skipped: one of its parts is hidden or is ``__MACOSX``."""
     parts = name.replace("\\", "/").split("/")
     return any(p == NOT_SEARCHED or (p.startswith(".") and p not in (".", "..")) for p in parts)
 
 
 def ending_of(name: str) -> str:
-    """``.jpg`` of ``a.JPG``; "" where there is none."""
+    """``.jpg`` for ``a.JPG``; "" without an ending."""
     return os.path.splitext(name)[1].lower()
 
 
 @dataclass
 class FolderFiles:
-    """What a folder and the folders in it hold.
+    """The files of a folder and of the folders in it.
 
     Attributes:
-        images: in the natural order of their paths.
-        left_out: how many files of each ending are no images, and of each reason were passed over.
+        images: the image files, in the natural order of their paths.
+        left_out: number of other files, by ending, and of skipped ones, by reason.
     """
 
     images: list[Path] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
 
     def words(self) -> str:
-        """What was left out, by ending; "" if nothing was."""
+        """The counts of ``left_out`` in words; "" if nothing was left out."""
         return words_of(self.left_out)
 
 
 def words_of(left_out: Counter[str]) -> str:
-    """ "3 .txt, 1 without an ending", the most first; with what would read an ending, if known."""
+    """ "3 .txt, 1 without an ending", most frequent first; says what would read them, if known."""
     listed = [
         f"{count} {name or 'without an ending'}"
         + (f" ({OPTIONAL[name]} reads them)" if name in OPTIONAL else "")

@@ -1,9 +1,10 @@
-"""The headers of the formats that are read, each by the library that keeps its values whole.
+"""Reads the headers of image files, each format by a library that keeps all bits of its values.
 
-Pillow reads most. It would cut colours of 16 bits to 8 and refuses many bands, so OpenCV reads
-PNG, PNM and JPEG 2000 of more than 8 bits, tifffile TIFFs of many bands or bits, pydicom DICOM
-(the extra ``dicom``), NumPy ``.npy`` arrays ``[H, W]`` or ``[H, W, C]``. Of an animation the first
-image is read; AVIF, HEIC (where ``pillow-heif`` is installed) and WebP are read with 8 bits.
+Pillow reads most formats. It would cut colours of 16 bits to 8 and refuses many bands. So OpenCV
+reads PNG, PNM and JPEG 2000 of more than 8 bits, tifffile TIFFs of many bands or bits, pydicom
+DICOM (the extra ``dicom``), and NumPy ``.npy`` arrays ``[H, W]`` or ``[H, W, C]``. Of an animation
+the first image is read; AVIF, HEIC (where ``pillow-heif`` is installed) and WebP are read with 8
+bits.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ ENDINGS = frozenset([
     ".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".npy",
 ])
 # fmt: on
-# ending -> what reads it, and how to get that
+# ending -> what is needed to read it
 OPTIONAL = {
     ".avif": "Pillow 11.3 or later",
     **dict.fromkeys((".jp2", ".j2k", ".jpx", ".j2c"), "a Pillow with OpenJPEG"),

@@ -1,4 +1,4 @@
-"""What to predict on: image files, folders, glob patterns and videos, checked before the start.
+"""The inputs of a prediction: image files, folders, glob patterns and videos, checked at the start.
 
 Images are read by :mod:`images.files`, videos by :mod:`images.video`, one frame at a time, so
 that a folder or a film of any length takes no more memory than its largest image.
@@ -31,13 +31,13 @@ logger = logging.getLogger(__name__)
 
 RGB = Reading(3)
 EARLIER = "of earlier predictions"
-# folders of what a prediction draws, beside one of its files
+# a folder of drawn pictures -> the file beside it by which it is recognised
 DRAWN = {"overlays", "maps", "pictures"}
 PREDICTED = ("predictions.json", JOURNAL, "areas.csv")
 
 
 def find_files(inputs: Sequence[str], skip_bad: bool = False, reading: Reading = RGB) -> list[Path]:
-    """The files of :func:`list_files`, of which each is read by :func:`readable_files`."""
+    """The files of :func:`list_files`, checked by :func:`readable_files`."""
     return readable_files(list_files(inputs, reading), skip_bad, reading)
 
 
@@ -48,14 +48,14 @@ def files_to_predict(
     reading: Reading = RGB,
     videos: bool = True,
 ) -> list[Path]:
-    """The files of :func:`list_files` that a prediction has still to do; none of a finished one.
+    """The files of :func:`list_files` that a prediction has not done yet; none if it is finished.
 
     Args:
-        videos: whether it does videos, too; else they are left out and counted.
+        videos: whether videos are predicted on, too; otherwise they are left out and counted.
 
     Raises:
-        InputError: as :func:`list_files` and :func:`readable_files`, whatever is done already; for
-            files that a finished prediction does not have.
+        InputError: as :func:`list_files` and :func:`readable_files`; and for files that a finished
+            prediction does not include.
     """
     files = list_files(inputs, reading)
     if not videos:
@@ -78,13 +78,13 @@ def files_to_predict(
 
 
 def list_files(inputs: Sequence[str], reading: Reading = RGB) -> list[Path]:
-    """The image and video files that files, folders (with those inside) and patterns stand for.
+    """The image and video files of files, folders (with folders inside) and glob patterns.
 
-    In the order given, folders in the order of their names, each file once. What an earlier
-    prediction drew is left out of folders and patterns, and counted.
+    They come in the order given, those of folders by name, each file once. Pictures that an earlier
+    prediction drew are left out of folders and patterns, and counted.
 
     Raises:
-        InputError: naming every input that is not there or holds nothing, and every file that
+        InputError: naming every input that does not exist or holds no image, and every file that
             does not decode.
     """
     files: dict[Path, None] = {}
@@ -98,7 +98,7 @@ def list_files(inputs: Sequence[str], reading: Reading = RGB) -> list[Path]:
         found = _expand(Path(item).expanduser(), problems)
         files |= dict.fromkeys(found)
     if problems:
-        problems += _unreadable(list(files), reading).values()  # all that is wrong, at once
+        problems += _unreadable(list(files), reading).values()  # to report all problems at once
         raise InputError(listed(problems, "the inputs"))
     return list(files)
 
@@ -106,12 +106,12 @@ def list_files(inputs: Sequence[str], reading: Reading = RGB) -> list[Path]:
 def readable_files(
     files: Sequence[Path], skip_bad: bool = False, reading: Reading = RGB, at_least: int = 1
 ) -> list[Path]:
-    """The files of these that decode.
+    """The files among these that decode.
 
     Args:
         skip_bad: leave out files that do not decode, each with a warning.
-        reading: how images become arrays; one that cannot become one does not decode.
-        at_least: how many must decode with ``skip_bad``.
+        reading: how images become arrays; a file that it refuses counts as not decoding.
+        at_least: how many must decode if ``skip_bad``.
 
     Raises:
         InputError: naming every file that does not decode; with ``skip_bad``, only if too few do.
@@ -154,7 +154,7 @@ def _expand(path: Path, problems: list[str]) -> list[Path]:
 
 
 def _is_drawn(folder: Path) -> bool:
-    """Whether a folder holds what a prediction has drawn."""
+    """Whether a folder holds the pictures of an earlier prediction."""
     return any(
         parent.name in DRAWN and any((parent.parent / name).is_file() for name in PREDICTED)
         for parent in (folder, *folder.parents)
@@ -162,8 +162,8 @@ def _is_drawn(folder: Path) -> bool:
 
 
 def _unreadable(files: Sequence[Path], reading: Reading) -> dict[Path, str]:
-    """What is wrong with each file that cannot be read; decodes all images."""
-    reading = replace(reading, all_channels="")  # a finished model's channels stay
+    """A message for each file that cannot be read; decodes all images."""
+    reading = replace(reading, all_channels="")  # a finished model's channels cannot change
     results = in_threads(lambda file: _fault(file, reading), files)
     faults = progress(results, "checking", len(files), "file")
     return {file: fault for file, fault in zip(files, faults, strict=True) if fault}
@@ -185,7 +185,7 @@ def read_frames(path: Path, every: int = 1, reading: Reading = RGB) -> Iterator[
     """The image of a file, or each ``every``-th frame of a video, rotation applied.
 
     Args:
-        reading: how images become arrays; frames are RGB of 8 bits before.
+        reading: how images become arrays; frames of videos are RGB of 8 bits.
 
     Raises:
         InputError: if it does not decode; a video, if its first frame does not.
@@ -201,7 +201,7 @@ def read_frames(path: Path, every: int = 1, reading: Reading = RGB) -> Iterator[
 
 @contextmanager
 def _of_a_frame(path: Path) -> Iterator[None]:
-    """Say of which video a frame cannot be used."""
+    """Add the video's name to errors about one of its frames."""
     try:
         yield
     except ImageError as error:
@@ -211,7 +211,7 @@ def _of_a_frame(path: Path) -> Iterator[None]:
 def read_windows(
     path: Path, every: int = 1, reading: Reading = RGB
 ) -> Iterator[tuple[Frame, Windows]]:
-    """What :func:`read_frames` gives, to be read part by part; an image's frame has no pixels.
+    """As :func:`read_frames`, but each to be read part by part; a frame of an image has no pixels.
 
     Raises:
         InputError: as :func:`read_frames`.
@@ -226,7 +226,7 @@ def read_windows(
 
 
 def output_names(files: Sequence[Path], taken_before: Iterable[str] = ()) -> list[str]:
-    """A name without suffix for each file, its own where no other file has it."""
+    """A name without suffix for each file: its own, unless another file has it."""
     taken = {name.casefold() for name in taken_before}
     names = []
     for file in files:

@@ -1,11 +1,11 @@
-"""Which class and which part (training, validation, test) each image of a source is of.
+"""Finds the class and the split (training, validation, test) of each image of a source.
 
-A class is a folder directly below ``--data``, as torchvision, mmpretrain and the authors have it,
-however deep the image lies in it; webdataset's ``.cls``; or a Hugging Face column of classes. A
-part is a folder called train, val or test (also training, validation, valid, testing, with "set" or
-"data" behind it, in any case of letters) that holds the folders of classes. A folder of that name
-that holds images itself is a class like any other: CIFAR-100, COCO and VOC have a class called
-train.
+Classes are folders directly below ``--data``, as in torchvision, mmpretrain and the authors' code,
+however deep an image lies in them; or webdataset's ``.cls``; or a Hugging Face column of classes. A
+split (here called part) is a folder called train, val or test (also training, validation, valid,
+testing, followed by "set" or "data" or not, in upper or lower case) that holds the folders of
+classes. A folder of such a name that holds images itself is a class: CIFAR-100, COCO and VOC have a
+class called train.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ PART_NAMES: dict[str, Part] = {
     **dict.fromkeys(("val", "validation", "valid"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-BEHIND = re.compile(r"[ _-]?(set|data|images)$")  # Kaggle's training_set
+BEHIND = re.compile(r"[ _-]?(set|data|images)$")  # as in Kaggle's training_set
 SHOWN = 10
 Parts = tuple[str, ...]  # the folders that an image lies in, and its name
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Of each image of a source, by its index.
+    """Classes and parts of the images of a source, by their index.
 
     Args:
-        classes: its class's name; "" where nothing tells it.
-        parts: the part that it is of; None where the source has no parts, or it is in none.
-        names: its name within its part (within the source, where that has none).
+        classes: the name of the image's class; "" if unknown.
+        parts: the image's part; None if it is in no part.
+        names: the image's name within its part, or within the source.
     """
 
     classes: list[str]
@@ -49,7 +49,7 @@ class Labels:
     names: list[str]
 
     def of_part(self, *wanted: Part) -> list[int]:
-        """The images of the first of these parts that has any; all where there are no parts."""
+        """The images of the first of these parts that has any; all images if there are no parts."""
         for part in wanted:
             if found := [index for index, its in enumerate(self.parts) if its == part]:
                 return found
@@ -61,7 +61,7 @@ def read_labels(reader: Reader) -> Labels:
 
     Raises:
         InputError: for a Hugging Face data set with no column of classes, or several; for folders
-            of which nothing tells whether they are parts or classes.
+            that may be parts or classes.
     """
     if isinstance(reader, HuggingFaceReader):
         names = [str(row) for row in range(len(reader))]
@@ -76,7 +76,7 @@ def read_labels(reader: Reader) -> Labels:
 
 
 def _with_shards(paths: Sequence[Parts]) -> Labels:
-    """Paths begin with a shard; a tar in it counts as a folder, one folder around all does not."""
+    """Labels of paths within shards: a tar counts as a folder; a folder around all is ignored."""
     inside = [(*(folder.removesuffix(".tar") for folder in path[1:-1]), path[-1]) for path in paths]
     around = {path[:1] for path in inside}
     while len(around) == 1 and all(len(path) > 2 for path in inside):
@@ -89,17 +89,17 @@ def _with_shards(paths: Sequence[Parts]) -> Labels:
 
 
 def labels_of_paths(paths: Sequence[Parts]) -> Labels:
-    """The rule of this module's header.
+    """Labels by the rule of this module's header.
 
     Args:
-        paths: of each image, from the source's top on: folders and file name.
+        paths: for each image, its folders below the source and its file name.
 
     Raises:
-        InputError: where nothing tells whether folders are parts or classes.
+        InputError: for folders that may be parts or classes.
     """
     parts = _parts(paths)
     classes, of, names = [], [], []
-    # val/ beside the folders of classes: these are what is trained on
+    # if val/ lies beside the folders of classes, these are the training images
     beside: Part | None = "train" if parts and "train" not in parts.values() else None
     deeper = 0
     for path in paths:
@@ -111,7 +111,7 @@ def labels_of_paths(paths: Sequence[Parts]) -> Labels:
         deeper += len(within) > 2
     if deeper:
         logger.info(
-            "the classes are the folders on top: %d of %d images lie in folders below these",
+            "the classes are the top folders: %d of %d images lie in folders below these",
             *(deeper, len(paths)),
         )
     if parts and (left := len(of) - sum(map(bool, of))):
@@ -122,7 +122,7 @@ def labels_of_paths(paths: Sequence[Parts]) -> Labels:
 
 
 def _parts(paths: Sequence[Parts]) -> dict[str, Part]:
-    """Which folders on top are parts; none where all are classes."""
+    """The top folders that are parts; none if all are classes."""
     inside: dict[str, set[str]] = {}  # a folder on top -> the folders in it
     flat: dict[str, list[bool]] = {}
     for path in paths:
@@ -145,9 +145,9 @@ def _parts(paths: Sequence[Parts]) -> dict[str, Part]:
     if not others or (len(parts) > 1 and "train" in parts.values()):
         return parts
     if "train" not in parts.values() and all(inside[f] <= set(others) for f in parts):
-        return parts  # val/ beside the classes that it has
+        return parts  # val/ beside the folders of the classes that it holds
     if all(inside[folder] for folder in others):
-        return {}  # a class called train among classes whose images lie as deep
+        return {}  # a class called train among classes with as many levels of folders
     raise InputError(
         f"nothing tells whether the folder {_listed(parts)}, which holds folders, is one of the "
         f"classes ({_listed(others)}) or a part of the data: rename it, or give --data and "

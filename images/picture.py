@@ -1,7 +1,8 @@
-"""An image file whose header was read: what it is, and how to decode it.
+"""An image file whose header was read: its properties, and how to decode it.
 
-Only calls of other libraries' decoders stand in :func:`damage`, which turns whatever they raise on
-a damaged file into an :class:`ImageError`. What this project does wrong keeps its own exception.
+Other libraries' decoders are called inside :func:`damage`, which turns whatever they raise on a
+damaged file into an :class:`ImageError`. Nothing else may be inside it, so that mistakes of this
+project keep their own exceptions.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import numpy as np
 from backbones.errors import InputError
 
 EIGHT_BITS, SIXTEEN_BITS = 255, 65535  # the largest values
-READ, DECODED = "cannot be read", "does not decode"  # what is said of a damaged file
+READ, DECODED = "cannot be read", "does not decode"  # in messages about damaged files
 AN_IMAGE = "[height, width] or [height, width, channels] of integers or real numbers"
 
 
 class ImageError(InputError):
-    """An image cannot be used; the message says why, and names its file where that is known."""
+    """An image cannot be used; the message says why, and names its file if that is known."""
 
 
 @contextmanager
@@ -31,13 +32,13 @@ def damage(what: str) -> Iterator[None]:
     Pillow, OpenCV, tifffile, NumPy and pydicom raise nearly every type on damaged files.
 
     Args:
-        what: cannot be done: "cannot be read", "does not decode".
+        what: what fails: "cannot be read" or "does not decode".
     """
     try:
         yield
     except (ImageError, MemoryError):
         raise
-    except InputError as error:  # of its size
+    except InputError as error:  # the image is too large
         raise ImageError(f"{what}: {error}") from error
     except Exception as error:
         said = (f"{type(error).__name__}: {error}".splitlines() or [type(error).__name__])[0]
@@ -51,18 +52,19 @@ class Picture:
     """An image file whose header was read and whose pixels were not.
 
     Args:
-        height, width: in pixels, as shown: EXIF's orientation applied.
-        channels: of a pixel, alpha included.
-        alpha: whether the last channel is declared to be one.
-        decode: from a shrinkage (1, 2, 4 or 8) to ``[h, w, channels]`` as shown; only JPEG shrinks.
-        eight_bit: whether values are 8-bit unsigned.
-        white: the value that means 1, by the file's bits or its type; None for floating-point
-            values, which mean themselves.
-        orientation: EXIF's, 1 to 8, by which ``decode`` turns the pixels.
-        note: a hint for who finds the number of channels wrong.
-        window: from top, left, height and width of a part to its ``[h, w, channels]``, which only
-            the part is decoded for; None where the format has no parts. Such an image may be
-            larger than what may be decoded as a whole.
+        height, width: in pixels, after EXIF's orientation is applied.
+        channels: number of channels, alpha included.
+        alpha: whether the last channel is declared to be alpha.
+        decode: called with a shrink factor (1, 2, 4 or 8; only JPEG shrinks); returns
+            ``[h, w, channels]``, EXIF's orientation applied.
+        eight_bit: whether values are unsigned 8-bit integers.
+        white: the value that becomes 1, by the file's bits or its type; None for floating-point
+            values, which stay as they are.
+        orientation: EXIF's, 1 to 8, which ``decode`` applies.
+        note: a hint for the message about a wrong number of channels.
+        window: called with top, left, height and width of a part; decodes only that part,
+            ``[h, w, channels]``. None if the format has no parts. An image with parts may be larger
+            than one that is decoded as a whole.
     """
 
     height: int
@@ -83,7 +85,7 @@ class Picture:
 
     @property
     def depth(self) -> str:
-        """Of a value, in words: "8 bits", "real numbers"."""
+        """The depth of the values in words: "8 bits", "real numbers"."""
         if self.white is None:
             return "real numbers"
         bits = int(self.white).bit_length()
@@ -93,8 +95,8 @@ class Picture:
         """Decode to ``[h, w, channels]``, in the file's own type, as shown.
 
         Args:
-            shrink: sides may be divided by this, where it saves work: a JPEG's decoder can leave
-                out the finest of its frequencies.
+            shrink: the sides may be divided by this factor if that saves work: a JPEG's decoder can
+                leave out the highest frequencies.
 
         Raises:
             ImageError: if the pixels are damaged, or more than may be decoded as a whole.
@@ -108,14 +110,14 @@ def is_image(shape: tuple[int, ...], dtype: np.dtype) -> bool:
 
 
 def largest_value(dtype: np.dtype) -> float | None:
-    """The value of a type that means 1; None for floating-point ones, which mean themselves."""
+    """The largest value of an integer type, which becomes 1; None for floating-point types."""
     if dtype.kind == "b":
         return EIGHT_BITS
     return None if dtype.kind == "f" else float(np.iinfo(dtype).max)
 
 
 def plain_values(array: np.ndarray) -> np.ndarray:
-    """In this machine's order of bytes; truth values as 0 and 255."""
+    """The array in this machine's byte order; booleans become 0 and 255."""
     if array.dtype.kind == "b":
         return array.astype(np.uint8) * np.uint8(EIGHT_BITS)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
@@ -144,7 +146,7 @@ def picture_of(pixels: np.ndarray) -> Picture:
 
 
 def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels ``[h, w, ...]`` as stored -> as shown, by EXIF's orientation (1 to 8)."""
+    """Apply EXIF's orientation (1 to 8) to pixels ``[h, w, ...]`` as stored."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -155,5 +157,5 @@ def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def sides_shown(height: int, width: int, orientation: int) -> tuple[int, int]:
-    """Height and width as shown."""
+    """Height and width after EXIF's orientation is applied."""
     return (width, height) if orientation in (5, 6, 7, 8) else (height, width)

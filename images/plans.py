@@ -1,4 +1,4 @@
-"""What a plan is asked for, what images and an encoder tell it, and the rules of every task."""
+"""Plans of trainings: the request, facts about images and encoder, and rules of every task."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from training.command_line.commands import child_command
 from training.data import evenly_spread
 from training.plans import Machine, Plan, Timing, timed
 
-HEADERS = 200  # image files whose channels and depth are looked at
-MOST_EPOCHS = 400  # that are planned, see steps_in_time
-LEAST_LONG = 2000  # steps that are planned whatever the epochs
+HEADERS = 200  # number of image files whose headers are read
+MOST_EPOCHS = 400  # longest planned training, see steps_in_time
+LEAST_LONG = 2000  # but so many steps may be planned whatever the epochs
 
 Timer = Callable[[Plan], Timing]
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """What an encoder's file tells."""
+    """Facts about an encoder, from its file."""
 
     path: str
     size: str
@@ -44,13 +44,13 @@ def read_encoder(path: str) -> Encoder:
 
 @dataclass(frozen=True)
 class Request:
-    """What a plan is asked for.
+    """The request for a plan.
 
     Attributes:
         train, test: names of data sets.
-        minutes: of the whole training, evaluation and report included.
-        encoder: what the encoder's file tells; None for random weights.
-        machine: that trains.
+        minutes: time of the whole training, evaluation and report included.
+        encoder: facts about the encoder; None for random weights.
+        machine: the machine that trains.
     """
 
     train: tuple[str, ...]
@@ -67,9 +67,9 @@ def plan_datasets(plan: Plan, request: Request, test_images: int) -> None:
 
 
 def channels_and_depth(paths: Sequence[str]) -> tuple[int, str]:
-    """Those that most of the images have, by the headers of up to ``HEADERS`` files.
+    """Channels and depth that most images have, by the headers of up to ``HEADERS`` files.
 
-    Where grey files stand among RGB ones, 3: grey becomes RGB.
+    3 channels if there are grey and RGB files: grey becomes RGB.
 
     Raises:
         InputError: if none can be read.
@@ -80,7 +80,7 @@ def channels_and_depth(paths: Sequence[str]) -> tuple[int, str]:
             with Path(paths[index]).open("rb") as file:
                 picture = open_picture(file)
         except (ImageError, OSError):
-            continue  # the check has said it
+            continue  # the check has reported it already
         found[picture.colours, picture.depth] += 1
     if not found:
         raise InputError(f"none of the images can be read, such as {paths[0]}")
@@ -91,7 +91,7 @@ def channels_and_depth(paths: Sequence[str]) -> tuple[int, str]:
 
 
 def plan_channels(plan: Plan, channels: int, depth: str, encoder: Encoder | None) -> None:
-    """Channels and depth of the files; mean and deviation as a training finds them."""
+    """Plan the channels, and leave mean and deviation empty for the training to find."""
     files = f"the files have {channels} channel{'s' * (channels > 1)} of {depth}"
     if channels == 1 and encoder is not None and encoder.in_chans == 3:
         channels, files = 3, f"{files}, the encoder takes 3: grey is repeated"
@@ -127,12 +127,12 @@ def plan_weights(plan: Plan, encoder: Encoder | None) -> None:
 def timed_on(
     parts: Sequence[str], plan: Plan, command: str, file: Path, images: int, by_processor: bool
 ) -> Timing:
-    """What a plan's training on parts of the data sets takes.
+    """Time a training by the plan, on parts of the data sets.
 
     Args:
-        parts: names of the training set's part and, if there is any, the test set's.
-        command: the one that trains, see :func:`training.command_line.commands.child_command`.
-        file: to write the plan to.
+        parts: names of a part of the training set and, if there is one, of the test set.
+        command: the command that trains, see :func:`training.command_line.commands.child_command`.
+        file: where to write the plan.
         images, by_processor: see :func:`training.plans.timed`.
     """
     write_text(file, plan.text([], {}))
@@ -149,13 +149,13 @@ def timed_at_best_side(
     steps_of: Callable[[Timing], int],
     timer: Timer,
 ) -> Timing:
-    """Resize images so that objects are large enough and steps are enough; what a training takes.
+    """Plan the image size for large enough objects and enough steps; returns the timing.
 
     Args:
         wanted: the side at which objects are large enough.
-        side_for: the side to take where the wanted one leaves so many steps.
-        set_side: plans a side; the text, if any, says why it is not the wanted one.
-        steps_of: how many steps the minutes allow.
+        side_for: the side to plan if the wanted one allows so many steps.
+        set_side: plans a side; the text, if any, is the reason why it is not the wanted one.
+        steps_of: the number of steps that the minutes allow.
     """
     set_side(wanted, "")
     timing = timer(plan)
@@ -170,7 +170,7 @@ def timed_at_best_side(
 def timed_in_memory(
     plan: Plan, timing: Timing, machine: Machine, set_batch: Callable[[int], None], timer: Timer
 ) -> Timing:
-    """Halve the batch until the training fits into the machine's memory; what it takes then."""
+    """Halve the batch until the training fits into memory; returns the timing."""
     while not timing.fits(machine) and plan["SOLVER.IMS_PER_BATCH"] > 1:
         set_batch(plan["SOLVER.IMS_PER_BATCH"] // 2)
         timing = timer(plan)
@@ -180,13 +180,13 @@ def timed_in_memory(
 def steps_in_time(
     plan: Plan, request: Request, timing: Timing, images: int, test_images: int
 ) -> tuple[int, str]:
-    """The steps that the minutes allow, and why so many.
+    """The number of steps that the minutes allow, and the reason in words.
 
-    At most 400 epochs, but 2000 steps at least: 400 epochs are the longest schedule of which a gain
-    is published for detectors from random weights (COCO, arXiv 2012.07177).
+    At most 400 epochs or 2000 steps, whichever is more: 400 epochs are the longest schedule for
+    which a gain is published for detectors from random weights (COCO, arXiv 2012.07177).
 
     Raises:
-        InputError: for minutes or memory that are too few.
+        InputError: for too little time or memory.
     """
     steps = timing.checked_iterations(request.minutes, test_images, request.machine)
     most = max(LEAST_LONG, MOST_EPOCHS * images // plan["SOLVER.IMS_PER_BATCH"])
@@ -196,7 +196,7 @@ def steps_in_time(
 
 
 def plan_iterations(plan: Plan, steps: int, images: int, reason: str, most_warmup: int) -> None:
-    """Iterations, a warm-up of a fifteenth as in the quick configs, and four checkpoints."""
+    """Plan iterations, a warm-up of a fifteenth as in the quick configs, and four checkpoints."""
     epochs = steps * plan["SOLVER.IMS_PER_BATCH"] / images
     plan.set("SOLVER.MAX_ITER", steps, f"{reason}; {epochs:.3g} epochs of {images}")
     why = f"a fifteenth, as in the quick config; {most_warmup} at most"

@@ -1,8 +1,8 @@
-"""Where images come from: a folder, tar shards, webdataset, a Hugging Face data set.
+"""Opens sources of images: a folder, tar shards, webdataset, a Hugging Face data set.
 
-The names are timm's (``timm.data.create_dataset``). Pretraining
-needs every image by its index, so that a sample depends on (seed, epoch, index) alone, and in any
-process: shards are read by ``images.shards``, and streams without an index are refused.
+The names are timm's (``timm.data.create_dataset``). Every image has an index, so that a sample
+depends only on (seed, epoch, index) and any process can read it. So shards are read by
+``images.shards``, and streams, which have no index, are refused.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Reader(Protocol):
 
     def __len__(self) -> int: ...
     def open(self, index: int) -> BinaryIO: ...
-    def name(self, index: int) -> str: ...  # for people: absolute where there is a file
-    def contents(self) -> Iterable[tuple[str, int]]: ...  # names within the source, and bytes
+    def name(self, index: int) -> str: ...  # for messages: an absolute path if it is a file
+    def contents(self) -> Iterable[tuple[str, int]]: ...  # names within the source, and sizes
 
 
 def fingerprint(reader: Reader) -> str:
@@ -54,8 +54,8 @@ class FolderReader:
     """The images of a folder at any depth (:mod:`images.folders`), in natural order of their paths.
 
     Args:
-        folder: named in messages.
-        found: what is in it.
+        folder: the folder, for messages.
+        found: the files in it.
     """
 
     header_is_cheap = True
@@ -130,10 +130,10 @@ class HuggingFaceReader:
         return f"{self._name} row {index}"
 
     def contents(self) -> Iterator[tuple[str, int]]:
-        yield self._rows._fingerprint, len(self)  # of datasets' own: over the data
+        yield self._rows._fingerprint, len(self)  # the package's own fingerprint of the data
 
     def labels(self) -> list[str]:
-        """The class's name of each row: of the one column of classes.
+        """The class name of each row, from the only column of classes.
 
         Raises:
             InputError: if there is none, or more than one.
@@ -154,8 +154,8 @@ def open_images(name: str, split: str = "train") -> Reader:
 
     Args:
         name: a folder (of images at any depth, or of .tar shards), a .tar, shards by a pattern
-            (``shards/{000..010}.tar``), the same with ``wds/`` before it for webdataset's naming
-            of files, or ``hfds/owner/name``.
+            (``shards/{000..010}.tar``), the same with ``wds/`` before it for webdataset shards, or
+            ``hfds/owner/name``.
         split: of a Hugging Face data set, or of shards whose folder has webdataset's
             ``_info.json``.
 

@@ -1,8 +1,8 @@
 """Resizing by Pillow (antialiased) for any number of channels and both kinds of values.
 
-8-bit grey and RGB go through Pillow as they are, as in detectron2. Other numbers of channels are
-resized one by one, since Pillow would multiply four by an alpha that they have not; float32 values
-likewise, without rounding. The geometry is the same for all.
+8-bit grey and RGB images are resized as in detectron2. With other numbers of channels, each channel
+is resized alone, because Pillow would treat the fourth as alpha. So are float32 values, without
+rounding. The geometry is the same for all.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Images in tar shards by index: webdataset's files, read at random.
+"""Reads images in tar shards, such as webdataset's, by their index.
 
-timm reads webdataset as a stream and keeps tars open, so that forked processes share one file
-position. Here shards are indexed once, and members read by offset.
+The shards are indexed once, and files in them are read by their offsets. (timm reads webdataset as
+a stream and keeps tars open, so that forked processes share one file position.)
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Member:
-    """An image in a shard: which, its name in it, and where its bytes are."""
+    """An image in a shard: the shard, the name in it, offset and size."""
 
     shard: int
     name: str
@@ -40,15 +40,15 @@ class _Member:
 
 
 class ShardReader:
-    """Images in tar shards, and in tars within these, by shard and then by place.
+    """Images in tar shards, and in tars inside them, in the order of shards and offsets.
 
-    Nothing stays open: processes share no file position.
+    No file stays open, so processes share no file position.
 
     Args:
         shards: uncompressed tars.
-        by_key: webdataset's naming, in which everything behind a base name's first dot is the
-            field: ``7.seg.png`` is no image but the field ``seg.png`` of sample 7. ``.npy`` is no
-            image either: there it is the usual field of features.
+        by_key: whether names follow webdataset: the part after a base name's first dot is the
+            field, so ``7.seg.png`` is not an image but the field ``seg.png`` of sample 7. Nor are
+            ``.npy`` files, which usually hold features there.
 
     Raises:
         InputError: if shards are damaged or compressed, or hold no image.
@@ -114,7 +114,7 @@ class ShardReader:
             yield f"{self.shards[member.shard].name}/{member.name}", member.size
 
     def labels(self) -> list[str]:
-        """webdataset's field ``cls`` of each image's sample, as text; "" where it has none."""
+        """webdataset's field ``cls`` of each image's sample, as text; "" if it has none."""
         found = {}
         with self._bar("reading labels") as bar:
             for number, shard in enumerate(self.shards):
@@ -132,14 +132,14 @@ class ShardReader:
 
 
 def _key_and_field(name: str) -> tuple[str, str]:
-    """webdataset's: the folder and what precedes a base name's first dot; what follows it."""
+    """webdataset's key (folder, and base name up to its first dot) and field (the rest)."""
     folder, base = os.path.split(name)
     key, _, field = base.partition(".")
     return os.path.join(folder, key), field
 
 
 def _files_of(shard: Path, bar: tqdm) -> Iterator[tuple[str, int, int]]:
-    """Name, offset and size of a shard's files; the bar goes on by the shard's bytes."""
+    """Name, offset and size of a shard's files; the bar advances by the shard's bytes."""
     seen = 0
     with tarfile.open(shard, "r:") as archive:
         for name, offset, size in _files(archive):
@@ -194,7 +194,7 @@ def shards_of_split(folder: Path, split: str) -> list[Path]:
     """The shards of a split by webdataset's ``_info.json``; none without such a file.
 
     Raises:
-        InputError: if the file does not tell of this split.
+        InputError: if the file has no such split.
     """
     for file in (folder / "_info.json", folder / "info.json"):
         if file.is_file():

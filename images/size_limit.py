@@ -1,4 +1,4 @@
-"""How large an image may be: a header of a few bytes can claim sizes that no memory holds."""
+"""Limits the size of images: a damaged header can state sizes that no memory can hold."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import NoReturn
 
 from backbones.errors import InputError
 
-MAX_PIXELS = 178_956_970  # where Pillow, too, refuses to decode: 512 MiB of RGB
+MAX_PIXELS = 178_956_970  # Pillow's limit, too: 512 MiB of RGB
 MAX_SIDE = 100_000
-MAX_PIXELS_IN_PARTS = 2**32 - 1  # of an image that is read part by part: what run lengths count
+MAX_PIXELS_IN_PARTS = 2**32 - 1  # for images read part by part; the limit of run lengths
 AS_PARTS = "cut it into smaller images, or save it as a TIFF, which tiles are read from"
-CHANNELS = 4  # a picture of more counts as several pictures
+CHANNELS = 4  # an image of more channels counts as several images
 
 
 def size_fault(height: float, width: float, channels: int = 1, most: int = MAX_PIXELS) -> str:
-    """What is absurd about an image's size, with the limit that it exceeds; "" if nothing is.
+    """A message about an image that is too large, with the limit; "" if it is not.
 
     Args:
-        most: pixels, of four channels.
+        most: largest number of pixels, for up to four channels.
     """
     said = f"{width} x {height} pixels" + (f" x {channels} channels" if channels > CHANNELS else "")
     if max(height, width) > MAX_SIDE:
@@ -45,7 +45,7 @@ def refuse_absurd_size(height: int, width: int, channels: int = 1, by_parts: boo
 
 
 def refuse_pixels(count: str) -> NoReturn:
-    """The same of an image of which only the number of pixels is known.
+    """As :func:`refuse_absurd_size`, if only the number of pixels is known.
 
     Raises:
         InputError: naming it and the limit.
@@ -55,7 +55,7 @@ def refuse_pixels(count: str) -> NoReturn:
 
 
 def refuse_absurd_parts(height: int, width: int) -> None:
-    """The same of an image that is read part by part, of any number of channels.
+    """As :func:`refuse_absurd_size`, for an image that is read part by part.
 
     Raises:
         InputError: naming the size and the limit.
@@ -65,5 +65,5 @@ def refuse_absurd_parts(height: int, width: int) -> None:
 
 
 def _short(said: str) -> str:
-    """A number of a thousand digits is as absurd when it is cut."""
+    """Shorten numbers of very many digits."""
     return said if len(said) <= 80 else f"{said[:40]}...{said[-40:]}"

@@ -1,7 +1,7 @@
-"""Mean and standard deviation of a data set's channels, by which images are normalised.
+"""Mean and standard deviation of a data set's channels, to normalise images.
 
-In units of values scaled to 0..1: of a file's 8-bit values divided by 255, of 16-bit ones by 65535,
-of floating-point ones as they are (``images.files``).
+They refer to values scaled to 0..1: 8-bit values divided by 255, 16-bit values by 65535,
+floating-point values as they are (``images.files``).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ROWS = 512
 
 @dataclass(frozen=True)
 class Statistics:
-    """What images are normalised by.
+    """Mean and standard deviation to normalise images by.
 
     Args:
         mean, std: a value for each channel, of values scaled to 0..1.
@@ -51,10 +51,10 @@ class Statistics:
         return images.to(torch.float32, copy=True).sub_(mean).div_(std)
 
     def shown(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and std by which normalised images become pictures for people.
+        """Mean and std by which normalised images are turned into pictures to look at.
 
-        Their own; but ones that spread mean +- 2 std over all brightnesses where the images use a
-        small part of their type's range, as those of many sensors do.
+        If the images use only a small part of their type's range, as those of many sensors do, the
+        values returned spread mean +- 2 std over all brightnesses.
         """
         if max(self.std) >= FAINT and min(self.mean) >= 0 and max(self.mean) <= 1:
             return self.mean, self.std
@@ -63,10 +63,10 @@ class Statistics:
     def check_resumed(
         self, mean: Sequence[float] | None, std: Sequence[float] | None, in_chans: int, config: str
     ) -> None:
-        """Check that a resumed run's options do not contradict these, which it was started with.
+        """Check that a resumed run's options agree with the statistics that it was started with.
 
         Raises:
-            InputError: if they do.
+            InputError: if they do not.
         """
         given = {"--mean": (mean, self.mean), "--std": (std, self.std)}
         problems = [
@@ -79,12 +79,12 @@ class Statistics:
         if problems:
             raise InputError(
                 f"this contradicts the run that is resumed ({config}): {'; '.join(problems)}; "
-                "give its own values, or start another run"
+                "give the values of the run, or start another run"
             )
 
 
 class Images(Protocol):
-    """What statistics are measured of, such as :class:`fcmae.data.PretrainingSamples`."""
+    """Images to measure statistics of, such as :class:`fcmae.data.PretrainingSamples`."""
 
     skip_bad_images: bool
 
@@ -117,7 +117,7 @@ class ImageFiles:
         return len(self.paths)
 
     def whole_image(self, index: int) -> np.ndarray:
-        """The image; of one that only parts may be read of, ``ROWS`` rows from top to bottom."""
+        """The image; of one that is only read part by part, ``ROWS`` rows from top to bottom."""
         if not self.reading.by_parts:
             return read_image(self.paths[index], self.reading)
         with open_windows(self.paths[index], self.reading) as image:
@@ -132,12 +132,12 @@ class ImageFiles:
                 with open(path, "rb") as file:
                     return self.reading.is_eight_bit(open_picture(file))
             except (ImageError, OSError):
-                continue  # whoever reads it says so
+                continue  # reading it later reports the error
         return True
 
 
 def to_pixel_scale(values: Sequence[float], input_format: str) -> list[float]:
-    """Values of 0 to 1, red first -> of 0 to 255, in the order of ``INPUT.FORMAT``."""
+    """Values of 0 to 1, red first -> values of 0 to 255 in the order of ``INPUT.FORMAT``."""
     scaled = [float(f"{value * EIGHT_BITS:.8g}") for value in values]
     return scaled[::-1] if input_format == "BGR" else scaled
 
@@ -148,9 +148,9 @@ IMAGENET = Statistics(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, "ImageNet")
 def problems_of(
     mean: Sequence[float] | None, std: Sequence[float] | None, choice: str, in_chans: int
 ) -> list[str]:
-    """What contradicts itself in the options about statistics, in words."""
+    """A message for each contradiction among the options about statistics."""
     if in_chans < 1:
-        return []  # said elsewhere
+        return []  # reported elsewhere
     problems = []
     if (mean is None) != (std is None):
         given, other = ("mean", "std") if std is None else ("std", "mean")
@@ -178,15 +178,15 @@ def choose_statistics(
     seed: int,
     workers: int,
 ) -> Statistics:
-    """Given, ImageNet's or measured statistics.
+    """Choose the given, ImageNet's or measured statistics.
 
     Args:
-        samples: what would be normalised.
+        samples: the images to be normalised.
         mean, std: given values, or None.
         choice: "imagenet", "measure", or "auto": ImageNet's for 3 channels of 8 bits.
-        images: at most so many are measured.
-        seed: draws them.
-        workers: loader processes that measure.
+        images: number of images to measure at most.
+        seed: chooses these images.
+        workers: number of loader processes that measure.
 
     Raises:
         InputError: for given values that are not on the scale of 0..1, or a constant channel.
@@ -196,7 +196,7 @@ def choose_statistics(
         if eight_bit and max(*mean, *std) > 1:
             raise InputError(
                 f"--mean {' '.join(map(str, mean))} and --std {' '.join(map(str, std))} must be of "
-                "values scaled to 0..1; values of 8 bits are to be divided by 255"
+                "values scaled to 0..1; divide values of 8 bits by 255"
             )
         chosen = Statistics(tuple(mean), tuple(std), "given")
     elif choice == "imagenet" or (choice == "auto" and samples.in_chans == 3 and eight_bit):
@@ -216,7 +216,7 @@ def choose_statistics(
 
 
 def measure(samples: Images, images: int, seed: int, workers: int = 0) -> Statistics:
-    """Over all pixels of the data set, or of ``images`` of its images drawn with ``seed``.
+    """Measure over all pixels of the data set, or of ``images`` images chosen by ``seed``.
 
     Every pixel counts alike. Sums are float64; images are combined by the parallel form of
     Welford's algorithm (Chan, Golub and LeVeque, 1983), in an order that does not depend on
@@ -261,7 +261,7 @@ def _unchanged(moments: object) -> object:
 
 
 class _Moments(Dataset):
-    """Of an image: its pixels, and per channel their mean and summed squared deviations."""
+    """For each image: number of pixels, and per channel mean and summed squared deviations."""
 
     def __init__(self, samples: Images, indices: np.ndarray) -> None:
         self.samples, self.indices = samples, indices

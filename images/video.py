@@ -1,9 +1,9 @@
-"""Videos, frame by frame, at the times that their containers say.
+"""Reads videos frame by frame, with the times that their containers state.
 
-FFmpeg reads them, through PyAV: any container and codec that its wheels bring, whatever the file's
-ending; rates that vary; rotation. (OpenCV's reader counts frames instead, and needs a fixed rate.)
-Animated GIF, WebP, PNG and AVIF come from Pillow, which puts their pictures together. A file that
-was cut off gives what can be read, and a warning says how much that is.
+FFmpeg reads them, through PyAV: every container and codec in its wheels, whatever the file's
+ending; frame rates that vary; rotation. (OpenCV's reader counts frames and needs a fixed rate.)
+Pillow reads animated GIF, WebP, PNG and AVIF, because it composes their pictures. Of a file that
+was cut off, the readable frames are read, and a warning says how many.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from images.size_limit import refuse_absurd_size
 logger = logging.getLogger(__name__)
 
 # fmt: off
-VIDEOS = frozenset([  # in folders; a file that is named may have any ending
+VIDEOS = frozenset([  # endings taken from folders; a file named by the user may have any
     ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".ts", ".mts",
     ".m2ts", ".flv", ".3gp", ".3g2", ".ogv", ".vob", ".asf", ".mxf", ".y4m", ".mjpeg", ".mjpg",
 ])
 # fmt: on
 ANIMATED = frozenset([".gif", ".webp", ".png", ".apng", ".avif"])
-LISTS = {"hls", "dash", "concat", "concatf", "sdp", "rtsp", "rtp"}  # files that name other places
-FRAME_RATE = 25.0  # of a video that does not tell its own
-SHORTEST, INSTEAD = 11, 100  # milliseconds of an animation's picture: browsers slow such down
-MISSING = 0.5  # seconds that a video may end before its container says
-TS_PACKETS = (188, 192, 204)  # bytes of a packet of MPEG-TS, of its two variants
+LISTS = {"hls", "dash", "concat", "concatf", "sdp", "rtsp", "rtp"}  # they only list addresses
+FRAME_RATE = 25.0  # for a video that does not state its own
+SHORTEST, INSTEAD = 11, 100  # ms; browsers show shorter pictures of an animation for 100 ms
+MISSING = 0.5  # seconds; a video that ends earlier than stated by more was cut off
+TS_PACKETS = (188, 192, 204)  # bytes of a packet of MPEG-TS and its two variants
 MOST_FAULTS = 1000
 
 
@@ -45,10 +45,10 @@ class Frame(NamedTuple):
 
     Attributes:
         pixels: ``[H, W, C]``: uint8 RGB, or of deep images float32 in 0..1.
-        number: counted from 0.
-        rate: the video's frames per second, on average.
-        seconds: from the video's beginning until it is shown.
-        duration: seconds that it is shown.
+        number: the frame's number, from 0.
+        rate: average frames per second of the video.
+        seconds: when it is shown, from the video's start.
+        duration: how long it is shown, in seconds.
     """
 
     pixels: np.ndarray
@@ -100,7 +100,7 @@ def _is_animated(path: Path) -> bool:
 
 
 def _has_video(path: Path) -> bool:
-    """Of a file whose ending says nothing: whether FFmpeg finds a video, and Pillow no image."""
+    """For a file with another ending: whether FFmpeg finds a video in it, and Pillow no image."""
     try:
         with Image.open(path):
             return False
@@ -114,12 +114,12 @@ def _has_video(path: Path) -> bool:
 
 
 def video_frames(path: Path, every: int = 1) -> Iterator[Frame]:
-    """Each ``every``-th frame of a video, turned as its container says.
+    """Yield each ``every``-th frame of a video, rotated as its container says.
 
-    A frame comes when the next one is known, and with it how long the first is shown.
+    A frame is yielded after the next one is read, because only then its duration is known.
 
     Raises:
-        InputError: if not one frame can be read; for a list of addresses (HLS, DASH).
+        InputError: if no frame can be read; for a list of addresses (HLS, DASH).
     """
     shown, end, number, rate = None, 0.0, -1, FRAME_RATE
     read = _animation_pictures if _is_animated(path) else _decoded_pictures
@@ -179,11 +179,11 @@ def _decoded_pictures(path: Path) -> Iterator[Timed]:
                 first = frame.time if first is None else first
                 seconds = frame.time - first
             told = float((frame.duration or 0) * (frame.time_base or 0))
-            duration = told if told > 0.5 / rate else 1 / rate  # a clock of 1 ms says 1 ms
+            duration = told if told > 0.5 / rate else 1 / rate  # a coarse clock states too little
             yield frame, seconds, duration, rate
             end, number = seconds + duration, number + 1
         if container.format.name == "mpegts" and all(path.stat().st_size % n for n in TS_PACKETS):
-            faults.append("the last packet is cut off")  # all that such a file tells of its end
+            faults.append("the last packet is cut off")  # the only sign in such a file
         lasts = (stream.duration or 0) * float(stream.time_base or 1)
         if not lasts and container.duration:
             lasts = container.duration / av.time_base
@@ -198,7 +198,7 @@ def _decoded_pictures(path: Path) -> Iterator[Timed]:
 
 
 def _sound_frames(packets: Iterator[av.Packet], faults: list[str]) -> Iterator[av.VideoFrame]:
-    """The frames that can be decoded; what FFmpeg says of the others goes to ``faults``."""
+    """Yield the frames that can be decoded; FFmpeg's errors for the others go to ``faults``."""
     while len(faults) < MOST_FAULTS:
         try:
             packet = next(packets)
@@ -219,7 +219,7 @@ def _sound_frames(packets: Iterator[av.Packet], faults: list[str]) -> Iterator[a
 
 
 def _upright(picture: Image.Image | av.VideoFrame) -> np.ndarray:
-    """The pixels ``[H, W, 3]``, RGB, turned by the frame's display matrix."""
+    """The pixels ``[H, W, 3]``, RGB, rotated by the frame's display matrix."""
     if isinstance(picture, Image.Image):
         return np.asarray(picture.convert("RGB"))
     pixels = picture.to_ndarray(format="rgb24")

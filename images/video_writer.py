@@ -1,4 +1,4 @@
-"""Videos that a browser plays: H.264 in MP4, each frame shown as long as it is to be."""
+"""Writes videos that browsers play: H.264 in MP4, with a duration for each frame."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from av.video.stream import VideoStream
 from backbones.errors import InputError
 
 CODECS = ("libx264", "libopenh264", "h264_videotoolbox", "h264_mf")
-CLOCK = 90_000  # ticks per second: of MPEG, fine enough for any rate
-BITS_PER_PIXEL = 0.2  # for encoders that know no quality
+CLOCK = 90_000  # ticks per second, MPEG's: fine enough for any frame rate
+BITS_PER_PIXEL = 0.2  # for encoders without a quality setting
 
 
 class VideoWriter:
-    """Writes frames beside a file's name, and renames the whole file at the end.
+    """Writes frames to a temporary file, which is renamed at the end.
 
     Args:
-        path: gets the video, an ``.mp4``.
+        path: the video to write, an ``.mp4``.
 
     Raises:
-        InputError: if this FFmpeg encodes no H.264.
+        InputError: if this FFmpeg cannot encode H.264.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,13 +39,13 @@ class VideoWriter:
         self.beside = path.with_name(f".{os.getpid()}-{path.stem}.partial.mp4")
         self.container: av.container.OutputContainer | None = None
         self.begins = 0  # ticks
-        self.lengths: dict[int | None, int] = {}  # ticks that a frame is shown, by its begin
+        self.lengths: dict[int | None, int] = {}  # start of a frame -> its duration, in ticks
 
     def __enter__(self) -> VideoWriter:
         return self
 
     def write(self, pixels: np.ndarray, duration: float) -> None:
-        """Add a frame ``[H, W, 3]`` uint8 RGB that is shown for so many seconds.
+        """Add a frame ``[H, W, 3]``, uint8 RGB, that is shown for ``duration`` seconds.
 
         The first frame's size is the video's, cut to even sides; others are resized to it.
         """
@@ -67,7 +67,7 @@ class VideoWriter:
         self.container = av.open(
             f"file:{self.beside}", "w", format="mp4", options={"movflags": "+faststart"}
         )
-        stream = self.container.add_stream(self.codec, rate=30)  # the frames' times count
+        stream = self.container.add_stream(self.codec, rate=30)  # frames have times of their own
         assert isinstance(stream, VideoStream)
         self.stream = stream
         self.stream.width, self.stream.height = width - width % 2, height - height % 2
@@ -81,7 +81,7 @@ class VideoWriter:
     def _mux(self, frame: av.VideoFrame | None) -> None:
         assert self.container is not None
         for packet in self.stream.encode(frame):
-            packet.duration = self.lengths.pop(packet.pts, None)  # else the last one's is lost
+            packet.duration = self.lengths.pop(packet.pts, None)  # or the last frame has none
             self.container.mux(packet)
 
     def __exit__(self, _kind: object, error: BaseException | None, _at: object) -> None:

@@ -1,8 +1,8 @@
-"""An image file part by part, so that its size does not decide the memory.
+"""Reads an image file part by part, so that memory does not depend on the image's size.
 
-A TIFF in strips or tiles and a ``.npy`` array are read by parts, never as a whole. Every other
-format (and a TIFF that is turned, has a palette, or lies in one large compressed strip) is decoded
-once, whole, and said so where it is large.
+TIFFs in strips or tiles and ``.npy`` arrays are never decoded as a whole. All other formats are,
+and so is a TIFF that is rotated, has a palette, or consists of one large compressed strip; the log
+says so if the image is large.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from images.size_limit import size_fault
 
 logger = logging.getLogger(__name__)
 
-BAND_VALUES = 2**24  # of rows that are read at a time
-LARGE = 2**26  # pixels from which it is said that an image is decoded as a whole
+BAND_VALUES = 2**24  # number of values in the rows that are read at a time
+LARGE = 2**26  # pixels from which the log says that an image is decoded as a whole
 
 
 class Windows:
     """A picture whose parts are read one by one.
 
     Args:
-        picture: with its file open.
+        picture: the picture; its file must be open.
         reading: how its pixels become an array.
-        name: for messages.
+        name: its name in messages.
 
     Attributes:
-        by_parts: whether only the parts are decoded that are asked for.
+        by_parts: whether only the requested parts are decoded.
 
     Raises:
         ImageError: if the picture cannot become such an array.
@@ -73,32 +73,32 @@ class Windows:
 
     @property
     def too_large(self) -> bool:
-        """Whether it may be read part by part alone."""
+        """Whether it is too large to be decoded as a whole."""
         return self.by_parts and bool(size_fault(self.height, self.width, self.picture.channels))
 
     def check_pixels(self) -> float:
-        """Decode all of it; its highest value.
+        """Decode all of it and return its largest value.
 
         Raises:
-            ImageError: if it is damaged, or too large to be read otherwise than by parts.
+            ImageError: if it is damaged, or too large to be decoded as a whole.
         """
         if not (self.by_parts and self.reading.by_parts):
             return float(self.reading.read(self.picture).max())
         return max(float(band.max()) for band in self.bands())
 
     def bands(self, rows: int = 0) -> Iterator[np.ndarray]:
-        """All of it from top to bottom, ``rows`` (by default a bounded number) at a time."""
+        """Yield all of it from top to bottom, ``rows`` at a time (0: a bounded number)."""
         rows = rows or max(1, BAND_VALUES // (self.width * self.picture.channels))
         for y in range(0, self.height, rows):
             yield self.read(0, y, self.width, min(rows, self.height - y))
 
     def shrunk(self, pixels: int | None) -> np.ndarray:
-        """The whole at a size of about ``pixels`` at most: means over squares of whole pixels."""
+        """The whole image shrunk to about ``pixels``: means over squares of pixels."""
         most = pixels or np.inf
         return self.shrunk_by(max(1, int(np.ceil((self.height * self.width / most) ** 0.5))))
 
     def shrunk_by(self, factor: int) -> np.ndarray:
-        """The whole with its sides divided: means over squares of ``factor`` pixels a side."""
+        """The whole image, its sides divided by ``factor``: means over squares of pixels."""
         if factor == 1:
             return self.read(0, 0, self.width, self.height)
         rows = factor * max(1, BAND_VALUES // (self.width * self.picture.channels * factor))

@@ -1,1 +1,1 @@
-"""What a page is made of: blocks, charts, HTML, Markdown, tables. It knows no task."""
+"""The parts of a report page, for any task: blocks, charts, HTML, Markdown, tables."""

@@ -1,7 +1,7 @@
-"""What a report is made of: ``report_html`` and ``report_markdown`` render the same page.
+"""The parts of a report: a :class:`Page` has sections, and a section has blocks.
 
-A :class:`Page` has sections, a section has blocks. Text in blocks is plain text from anywhere,
-a class name or a config file included: the renderers escape it.
+``reporting.html`` and ``reporting.markdown`` render the same page. Text in blocks is plain text,
+such as a class name or a config file; the renderers escape it.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ NO_GROUND_TRUTH = "–"
 
 @dataclass(frozen=True)
 class Number:
-    """A number that is shown rounded and kept in full."""
+    """A number that is shown rounded; the page keeps all its digits."""
 
-    value: float | None  # None stands for "there is no ground truth to measure this"
+    value: float | None  # None: there is no ground truth to measure it
     digits: int = 1  # decimals shown
     signed: bool = False  # show a plus sign: it is a difference
-    bar: float | None = None  # a bar behind it, as a share of the cell's width (0 to 1)
-    shade: float | None = None  # how strongly the cell is coloured (0 to 1), as in a heat map
+    bar: float | None = None  # length of a bar behind it, as a fraction of the cell's width
+    shade: float | None = None  # strength of the cell's colour (0 to 1), as in a heat map
 
     @property
     def direction(self) -> Literal["up", "down", ""]:
-        """Of a difference, as it is shown: one that rounds to 0 is neither."""
+        """The sign of a difference, as it is shown: one that rounds to 0 has none."""
         rounded = round(self.value, self.digits) if self.signed and self.value else 0.0
         return "up" if rounded > 0 else "down" if rounded < 0 else ""
 
@@ -81,7 +81,7 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Cards:
-    """A few big numbers: label, value, what it is."""
+    """A few large numbers, each with a label and an explanation."""
 
     cards: Sequence[tuple[str, Cell, str]]
 
@@ -92,8 +92,8 @@ class Table:
 
     columns: Sequence[Cell]  # one title per column; "" for none
     rows: Sequence[Sequence[Cell]]  # as many cells each as there are columns
-    caption: str  # what the table says; read out by screen readers
-    # titles over several columns, each with the number of columns
+    caption: str  # a sentence about the table; screen readers read it out
+    # titles that span several columns: (title, number of columns)
     groups: Sequence[tuple[Cell, int]] = ()
     long: bool = False  # many rows: shown in a box that scrolls
     prose: bool = False  # the cells are text, not numbers
@@ -117,7 +117,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines of several runs over the same x axis; ``x`` says what that axis counts."""
+    """Lines of several runs over the same x axis; ``x`` is the axis's quantity."""
 
     title: str
     series: Sequence[Series]
@@ -126,28 +126,28 @@ class Chart:
 
 @dataclass(frozen=True)
 class Charts:
-    """Small multiples with one legend."""
+    """Several small charts with one legend."""
 
     charts: Sequence[Chart]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A JPEG with its label and the text for those who cannot see it."""
+    """A JPEG with its label and its alternative text."""
 
     jpeg: bytes  # what the page shows
     label: str
     alternative: str
     run: RunName | None = None
-    # the name and JPEG of a larger version, a file beside the page that is linked
+    # name and JPEG of a larger version, which becomes a linked file beside the page
     full: tuple[str, bytes] | None = None
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures that belong beside each other, under one title.
+    """Pictures to be shown side by side, under one title.
 
-    ``tags``: filter's name -> the values that these pictures have, in a :class:`Gallery`.
+    ``tags``: for a :class:`Gallery`, a filter's name -> the values that these pictures have.
     """
 
     title: str
@@ -157,14 +157,14 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Many pictures; a reader chooses among them by their tags."""
+    """Many pictures, which a reader can filter by their tags."""
 
     members: Sequence[Pictures]
 
 
 @dataclass(frozen=True)
 class Details:
-    """A long text that is shown when asked for."""
+    """A long text that is shown after a click."""
 
     summary: str
     text: str

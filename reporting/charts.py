@@ -1,4 +1,4 @@
-"""The report's curves: line charts as SVG, drawn here so that they follow the page's colours."""
+"""Line charts as SVG, drawn here so that they have the page's colours."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from markupsafe import Markup
 from reporting.blocks import Chart
 from reporting.templating import render, static
 
-MAX_POINTS = 150  # per line: more are averaged in groups
+MAX_POINTS = 150  # per line; more points are averaged in groups
 
-Place = Callable[[float, float], tuple[float, float]]  # a point of the data -> of the drawing
+Place = Callable[[float, float], tuple[float, float]]  # data point -> point of the drawing
 
 WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 42, 54, 10, 26  # margins of the plot
 LABEL = 13  # height of a line's label
-# Charts in files of their own know nothing of the page's style sheet: colours for light and dark.
+# Charts in separate files have no style sheet: colours for light and dark pages.
 STANDALONE_COLOURS = {
     **{"muted": "#75808f", "hair": "#8884", "ink": "#75808f"},
     **{"s0": "#2f6fde", "s1": "#d9730d", "s2": "#0f9d74"},
@@ -27,7 +27,7 @@ STANDALONE_COLOURS = {
 
 
 def downsample(points: Sequence[tuple[float, float]]) -> tuple[list[tuple[float, float]], int]:
-    """At most MAX_POINTS points, each the mean of a group placed at its last; the group's size."""
+    """At most MAX_POINTS points, each the mean of a group at its last x; and the group's size."""
     group = math.ceil(len(points) / MAX_POINTS)
     groups = [points[start : start + group] for start in range(0, len(points), group or 1)]
     return [(g[-1][0], sum(y for _, y in g) / len(g)) for g in groups], group
@@ -76,7 +76,7 @@ def chart_svg(chart: Chart, standalone: bool = False) -> Markup:
 
     Args:
         chart: at least one line of at least one point; the y axis starts at 0.
-        standalone: a file of its own, with colours that suit light and dark pages.
+        standalone: whether it becomes a separate file, with colours for light and dark pages.
     """
     points = [point for series in chart.series for point in series.points]
     xs, ys = [x for x, _ in points], [y for _, y in points]
@@ -85,7 +85,7 @@ def chart_svg(chart: Chart, standalone: bool = False) -> Markup:
     x_ticks = [t for t in ticks(x_low, x_high, 4) if x_low <= t <= x_high]
     if max(xs) == min(xs):
         x_ticks = [x_low]
-    elif chart.x == "iteration":  # there is none between two of them
+    elif chart.x == "iteration":  # only whole numbers
         x_ticks = [t for t in x_ticks if math.isclose(t, round(t))]
     y_ticks = ticks(min(0, *ys), max(0, *ys) or 1, 4)
 
@@ -126,9 +126,9 @@ def _standalone_style() -> Markup:
 
 
 def _end_labels(chart: Chart, at: Place) -> list[tuple[int, float, str]]:
-    """Each line's colour, and its last value beside its end, moved apart where they would overlap.
+    """For each line its colour, and the place and text of its last value.
 
-    They stay above the x axis, whose numbers would overlap with them otherwise.
+    Labels are moved apart so that they do not overlap each other or the x axis's numbers.
     """
     ends = sorted(
         (at(*series.points[-1])[1], series.points[-1][1], series.run.index % 6)

@@ -1,7 +1,7 @@
-"""Render a report's page as one HTML file that needs no network: style, curves, pictures inside.
+"""Renders a report page as one HTML file, with style, curves and pictures inside.
 
-The templates escape every value. The page's own policy forbids requests and every script but
-``static/report.js``, which it knows by its hash.
+The templates escape every value. The page's content security policy forbids requests and all
+scripts except ``static/report.js``, which it names by its hash.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ def render_html(page: Page) -> str:
 
 
 def kind(value: object) -> str:
-    """The name of a block's or a cell's class, which is its macro's."""
+    """The class name of a block or cell, which is also the name of its macro."""
     return type(value).__name__
 
 
 def percent(share: float) -> str:
-    """A share of 0 to 1 for a style; one that lies outside is cut."""
+    """A fraction as a percentage for CSS, limited to 0 to 100%."""
     return f"{100 * min(max(share, 0), 1):.1f}%"
 
 
 def group_edges(table: Table) -> set[int]:
-    """The columns that begin a group, but for the first."""
+    """The columns that begin a group, except the first."""
     return set(accumulate(span for _, span in table.groups[:-1]))
 
 
@@ -50,7 +50,7 @@ def runs_of(charts: Charts) -> list[RunName]:
 
 
 def tag_counts(gallery: Gallery) -> dict[str, Counter[str]]:
-    """Filter's name -> each value and how many of the gallery's members have it."""
+    """Filter's name -> each value, with the number of members that have it."""
     counts: dict[str, Counter[str]] = {}
     for member in gallery.members:
         for name, values in member.tags.items():

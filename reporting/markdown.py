@@ -1,4 +1,4 @@
-"""Render a report's page as Markdown, for a repository or a ticket; figures are files beside it."""
+"""Renders a report page as Markdown, for a repository or a ticket; figures are separate files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from reporting.tables import markdown_table
 
 
 def markdown_files(page: Page, path: Path) -> dict[Path, bytes | str]:
-    """The page's text, for ``path``, and its figures, for a folder beside it, ``{stem}_files``."""
+    """The files to write: the text at ``path``, and figures in the folder ``{stem}_files``."""
     writer = _Writer(path.parent / f"{path.stem}_files")
     lines = [f"# {escape(page.title)}", escape(page.subtitle)]
     for section in page.sections:
@@ -95,7 +95,7 @@ class _Writer:
 
 
 def _flat_columns(table: Table) -> list[Cell]:
-    """Markdown has one line of titles: a group's title goes in front of its columns'."""
+    """Titles in one line, as Markdown needs: a group's title is put before its columns' titles."""
     groups: list[Cell] = [title for title, span in table.groups for _ in range(span)]
     titles: list[Cell] = []
     for group, column in zip(groups or [""] * len(table.columns), table.columns, strict=True):

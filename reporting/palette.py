@@ -1,9 +1,9 @@
-"""Colours for classes, far apart for everybody, the same for a class in every picture.
+"""Colours for classes, easy to tell apart, the same for a class in every picture.
 
 Colour ``i`` is the one farthest from colours 0 to ``i - 1`` among those that are neither pale nor
-dark, so it does not depend on how many classes there are. Distances were measured in OKLab (Björn
-Ottosson, 2020) to the eye that tells two colours apart worst: with usual vision, without red cones
-or without green ones (Machado, Oliveira and Fernandes, 2009).
+dark, so it does not depend on the number of classes. Distances were measured in OKLab (Björn
+Ottosson, 2020). The smallest of three distances counts: for usual vision, and for eyes without red
+or without green cones (Machado, Oliveira and Fernandes, 2009).
 """
 
 from __future__ import annotations
@@ -28,5 +28,5 @@ PALETTE: list[Colour] = [(int(h[:2], 16), int(h[2:4], 16), int(h[4:], 16)) for h
 
 
 def class_colour(index: int) -> Colour:
-    """The colour of the class at this position; from the 129th on they come again."""
+    """The colour of the class at this position; after 128 classes the colours repeat."""
     return PALETTE[index % len(PALETTE)]

@@ -1,4 +1,4 @@
-"""Pictures as files for a page."""
+"""Encodes pictures as JPEG for a page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ THUMBNAIL_SIDE, THUMBNAIL_BYTES = 224, 30_000
 
 
 def thumbnail(image: np.ndarray) -> bytes:
-    """An RGB image as a small JPEG whose longer side is ``THUMBNAIL_SIDE``, tiny ones enlarged."""
+    """An RGB image as a JPEG whose longer side has ``THUMBNAIL_SIDE`` pixels."""
     factor = THUMBNAIL_SIDE / max(image.shape[:2])
     size = [max(1, round(side * factor)) for side in image.shape[1::-1]]
     smooth = cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST
@@ -17,7 +17,7 @@ def thumbnail(image: np.ndarray) -> bytes:
 
 
 def encode_jpeg(image: np.ndarray, max_bytes: int) -> bytes:
-    """An RGB image as JPEG of at most ``max_bytes``: first the quality falls, then the size."""
+    """An RGB image as JPEG of at most ``max_bytes``, by lower quality, then by a smaller size."""
     while True:
         for quality in (88, 80, 70, 60, 50):
             options = [cv2.IMWRITE_JPEG_QUALITY, quality]

@@ -1,4 +1,4 @@
-"""What a run's folder tells a report, whatever its task. Every file in it may be missing."""
+"""Reads the files of a run's folder for a report, for every task. Any file may be missing."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from reporting.blocks import NOT_RECORDED, Block, Details, Paragraph
 from training.config_files import flatten
 from training.records.metrics import read_history
 
-LOG_LINES = 40  # of a log's end, on the page
+LOG_LINES = 40  # last lines of the log on the page
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFiles:
-    """The files that the runs of every task have; empty where one is not there."""
+    """The content of the files that runs of every task have; empty if a file is missing."""
 
     config_text: str = ""  # config.yaml as it stands
     config: dict[str, Any] = field(default_factory=dict)  # the same as dotted keys
@@ -27,10 +27,10 @@ class RunFiles:
     # metrics.json: name -> (iteration, value) in the order of iterations
     history: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     log: Sequence[str] = ()  # the lines of log.txt
-    problems: list[str] = field(default_factory=list)  # of files that cannot be read, in words
+    problems: list[str] = field(default_factory=list)  # messages about unreadable files
 
     def details(self, of_run: str = "") -> list[Block]:
-        """The whole configuration and the log's end, to be opened."""
+        """Blocks with the whole configuration and the end of the log, shown after a click."""
         blocks: list[Block] = []
         if self.config_text:
             blocks.append(Details(f"Full configuration{of_run}", self.config_text))
@@ -59,12 +59,12 @@ def read_run_files(folder: Path) -> RunFiles:
 
 
 def read_text(path: Path) -> str:
-    """A file's text, "" where it is not there."""
+    """A file's text; "" if it does not exist."""
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def read_object(path: Path, problems: list[str]) -> dict[str, Any]:
-    """The JSON object in a file; ``{}``, and one problem more, where it holds none."""
+    """The JSON object in a file; ``{}``, and a message in ``problems``, if it holds none."""
     if not path.is_file():
         return {}
     try:

@@ -1,4 +1,4 @@
-"""The one writer of Markdown tables and of CSV.
+"""Writes Markdown tables and CSV.
 
 Both take titles and rows. :func:`by_column` makes them from records, one dictionary per row::
 
@@ -22,10 +22,10 @@ from backbones.whole_files import write_text
 def by_column(
     records: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None
 ) -> tuple[list[str], list[list[Any]]]:
-    """Titles and rows of records; None where a record has no such column.
+    """Titles and rows of records; None if a record lacks a column.
 
     Args:
-        columns: which, in this order; all that any record has, in the order of their coming.
+        columns: the columns, in this order; by default all, in the order in which they appear.
     """
     names = dict.fromkeys(name for record in records for name in record)
     titles = list(names if columns is None else columns)
@@ -39,9 +39,9 @@ def markdown_table(
 
     Args:
         titles: one per column.
-        rows: as many cells each. Text is taken as Markdown, in one line, its ``|`` escaped; a
+        rows: one cell per column each. Text is taken as Markdown, in one line, its ``|`` escaped; a
             float is shown with three significant digits, None as an empty cell.
-        right: the columns whose cells stand to the right: numbers.
+        right: numbers of the right-aligned columns.
     """
     numbers = set(right)
     rule = ["---:" if column in numbers else "---" for column in range(len(titles))]
@@ -53,10 +53,10 @@ def markdown_table(
 
 
 def write_between(page: Path, marks: tuple[str, str], text: str) -> None:
-    """Put a table, or other lines, into a page between two lines that are there for it.
+    """Replace the lines of a page between two marks.
 
     Raises:
-        InputError: if the page lacks one of them.
+        InputError: if the page lacks one of the marks.
     """
     write_text(page, with_between(page, marks, text))
 
@@ -71,7 +71,7 @@ def with_between(page: Path, marks: tuple[str, str], text: str) -> str:
 
 
 def csv_text(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A CSV file's text: a line of titles, then the rows with every digit; None is left empty."""
+    """A CSV file's text: the titles, then the rows with all digits; None becomes empty."""
     return csv_lines([titles]) + csv_lines(rows)
 
 
@@ -86,4 +86,4 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     text = f"{value:.3g}" if isinstance(value, float) else " ".join(str(value).split())
-    return re.sub(r"(?<!\\)\|", r"\\|", text)  # one that is escaped already stays
+    return re.sub(r"(?<!\\)\|", r"\\|", text)  # except those that are escaped already

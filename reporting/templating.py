@@ -1,4 +1,4 @@
-"""Jinja2 with every value escaped, and the style sheets and the script that pages hold."""
+"""Renders Jinja2 templates, with every value escaped, and reads style sheets and scripts."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ ENVIRONMENT = Environment(
 
 
 def render(template: str, **values: object) -> Markup:
-    """A template of ``templates/``, filled; what is no :class:`Markup` is escaped."""
+    """Fill a template of ``templates/``; values that are not :class:`Markup` are escaped."""
     return Markup(ENVIRONMENT.get_template(template).render(values))
 
 
 @cache
 def static(name: str) -> Markup:
-    """A file of ``static/``."""
+    """The content of a file of ``static/``."""
     return Markup((FOLDER / "static" / name).read_text(encoding="utf-8"))

@@ -84,7 +84,7 @@ def test_every_format_round_trips_bit_identically_and_names_what_it_drops(
 
 
 def test_the_sparse_format_of_a_v1_encoder_is_refused() -> None:
-    with pytest.raises(ValueError, match="ConvNeXt V1; the sparse format exists for V2 alone"):
+    with pytest.raises(ValueError, match="ConvNeXt V1; the sparse format exists only for V2"):
         from_ours(random_model(SMALL_V1).state_dict(), "official-sparse")
 
 
@@ -507,7 +507,7 @@ def test_missing_files_folders_and_files_without_tensors_are_told_apart(tmp_path
         load_encoder(tmp_path / "nowhere.pth", random_model())
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "encoder.safetensors").write_bytes(b"x")
-    assert "run is a folder; give the weights' file in it (it holds encoder.safetensors)" in (
+    assert "run is a folder; give the file of weights in it (it holds encoder.safetensors)" in (
         refusal(tmp_path / "run", random_model())
     )
     torch.save({"epoch": 3}, tmp_path / "x.pth")

@@ -142,8 +142,8 @@ def test_an_exported_encoder_gives_the_same_features_at_every_size(
 @pytest.mark.parametrize(
     ("name", "precision", "message"),
     [
-        ("x.pth", "fp32", r"x\.pth: an export ends in \.onnx or \.pt2"),
-        ("x.pt2", "int8", r"int8 is made by onnxruntime: give a file that ends in \.onnx"),
+        ("x.pth", "fp32", r"x\.pth: give a file name that ends in \.onnx or \.pt2"),
+        ("x.pt2", "int8", r"int8 needs a file that ends in \.onnx"),
         ("x.pt2", "int4", r"precision is 'int4'; it is one of fp32, fp16, int8"),
     ],
 )

@@ -340,7 +340,7 @@ def test_a_lazy_configs_mean_and_deviation_are_those_of_its_weights(path, tmp_pa
     np.testing.assert_allclose(instantiate(cfg.model.pixel_mean), [25.5, 51, 76.5, 102])
     np.testing.assert_allclose(instantiate(cfg.model.pixel_std), [51, 51, 51, 127.5])
     encoder.weights = ""
-    with pytest.raises(InputError, match="nothing tells the mean and deviation of 4 channels"):
+    with pytest.raises(InputError, match="the mean and deviation of 4 channels are unknown"):
         instantiate(cfg.model.pixel_mean)
 
 

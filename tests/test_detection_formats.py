@@ -489,7 +489,7 @@ def test_the_tool_writes_coco_that_passes_the_check(tmp_path, run_tool):
     assert check_coco(path, tmp_path / "set")[1] == []
     again = run_tool("import_dataset", tmp_path / "set", "--output-dir", tmp_path / "coco")
     assert again.code == 1
-    assert "there already" in again.err
+    assert "exists already" in again.err
     missing = run_tool("import_dataset", tmp_path / "no", "--output-dir", tmp_path / "coco")
     assert missing.code == 1
 

@@ -347,7 +347,7 @@ def test_the_command_times_steps_and_writes_a_config_that_it_names(
     assert "SOLVER.MAX_ITER" in result.out
     again = run_tool("plan_training", f"{scenes}/annotations/train.json", *flags)
     assert again.code == 1
-    assert "is there already" in again.err
+    assert "exists already" in again.err
 
 
 def test_timed_steps_leave_the_first_ones_out_and_split_the_rest(tmp_path):

@@ -145,7 +145,7 @@ def test_an_interrupted_prediction_goes_on_to_the_same_files(
         predict(*arguments)
     journal = tmp_path / "out/unfinished.jsonl"
     journal.write_bytes(journal.read_bytes() + b'{"image": {"id"')  # as a killed process leaves it
-    with pytest.raises(InputError, match="unfinished prediction: go on with it by --resume"):
+    with pytest.raises(InputError, match="unfinished prediction: continue it with --resume"):
         predict(*arguments)
     with pytest.raises(InputError, match=r"score_threshold was 0\.5 and is now 0\.25"):
         predict(*arguments, score_threshold=0.25, resume=True)

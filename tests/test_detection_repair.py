@@ -416,5 +416,5 @@ def test_the_tool_repairs_lists_and_checks(tmp_path, run_tool):
     assert run_tool("check_dataset", tmp_path / "out/fixed.json", "--images", images).code == 0
     refused = run_tool("check_dataset", annotations, "--images", images, "--repair", annotations)
     assert refused.code == 1
-    assert "is the file itself" in refused.err
+    assert "would overwrite the file itself" in refused.err
     assert Image.open(images / "3.png").size == (80, 60)

@@ -435,7 +435,7 @@ def test_a_gpu_that_is_not_there_is_a_clear_error(tmp_path, monkeypatch):
     dataset = load_dataset(f"json:{annotations}:{images}")
     changes = {"OUTPUT_DIR": str(tmp_path), "MODEL.ROI_HEADS.NUM_CLASSES": 0}
     config = small_config(changes | {"MODEL.DEVICE": "cuda:3"})
-    with pytest.raises(ValueError, match=r"cuda:3, but PyTorch sees 0 GPU"):
+    with pytest.raises(ValueError, match=r"cuda:3, but PyTorch finds 0 GPU"):
         TorchvisionEngine().predict(config, dataset, "any.pth")
 
 

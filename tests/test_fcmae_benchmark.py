@@ -70,7 +70,7 @@ def test_tool_prints_a_table_or_json(run_tool):
 def test_missing_gpu_is_one_message(run_tool):
     result = run_tool("benchmark", "encoder", "--device", "cuda")
     assert result.code == 1
-    assert "PyTorch sees 0 GPU(s)" in result.err
+    assert "PyTorch finds 0 GPU(s)" in result.err
 
 
 def test_growth_changes_one_thing_at_a_time_and_draws_it(tmp_path):

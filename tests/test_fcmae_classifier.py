@@ -150,7 +150,7 @@ def test_an_interrupted_prediction_goes_on_to_the_same_files(run, tmp_path, monk
     monkeypatch.setattr(Classifier, "probabilities", fails)
     with pytest.raises(KeyboardInterrupt):
         predict("out")
-    with pytest.raises(InputError, match="unfinished prediction: go on with it by --resume"):
+    with pytest.raises(InputError, match="unfinished prediction: continue it with --resume"):
         predict("out")
     counts = predict("out", resume=True)
     assert sum(calls) == {1: 8, 2: 9, 3: 8}[stop_at]  # those of the batch that failed, too

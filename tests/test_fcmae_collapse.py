@@ -161,7 +161,7 @@ def test_training_is_bit_identical_with_the_watch_and_without_and_the_curve_surv
 
 
 def test_a_negative_interval_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"measure_features_every is -1; 0 is for never"):
+    with pytest.raises(ValueError, match=r"measure_features_every is -1; give a number of epochs"):
         options(tmp_path, tmp_path, measure_features_every=-1)
 
 

@@ -206,8 +206,8 @@ def test_float64_is_taken_on_the_cpu_for_apples_gpu():
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("cuda", "--device is cuda, but PyTorch sees 0 GPU(s)"),
-        ("mps", "--device is mps, but PyTorch sees no GPU of Apple's"),
+        ("cuda", "--device is cuda, but PyTorch finds 0 GPU(s)"),
+        ("mps", "--device is mps, but PyTorch finds no Apple GPU"),
         ("gpu", "--device is 'gpu'; it is one of cpu, cuda, mps"),
     ],
 )

@@ -267,7 +267,7 @@ def test_a_prediction_goes_on_where_it_ended(tmp_path, finished, scenes, run_too
     with pytest.raises(KeyboardInterrupt):
         prediction.predict(output, [folder], part)
     again = ("--run", output, "--input", folder, "--output-dir", part)
-    assert "go on with it by --resume" in run_tool("predict", *again).err
+    assert "continue it with --resume" in run_tool("predict", *again).err
     other = run_tool("predict", *again, "--resume", "TEST.SCALE", "[48,32]")
     assert "overrides was [] and is now ['TEST.SCALE', '[48,32]']" in other.err
     assert run_tool("predict", *again, "--resume").code == 0

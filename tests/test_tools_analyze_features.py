@@ -118,7 +118,7 @@ def test_models_of_other_channels_are_refused_together(run_tool, image_folder, e
     ("models", "message"),
     [
         (["a"], "--model a is not NAME=SOURCE"),
-        (["a/b=random:convnextv2_atto"], "with a NAME fit for a file's"),
+        (["a/b=random:convnextv2_atto"], "with a NAME that a file can have"),
         (["a=x", "a=y", "b="], "--model a is given twice: x and y; --model b= is not"),
         (["a=missing.safetensors"], "missing.safetensors"),
         (["a=other.safetensors"], "no ConvNeXt encoder in it"),

@@ -319,7 +319,7 @@ def test_input_that_cannot_be_converted_is_refused_in_words(convert, tmp_path: P
         return err
 
     assert "no ConvNeXt encoder in it" in refusal({"x": torch.ones(1)})
-    assert "sparse format exists for V2 alone" in (
+    assert "sparse format exists only for V2" in (
         refusal(random_model(SMALL_V1).state_dict(), "official-sparse")
     )
     tensors = random_model().state_dict()
@@ -457,7 +457,7 @@ def test_a_broken_head_is_refused_and_one_of_another_kind_left_out(convert, tmp_
     output = tmp_path / "hf" / "model.safetensors"
     code, out, _ = convert(tmp_path / "mlp.pth", output, "--to", "huggingface")
     assert code == 0
-    assert "no classifier was carried over: its head has a hidden layer" in out
+    assert "the classifier's head was left out: its head has a hidden layer" in out
     assert json.loads((output.parent / "config.json").read_text())["architectures"] == [
         "ConvNextV2Model"
     ]

@@ -48,7 +48,7 @@ def test_soft_nms_exits_1_with_its_replacement(run_tool, tmp_path: Path) -> None
     ("arguments", "message"),
     [
         (["--run", "nowhere", "--output", "x.pt2"], "nowhere holds no run"),
-        (["--run", "nowhere", "--output", "x.pth"], "x.pth: an export ends in .onnx or .pt2"),
+        (["--run", "nowhere", "--output", "x.pth"], "x.pth: give a file name that ends in"),
         (["--encoder", "nowhere.pth", "--output", "x.pt2"], "no checkpoint file nowhere.pth"),
         (["--run", "nowhere", "--evaluate", "x.onnx"], "nowhere holds no run"),
     ],
@@ -63,8 +63,8 @@ def test_what_is_not_there_is_one_sentence(arguments, message, run_tool) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--run", "a"], "give one of --output and --evaluate"),
-        (["--run", "a", "--output", "x.onnx", "--evaluate", "x.onnx"], "give one of --output"),
+        (["--run", "a"], "give either --output or --evaluate"),
+        (["--run", "a", "--output", "x.onnx", "--evaluate", "x.onnx"], "give either --output"),
         (["--encoder", "a", "--evaluate", "x.onnx"], "are for --run"),
         (["--output", "x.onnx"], "one of the arguments --run --encoder is required"),
     ],

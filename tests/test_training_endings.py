@@ -211,7 +211,7 @@ def test_a_requeue_is_asked_of_slurm_where_the_user_asked_for_it(monkeypatch, ca
     asked = []
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     requeue(asked.append)
-    assert "no job of Slurm's" in caplog.text
+    assert "not a Slurm job" in caplog.text
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     requeue(asked.append)
     assert asked == [["scontrol", "requeue", "17"]]
@@ -228,7 +228,7 @@ def test_a_dead_or_stopped_worker_is_an_error_whose_remedies_are_named(tmp_path,
     os.kill(int(children[0]), getattr(signal, f"SIG{number}"))
     assert ended(process, 30) == 1
     said = (tmp_path / "run/said.txt").read_text().splitlines()[-1]
-    remedies = ["--workers 0", "go on with --resume"]
+    remedies = ["--workers 0", "continue with --resume"]
     for remedy in [*remedies, *(["--shm-size", "--ipc=host"] if number == "KILL" else [])]:
         assert remedy in said
     assert f"step {steps_saved(tmp_path / 'run')} is written" in said

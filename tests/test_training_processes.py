@@ -163,7 +163,7 @@ def test_fsdp_trains_the_weights_of_one_process_and_resumes(image_folder, tmp_pa
     shutil.rmtree(list_checkpoints(sharded)[-1])
     refused = run_tool("pretrain_fcmae", *arguments(sharded), "--resume")
     assert refused.code == 1
-    assert "a run with FSDP that goes on without" in refused.err
+    assert "a run with FSDP cannot be resumed without it" in refused.err
 
 
 def test_processes_that_did_not_join_are_refused_before_they_write(tmp_path, monkeypatch):

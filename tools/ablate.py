@@ -17,18 +17,18 @@ from training.command_line.commands import TOOLS
 
 EXAMPLES = """\
 examples:
-  # a table of the paper, as it was made (8 GPUs, ImageNet at the paths that the grid names)
+  # a table of the paper, with its settings (8 GPUs, ImageNet at the paths that the grid names)
   python tools/ablate.py ablations/grn_aggregation.yaml --output-dir runs/aggregation \\
       --set launcher='torchrun --nproc-per-node 8'
 
   # one row of it
   python tools/ablate.py ablations/grn_aggregation.yaml --output-dir runs/aggregation --rows l1
 
-  # four runs at a time, each with its part of the cores, and a GPU of its own where there are four
+  # four runs at a time, each with a quarter of the cores, or a GPU of its own if there are four
   python tools/ablate.py ablations/grn_aggregation.yaml --output-dir runs/aggregation --jobs 4
 
-  # the same comparison at a scale that fits a laptop, on images of one's own: see docs/ablations.md
-  # for my_grid.yaml, which builds on the paper's; values of it can be changed here, too
+  # the same comparison on a laptop, on your images: docs/ablations.md shows my_grid.yaml, which
+  # builds on the paper's grid; --set changes values of it
   python tools/ablate.py my_grid.yaml --output-dir runs/small --set seeds=[0,1] \\
       pretrain.max-steps=500 classify.max-steps=200
 """
@@ -45,9 +45,15 @@ def parse() -> argparse.Namespace:
         type=at_least(1),
         default=1,
         metavar="N",
-        help="runs at a time, on the same machine",
+        help="number of runs at a time, on this machine",
     )
-    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change values of the grid")
+    add(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change values of the grid, such as seeds=[0,1]",
+    )
     return parser.parse_args()
 
 

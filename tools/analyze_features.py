@@ -1,4 +1,4 @@
-"""Measure and draw what the features of models are like, block by block.
+"""Measure and draw how different the channels of models are, block by block.
 
 It measures diversity (mean pairwise cosine distance of channels), dead and saturated channels and
 effective rank; for labelled images (folders of classes, webdataset's .cls, a Hugging Face column)
@@ -46,17 +46,22 @@ def parse() -> argparse.Namespace:
     named: dict[str, Any] = {"action": "append", "default": [], "metavar": "NAME=SOURCE"}
     add("--model", help=f"repeatable: {SOURCES}", **named)
     add("--run", help="repeatable: a pretraining run's folder", **named)
-    add("--data", help="images (folder, .tar shards, hfds/NAME) for --model")
+    add("--data", help="images for --model: a folder, .tar shards or hfds/NAME")
     add("--output-dir", type=Path, required=True, help="where the files go")
     add("--tap", choices=TAPS, default=defaults.tap, help="what is measured")
-    add("--images", type=int, default=defaults.images, help="images at most; 0: all")
-    add("--map-image", type=int, default=defaults.map_image, help="image of the maps, from 0")
-    add("--image-size", help="pixels, 224 or 160x96; default: what all models name, else 224")
+    add("--images", type=int, default=defaults.images, help="largest number of images; 0: all")
+    add(
+        "--map-image",
+        type=int,
+        default=defaults.map_image,
+        help="number of the image whose channel maps are drawn, from 0",
+    )
+    add("--image-size", help="pixels, 224 or 160x96; default: that of all models, else 224")
     add("--batch-size", type=int, default=defaults.batch_size, help="images")
     add("--workers", type=int, default=defaults.workers, help="reading images")
-    add("--split", default=defaults.split, help="of hfds/ and some shards")
+    add("--split", default=defaults.split, help="split to read, of hfds/ and some shards")
     add("--seed", type=int, default=defaults.seed, help="seed of untrained weights")
-    add("--device", choices=DEVICES, help="without it, a GPU that is there")
+    add("--device", choices=DEVICES, help="where to compute; default: a GPU, if there is one")
     arguments = parser.parse_args()
     if not arguments.model and not arguments.run:
         parser.error("nothing to analyse: give --model NAME=SOURCE or --run NAME=FOLDER")
@@ -76,7 +81,7 @@ def named_sources(flag: str, entries: Sequence[str]) -> dict[str, str]:
     for entry in entries:
         name, _, source = entry.partition("=")
         if not name or not source or Path(name).name != name:
-            problems.append(f"{flag} {entry} is not NAME=SOURCE, with a NAME fit for a file's")
+            problems.append(f"{flag} {entry} is not NAME=SOURCE, with a NAME that a file can have")
         elif name in found:
             problems.append(f"{flag} {name} is given twice: {found[name]} and {source}")
         found[name] = source

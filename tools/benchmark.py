@@ -1,4 +1,4 @@
-"""Measure speed and memory as ratios, interleaved in one run, and print a Markdown table."""
+"""Measure speed and memory of the variants in turn, in one run, and print a Markdown table."""
 
 from __future__ import annotations
 
@@ -77,12 +77,22 @@ def parse() -> argparse.Namespace:
         "engines and the evaluation; segmentation: UPerNet beside transformers'; growth: how the "
         "encoder's cost grows; load: a data set of COCO's size",
     )
-    add("--sizes", nargs="+", metavar="NAME", help="encoders (default: those of the table)")
+    add(
+        "--sizes",
+        nargs="+",
+        metavar="NAME",
+        help="sizes of the encoder (default: those of the docs)",
+    )
     add("--precision", nargs="+", choices=["fp32", "bf16"], help="with --sizes")
     batch = ", ".join(f"of {what} {number}" for what, number in BATCH.items())
-    add("--batch", type=at_least(1), nargs="+", help=f"images (default: 8, {batch})")
+    add("--batch", type=at_least(1), nargs="+", help=f"images per batch (default: 8, {batch})")
     side = ", ".join(f"of {what} {number}" for what, number in SIDE.items())
-    add("--image-size", type=at_least(1), nargs="+", help=f"pixels (default: 224, {side})")
+    add(
+        "--image-size",
+        type=at_least(1),
+        nargs="+",
+        help=f"side of the images in pixels (default: 224, {side})",
+    )
     add("--mask-ratio", type=float, nargs="+", default=[0.6])
     add("--rounds", type=at_least(1), default=7, help="how often each variant is measured")
     add("--device", choices=DEVICES, default="cpu", help="default: cpu")
@@ -92,14 +102,23 @@ def parse() -> argparse.Namespace:
         default="auto",
         help="kernels of the packed encoder; with encoder --device cuda, auto measures each",
     )
-    add("--compile", action="store_true", help="inference: torch.compile too (takes minutes)")
-    add("--workers", type=at_least(0), default=2, help="data: loader processes")
-    add("--data", type=Path, metavar="DIR", help="data: images (default: synthetic)")
+    add(
+        "--compile",
+        action="store_true",
+        help="inference: also measure torch.compile (takes minutes)",
+    )
+    add("--workers", type=at_least(0), default=2, help="data: number of loader processes")
+    add(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="data: a folder of images (default: synthetic ones)",
+    )
     add(
         "--images",
         type=int,
-        help="images of detection's evaluation (default: 5000; 0 leaves out evaluation and "
-        f"prediction), or of load's data set (default: {IMAGES})",
+        help="detection: images of the evaluation (default: 5000; 0 leaves out evaluation and "
+        f"prediction); load: images of the data set (default: {IMAGES})",
     )
     add("--objects", type=int, default=OBJECTS, help="load: objects of the data set")
     add(

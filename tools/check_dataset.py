@@ -1,4 +1,4 @@
-"""Check a COCO-format data set before training: every problem at once, and what is trained on.
+"""Check a COCO-format data set before training: list every problem, and what training will use.
 
 With --repair, errors that have only one remedy are repaired and listed; contradictions stay errors.
 """
@@ -42,12 +42,22 @@ def parse_arguments() -> argparse.Namespace:
         "--against",
         type=Path,
         metavar="OTHER",
-        help="a json that must not share an image with it; classes are compared, too",
+        help="another COCO json: no image may be in both, and the classes must agree",
     )
-    add("--against-images", type=Path, metavar="DIR", help="OTHER's image folder, if not the same")
-    add("--repair", type=Path, metavar="FIXED", help="write a repaired file")
-    add("--no-masks", action="store_true", help="objects need boxes only")
-    add("--headers-only", action="store_true", help="do not decode the images")
+    add(
+        "--against-images",
+        type=Path,
+        metavar="DIR",
+        help="image folder of OTHER, if it is another one",
+    )
+    add(
+        "--repair",
+        type=Path,
+        metavar="FIXED",
+        help="repair what has only one remedy, and write the result to this file",
+    )
+    add("--no-masks", action="store_true", help="do not require masks")
+    add("--headers-only", action="store_true", help="read only the headers of the images (faster)")
     add("--json", action="store_true", help="print the problems as JSON")
     return parser.parse_args()
 
@@ -83,16 +93,16 @@ def main() -> int:
 
 
 def repair(annotations: Path, images: Path, masks: bool, fixed: Path) -> tuple[list[Problem], Path]:
-    """Write the mended file; what was changed, and the file to check then.
+    """Write the repaired file. Returns what was changed, and the file to check afterwards.
 
     Raises:
-        InputError: if the mended file is to replace the one that it is made of.
+        InputError: if the repaired file would replace its source.
     """
     if fixed.exists() and annotations.exists() and fixed.samefile(annotations):
-        raise InputError(f"--repair {fixed} is the file itself: give another name")
+        raise InputError(f"--repair {fixed} would overwrite the file itself: give another name")
     tree, changes = repair_coco(annotations, images, masks)
     if not tree:
-        return [], annotations  # no COCO at all: the check says what it is
+        return [], annotations  # not a COCO file: the check says so
     write_coco(tree, fixed)
     return changes, fixed
 
@@ -110,7 +120,7 @@ def print_report(
     elif tree and not options.repair:
         again = shlex.join([str(options.annotations), "--images", str(options.images)])
         again += " --no-masks" * options.no_masks
-        say(f"a copy in which what has one remedy is mended: python tools/check_dataset.py {again} "
+        say(f"to repair what has only one remedy, in a copy: python tools/check_dataset.py {again} "
             "--repair fixed.json")  # fmt: skip
     print(f"{counts}: {totals}")
 

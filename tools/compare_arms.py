@@ -1,4 +1,4 @@
-"""Compare arms of an experiment, several seeds each: AP with 95% intervals, paired by seed.
+"""Compare the arms (variants) of an experiment: AP with 95% intervals, paired by seed.
 
 Prints a Markdown table; with --curves also draws each arm's mean loss, or another
 quantity of metrics.json, by iteration.

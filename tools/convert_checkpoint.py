@@ -43,11 +43,11 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "output",
         type=Path,
-        help="its extension is the container's: .safetensors or .pth, .pt, .bin",
+        help="the file to write; its ending, .safetensors, .pth, .pt or .bin, sets the file type",
     )
     add("--to", required=True, choices=TARGETS)
-    add("--key", help="which of a file's several sets of tensors: model_ema, teacher, ...")
-    add("--no-head", action="store_true", help="leave out a classifier's head")
+    add("--key", help="which set of tensors, if the file has several: model_ema, teacher, ...")
+    add("--no-head", action="store_true", help="do not write the head of a classifier")
     add("--in-chans", type=int, help="channels of the images, with --adapt-channels")
     add(
         "--adapt-channels",
@@ -68,7 +68,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def convert_detector(state_dict: dict[str, Tensor], source: str, target: str) -> dict[str, Tensor]:
-    """A whole detector in the other engine's names (or the same)."""
+    """A whole detector, its tensors renamed for the target engine."""
     from detection.engines.renaming import detectron2_to_torchvision, torchvision_to_detectron2
 
     if source == target:
@@ -88,16 +88,16 @@ def check_complete(file: EncoderFile) -> None:
     wrong = sorted(dict(expected.items() ^ found.items()))
     if wrong:
         raise InputError(
-            f"{file.source}: its encoder is not quite {size_name(file.size)}; missing, unexpected "
-            f"or of another shape: {', '.join(wrong)}"
+            f"{file.source}: its encoder is not a complete {size_name(file.size)}; missing, "
+            f"unexpected or of another shape: {', '.join(wrong)}"
         )
 
 
 def check_grn(file: EncoderFile, target: str) -> None:
-    """Refuse to lose what stands in GRN's place, or its form: the file would be another function.
+    """Refuse a target that cannot store another form of GRN: the file would compute something else.
 
     Raises:
-        InputError: if the target has no place for it.
+        InputError: if it cannot.
     """
     if file.grn is None or file.grn == GRNOptions() or target == "ours":
         return
@@ -108,7 +108,7 @@ def check_grn(file: EncoderFile, target: str) -> None:
 
 
 def parts_to_write(file: EncoderFile, no_head: bool) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors that are converted, and the names of the head's that were to be left out."""
+    """The tensors to convert, and the names of the head's tensors that are left out."""
     left_out = [name for name in file.tensors if no_head and name.startswith(HEAD)]
     tensors = {name: tensor for name, tensor in file.tensors.items() if name not in left_out}
     check_head(tensors, file.source)
@@ -136,7 +136,7 @@ def main() -> None:
         if not arguments.adapt_channels:
             raise InputError(
                 f"{file.source} takes images of {file.in_chans} channels, not {in_chans}: "
-                "--adapt-channels turns its stem into one of these"
+                f"add --adapt-channels to convert its stem"
             )
         file = file.with_channels(in_chans)
         stem = "downsample_layers.0.0.weight"  # whatever precedes it in a detector
@@ -184,9 +184,9 @@ def main() -> None:
     if dropped:
         print(f"not carried over, {len(dropped)} tensors: {', '.join(dropped)}")
     if file.recognised.head_problem:
-        print(f"no classifier was carried over: {file.recognised.head_problem}")
+        print(f"the classifier's head was left out: {file.recognised.head_problem}")
     if lost := sorted(metadata.keys() - kept.keys()):
-        print(f"metadata that {output.name} has no place for: {', '.join(lost)}")
+        print(f"metadata that {output.name} cannot store: {', '.join(lost)}")
     print(f"licence of the weights: {metadata.get('licence') or 'unknown'}")
 
 

@@ -1,4 +1,4 @@
-"""Embed a folder of images by an encoder: one vector each, neighbours, probes, what to label next.
+"""Compute one feature vector per image: neighbours, probes, and which images to label next.
 
 Writes --output, a NumPy archive: features, names, labels and classes (of folders of classes),
 neighbours and similarities (cosine), options. --probe and --masks print how well frozen features
@@ -46,25 +46,47 @@ def parse() -> argparse.Namespace:
     add("--data", required=True, help="images: a folder, .tar shards, hfds/NAME")
     add("--output", type=Path, required=True, help="the archive, an .npz file")
     add("--stage", choices=STAGES, default=defaults.stage, help="the stage whose output is pooled")
-    add("--pooling", choices=POOLINGS, default=defaults.pooling, help="over the places of an image")
-    add("--image-size", help="pixels, 224 or 160x96; default: the encoder's own, else 224")
-    add("--neighbours", type=int, default=defaults.neighbours, help="neighbours of each image")
-    add("--probe", action="store_true", help="accuracy of kNN and a linear probe, by the folders")
-    add("--masks", type=Path, help="class maps NAME.png in a folder, for the dense probe")
-    add("--choose", type=int, metavar="N", help="choose N images to label next")
+    add(
+        "--pooling",
+        choices=POOLINGS,
+        default=defaults.pooling,
+        help="how the positions of an image become one vector",
+    )
+    add("--image-size", help="pixels, 224 or 160x96; default: the encoder's, else 224")
+    add(
+        "--neighbours",
+        type=int,
+        default=defaults.neighbours,
+        help="how many neighbours of each image to write",
+    )
+    add(
+        "--probe",
+        action="store_true",
+        help="print how well kNN and a linear classifier tell the class folders apart",
+    )
+    add(
+        "--masks",
+        type=Path,
+        help="a folder of class maps NAME.png: print how well features predict them",
+    )
+    add("--choose", type=int, metavar="N", help="write a list of N images to label next")
     add("--by", choices=list(CHOICES), default="k-centre", help="how they are chosen")
-    add("--labelled", type=Path, help="a list of the images that are labelled already")
+    add(
+        "--labelled",
+        type=Path,
+        help="a text file with the images that are labelled already, one per line",
+    )
     add("--seed", type=int, default=0, help="seed of --choose")
     add("--batch-size", type=int, default=defaults.batch_size, help="images")
     add("--workers", type=int, default=defaults.workers, help="reading images")
-    add("--split", default=defaults.split, help="of hfds/ and some shards")
-    add("--device", choices=DEVICES, help="what computes; default: the best there is")
+    add("--split", default=defaults.split, help="split to read, of hfds/ and some shards")
+    add("--device", choices=DEVICES, help="where to compute; default: a GPU, if there is one")
     add("--compile", action="store_true", help=COMPILE_HELP)
     arguments = parser.parse_args()
     if arguments.output.suffix != ".npz":
         parser.error(f"--output {arguments.output} must end in .npz")
     if arguments.labelled and not arguments.choose:
-        parser.error("--labelled is for --choose")
+        parser.error("--labelled needs --choose")
     return arguments
 
 

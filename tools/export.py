@@ -1,7 +1,7 @@
 """Write a trained model or an encoder as ONNX (.onnx) or as a program of torch.export (.pt2).
 
-Batch, height and width stay free. docs/export.md says what goes in and comes out;
-examples/onnx_inference.py runs a detector by onnxruntime and opencv alone.
+Batch, height and width may vary. docs/export.md describes inputs and outputs;
+examples/onnx_inference.py runs a detector with onnxruntime and opencv only.
 """
 
 from __future__ import annotations
@@ -46,38 +46,53 @@ def parse() -> argparse.Namespace:
     add("--run", type=Path, metavar="DIR", help="a finished run of any task")
     add("--encoder", metavar="FILE", help="an encoder of any format, or timm:NAME")
     add = parser.add_argument
-    add("--output", type=Path, metavar="FILE", help="ends in .onnx or .pt2")
+    add("--output", type=Path, metavar="FILE", help="the file to write, .onnx or .pt2")
     add("--precision", choices=PRECISIONS, default="fp32")
     add(
         "--calibrate",
         metavar="json:ANNOTATIONS:IMAGES",
-        help="int8 of a detector: the data set whose images set the ranges of activations "
+        help="int8 of a detector: the data set whose images give the ranges of activations "
         "(default: the run's DATASETS.TRAIN)",
     )
     add("--in-chans", type=int, help="channels of the images, with --encoder and --adapt-channels")
-    add("--adapt-channels", action="store_true", help="convert weights to --in-chans")
-    add("--weights", type=Path, metavar="FILE", help="a checkpoint instead of the run's newest")
-    add("--evaluate", type=Path, nargs="+", metavar="ONNX", help="compare these files instead")
+    add(
+        "--adapt-channels",
+        action="store_true",
+        help="convert the stem's weights to --in-chans channels",
+    )
+    add(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="a checkpoint to use instead of the run's newest",
+    )
+    add(
+        "--evaluate",
+        type=Path,
+        nargs="+",
+        metavar="ONNX",
+        help="compare exported files with PyTorch instead of writing one",
+    )
     add(
         "--padded",
         type=at_least_one,
         nargs="+",
         default=[],
         metavar="TIMES",
-        help="--evaluate also with images padded by zeros to so many times their sides, as in a "
-        "batch with a larger image",
+        help="--evaluate also with images padded by zeros to TIMES their sides, as in a batch "
+        "with a larger image",
     )
     add(
         "--runtimes",
         choices=RUNTIMES,
         nargs="+",
         default=["onnxruntime"],
-        help="what runs the files of --evaluate",
+        help="programs that run the files of --evaluate",
     )
     add("opts", nargs="*", metavar="KEY VALUE", help="settings that override the run's")
     arguments = parser.parse_intermixed_args()
     if bool(arguments.output) == bool(arguments.evaluate):
-        parser.error("give one of --output and --evaluate")
+        parser.error("give either --output or --evaluate")
     for_run = arguments.evaluate or arguments.weights or arguments.opts or arguments.calibrate
     if for_run and not arguments.run:
         parser.error("--evaluate, --weights, --calibrate and KEY VALUE are for --run")

@@ -26,7 +26,7 @@ examples:
       --init runs/fcmae/encoder.safetensors --output-dir runs/quick --image-size 64 \\
       --batch-size 32 --max-steps 500 --base-lr 8e-3
 
-  # the chain: ImageNet-22K, then its head's rows for ImageNet-1K, then 384 pixels
+  # the paper's steps: ImageNet-22K, then ImageNet-1K with the rows of that head, then 384 pixels
   torchrun --nproc-per-node 8 tools/finetune_classifier.py --model convnextv2_base --recipe in22k \\
       --data in22k --init encoder.safetensors --output-dir runs/22k --batch-size 4096
   torchrun --nproc-per-node 8 tools/finetune_classifier.py --model convnextv2_base \\
@@ -46,10 +46,10 @@ def main() -> int:
     parser = OptionsParser(FinetuneOptions, __doc__, EXAMPLES)
     parser.add_argument(
         "--eval-only",
-        help="top-1 and top-5 of --init, or of the run's classifier",
+        help="train nothing; measure top-1 and top-5 of --init, or of the run's classifier",
         action="store_true",
     )
-    add = parser.add_argument_group("in place of the recipe's values").add_argument
+    add = parser.add_argument_group("values that replace the recipe's").add_argument
     for field in fields(Recipe):
         settings: dict[str, Any] = {"type": {"int": int, "float": float}.get(str(field.type), str)}
         if field.name == "layer_decay_type":

@@ -34,8 +34,19 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("source", type=Path, help="the labels: a file or a folder")
     add("--from", dest="kind", choices=["auto", *READERS], default="auto", help="their format")
-    add("--images", type=Path, metavar="DIR", help="image folder, if it is elsewhere")
-    add("--output-dir", type=Path, required=True, metavar="DIR", help="where the COCO files go")
+    add(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="the image folder, if the labels do not say where it is",
+    )
+    add(
+        "--output-dir",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="the folder to write the COCO files to",
+    )
     add("--class-name", default="object", metavar="NAME", help="the class of all objects in masks")
     return parser.parse_args()
 
@@ -51,7 +62,7 @@ def main() -> None:
     )
     paths = {split: options.output_dir / f"{split}.json" for split in found}
     if there := [str(path) for path in paths.values() if path.exists()]:
-        raise InputError(f"{', '.join(there)}: there already; choose another --output-dir")
+        raise InputError(f"{', '.join(there)} exists already; choose another --output-dir")
     if not any(builder.annotations for builder in found.values()):
         for builder in found.values():
             say("\n".join(map(str, builder.problems())))
@@ -65,7 +76,7 @@ def main() -> None:
 
 
 def report(split: str, builder: Builder, path: Path) -> None:
-    """Print what became of a split."""
+    """Print what was read, changed and left out of a split."""
     for problem in builder.problems():
         say(str(problem))
     objects = len(builder.annotations)
@@ -80,7 +91,7 @@ def report(split: str, builder: Builder, path: Path) -> None:
             "them out"
         )
     elif without:
-        print("they have boxes and no masks: train with MODEL.MASK_ON False")
+        print("the objects have boxes and no masks: train with MODEL.MASK_ON False")
     print(f"json:{path}:{builder.root}")
 
 

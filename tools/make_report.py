@@ -37,7 +37,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="FILE",
         help="the page, an .html file; the same as Markdown is written beside it",
     )
-    add("--names", nargs="+", metavar="NAME", help="what to call the runs")
+    add("--names", nargs="+", metavar="NAME", help="names of the runs on the page, in their order")
     add(
         "--note",
         action="append",
@@ -45,12 +45,17 @@ def parse_arguments() -> argparse.Namespace:
         metavar="TEXT",
         help="a paragraph under the headline; may be given several times",
     )
-    add("--pretraining", type=Path, metavar="DIR", help="output folder of the FCMAE pretraining")
+    add(
+        "--pretraining",
+        type=Path,
+        metavar="DIR",
+        help="the run folder of the FCMAE pretraining, to show it, too",
+    )
     add(
         "--annotations",
         type=Path,
         metavar="FILE",
-        help="COCO json of the test set of runs that do not record it; with --images",
+        help="COCO json of the test set, for folders that do not record it; needs --images",
     )
     add("--images", type=Path, metavar="DIR", help="its images")
     options = parser.parse_args()

@@ -1,7 +1,7 @@
 """Plan a training: read labels and images, write a config with the reason beside each value.
 
-No trainings are compared: resolution, anchors and limits follow from the labels, and the iterations
-from a few timed steps and --minutes.
+Rules choose resolution, anchors and limits by the labels. The number of iterations follows from a
+few timed steps and --minutes; no other trainings are run.
 """
 
 from __future__ import annotations
@@ -43,15 +43,30 @@ examples:
 def parse() -> argparse.Namespace:
     parser = ToolParser(__doc__, EXAMPLES)
     add = parser.add_argument
-    add("datasets", nargs="+", metavar="DATASET",
-        help="json:..., masks:..., a known name, or a COCO json with --images")  # fmt: skip
-    add("--images", metavar="DIR", help="the image folder of data sets that are given as a json")
-    add("--test", nargs="+", default=[], metavar="DATASET", help="what is evaluated at the end")
+    add(
+        "datasets",
+        nargs="+",
+        metavar="DATASET",
+        help="what to train on: json:..., masks:..., a known name, or a COCO json and --images",
+    )
+    add("--images", metavar="DIR", help="the image folder, if a COCO json is given")
+    add(
+        "--test",
+        nargs="+",
+        default=[],
+        metavar="DATASET",
+        help="data sets to evaluate on at the end",
+    )
     add("--task", choices=["detection", "segmentation"],
         help="default: segmentation for masks:IMAGES:LABELS, else detection")  # fmt: skip
     add("--encoder", metavar="FILE", help="pretrained weights: a file of any format, or timm:NAME")
-    add("--minutes", type=float, default=15.0, help="for the whole training (default: 15)")
-    add("--device", choices=DEVICES, help="what trains (default: a GPU that is there)")
+    add(
+        "--minutes",
+        type=float,
+        default=15.0,
+        help="time of the whole training, with evaluation (default: 15)",
+    )
+    add("--device", choices=DEVICES, help="where to train (default: a GPU, if there is one)")
     add("--output", required=True, type=Path, metavar="CONFIG", help="the config to write")
     return parser.parse_args()
 
@@ -66,7 +81,9 @@ def dataset_name(text: str, images: str | None) -> str:
     if is_named or Path(text).suffix.lower() != ".json":
         return text
     if images is None:
-        raise InputError(f"{text}: give its images' folder: --images DIR, or json:{text}:DIR")
+        raise InputError(
+            f"{text}: its image folder is missing: add --images DIR, or give json:{text}:DIR"
+        )
     return f"json:{text}:{images}"
 
 
@@ -75,7 +92,7 @@ def main() -> None:
     if not 0 < arguments.minutes < float("inf"):
         raise InputError(f"--minutes is {arguments.minutes}; give a positive number")
     if arguments.output.exists():
-        raise InputError(f"{arguments.output} is there already: give another --output")
+        raise InputError(f"{arguments.output} exists already: give another --output")
     try_writing(arguments.output)
     train, test = (
         tuple(dataset_name(text, arguments.images) for text in texts)
@@ -83,7 +100,10 @@ def main() -> None:
     )
     task = arguments.task or ("segmentation" if train[0].startswith("masks:") else "detection")
     if task == "segmentation" and max(len(train), len(test)) > 1:
-        raise InputError(f"segmentation takes one data set each, not {' '.join((*train, *test))}")
+        raise InputError(
+            "segmentation takes one data set to train on and at most one to test on, not "
+            f"{' '.join((*train, *test))}"
+        )
     encoder = read_encoder(arguments.encoder) if arguments.encoder else None
     machine, minutes = this_machine(arguments.device), arguments.minutes
     numbers: detection.Survey | segmentation.Survey

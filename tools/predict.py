@@ -30,15 +30,15 @@ examples:
       --score-threshold 0.3
   # a video: each fifth frame; overlays as a video, or with --frames as pictures
   python tools/predict.py --run runs/detector --input street.mp4 --output-dir out --every 5
-  # cells alone, sure ones; later go on where it was interrupted
+  # only cells, and only with a score of 0.7 or more; then the same continued after an interruption
   python tools/predict.py --run runs/detector --input scans --output-dir out --classes cell \
       --score-threshold 0.7
   python tools/predict.py --run runs/detector --input scans --output-dir out --classes cell \
       --score-threshold 0.7 --resume
-  # larger test images, on the CPU, by the other engine
+  # larger test images, on the CPU, with the other engine
   python tools/predict.py --run runs/detector --input photos --output-dir out \\
       --engine detectron2 MODEL.DEVICE cpu INPUT.MIN_SIZE_TEST 1000
-  # large images by tiles of 768 pixels that share 128, joined across the seams
+  # large images by tiles of 768 pixels that overlap by 128
   python tools/predict.py --run runs/detector --input slides --output-dir out --tiles 768,128
   # as labels that LabelMe opens, to be corrected and trained on
   python tools/predict.py --run runs/detector --input photos --output-dir out --format labelme
@@ -54,57 +54,67 @@ usage
 def parse() -> argparse.Namespace:
     parser = ToolParser(__doc__, EXAMPLES)
     add = parser.add_argument
-    add("--run", type=Path, required=True, metavar="DIR", help="OUTPUT_DIR of a training")
+    add("--run", type=Path, required=True, metavar="DIR", help="the output folder of a training")
     add(
         "--input",
         nargs="+",
         required=True,
         metavar="PATH",
-        help="images, videos, folders (searched with the folders inside) or glob patterns",
+        help="images, videos, folders (with all folders inside) or glob patterns",
     )
     add("--output-dir", type=Path, required=True, metavar="DIR", help="the folder to write to")
     add(
         "--score-threshold",
         type=float,
         default=0.5,
-        help="for overlays, annotations.json and counts.csv, 0 to 1 (default: 0.5); "
-        "predictions.json holds detections below it, too",
+        help="lowest score of the detections in overlays, annotations.json and counts.csv, 0 to 1 "
+        "(default: 0.5); predictions.json holds those below it, too",
     )
     add("--classes", nargs="+", metavar="NAME", help="only these classes (default: all)")
-    add("--resume", action="store_true", help="continue where an earlier call ended")
-    add("--every", type=at_least(1), default=1, metavar="N", help="each Nth frame of videos")
+    add("--resume", action="store_true", help="continue an interrupted prediction")
+    add(
+        "--every",
+        type=at_least(1),
+        default=1,
+        metavar="N",
+        help="predict only each Nth frame of videos",
+    )
     add("--pictures", action="store_true", help="classifier: draw each image with its class")
-    add("--frames", action="store_true", help="overlays of videos as JPEG files")
-    add("--weights", metavar="FILE", help="a detector instead of the run's newest checkpoint")
+    add(
+        "--frames",
+        action="store_true",
+        help="write overlays of videos as JPEG files, one per frame",
+    )
+    add("--weights", metavar="FILE", help="a file of weights to use instead of the run's")
     add("--engine", choices=["torchvision", "detectron2"], help="instead of the run's ENGINE")
     add(
         "--skip-bad-images",
         action="store_true",
-        help="leave out files that do not decode, named in the log, instead of stopping",
+        help="leave out files that cannot be read, and name them in the log, instead of stopping",
     )
     add(
         "--format",
         nargs="+",
         default=[],
         choices=list(WRITERS),
-        help="write the detections from the threshold on as labels of other tools, too, to be "
-        "corrected there: labels_FORMAT/, which tools/import_dataset.py reads; coco is "
-        "annotations.json",
+        help="also write the detections that reach the threshold as labels of another tool, to "
+        "correct them there: labels_FORMAT/, which tools/import_dataset.py reads back; coco is "
+        "annotations.json, which is always written",
     )
     add(
         "--show-bands",
         nargs="+",
         type=int,
         metavar="N",
-        help="for images of many bands: the one or three channels (from 1) that pictures show",
+        help="for images of many bands: the one or three channels, counted from 1, to show",
     )
     add(
         "--tiles",
         type=tile_settings,
         metavar="auto|SIZE|SIZE,OVERLAP",
-        help="detect on overlapping tiles of SIZE pixels, at the images' own size, and join across "
-        "the seams (INPUT.TILES); a run that was trained on tiles does so anyway; auto: the run's, "
-        "or 1024 pixels that share 256",
+        help="detect on overlapping tiles of SIZE pixels, at the images' own size, and join what "
+        "several tiles show (INPUT.TILES); a run that was trained on tiles does so anyway; auto: "
+        "the run's tiles, or 1024 pixels with an overlap of 256",
     )
     add("--device", choices=DEVICES, help="instead of the run's MODEL.DEVICE")
     add("--compile", action="store_true", help=COMPILE_HELP)
@@ -113,7 +123,7 @@ def parse() -> argparse.Namespace:
 
 
 def tile_settings(text: str) -> list[str]:
-    """Overrides that switch tiles on."""
+    """Config overrides for ``--tiles``."""
     size, _, overlap = text.partition(",")
     found = ["INPUT.TILES.ENABLED", "True"]
     if text == "auto":
@@ -125,7 +135,7 @@ def tile_settings(text: str) -> list[str]:
 
 
 def refuse_flags(arguments: argparse.Namespace, kind: str, *names: str) -> None:
-    """Raise for flags that a run of this kind would not heed.
+    """Raise for flags that have no effect for a run of this kind.
 
     Raises:
         InputError: naming those that were given.
@@ -136,7 +146,7 @@ def refuse_flags(arguments: argparse.Namespace, kind: str, *names: str) -> None:
 
 
 def shown_bands(arguments: argparse.Namespace) -> list[str]:
-    """Overrides for ``--show-bands``."""
+    """Config overrides for ``--show-bands``."""
     return ["INPUT.SHOW_BANDS", str(arguments.show_bands)] if arguments.show_bands else []
 
 

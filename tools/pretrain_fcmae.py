@@ -25,11 +25,11 @@ examples:
   torchrun --nproc-per-node 8 tools/pretrain_fcmae.py --model convnextv2_base --data my_images \\
       --output-dir runs/fcmae --batch-size 4096 --precision bf16
 
-  # satellite images of 13 bands (16-bit TIFF) in webdataset shards; statistics are measured
+  # satellite images of 13 bands (16-bit TIFF) in webdataset shards; mean and std are measured
   python tools/pretrain_fcmae.py --model convnextv2_tiny --data 'wds/shards/{000..010}.tar' \\
       --output-dir runs/bands --in-chans 13 --image-size 256 --skip-bad-images
 
-  # go on after an interruption
+  # continue after an interruption
   python tools/pretrain_fcmae.py (the same arguments) --resume
 """
 
@@ -37,7 +37,9 @@ examples:
 def main() -> int:
     parser = OptionsParser(PretrainOptions, __doc__, EXAMPLES)
     parser.add_argument(
-        "--raw-pixels", help="do not normalise the targets per patch", action="store_true"
+        "--raw-pixels",
+        help="predict pixels as they are, not normalised per patch",
+        action="store_true",
     )
     add_grn_flags(parser)
     add_launch_flags(parser)

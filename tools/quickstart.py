@@ -26,10 +26,10 @@ CONFIG = "quick/mask_rcnn_convnextv2_atto_{}_quick.yaml"
 PRETRAINING_STEPS = 300
 NOTE = (
     "One seed, {train} labelled scenes and {minutes:.0f} minutes of pretraining: this page shows "
-    "that the line works and proves nothing about pretraining; at this scale a difference of "
+    "that all steps work, and proves nothing about pretraining: at this scale a difference of "
     "several AP between the two runs is chance. A comparison needs ten or more paired seeds, "
-    "the learning rate tuned for each arm on other data, an interval beside each difference, and "
-    "pretraining far longer than minutes. Here each arm has the rate that suited it on scenes "
+    "a learning rate tuned for each arm on other data, an interval beside each difference, and "
+    "far longer pretraining. Here each arm has the rate that was best for it on scenes "
     "of another seed (see the headers of det_configs/quick)."
 )
 EXAMPLES = """\
@@ -83,7 +83,12 @@ def main() -> None:
     add("--val", type=at_least(1), default=50, help="labelled scenes to evaluate on")
     add("--unlabelled", type=at_least(1), default=400, help="scenes for pretraining")
     add("--pretraining-steps", type=at_least(1), default=PRETRAINING_STEPS)
-    add("--iterations", type=at_least(1), default=500, help="steps of each fine-tuning")
+    add(
+        "--iterations",
+        type=at_least(1),
+        default=500,
+        help="training steps of each of the two detectors",
+    )
     add("--device", choices=DEVICES, default="cpu", help="default: cpu")
     arguments = parser.parse_args()
     out = Path(arguments.output_dir).resolve()

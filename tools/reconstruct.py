@@ -1,4 +1,4 @@
-"""Show what a pretrained encoder and its decoder make of new images: masked, and reconstructed.
+"""Draw how a pretrained encoder and its decoder reconstruct the hidden parts of images.
 
 OUTPUT_DIR gets a picture of each image (image, masked image, reconstruction), and losses.csv.
 """
@@ -24,12 +24,23 @@ examples:
 def main() -> None:
     parser = ToolParser(__doc__, EXAMPLES)
     add = parser.add_argument
-    add("--run", required=True, type=Path, help="a pretraining's folder, with its checkpoints")
-    add("--input", required=True, nargs="+", metavar="IMAGES", help="files, folders, patterns")
+    add("--run", required=True, type=Path, help="the output folder of a pretraining")
+    add(
+        "--input",
+        required=True,
+        nargs="+",
+        metavar="IMAGES",
+        help="images, folders or glob patterns",
+    )
     add("--output-dir", required=True, type=Path)
-    add("--mask-ratio", type=float, metavar="X", help="fraction to remove; default: the run's")
+    add(
+        "--mask-ratio",
+        type=float,
+        metavar="X",
+        help="fraction of the patches to hide; default: the run's",
+    )
     add("--seed", type=int, default=0, help="seed of the masks (default: 0)")
-    add("--device", choices=DEVICES, help="what computes; without it, a GPU that is there")
+    add("--device", choices=DEVICES, help="where to compute; default: a GPU, if there is one")
     given = parser.parse_args()
     written = reconstruct_images(
         given.run, given.input, given.output_dir, given.mask_ratio, given.seed, given.device

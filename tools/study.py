@@ -1,4 +1,4 @@
-"""Find out which start is best on your images: random weights, FCMAE on them, published weights.
+"""Find out which weights to start from on your images: random, FCMAE on them, or published ones.
 
 OUTPUT_DIR gets report.html, which begins with the answers in plain words, study.csv with every run
 and every number of the page, and a folder for each run. Stop it at any time; the same command
@@ -39,11 +39,11 @@ CHANGED: dict[Task, ChangedPictures] = {
 }
 EXAMPLES = """\
 examples:
-  # does pretraining on my images pay, with 16, 64 or all of my labels? one hour, this machine
+  # does pretraining on my images help, with 16, 64 or all of my labels? one hour on this machine
   python tools/study.py --images images --train train.json --test test.json \\
       --output-dir study --labels 16 64 all --hours 1
 
-  # published weights, and FCMAE that goes on from them, beside it
+  # also published weights, and FCMAE that starts from them
   python tools/study.py --images images --train train.json --test test.json --output-dir study \\
       --hours 12 --encoder imagenet=timm:convnextv2_atto.fcmae_ft_in1k --continue imagenet
 
@@ -56,7 +56,7 @@ examples:
   # more time for the same study
   python tools/study.py (the same arguments) --hours 24
 
-exit code: 0; 1 for what cannot be used, before hours are spent; 2 on wrong usage
+exit code: 0; 1 for input that cannot be used, found before the runs start; 2 on wrong usage
 """
 
 
@@ -80,38 +80,52 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--images", required=True, type=Path, help="the folder of unlabelled images")
     add("--train", required=True, metavar="LABELS",
-        help="labels that subsets are drawn from: COCO json; masks:IMAGES:LABELS:CLASSES.json or "
+        help="labels to train on, of which subsets are drawn: COCO json; "
+        "masks:IMAGES:LABELS:CLASSES.json or "
         "json:ANNOTATIONS:IMAGES for segmentation; a folder of class folders")  # fmt: skip
-    add("--test", required=True, metavar="LABELS", help="labels to test every run on")
+    add(
+        "--test",
+        required=True,
+        metavar="LABELS",
+        help="labels to test every run on, in the same form",
+    )
     add("--train-images", type=Path,
-        help="the folder of a COCO --train's images; default: --images")  # fmt: skip
-    add("--test-images", type=Path, help="the folder of a COCO --test's images")
+        help="the image folder of a COCO --train; default: --images")  # fmt: skip
+    add(
+        "--test-images",
+        type=Path,
+        help="the image folder of a COCO --test; default: as for --train",
+    )
     add("--output-dir", required=True, type=Path)
-    add("--hours", type=float, default=1.0, help="wall-clock time in all (default: 1)")
+    add("--hours", type=float, default=1.0, help="time of the whole study, in hours (default: 1)")
     add("--labels", type=label_size, nargs="+", default=[8, 32, None], metavar="N|all",
-        help="numbers of labelled images (default: 8 32 all)")  # fmt: skip
+        help="numbers of labelled images to compare at (default: 8 32 all)")  # fmt: skip
     add("--encoder", type=named, action="append", default=[], metavar="NAME=FILE",
         help="a published encoder as another start; may be given several times")  # fmt: skip
     add("--continue", dest="continued", action="append", default=[], metavar="NAME",
-        help="FCMAE on --images, begun from this --encoder, as another start")  # fmt: skip
+        help="FCMAE on --images that starts from this --encoder, as another start")  # fmt: skip
     add("--detector", type=named, action="append", default=[], metavar="NAME=FILE",
-        help="a whole detector (or segmenter) as another start")  # fmt: skip
-    add("--no-pretraining", action="store_true", help="leave out FCMAE from random weights")
+        help="a whole detector or segmenter as another start")  # fmt: skip
+    add(
+        "--no-pretraining",
+        action="store_true",
+        help="leave out FCMAE that starts from random weights",
+    )
     add("--model", choices=list(SIZES), default="convnextv2_atto", metavar="SIZE")
-    add("--config-file", help="config of the trainings (default: the task's quick one)")
+    add("--config-file", help="config of the trainings (default: the quick config of the task)")
     add("--iterations", type=at_least(1), default=300, help="steps of a training (default: 300)")
     add("--image-size", type=at_least(32), default=128,
-        help="pixels, of the pretraining and of a classifier (default: 128)")  # fmt: skip
+        help="pixels, in pretraining and for a classifier (default: 128)")  # fmt: skip
     add("--in-chans", type=at_least(1), default=3, help="channels of the images")
     add("--jobs", type=at_least(0), default=0,
-        help="runs at a time (default: one per GPU; else one per core, up to 4)")  # fmt: skip
+        help="runs at a time (default: one per GPU; without: one per core, up to 4)")  # fmt: skip
     add("opts", nargs="*", metavar="KEY VALUE",
         help="settings of the trainings: keys, or a classifier's flags without dashes")  # fmt: skip
     return parser.parse_intermixed_args()
 
 
 def arms_of(arguments: argparse.Namespace) -> tuple[Arm, ...]:
-    """Random weights first, which the others are compared with.
+    """The starts to compare, random weights first: the others are compared with it.
 
     Raises:
         InputError: for names that are used twice or not given.
@@ -137,7 +151,7 @@ def arms_of(arguments: argparse.Namespace) -> tuple[Arm, ...]:
 
 
 def task_of(train: str) -> Task:
-    """What a data set's name says is to be trained."""
+    """The task that the form of a data set's name stands for."""
     if train.startswith(("masks:", "json:")):
         return "segmentation"
     return "classification" if Path(train).is_dir() else "detection"
@@ -147,7 +161,7 @@ def labels_of(name: str, task: Task, folder: Path) -> LabelSet:
     """The labels that a name stands for.
 
     Args:
-        folder: of a COCO file's images, where the name does not say.
+        folder: the image folder of a COCO file, if the name does not say it.
     """
     if task == "classification":
         return read_class_folders(Path(name))
@@ -162,7 +176,7 @@ def labels_of(name: str, task: Task, folder: Path) -> LabelSet:
 
 
 def settings_of(arguments: argparse.Namespace, task: Task) -> dict[str, str]:
-    """The trainings' own settings.
+    """The settings of the trainings, from the KEY VALUE pairs.
 
     Raises:
         InputError: for keys without a value, and flags that a classifier's training lacks.
@@ -181,10 +195,10 @@ def settings_of(arguments: argparse.Namespace, task: Task) -> dict[str, str]:
 
 
 def options_of(arguments: argparse.Namespace) -> StudyOptions:
-    """What the arguments ask for.
+    """The study's options.
 
     Raises:
-        InputError: for what they cannot mean.
+        InputError: for arguments that contradict each other.
     """
     if arguments.hours <= 0:
         raise InputError(f"--hours is {arguments.hours}; give a positive number")

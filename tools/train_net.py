@@ -25,11 +25,11 @@ examples:
   # the same from a pretrained encoder
   python tools/train_net.py --config-file ... MODEL.CONVNEXT.WEIGHTS runs/fcmae/encoder.safetensors
 
-  # go on after an interruption; evaluate the newest checkpoint again
+  # continue after an interruption; evaluate the newest checkpoint again
   python tools/train_net.py --config-file ... OUTPUT_DIR runs/mine --resume
   python tools/train_net.py --config-file ... OUTPUT_DIR runs/mine --eval-only
 
-  # 8 GPUs, either engine: two spellings of the same
+  # 8 GPUs, either engine: two ways to start the same
   python tools/train_net.py --config-file ... --num-gpus 8
   torchrun --nproc-per-node 8 tools/train_net.py --config-file ...
 
@@ -41,14 +41,28 @@ that the environment variable DETECTRON2_DATASETS names.
 def parse() -> argparse.Namespace:
     parser = ToolParser(__doc__, EXAMPLES)
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="a YAML file, see det_configs/")
+    add(
+        "--config-file",
+        required=True,
+        metavar="FILE",
+        help="a YAML file, yours or one of det_configs/",
+    )
     add("--engine", choices=["torchvision", "detectron2"], help="instead of the config's ENGINE")
-    add("--device", choices=DEVICES, help="instead of the config's MODEL.DEVICE")
-    add("--resume", action="store_true", help="continue the run in OUTPUT_DIR, where there is one")
-    add("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, or OUTPUT_DIR's run")
+    add("--device", choices=DEVICES, help="where to compute, instead of the config's MODEL.DEVICE")
+    add("--resume", action="store_true", help="continue the run in OUTPUT_DIR, if there is one")
+    add(
+        "--eval-only",
+        action="store_true",
+        help="train nothing; evaluate MODEL.WEIGHTS, or the run in OUTPUT_DIR",
+    )
     add("--compile", action="store_true", help=f"with --eval-only: {COMPILE_HELP}")
-    add("--wandb", action="store_true", help="log to Weights & Biases too (extra: wandb)")
-    add("opts", nargs="*", metavar="KEY VALUE", help="settings that override the file's")
+    add("--wandb", action="store_true", help="log to Weights & Biases, too (extra: wandb)")
+    add(
+        "opts",
+        nargs="*",
+        metavar="KEY VALUE",
+        help="keys of the config to change, such as SOLVER.MAX_ITER 1000",
+    )
     add_launch_flags(parser)
     arguments = parser.parse_intermixed_args()
     if arguments.compile and not arguments.eval_only:

@@ -24,7 +24,7 @@ examples:
   python tools/train_segmentation.py --config-file ... \\
       MODEL.CONVNEXT.WEIGHTS runs/fcmae/encoder.safetensors
 
-  # go on after an interruption; evaluate the newest checkpoint again
+  # continue after an interruption; evaluate the newest checkpoint again
   python tools/train_segmentation.py --config-file ... OUTPUT_DIR runs/segmentation --resume
   python tools/train_segmentation.py --config-file ... OUTPUT_DIR runs/segmentation --eval-only
 
@@ -42,12 +42,26 @@ environment variable DETECTRON2_DATASETS names.
 def main() -> int:
     parser = ToolParser(__doc__, EXAMPLES)
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="a YAML file, see det_configs/")
-    add("--device", choices=DEVICES, help="instead of the config's MODEL.DEVICE")
-    add("--resume", action="store_true", help="continue the run in OUTPUT_DIR, where there is one")
-    add("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, or OUTPUT_DIR's run")
-    add("--wandb", action="store_true", help="log to Weights & Biases too (extra: wandb)")
-    add("opts", nargs="*", metavar="KEY VALUE", help="settings that override the file's")
+    add(
+        "--config-file",
+        required=True,
+        metavar="FILE",
+        help="a YAML file, yours or one of det_configs/",
+    )
+    add("--device", choices=DEVICES, help="where to compute, instead of the config's MODEL.DEVICE")
+    add("--resume", action="store_true", help="continue the run in OUTPUT_DIR, if there is one")
+    add(
+        "--eval-only",
+        action="store_true",
+        help="train nothing; evaluate MODEL.WEIGHTS, or the run in OUTPUT_DIR",
+    )
+    add("--wandb", action="store_true", help="log to Weights & Biases, too (extra: wandb)")
+    add(
+        "opts",
+        nargs="*",
+        metavar="KEY VALUE",
+        help="keys of the config to change, such as SOLVER.MAX_ITER 1000",
+    )
     add_launch_flags(parser)
     arguments = parser.parse_intermixed_args()
     device = ["MODEL.DEVICE", arguments.device] if arguments.device else []

@@ -32,7 +32,7 @@ __all__ = [
     "log_to", "process_count", "run_tool", "say",
 ]  # fmt: skip
 
-# Problems of the user's input or machine; anything else is this project's own mistake.
+# Problems of the user's input or machine; any other exception is a mistake of this project.
 USER_ERRORS = (InputError, OSError)
 REPORT = (
     "error: this is a mistake in this program, not in your input. Please report it with the lines "
@@ -89,7 +89,7 @@ def run_tool(main: Callable[[], int | None]) -> int:
         if problem := loader_problem(error):
             print(f"error: {problem}", file=sys.stderr)
             return 1
-        if number := system_error(error):  # of a library that has errors of its own
+        if number := system_error(error):  # a library's own class of error
             cause = os.strerror(number)
             lines = str(error).splitlines()  # of Python itself: "Symlink loop from PATH"
             known = (line for line in lines if cause in line or "Symlink loop" in line)
@@ -105,7 +105,7 @@ def run_tool(main: Callable[[], int | None]) -> int:
 
 
 def _of_worker(message: str) -> str:
-    """An error's own message, where torch has wrapped it in the traceback of a loader's worker."""
+    """An error's own message, without the traceback of the loader worker that torch adds."""
     wrapped = re.match(
         r"Caught \w+ in DataLoader worker process .*\n[\w.]+: (.*)", message, re.DOTALL
     )
@@ -113,14 +113,14 @@ def _of_worker(message: str) -> str:
 
 
 def _process_group() -> Any:
-    """``torch.distributed`` where processes have met; without torch there is no group to ask."""
+    """``torch.distributed`` if its process group exists, else None."""
     distributed = sys.modules.get("torch.distributed")
     met = distributed and distributed.is_available() and distributed.is_initialized()
     return distributed if met else None
 
 
 def process_count() -> int:
-    """How many processes train together, before or after they have met."""
+    """How many processes train together, also before their process group exists."""
     group = _process_group()
     return group.get_world_size() if group else int(os.environ.get("WORLD_SIZE", 1))
 
@@ -128,14 +128,15 @@ def process_count() -> int:
 def is_main_process() -> bool:
     """Whether this is the first of several processes: the one that writes the run's files.
 
-    Their launcher may be torchrun, or detectron2's, which tells nothing by the environment.
+    They may be started by torchrun or by detectron2's launcher, which sets no environment
+    variables.
     """
     group = _process_group()
     return (group.get_rank() if group else int(os.environ.get("RANK", 0))) == 0
 
 
 def say(text: str) -> None:
-    """A line on stdout, with commands by the names that the user calls them by."""
+    """Print a line in which commands have the names by which the user calls them."""
     print(as_called(text))
 
 
@@ -155,9 +156,9 @@ class _LogAboveBars(logging.StreamHandler):
 
 
 class _LogFile(logging.FileHandler):
-    """A log file that is made, with its folder, by its first line: refusals leave nothing there.
+    """A log file that is created, with its folder, at its first line: a refused run leaves nothing.
 
-    What cannot be written (a full disk) is lost from the log and ends nothing.
+    Lines that cannot be written (a full disk) are lost, and the run goes on.
     """
 
     def __init__(self, path: Path) -> None:
@@ -175,7 +176,7 @@ class _LogFile(logging.FileHandler):
 def log_to(output_dir: Path | None = None, level: int = logging.INFO) -> None:
     """Send this project's log lines to stderr and, where given, to ``output_dir/log.txt``.
 
-    Of several processes, the first says everything and the others only warnings and errors.
+    Of several processes, the first logs everything, the others only warnings and errors.
     """
     root = logging.getLogger()
     for handler in [h for h in root.handlers if h.get_name() == HANDLER_NAME]:

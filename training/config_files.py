@@ -1,9 +1,8 @@
-"""Config files: YAML with ``_BASE_``, read and checked against a table of keys, all faults at once.
+"""Config files: YAML with ``_BASE_``, checked against a schema; all errors are reported at once.
 
-A file is a delta to its ``_BASE_`` (relative to the file, or a config of ``det_configs`` by its
-name, as on the command line; one or a list, later ones win) and to the defaults; ``KEY VALUE``
-overrides come last.
-Grids of runs have the same ``_BASE_``, of ``ablations``.
+A file has the keys that differ from its ``_BASE_`` and from the defaults. ``_BASE_`` is a path
+relative to the file, or the name of a config in ``det_configs``, or a list, of which later ones
+win. ``KEY VALUE`` overrides come last. Grids of runs have the same ``_BASE_``, in ``ablations``.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ OVERRIDES = "command line"
 DEFAULTS = "defaults"
 
 Keys = Mapping[str, Key]
-# of a config: the keys that contradict each other, and what is wrong
+# config -> for each contradiction the keys that it concerns, and the message
 Contradictions = Callable[[CfgNode], Iterator[tuple[tuple[str, ...], str]]]
 
 
@@ -50,8 +49,8 @@ def read_config(
     Args:
         path: a YAML file, or the name of one in ``det_configs``, from any folder.
         overrides: ``KEY VALUE KEY VALUE ...``.
-        keys: dotted name -> what it may be.
-        contradictions: finds valid values that do not go together.
+        keys: the schema, by dotted name.
+        contradictions: finds values that are valid, but not together.
 
     Raises:
         InputError: listing all problems, each with its file.
@@ -83,7 +82,7 @@ def read_config(
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice, of which PyYAML would silently drop the first."""
+    """Safe YAML that refuses a key given twice; PyYAML would silently drop the first one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen: set[Any] = set()
@@ -108,9 +107,9 @@ def read_layers(
 
     Args:
         path: a YAML file.
-        problems: gets a line for each file that is no mapping in YAML, which is passed over.
-        shipped: the project's folder where a base that does not lie beside its file is looked for.
-        readers: the files that name this one as their base.
+        problems: gets a message for each file that is not a YAML mapping; such files are skipped.
+        shipped: the project's folder to search for a base that does not lie beside its file.
+        readers: the files that name this one as their base, outermost first.
 
     Raises:
         InputError: for bases that go in a circle.
@@ -119,7 +118,7 @@ def read_layers(
     path = path.expanduser()
     chain = (*readers, path.resolve())
     if path.resolve() in readers:
-        raise InputError(f"{BASE_KEY} goes in a circle: {' -> '.join(map(str, chain))}")
+        raise InputError(f"{BASE_KEY} goes in a circle: {' -> '.join(map(str, chain))}; remove one")
     if not path.is_file():
         reader = f", which is the {BASE_KEY} of {readers[-1]}" if readers else ""
         raise FileNotFoundError(f"there is no config file {path}{reader}")
@@ -127,7 +126,7 @@ def read_layers(
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader) or {}
         _refuse_endless(tree)
     except (yaml.YAMLError, ValueError, RecursionError, KeyError, AttributeError) as error:
-        # the last two are PyYAML's for a value that its tag does not fit, such as !!bool x
+        # PyYAML raises the last two for a value that does not fit its tag, such as !!bool x
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
         line = f", line {mark.line + 1}" if mark else ""
         problems.append(f"{path}{line}: not readable as YAML: {problem}")
@@ -161,7 +160,7 @@ def _refuse_endless(tree: Any, around: tuple[int, ...] = ()) -> None:
 def flatten(
     tree: Mapping[Any, Any], keys: Collection[str] = (), prefix: str = ""
 ) -> Iterator[tuple[str, Any]]:
-    """Yield (dotted name, value) of a tree; those in ``keys`` are values, mappings or not."""
+    """Yield (dotted name, value) of a tree; a mapping whose name is in ``keys`` is a value."""
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict) and name not in keys:
@@ -200,11 +199,11 @@ def _set(config: CfgNode, name: str, value: Any, keys: Keys) -> str | None:
 
 
 def _coerce(value: Any, default: Any) -> Any:
-    """Bring a value to the default's type where that loses nothing.
+    """Convert a value to the default's type, if that loses nothing.
 
-    As in detectron2, a string is read as a Python literal where no string is wanted (YAML gives
-    ``1e-4`` as a string), and lists and tuples stand for each other. An integer may stand for a
-    float.
+    As in detectron2, a string is read as a Python literal if the default is not a string (YAML
+    reads ``1e-4`` as a string). Lists and tuples are converted into each other, and integers into
+    floats.
     """
     if isinstance(value, str) and not isinstance(default, str):
         try:

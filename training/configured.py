@@ -1,6 +1,6 @@
-"""What a training by a config file shares, whichever its task and engine.
+"""What trainings from a config file have in common, for every task and engine.
 
-The keys are detectron2's where it has them; ``config`` is this project's or detectron2's.
+``config`` is a config of this project or of detectron2; keys that both have mean the same.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from training.schedule import warn_of_schedule
 
 FINAL_WEIGHTS = "model_final.safetensors"
 FINAL_AVERAGE = "model_final_ema.safetensors"
-# Values that stand for whatever a run finds, and so are no change when it is resumed.
+# Values that a run replaces by what it finds; on --resume they do not count as changes.
 FOUND: dict[str, Any] = {
     "SEED": -1,
     "MODEL.PIXEL_MEAN": [],
@@ -52,7 +52,7 @@ FOUND: dict[str, Any] = {
 
 
 def flat_values(config: Any) -> dict[str, int | float | str]:
-    """Every key with its value, as experiment trackers take them: lists as text."""
+    """All keys with their values, lists as text, for experiment trackers."""
     values = dict(flatten(config))
     return {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in values.items()}
 
@@ -65,7 +65,7 @@ def resolve_device(config: Any) -> str:
 
 
 def resolve_precision(config: Any) -> Literal["no", "bf16", "fp16"]:
-    """The precision of ``SOLVER.AMP``, by the words of ``training.options``.
+    """The precision that ``SOLVER.AMP`` asks for: "no", "bf16" or "fp16".
 
     Raises:
         InputError: for fp16 on a CPU.
@@ -98,7 +98,7 @@ def build_adamw(config: Any, model: nn.Module, encoder_prefix: str) -> torch.opt
 
 
 def warn_of_solver(solver: Any) -> None:
-    """Warn of a schedule that cannot teach what it is meant to."""
+    """Warn of a schedule whose warm-up or drops do not fit the number of steps."""
     drops = solver.STEPS if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR" else []
     warn_of_schedule(
         solver.MAX_ITER,
@@ -126,7 +126,7 @@ def configured_loop(config: CfgNode, resume: bool, device: torch.device) -> Loop
     """The loop's options, by ``SOLVER``, ``DATALOADER`` and ``OUTPUT_DIR``.
 
     Raises:
-        InputError: for options that cannot be.
+        InputError: for options that are not allowed.
     """
     solver = config.SOLVER
     return LoopOptions(
@@ -148,10 +148,10 @@ def configured_loop(config: CfgNode, resume: bool, device: torch.device) -> Loop
 
 
 def resolve_seed(config: CfgNode, resume: bool) -> int:
-    """``SEED``; for -1 that of the run that is resumed, else one that is drawn.
+    """``SEED``; for -1 the seed of the run that is resumed, else a random one.
 
     Raises:
-        InputError: if several processes should draw one.
+        InputError: if it is -1 and there are several processes, which would draw different ones.
     """
     earlier = Path(config.OUTPUT_DIR) / "config.yaml"
     if config.SEED >= 0:
@@ -160,21 +160,21 @@ def resolve_seed(config: CfgNode, resume: bool) -> int:
         return yaml.safe_load(earlier.read_text(encoding="utf-8"))["SEED"]
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 or torch.distributed.is_initialized():
         raise InputError(
-            "SEED is -1, a random one, but several processes must share it: give a SEED"
+            "SEED is -1, which means a random one, but several processes need the same: give a SEED"
         )
     return random.SystemRandom().randrange(2**31)
 
 
 def holds_run(output_dir: Path) -> bool:
-    """Whether there is a checkpoint to go on from."""
+    """Whether there is a checkpoint to continue from."""
     return (output_dir / "last_checkpoint").is_file() or bool(list_checkpoints(output_dir))
 
 
 def check_output_dir(config: CfgNode, resume: bool, eval_only: bool) -> list[str]:
-    """Refuse to train over a run, to resume it as another, and to evaluate what is not there.
+    """Refuse to overwrite a run, to resume it with other settings, and to evaluate no run.
 
     Returns:
-        What else has changed since the run that is to be resumed began.
+        Messages about allowed changes since the resumed run began.
 
     Raises:
         InputError: in these cases.
@@ -202,7 +202,7 @@ def check_output_dir(config: CfgNode, resume: bool, eval_only: bool) -> list[str
 
 
 def steps_done(output_dir: Path) -> int:
-    """The steps behind a run's newest checkpoint, of either engine; 0 where there is none."""
+    """The number of steps of a run's newest checkpoint, of either engine; 0 if there is none."""
     done = [checkpoint_step(folder) for folder in list_checkpoints(output_dir)[-1:]]
     # detectron2 counts from 0 in its files' names
     done += [int(p.stem[6:]) + 1 for p in output_dir.glob("model_*.pth") if p.stem[6:].isdigit()]
@@ -215,7 +215,7 @@ def steps_done(output_dir: Path) -> int:
 
 
 def command_facts(config: CfgNode, config_file: str) -> dict[str, Any]:
-    """What ``run.json`` records of a command: by what, where and when it was run.
+    """The facts that ``run.json`` records of a command: versions, device, time, command line.
 
     Args:
         config_file: where the config came from.
@@ -251,13 +251,13 @@ def run_files(run: Path, tool: str) -> tuple[Path, Path]:
 
 
 def point_to(output_dir: Path, weights: Path | None = None) -> None:
-    """Let ``last_checkpoint`` name a file in ``output_dir``, by default the newest checkpoint's."""
+    """Write ``last_checkpoint``: the name of a file, by default that of the newest checkpoint."""
     weights = weights or list_checkpoints(output_dir)[-1] / "model.safetensors"
     write_text(output_dir / "last_checkpoint", weights.relative_to(output_dir).as_posix())
 
 
 def newest_weights(output_dir: Path) -> Path:
-    """A run's best weights on its validation sets, else those that ``last_checkpoint`` names.
+    """The file of a run's weights: the best by its validation sets, else ``last_checkpoint``'s.
 
     Raises:
         InputError: if there are none.
@@ -277,11 +277,11 @@ def newest_weights(output_dir: Path) -> Path:
 def save_model(
     config: CfgNode, model: nn.Module, path: Path, layout: str, facts: Mapping[str, Any]
 ) -> None:
-    """Write a whole model, with what made it as metadata.
+    """Write a whole model, with metadata about its training.
 
     Args:
-        layout: the module that says what the tensors are.
-        facts: further metadata; text as it is, all else as JSON; None is left out.
+        layout: the name of the module that defines the tensors' names.
+        facts: further metadata: text as it is, everything else as JSON; None is left out.
     """
     metadata = {
         "layout": layout,

@@ -24,7 +24,7 @@ from training.guards.workers import SigtermOnlyFromTrainer
 class Samples(Protocol):
     """A map-style data set.
 
-    It may have ``describe(index) -> str``, which names a sample's file, and ``repeats``, how often
+    Optional: ``describe(index) -> str``, which names a sample's file, and ``repeats``, how often
     each sample comes in an epoch (:class:`BatchOrder`).
     """
 
@@ -33,10 +33,10 @@ class Samples(Protocol):
 
 
 class SampleKey(NamedTuple):
-    """What a sample's draws are seeded by.
+    """What seeds the random choices of a sample.
 
     Attributes:
-        epoch: or, where a sample may come several times in one, its place in the order of all.
+        epoch: its epoch; if samples may come several times in one, its place in the whole order.
     """
 
     epoch: int
@@ -44,7 +44,7 @@ class SampleKey(NamedTuple):
 
 
 def evenly_spread(samples: Sized, number: int) -> list[int]:
-    """At most so many indices, from the first to the last: the same in every run."""
+    """At most ``number`` indices, evenly spread from the first to the last."""
     count = min(number, len(samples))
     return [place * (len(samples) - 1) // max(count - 1, 1) for place in range(count)]
 
@@ -52,7 +52,7 @@ def evenly_spread(samples: Sized, number: int) -> list[int]:
 def seed_cpu_generators(*entropy: int) -> None:
     """Seed the global generators of ``random``, ``numpy`` and ``torch`` on the CPU alone.
 
-    All that a sample needs: ``torch.manual_seed``, besides, formats the stack for each kind of
+    A sample needs no more. ``torch.manual_seed`` is slower: it formats the stack for each kind of
     device that is not yet in use.
     """
     words = np.random.SeedSequence(entropy).generate_state(3, np.uint32)
@@ -69,7 +69,7 @@ def seed_generators(*entropy: int) -> None:
 
 @dataclass
 class SeededSamples(Dataset):
-    """``samples`` with every draw of a sample seeded by (seed, epoch, index)."""
+    """A data set whose samples draw their random numbers from (seed, epoch, index)."""
 
     samples: Samples
     seed: int
@@ -86,17 +86,19 @@ class SeededSamples(Dataset):
 class BatchOrder:
     """An endless stream of this process's batches, from any position on.
 
-    Each epoch is a permutation that depends on (seed, epoch); batches run across the border of
-    epochs, so that no sample is dropped and any batch size works with any number of samples.
+    Each epoch is a permutation that depends on (seed, epoch). A batch may hold the end of one epoch
+    and the start of the next, so that no sample is dropped and any batch size works with any number
+    of samples.
 
-    With ``repeats`` a sample comes as often in an epoch as its number says, whose fraction is
-    rounded anew in each epoch by chance: the order of detectron2's ``RepeatFactorTrainingSampler``
-    (LVIS, arXiv 1908.03195, appendix B.2), index by index for the same seed.
+    ``repeats`` says how often each sample comes in an epoch; a fraction is rounded at random, anew
+    in each epoch. For the same seed the order is that of detectron2's
+    ``RepeatFactorTrainingSampler`` (LVIS, arXiv 1908.03195, appendix B.2).
 
     Args:
-        length: samples of the data set.
-        global_batch: samples of one batch over all processes; a multiple of ``world_size``.
-        first_batch: batches that were consumed before (a resumed run's).
+        length: number of samples of the data set.
+        global_batch: number of samples of a batch, of all processes together; a multiple of
+            ``world_size``.
+        first_batch: number of batches that a resumed run has used before.
         repeats: float32 ``[length]``, at least 1 each; None for one of each.
     """
 
@@ -116,7 +118,7 @@ class BatchOrder:
             yield batch[self.rank :: self.world_size]
 
     def _permuted(self, first: int) -> Iterator[SampleKey]:
-        """Each sample once an epoch, from the place ``first`` on."""
+        """Each sample once per epoch, from position ``first`` on."""
         epoch, order = -1, np.empty(0, dtype=np.int64)
         for place in itertools.count(first):
             if place // self.length != epoch:
@@ -126,7 +128,7 @@ class BatchOrder:
             yield SampleKey(epoch, int(order[place % self.length]))
 
     def _repeated(self, first: int) -> Iterator[SampleKey]:
-        """Samples as often as ``repeats`` says, from the place ``first`` on."""
+        """Each sample as often as ``repeats`` says, from position ``first`` on."""
         assert self.repeats is not None
         generator = torch.Generator().manual_seed(self.seed)
         whole = self.repeats.trunc()
@@ -168,7 +170,7 @@ def build_loader(
 
 
 def guarded_loader(samples: Dataset, workers: int, **options: Any) -> DataLoader:
-    """A loader whose workers end with this process alone; options are ``DataLoader``'s."""
+    """A loader whose workers end only when this process does; options are ``DataLoader``'s."""
     init = SigtermOnlyFromTrainer(os.getpid())
     return DataLoader(samples, num_workers=workers, worker_init_fn=init, **options)
 

@@ -1,4 +1,4 @@
-"""Devices: a CPU, an NVIDIA (or AMD) GPU, Apple's GPU; and what Apple's lacks."""
+"""Finds the device to compute on: CPU, NVIDIA or AMD GPU (cuda), Apple's GPU (mps)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ DEVICES = ("cpu", "cuda", "mps")
 
 
 def find_device(name: str | None, setting: str = "--device") -> torch.device:
-    """The device of that name; the best there is for None. A GPU with a number is made current.
+    """The device of that name; for None a GPU if there is one. "cuda:N" becomes the current GPU.
 
     Args:
         name: "cpu", "cuda", "cuda:N", "mps" or None.
-        setting: what the user gave it by, for the error.
+        setting: the flag or key of the name, for the error.
 
     Raises:
-        InputError: if it is not here, or one GPU is named for several processes.
+        InputError: if there is no such device, or several processes would share one GPU.
     """
     if name is None:
         here = torch.accelerator.is_available()
@@ -29,12 +29,12 @@ def find_device(name: str | None, setting: str = "--device") -> torch.device:
     except RuntimeError as error:
         raise InputError(f"{setting} is {name!r}; it is one of {', '.join(DEVICES)}") from error
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise InputError(f"{setting} is {name}, but PyTorch sees no GPU of Apple's: set it to cpu")
+        raise InputError(f"{setting} is {name}, but PyTorch finds no Apple GPU: set it to cpu")
     if device.type != "cuda":
         return device
     count = torch.cuda.device_count()
     if (device.index or 0) >= count:
-        raise InputError(f"{setting} is {name}, but PyTorch sees {count} GPU(s): set it to cpu")
+        raise InputError(f"{setting} is {name}, but PyTorch finds {count} GPU(s): set it to cpu")
     if device.index is not None:
         if process_count() > 1:
             raise InputError(f"{setting} is {name}, one GPU for several processes: set it to cuda")
@@ -43,5 +43,5 @@ def find_device(name: str | None, setting: str = "--device") -> torch.device:
 
 
 def to_float64(values: Tensor) -> Tensor:
-    """The values in float64, on the CPU where they are on Apple's GPU, which has no float64."""
+    """The values in float64. Apple's GPU has no float64, so its values are moved to the CPU."""
     return (values.cpu() if values.device.type == "mps" else values).to(torch.float64)

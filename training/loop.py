@@ -1,9 +1,9 @@
 """The training loop of pretraining, classification and the torchvision engine.
 
-On ``accelerate``, which brings several processes, mixed precision and trackers. Batches are
-*global*: the same steps see the same samples whatever the number of processes and accumulated
-micro-batches. All randomness of a step derives from (seed, step), and of a sample from (seed,
-epoch, index), so that a resumed run continues as if it had never stopped.
+It uses ``accelerate`` for several processes, mixed precision and trackers. Batches are *global*: a
+step sees the same samples whatever the number of processes and accumulated micro-batches. The
+random numbers of a step depend on (seed, step), those of a sample on (seed, epoch, index), so a
+resumed run continues as if it had never stopped.
 
 An exponential moving average (EMA) of the weights is an object that the caller makes, as it makes
 the optimizer, and that the loop updates after each optimizer step, saves and restores::
@@ -70,8 +70,8 @@ def _make_accelerator(options: LoopOptions) -> Accelerator:
     process_state(device)
     accelerator = Accelerator(
         mixed_precision=options.precision,
-        # Without a GPU, too, accelerate must be told "cpu": else it leaves torchrun's processes
-        # alone with each other's files.
+        # accelerate must be told "cpu" even without a GPU; otherwise torchrun's processes do not
+        # join and overwrite each other's files.
         cpu=device.type == "cpu",
         log_with=list(options.trackers) or None,
         project_config=ProjectConfiguration(
@@ -102,20 +102,20 @@ def train(
         optimizer: its groups' ``lr`` are the base rates that ``lr_factor`` multiplies.
         lr_factor: from the number of finished steps to a multiplier.
         samples: a map-style data set that draws its randomness from the global generators.
-        collate: from a list of samples to a batch of tensors (nested in lists, tuples, dicts).
-        compute_losses: from (model, batch on the device) to named losses, means over the batch;
-            their sum is minimised.
+        collate: makes a batch of tensors (in lists, tuples, dicts) of a list of samples.
+        compute_losses: called with (model, batch on the device); returns losses by name, means over
+            the batch. Their sum is minimised.
         options: see :class:`LoopOptions`.
-        after_step: called with (finished steps, unwrapped model) in every process, of which one
-            should write files. What it returns goes to the trackers: pictures, and numbers, which
-            are also a line of ``metrics.json``. With FSDP, all must run the model's forward as
+        after_step: called with (finished steps, unwrapped model) in every process; only one should
+            write files. It returns pictures and numbers for the trackers; the numbers also become a
+            line of ``metrics.json``. With FSDP, all processes must run the model's forward equally
             often. A resumed run calls it again for the step it resumes from.
-        ema: made from ``model``; updated with the number of finished steps after each of them
-            (its first update copies the weights), see this module's header.
-        measure: called as ``after_step``, but before each line of ``metrics.json``, which what it
-            returns joins: by name, the same in every process.
-        is_over: asked before each step, in every process alike: True ends the training there, with
-            a checkpoint, as if it had been the last.
+        ema: made from ``model``; updated after each step (the first update copies the weights), see
+            this module's header.
+        measure: called like ``after_step``, but before each line of ``metrics.json``; the values
+            that it returns, by name, are added to the line. They must be the same in every process.
+        is_over: called before each step in every process; if True, the training ends there, with a
+            checkpoint, as after its last step.
 
     Raises:
         InputError: for an output folder that holds a run when not resuming, or a batch size that
@@ -134,7 +134,7 @@ def train(
         )
     whole_model = copy.deepcopy(model) if prepare_sharding(accelerator) else None
     if whole_model is not None and ema is not None:
-        raise InputError("averaged weights (EMA) are whole in each process: train without FSDP")
+        raise InputError("averaged weights (EMA) do not work with FSDP: switch one of them off")
     run = TrainingRun(
         accelerator, options, samples, model, optimizer, lr_factor, compute_losses, ema
     )
@@ -152,8 +152,8 @@ def train(
         text="training", total=options.max_steps, unit="step", initial=start, leave=True
     )
     run.model.train()
-    # The first process, whose checkpoint is the whole training's, may leave between steps at once;
-    # another one breaks the others' step, and leaves late. With FSDP all must write together.
+    # The first process, which writes the checkpoint, may leave between steps at once. Another one
+    # would break the others' step, so it leaves late. With FSDP all must write together.
     hold_dead_workers_back()
     patience = None if run.is_sharded else 0.0 if accelerator.is_main_process else PATIENCE
     endings = Endings(run.lost, patience)
@@ -187,7 +187,7 @@ def train(
                     run.call(after_step, done, endings)
         except EndedError as error:
             run.finish(steps, alone=True)
-            written = "checkpoint written, --resume goes on"
+            written = "checkpoint written, --resume continues"
             said = written if run.saved == run.done > 0 else f"lost: {run.lost()}"
             logger.warning("%s at step %d: %s", error, run.done, said)
             raise
@@ -201,7 +201,7 @@ def train(
                 logger.warning("the signal broke this step: %s", str(error).partition("\n")[0])
                 raise EndedError(endings.received) from None
             raise InputError(
-                f"{problem}. The checkpoint of step {run.saved} is written: go on with --resume"
+                f"{problem}. The checkpoint of step {run.saved} is written: continue with --resume"
                 if run.saved
                 else problem
             ) from error

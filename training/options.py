@@ -1,8 +1,8 @@
-"""The options of a training, each written once: its default, its help, its flag.
+"""The options of a training. Each is written once, with its default and the help of its flag.
 
-:class:`TrainingOptions` is what pretraining, classification and the loop itself share; a training
-adds its own fields. A field that is made by :func:`option` is a flag of the command line,
-see :class:`training.command_line.parsers.OptionsParser`.
+:class:`TrainingOptions` has the options that pretraining, classification and the loop share; a
+training adds its own fields. A field made by :func:`option` becomes a flag of the command line
+(:class:`training.command_line.parsers.OptionsParser`).
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ LARGEST_SEED = 2**63 - 1  # torch's generators take no larger one
 
 
 def option(text: str, value: Any = MISSING, /, **settings: Any) -> Any:
-    """A field of options that is a flag of the command line, too.
+    """A dataclass field that also becomes a flag of the command line.
 
     Args:
         text: the flag's help.
-        value: the field's default; it is required without one.
-        settings: ``add_argument``'s, where they do not follow from the field's type and default.
+        value: the field's default; without one the flag is required.
+        settings: arguments of ``add_argument`` that the field's type and default do not give.
     """
     return field(default=value, metadata={"help": text, "settings": settings})
 
 
-# What a resumed run may change without learning anything else.
+# Options that a resumed run may change, because they do not change what it learns.
 FREE_ON_RESUME = (
     "output_dir", "max_steps", "workers", "accumulate", "precision", "device", "kernels",
     "log_every", "checkpoint_every", "keep_checkpoints", "trackers",
@@ -40,35 +40,47 @@ FREE_ON_RESUME = (
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """What every training has; the fields' help says what they are.
+    """The options of every training; the help of each field says what it is.
 
     Args:
         device: "cpu", "cuda" or "mps" (Apple's GPU); None for the best there is.
         trackers: accelerate's names of experiment trackers.
     """
 
-    output_dir: str | Path = option("the run's folder", type=str)
-    batch_size: int = option("images per step, over all processes and micro-batches", 64)
-    max_steps: int | None = option("end after so many steps, and schedule for them", None)
-    clip_norm: float | None = option("largest global gradient norm", None)
-    precision: Literal["no", "bf16", "fp16"] = option("no: float32; else mixed", "no")
-    workers: int = option("loader processes of each training process", 2)
-    accumulate: int = option("micro-batches per step", 1)
-    seed: int = option("for weights, data order, augmentation, masks and mixing", 0)
-    device: str | None = option("default: a GPU, if there is one", None, choices=list(DEVICES))
+    output_dir: str | Path = option("the run's folder, where everything is written", type=str)
+    batch_size: int = option("images per step, of all processes and micro-batches together", 64)
+    max_steps: int | None = option(
+        "end after this many steps, whatever the epochs; the schedule ends there, too", None
+    )
+    clip_norm: float | None = option("limit of the norm of all gradients; default: none", None)
+    precision: Literal["no", "bf16", "fp16"] = option(
+        "no: float32; bf16, fp16: mixed precision", "no"
+    )
+    workers: int = option(
+        "processes that load images, for each training process; 0: it loads them itself", 2
+    )
+    accumulate: int = option(
+        "split each step into this many parts, one after the other, to save memory", 1
+    )
+    seed: int = option(
+        "seed of new weights, order of the images, augmentation, masks and mixing", 0
+    )
+    device: str | None = option(
+        "where to compute; default: a GPU, if there is one", None, choices=list(DEVICES)
+    )
     log_every: int = option(
-        "steps between two lines of metrics.json, which are means over these steps", 20
+        "steps between two lines of metrics.json; a line has the means over these steps", 20
     )
     checkpoint_every: int = option(
         "steps between two checkpoints; the last step writes one, too", 500
     )
-    keep_checkpoints: int = option("number of the newest to keep", 2)
+    keep_checkpoints: int = option("how many of the newest checkpoints to keep", 2)
     trackers: tuple[str, ...] = ("tensorboard",)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoopOptions(TrainingOptions):
-    """How the loop trains.
+    """The options of the training loop.
 
     Args:
         max_steps: optimizer steps of the whole run, those before a resume included.
@@ -101,7 +113,7 @@ def loop_options(options: TrainingOptions, steps: int, resume: bool) -> LoopOpti
     return LoopOptions(**values, resume=resume, tracked_config=flat)
 
 
-LIMITS: dict[str, Callable[[float], bool]] = {  # of numbers, by their words
+LIMITS: dict[str, Callable[[float], bool]] = {  # the words of a message: the test of a number
     "at least 0": lambda value: value >= 0,
     "at least 1": lambda value: value >= 1,
     "positive": lambda value: value > 0,
@@ -112,10 +124,10 @@ LIMITS: dict[str, Callable[[float], bool]] = {  # of numbers, by their words
 
 
 def out_of_limits(options: Any, limits: Mapping[str, Sequence[str]]) -> list[str]:
-    """What lies out of its limits, in words; None is within all.
+    """A message for each option that is beyond its limits; None is always allowed.
 
     Args:
-        limits: keys of ``LIMITS``, each with the names of the options that it is for.
+        limits: for keys of ``LIMITS``, the names of the options that they apply to.
     """
     return [
         f"{name} is {value}; it must be {words}"
@@ -126,7 +138,7 @@ def out_of_limits(options: Any, limits: Mapping[str, Sequence[str]]) -> list[str
 
 
 def not_finite(values: Mapping[str, Any]) -> list[str]:
-    """What is NaN or infinite among numbers and tuples of numbers, in words."""
+    """A message for each number, alone or in a tuple, that is NaN or infinite."""
     return [
         f"{name} is {value}; it must be a finite number"
         for name, value in values.items()
@@ -136,10 +148,10 @@ def not_finite(values: Mapping[str, Any]) -> list[str]:
 
 
 def training_problems(options: TrainingOptions, further_counts: Sequence[str] = ()) -> list[str]:
-    """What is wrong with a training's options, in words.
+    """A message for each option of a training that is wrong.
 
     Args:
-        further_counts: other fields of it that must be at least 1 (or None).
+        further_counts: other fields that must be at least 1 (or None).
     """
     counts = (
         "max_steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints",
@@ -160,7 +172,7 @@ def training_problems(options: TrainingOptions, further_counts: Sequence[str] = 
     try:
         on_gpu = find_device(options.device).type == "cuda"
         if options.precision == "fp16" and not on_gpu:
-            problems.append("precision fp16 needs a GPU of NVIDIA's; elsewhere use bf16 or no")
+            problems.append("precision fp16 needs an NVIDIA GPU; elsewhere use bf16 or no")
     except InputError as error:
         problems.append(str(error))
     return problems + tracker_problems(options.trackers)

@@ -1,8 +1,8 @@
-"""A planned config: each value with its reason, and what a training by it takes on this machine.
+"""A planned config: each value with its reason, and the time and memory of its training.
 
-Each task has rules of its own (:mod:`detection.plan`, :mod:`segmentation.plan`). No trainings are
-compared: a few steps of the planned training are timed, with its start, its evaluation and its
-report, and the rest is arithmetic.
+Each task has its own rules (:mod:`detection.plan`, :mod:`segmentation.plan`). A few steps of the
+planned training are timed, with its start, its evaluation and its report; the number of iterations
+is computed from these times.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from training.devices import find_device
 
 LINE = 100  # characters of a line of the written file
 TIMED_STEPS = 14
-WARM_STEPS = 4  # of them, that are not counted: allocations, and libraries that choose kernels
-ON_TIME = 0.96  # of the minutes is planned for
+WARM_STEPS = 4  # not timed: memory is allocated, and libraries choose kernels
+ON_TIME = 0.96  # fraction of the minutes that is planned; the rest is reserve
 LEAST_STEPS = 20
-MEMORY = 0.8  # share of the machine's that a training may hold
+MEMORY = 0.8  # fraction of the machine's memory that a training may take
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A key of a config with its value, and why."""
+    """A key of a config, its value and the reason."""
 
     key: str
     value: Any
@@ -53,8 +53,8 @@ class Plan:
     """A config that grows, value by value.
 
     Attributes:
-        base: the config that it changes, by its name in ``det_configs``.
-        choices: by key; a later choice of the same key takes the earlier one's place.
+        base: the name of its ``_BASE_`` in ``det_configs``.
+        choices: by key; a later choice of the same key replaces the earlier one.
     """
 
     base: str
@@ -71,7 +71,7 @@ class Plan:
 
         Args:
             header: lines of comment.
-            base: dotted key -> the base's value. Choices that equal it end the file as a comment.
+            base: dotted key -> the base's value. Choices that equal it become comments at the end.
         """
         chosen = sorted(self.choices.values(), key=lambda one: one.key.split("."))
         kept = [one for one in chosen if _plain(base.get(one.key)) == _plain(one.value)]
@@ -94,7 +94,7 @@ class Plan:
         return "\n".join(lines) + "\n"
 
     def table(self) -> str:
-        """The choices as lines of a terminal: value, and the reason under it where it is long."""
+        """The choices as lines for a terminal; a long reason has a line of its own."""
         rows = [(f"{one.key} {_yaml(one.value)}", one.reason) for one in self.choices.values()]
         width = min(max(len(head) for head, _ in rows), 48)
         under = " " * (width + 2)
@@ -138,13 +138,13 @@ def _yaml(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Timing:
-    """What a run takes on this machine.
+    """Time and memory of a run on this machine.
 
     Attributes:
-        step: seconds of a training step.
-        image: seconds of a test image: detected, evaluated.
-        fixed: seconds of the rest: start, checks, weights, the report.
-        memory_mb: the most memory that it held.
+        step: seconds per training step.
+        image: seconds per test image, for prediction and evaluation.
+        fixed: seconds of everything else: start, checks, weights, the report.
+        memory_mb: the largest memory of the process, in MB.
     """
 
     step: float
@@ -153,14 +153,14 @@ class Timing:
     memory_mb: float
 
     def iterations(self, minutes: float, images: int) -> int:
-        """How many steps there are in so many minutes with an evaluation of so many images."""
+        """How many steps fit into ``minutes`` beside an evaluation of ``images`` images."""
         left = 60 * minutes * ON_TIME - self.fixed - images * self.image
         return int(left / self.step)
 
     def __str__(self) -> str:
         return (
-            f"{self.fixed:.0f} s to start, check and report, {self.step:.2f} s a step, "
-            f"{self.image:.2f} s a test image, {self.memory_mb:.0f} MB of memory"
+            f"{self.fixed:.0f} s to start, check and report, {self.step:.2f} s per step, "
+            f"{self.image:.2f} s per test image, {self.memory_mb:.0f} MB of memory"
         )
 
     def fits(self, machine: Machine) -> bool:
@@ -175,40 +175,40 @@ class Timing:
         """
         if not self.fits(machine):
             raise InputError(
-                f"even the smallest batch holds {self.memory_mb:.0f} MB, and this machine has "
-                f"{machine.memory_mb:.0f}: cut the images, or take a machine with more"
+                f"even the smallest batch takes {self.memory_mb:.0f} MB, and this machine has "
+                f"{machine.memory_mb:.0f}: cut the images, or use a machine with more memory"
             )
         steps = self.iterations(minutes, images)
         if steps < LEAST_STEPS:
             least = self.minutes(LEAST_STEPS, images) / ON_TIME
             raise InputError(
-                f"--minutes {minutes:g} are too few here: start, checks, report and the evaluation "
+                f"--minutes {minutes:g} is too little here: start, checks, report and evaluation "
                 f"of {images} images take {self.minutes(0, images):.1f} minutes, and a step "
                 f"{self.step:.2f} seconds; give at least {least:.1f}"
             )
         return steps
 
     def minutes(self, iterations: int, images: int) -> float:
-        """What so many steps and an evaluation of so many images take."""
+        """The minutes that a run of ``iterations`` and ``images`` test images takes."""
         return (self.fixed + iterations * self.step + images * self.image) / 60
 
 
 def timed(
     command: Sequence[str], images: int, steps: int = TIMED_STEPS, by_processor: bool = False
 ) -> Timing:
-    """Run a training of a few steps as a process of its own, and read what its parts took.
+    """Run a training of a few steps in another process, and read the times of its parts.
 
     Args:
         command: trains and evaluates; ``OUTPUT_DIR`` and ``SOLVER.MAX_ITER`` are added.
-        images: that it evaluates on.
-        by_processor: in seconds of the processor, which neighbours on a busy machine disturb less:
-            the whole is measured so, and its parts have their shares of the time.
+        images: number of images that it evaluates on.
+        by_processor: give processor time, which other work on the machine disturbs less. The whole
+            run is measured so, and divided among the parts in proportion to their wall-clock time.
 
     Returns:
-        What it took; all of it infinite where it ran out of memory.
+        The times; all are infinite if it ran out of memory.
 
     Raises:
-        InputError: with the end of what it said, if it fails.
+        InputError: with the end of its output, if it fails.
     """
     with tempfile.TemporaryDirectory(prefix="plan_") as name:
         folder = Path(name) / "run"
@@ -228,7 +228,7 @@ def timed(
             return Timing(math.inf, math.inf, math.inf, math.inf)
         if done.returncode:
             end = "\n".join(said.splitlines()[-8:])
-            raise InputError(f"the training that was to be timed failed:\n{end}")
+            raise InputError(f"the short training that is timed failed:\n{end}")
         lines = (folder / "metrics.json").read_text(encoding="utf-8").splitlines()
         entries = [entry for entry in map(json.loads, lines) if "time" in entry]
         facts = dict(flatten(read_facts(folder)))
@@ -245,19 +245,19 @@ def timed(
 
 
 def children_seconds() -> float:
-    """Seconds of the processor of all processes that this one has started and that have ended."""
+    """Processor time, in seconds, of all ended processes that this one has started."""
     times = os.times()
     return times.children_user + times.children_system
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What trains.
+    """The machine that trains.
 
     Attributes:
         device: "cpu", "cuda" or "mps".
-        cores: that may be used.
-        memory_mb: of the machine, or of its GPU.
+        cores: how many may be used.
+        memory_mb: memory of the machine, or of its GPU, in MB.
         has_detectron2: whether that engine is installed.
     """
 
@@ -276,10 +276,10 @@ class Machine:
 
 
 def this_machine(device: str | None = None) -> Machine:
-    """This one.
+    """The machine that this runs on.
 
     Args:
-        device: "cpu", "cuda", "mps"; None for a GPU that is there.
+        device: "cpu", "cuda" or "mps"; None for a GPU if there is one.
 
     Raises:
         InputError: if there is no such GPU.

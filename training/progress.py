@@ -1,7 +1,7 @@
-"""One progress bar, with the time that is left, for every work that may take long.
+"""The progress bar, with the remaining time, of every task that may take long.
 
-Bars go to stderr, and there is none where stderr is no terminal, in a process that is not the main
-one, or for a work that is done sooner than a bar is read.
+Bars go to stderr. There is none if stderr is not a terminal, in a process that is not the main
+one, or for a task that ends within half a second.
 """
 
 from __future__ import annotations

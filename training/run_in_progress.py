@@ -1,4 +1,4 @@
-"""One run of the loop: what its steps share, what it writes, what it loads to go on."""
+"""One run of the training loop: its state, what it writes, and what it loads to continue."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ AfterStep = Callable[[int, nn.Module], LoggedValues | None]
 
 
 class NonFiniteLossError(InputError):
-    """Loss or weights became NaN or infinite; the message names step, files, last checkpoint."""
+    """Loss or weights became NaN or infinite; the message names step, files and last checkpoint."""
 
 
 class TrainingRun:
-    """What the steps of one run share; the arguments are those of :func:`training.loop.train`."""
+    """The state of one run; the arguments are those of :func:`training.loop.train`."""
 
     def __init__(
         self,
@@ -65,21 +65,22 @@ class TrainingRun:
         self.lr_factor, self.compute_losses = lr_factor, compute_losses
         self.base_lrs = [group["lr"] for group in optimizer.param_groups]
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        # accelerate would leave autocast in the model's forward, and who evaluates it between
-        # steps would get another result than of the same weights in a file; steps have their own.
+        # accelerate would leave autocast in the model's forward; an evaluation between steps would
+        # then differ from one of the same weights read from a file. So steps set autocast
+        # themselves.
         self.bare_model = accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         self.ema = ema.to(accelerator.device) if ema is not None else None
         self.window = Window(options.batch_size, options.max_steps)
-        self.seconds = 0.0  # of this training's earlier sessions
-        self.done = self.saved = 0  # steps behind the weights, and behind the newest checkpoint
-        self.is_sharded = False  # by FSDP, whose parts all processes write together
-        self.is_changing = False  # while the optimizer is at it
+        self.seconds = 0.0  # training time of earlier sessions
+        self.done = self.saved = 0  # steps of the weights, and of the newest checkpoint
+        self.is_sharded = False  # by FSDP; then all processes write checkpoints together
+        self.is_changing = False  # True while the optimizer changes the weights
 
     def restore(self) -> int:
         """Load the newest complete checkpoint and cut the logs back to it.
 
         Returns:
-            The number of steps behind it; 0 where there is none or a new run starts.
+            Its number of steps; 0 if there is none or a new run starts.
         """
         options, step = self.options, 0
         if not options.resume:
@@ -97,7 +98,7 @@ class TrainingRun:
             size = checkpoint_bytes(self.bare_model, self.ema and self.ema.module)
             refuse_full_disk(options.output_dir, size, options.keep_checkpoints)
         if options.trackers:
-            # steps that an earlier session logged beyond its last checkpoint are taken back
+            # remove the lines of steps after the last checkpoint
             purge = {"tensorboard": {"purge_step": step + 1}} if options.resume else {}
             config = None if step else dict(options.tracked_config)
             self.accelerator.init_trackers(PROJECT, config=config, init_kwargs=purge)
@@ -109,20 +110,20 @@ class TrainingRun:
             self.accelerator.load_state(str(checkpoint))
         except FileNotFoundError as error:  # its own files are all there: see newest_checkpoint
             raise CheckpointError(
-                f"{checkpoint} lacks {Path(error.filename).name}: it is a run with FSDP that goes "
-                "on without, or the other way round; resume it as it was started"
+                f"{checkpoint} lacks {Path(error.filename).name}: a run with FSDP cannot be "
+                "resumed without it, nor the other way round; resume it as it was started"
             ) from error
         if self.ema is not None:
             if not (checkpoint / EMA_FILE).is_file():
                 raise CheckpointError(
                     f"{checkpoint} has no averaged weights ({EMA_FILE}): the run was started "
-                    "without EMA; continue it so, or start another"
+                    "without EMA; resume it without, or start another run"
                 )
             device = str(self.accelerator.device)
             load_model(self.ema.module, checkpoint / EMA_FILE, device=device)
 
     def batches(self, start: int, collate: Callable[[list[Any]], Any]) -> Iterator:
-        """This process's micro-batches from a step on."""
+        """The micro-batches of this process, from a step on."""
         options = self.options
         order = BatchOrder(
             len(self.samples),
@@ -170,7 +171,7 @@ class TrainingRun:
         window.add(time=time.perf_counter() - began)
 
     def report(self, done: int, steps: tqdm, measured: dict[str, float]) -> None:
-        """Tell the window's means to ``metrics.json``, the trackers and whoever looks on."""
+        """Write the means since the last line to ``metrics.json``, trackers, log and bar."""
         means = mean_over_processes(self.accelerator, self.window.means())
         entry = self.window.entry(done, self.optimizer.param_groups[-1]["lr"], means) | measured
         entry["train_seconds"] = self.seconds + time.perf_counter() - self.began
@@ -181,14 +182,14 @@ class TrainingRun:
                 logger.info("%s", log_line(entry, self.options.max_steps))
 
     def record(self, entry: dict[str, Any]) -> None:
-        """Write a line of ``metrics.json``, and tell it to the trackers."""
+        """Write a line of ``metrics.json``, and send it to the trackers."""
         if self.accelerator.is_main_process:
             self.metrics_file.write(entry)
         values = {name: value for name, value in entry.items() if name != "iteration"}
         self.accelerator.log(values, step=entry["iteration"])
 
     def call(self, after_step: AfterStep, done: int, endings: Endings) -> None:
-        """Let the caller act, until a signal comes, and show what it returns."""
+        """Call ``after_step``, which a signal may interrupt, and send its result to trackers."""
         with endings.interruptible():
             shown = after_step(done, self.bare_model) or {}
         pictures = {n: value for n, value in shown.items() if isinstance(value, np.ndarray)}
@@ -204,16 +205,16 @@ class TrainingRun:
         self.model.train()
 
     def lost(self) -> str:
-        """What would be lost if the process ended now."""
+        """A message: what is lost if the process ends now."""
         newest = list_checkpoints(self.options.output_dir)
         where = f"after {newest[-1]}" if newest else "of the whole run"
         return f"{self.done - self.saved} steps {where}"
 
     def finish(self, steps: tqdm, alone: bool = False) -> None:
-        """Write the metrics and the weights so far, if they are not.
+        """Write the last metrics and weights, if they are not written yet.
 
         Args:
-            alone: other processes do not take part, as where a signal has ended this one.
+            alone: whether other processes do not take part, because a signal ends this one.
         """
         if "time" in self.window.values and (not alone or self.accelerator.num_processes == 1):
             self.report(self.done, steps, {})
@@ -222,7 +223,7 @@ class TrainingRun:
             self.save(self.done, alone)
 
     def save(self, done: int, alone: bool = False) -> None:
-        """Write a checkpoint, unless the last step spoilt the weights."""
+        """Write a checkpoint, if the weights are finite."""
         spoilt = [int(not all_finite(self.bare_model))]
         if any(spoilt if alone else largest_of_processes(self.accelerator, spoilt)):
             raise NonFiniteLossError(

@@ -30,13 +30,13 @@ def cosine_with_warmup(total_steps: int, warmup_steps: int, final_factor: float 
 def warn_of_schedule(
     steps: int, warmup: int, drops: Sequence[int] = (), first_factor: float = 0.0
 ) -> None:
-    """Warn, before it trains, of a schedule that cannot teach what it is meant to.
+    """Warn, before the training, if warm-up or drops do not fit the number of steps.
 
     Args:
-        steps: of the run.
-        warmup: steps of warm-up.
+        steps: number of steps of the run.
+        warmup: number of steps of the warm-up.
         drops: steps at which the rate falls.
-        first_factor: of the rate, at the first step of the warm-up.
+        first_factor: fraction of the rate at the first step of the warm-up.
     """
     if warmup >= steps and warmup:
         logger.warning(

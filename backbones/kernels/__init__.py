@@ -1,10 +1,10 @@
-"""Which kernels a ConvNeXt runs on: Triton's on a GPU, or PyTorch's own.
+"""Chooses the kernels of a ConvNeXt: Triton's on a GPU, or PyTorch's own.
 
-One setting for the whole process, like those of ``torch.backends``: "auto" takes Triton's kernels
-for CUDA tensors where Triton can compile, "triton" insists on them, "torch" never takes them;
-"fused" is "triton" with a block's matrix products in the kernels as well, which has not been
-measured on a GPU yet. Triton's interpreter (``TRITON_INTERPRET=1``, set before Triton is imported)
-also runs "triton" on a CPU, thousands of times slower, for tests.
+The setting holds for the whole process, like those of ``torch.backends``. "auto" uses Triton's
+kernels for CUDA tensors if Triton can compile; "triton" is an error if it cannot; "torch" never
+uses them; "fused" is "triton" with a block's matrix products inside the kernels, too, which has not
+been measured on a GPU yet. Triton's interpreter (``TRITON_INTERPRET=1``, set before Triton is
+imported) also runs "triton" on a CPU, thousands of times slower, for tests.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _stock_alone = False
 
 @contextmanager
 def use_kernels(choice: Kernels) -> Iterator[None]:
-    """Run what is inside with these kernels.
+    """Inside this context, use these kernels.
 
     Raises:
         InputError: if the choice is none of ``KERNELS``.
@@ -51,19 +51,19 @@ def use_kernels(choice: Kernels) -> Iterator[None]:
 
 
 def hand_written_gradients_run() -> bool:
-    """Whether a hand-written gradient is of use: autograd records, nobody reads the graph."""
+    """Whether to use hand-written gradients: autograd is on, and nothing traces the operators."""
     return torch.is_grad_enabled() and nobody_reads_the_graph()
 
 
 def nobody_reads_the_graph() -> bool:
-    """Whether functions written by hand may stand in for stock operators.
+    """Whether hand-written functions may replace PyTorch's operators.
 
-    Tracing (``torch.jit.trace``, fvcore's counters), ``torch.export``, ``torch.compile``,
-    ``torch.func`` and forward-mode differentiation see stock operators alone: they have gradients
-    of their own for these, and a custom function is opaque to all of them.
+    They may not under tracing (``torch.jit.trace``, fvcore's counters), ``torch.export``,
+    ``torch.compile``, ``torch.func`` and forward-mode differentiation, which only understand
+    PyTorch's own operators.
     """
     return (
-        not torch.compiler.is_compiling()  # export, too
+        not torch.compiler.is_compiling()  # also True during torch.export
         and not torch.jit.is_tracing()
         and not functions_are_transformed()
         and forward_ad._current_level < 0
@@ -73,7 +73,7 @@ def nobody_reads_the_graph() -> bool:
 
 @contextmanager
 def stock_operators() -> Iterator[None]:
-    """Run what is inside with PyTorch's operators alone: what to measure and to test against."""
+    """Inside this context only PyTorch's operators run, to measure and test against them."""
     global _stock_alone
     before, _stock_alone = _stock_alone, True
     try:
@@ -83,15 +83,15 @@ def stock_operators() -> Iterator[None]:
 
 
 def functions_are_transformed() -> bool:
-    """Whether ``torch.func`` (``vmap``, ``grad``, ``jvp``, ...) is at work."""
+    """Whether this runs inside a transform of ``torch.func`` (``vmap``, ``grad``, ``jvp``, ...)."""
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def triton_runs(x: Tensor) -> bool:
-    """Whether Triton's kernels are to process this tensor.
+    """Whether to process this tensor by Triton's kernels.
 
     Raises:
-        InputError: if the choice is "triton" or "fused" and they cannot.
+        InputError: if "triton" or "fused" was chosen and Triton cannot run.
     """
     if _chosen == "torch" or (_chosen == "auto" and x.device.type != "cuda"):
         return False
@@ -105,7 +105,7 @@ def triton_runs(x: Tensor) -> bool:
 
 
 def products_are_fused(x: Tensor) -> bool:
-    """Whether a block's two products are to run with GELU and GRN in Triton's kernels.
+    """Whether a block's two products run with GELU and GRN in Triton's kernels.
 
     Raises:
         InputError: as :func:`triton_runs`.
@@ -114,7 +114,7 @@ def products_are_fused(x: Tensor) -> bool:
 
 
 def why_no_triton(device: torch.device) -> str | None:
-    """Why Triton's kernels cannot run on a device, in words; None if they can."""
+    """A message why Triton's kernels cannot run on a device; None if they can."""
     version = _triton_version()
     if version is None:
         return "Triton is not installed (PyTorch's CUDA builds for Linux bring it)"
@@ -136,7 +136,7 @@ def interpreted() -> bool:
 
 
 def launching_on(x: Tensor) -> AbstractContextManager:
-    """Make a tensor's GPU the current one: Triton launches there, wherever its arguments are."""
+    """Make a tensor's GPU the current one, because Triton launches kernels on the current GPU."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 

@@ -1,14 +1,16 @@
-"""Two operators of a ConvNeXt block by hand, since PyTorch's are slow or take much memory.
+"""Two operators of a ConvNeXt block, written by hand because PyTorch's are slow or need memory.
 
-* The weight gradient of a 7x7 depthwise convolution. For channels-last maps on a CPU the stock one
-  is several times slower than the forward. It is itself a convolution: of each channel's input
-  with that channel's output gradient as the kernel. Cut into tiles, every (tile, channel) is a
-  channel of one *forward* depthwise convolution with a 7x7 output, summed over tiles.
-* GELU followed by GRN, which autograd stores five times; here only the input and one norm for each
-  image and channel are kept, and the rest is computed again. Without gradients it is computed in
-  place, in chunks that stay in a core's cache.
+* The weight gradient of a 7x7 depthwise convolution. PyTorch's own, for channels-last maps on a
+CPU,
+  is several times slower than the forward pass. It is itself a convolution: of each channel's input
+  with the gradient of that channel's output as the kernel. Here maps are cut into tiles, and every
+  (tile, channel) becomes a channel of one *forward* depthwise convolution with a 7x7 output, which
+  is then summed over tiles.
+* GELU followed by GRN. Autograd would store five tensors; here only the input and one norm for each
+  image and channel are stored, and the rest is computed again. Without gradients it is computed in
+  place, in chunks that fit into a core's cache.
 
-Both are exact, and used where they pay: see ``docs/performance.md``.
+Both are exact. ``docs/performance.md`` says what they save.
 
 Shape suffixes: B image, S site, C channel, n tile, s side of a tile, k = 7.
 """
@@ -28,20 +30,20 @@ from backbones.kernels import hand_written_gradients_run, nobody_reads_the_graph
 from backbones.normalization import GRN_EPS
 
 KERNEL, MARGIN = 7, 3
-BYTES_AT_ONCE = 3 * 2**18  # of one convolution over tiles: what stays in a core's own cache
+BYTES_AT_ONCE = 3 * 2**18  # of one convolution over tiles, so that it fits into a core's cache
 TILE = 14
 
 
 def tile_weight_gradient(
     tiles: int, tile_bytes: int, tiles_at: Callable[[slice], tuple[Tensor, Tensor]]
 ) -> Tensor:
-    """The kernel's gradient from tiles of the output's gradient and the input around each.
+    """The kernel's gradient, from tiles of the output's gradient and of the input around them.
 
     Args:
-        tiles: how many there are.
-        tile_bytes: of the input around one.
-        tiles_at: for a slice of the tiles, the input around each ``[n, s + 6, s' + 6, C]`` and
-            the gradient of the output in each ``[n, s, s', C]``; any strides.
+        tiles: number of tiles.
+        tile_bytes: bytes of the input around one tile.
+        tiles_at: called with a slice of the tiles; returns the input around each,
+            ``[n, s + 6, s' + 6, C]``, and the output's gradient, ``[n, s, s', C]``; any strides.
 
     Returns:
         ``[C, 1, 7, 7]``, accumulated in float32 at least.
@@ -127,7 +129,7 @@ def depthwise_convolution(conv: nn.Conv2d, x_nchw: Tensor) -> Tensor:
 
 
 def autocast_inputs(*tensors: Tensor) -> list[Tensor]:
-    """The tensors as autocast would hand them to an operator; custom functions see no autocast."""
+    """Cast tensors as autocast would for an operator; custom functions must do that themselves."""
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device):
         return list(tensors)
@@ -142,7 +144,7 @@ class _GeluGrn(Function):
     def forward(ctx: Any, h_bsc: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
         x = F.gelu(h_bsc)
         dtype = torch.promote_types(x.dtype, torch.float32)
-        # plain passes: torch.linalg.vector_norm over a middle dimension takes 3 times as long
+        # not by torch.linalg.vector_norm, which takes 3 times as long over a middle dimension
         squares = x.square() if x.dtype == dtype else x.to(dtype).square_()
         g_bc = squares.sum(1).sqrt()
         n_bc = g_bc / (g_bc.mean(-1, keepdim=True) + GRN_EPS)
@@ -157,20 +159,20 @@ class _GeluGrn(Function):
         x = F.gelu(h_bsc)
         mean = g_bc.mean(-1, keepdim=True) + GRN_EPS
         n_bc = g_bc / mean
-        # the sum over sites of dy * x, for each image and channel; rounded once, at its end
+        # the sum over sites of dy * x, for each image and channel, rounded only at the end
         dyx_bc = torch.mul(dy_bsc, x).sum(1).to(g_bc.dtype)
         dn_bc = gamma * dyx_bc
         dg_bc = dn_bc / mean - (dn_bc * n_bc).mean(-1, keepdim=True) / mean
         direct = (gamma * n_bc + 1).unsqueeze(1).to(x.dtype)
         through_norm = torch.where(g_bc > 0, dg_bc / g_bc, 0).unsqueeze(1)
-        # in place: fresh memory for two more maps takes a CPU longer than writing to warm one
+        # in place, because a CPU writes faster to memory already in use than to new memory
         dx = x.mul_(through_norm.to(x.dtype)).addcmul_(dy_bsc, direct)
         dh = torch.ops.aten.gelu_backward.grad_input(dx, h_bsc, grad_input=dx)
         return dh, (dyx_bc * n_bc).sum(0), dy_bsc.sum((0, 1))
 
 
 def gelu_grn_runs(h: Tensor) -> bool:
-    """Whether :func:`gelu_grn` is to take the place of the two modules for this tensor."""
+    """Whether :func:`gelu_grn` replaces the two modules for this tensor."""
     if torch.is_grad_enabled():
         return hand_written_gradients_run()
     return nobody_reads_the_graph() and (h.device.type == "cpu" or triton_runs(h))
@@ -180,7 +182,7 @@ def gelu_grn(h: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     """GELU, then GRN in the paper's final form, over all sites between first and last dimension.
 
     Args:
-        h: ``[B, ..., C]``; without gradients its memory may be that of the result.
+        h: ``[B, ..., C]``; without gradients it may be overwritten by the result.
         gamma, beta: C values each.
     """
     h_bsc, gamma, beta = h.flatten(1, -2), gamma.flatten(), beta.flatten()
@@ -199,7 +201,7 @@ def gelu_grn(h: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
 def _gelu_norms(h_bsc: Tensor) -> Tensor:
     """GELU in place; returns its norm over each image's sites, ``[B, C]``, in float32 at least.
 
-    A chunk of sites is squared and summed while it is in the cores' caches.
+    Chunks of sites are squared and summed while they are in the cores' caches.
     """
     b, s, c = h_bsc.shape
     dtype = torch.promote_types(h_bsc.dtype, torch.float32)

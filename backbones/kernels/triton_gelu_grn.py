@@ -5,9 +5,10 @@
     x = GELU(h),  g = ||x|| over an image's sites,  n = g / (mean of g over channels + eps),
     y = x (gamma n + 1) + beta
 
-Forward reads h twice (norm, then apply) and writes y; backward reads h and dy twice (two sums over
-sites, then apply) and writes dh. Kept for backward are h and g. Sums are in float32 (float64 for
-float64 inputs), first over chunks of sites, then over chunks, in a fixed order.
+Forward reads h twice (for the norm, then to apply it) and writes y. Backward reads h and dy twice
+(for two sums over sites, then to apply them) and writes dh. h and g are stored for backward. Sums
+are in float32 (float64 for float64 inputs), first over chunks of sites, then over chunks, in a
+fixed order.
 
 Shape suffixes: b image, s site, c channel, k chunk of sites.
 """
@@ -26,13 +27,13 @@ from torch.autograd.function import once_differentiable
 from backbones.kernels import launching_on
 from backbones.normalization import GRN_EPS
 
-CHUNK = tl.constexpr(256)  # sites of a program
+CHUNK = tl.constexpr(256)  # sites per program
 SITES, CHANNELS = tl.constexpr(16), 128  # tile of a program: 16 values in each of 128 threads
 
 
 @triton.jit
 def _gelu(h):
-    """GELU by the error function, and its slope."""
+    """GELU by the error function, and its derivative."""
     half = 0.5 * tl.erf(h * 0.7071067811865476) + 0.5
     slope = half + h * tl.exp(-0.5 * h * h) * 0.3989422804014327
     return h * half, slope
@@ -47,7 +48,7 @@ def _tile(chunks, channels, CHANNELS: tl.constexpr):
 
 @triton.jit
 def _values(image, first, sites, c, inside_c, channels):
-    """Where the values of ``SITES`` sites from ``first`` on are, and which of them there are."""
+    """Offsets of the values of ``SITES`` sites from ``first`` on, and which of them exist."""
     site = first + tl.arange(0, SITES)
     inside = (site < sites)[:, None] & inside_c[None, :]
     return (image.to(tl.int64) * sites + site)[:, None] * channels + c[None, :], inside
@@ -148,7 +149,7 @@ class GeluGrn(Function):
         sums_b2c = _over_tiles(_gradient_sums_kernel, h_bsc, dy_bsc, sums=2).sum(1)
         dyx_bc = sums_b2c[:, 0].contiguous()
         dgamma_bc = dyx_bc * g_bc / mean_b.unsqueeze(1)
-        # what the mean over channels takes from every channel's gradient
+        # the part of every channel's gradient that comes from the mean over channels
         through_mean_b = (gamma * dgamma_bc).mean(-1)
         dh_bsc = torch.empty_like(h_bsc)
         tensors = dy_bsc, g_bc, mean_b, gamma, dyx_bc, through_mean_b, dh_bsc

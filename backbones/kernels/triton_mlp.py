@@ -3,17 +3,20 @@
     h = x W1' + b1,  a = GELU(h),  g = ||a|| over an image's sites,  n = g / (mean g + eps),
     z = a (gamma n + 1) + beta,  y = z W2' + b2
 
-What stands between the products never makes a pass of its own over a tensor of 4C channels:
+Tensors of 4C channels are only read and written by the kernels of the products:
 
-* forward: bias, GELU and the sums of squares are the epilogue of the first product, which writes h;
-  GELU again and GRN's scale are the prologue of the second.
-* backward: dz = dy W2 has GRN's two sums over sites as its epilogue; the gradient through GRN and
-  GELU is the prologue of dx = dh W1, which writes dh for the weights' gradients.
+* forward: the first product's kernel also computes bias, GELU and the sums of squares, and writes
+h;
+  the second one's first computes GELU again and GRN's scale.
+* backward: the kernel of dz = dy W2 also computes GRN's two sums over sites; that of dx = dh W1
+first
+  computes the gradient through GRN and GELU, and writes dh for the weights' gradients.
 
-So tensors of 4C are written three times and read six in a step (h; dz, dh), where GELU and GRN as
-kernels between library products write four and read twelve. Kept for backward are x, h and g: z,
-which the second product's weights need, is made again. Sums are in float32 (float64 for float64),
-over tiles of sites, then over tiles, in a fixed order. Tiles do not cross images.
+So tensors of 4C channels are written three times (h, dz, dh) and read six times in a step. With
+separate kernels for GELU and GRN they are written four times and read twelve times. x, h and g are
+stored for backward; z, which the gradient of W2 needs, is computed again. Sums are in float32
+(float64 for float64), over tiles of sites, then over tiles, in a fixed order. Tiles do not cross
+images.
 
 Not measured on a GPU: ``use_kernels("fused")`` (``--kernels fused``) asks for it, "auto" does not.
 
@@ -35,13 +38,13 @@ from backbones.kernels import interpreted, launching_on
 from backbones.kernels.triton_gelu_grn import _apply_kernel, _gelu, _over_tiles
 from backbones.normalization import GRN_EPS
 
-# of a program's tile of the product, and of a step of its sum
+# sizes of a program's tile of the product, and of a step of its sum
 SITES, COLUMNS, DEPTH = 64, tl.constexpr(64), tl.constexpr(32)
 
 
 @triton.jit
 def _rows(tiles, sites, SITES: tl.constexpr):
-    """This program's image, its sites' rows in ``[B * S, ...]``, and which of them there are."""
+    """This program's image, its sites' rows in ``[B * S, ...]``, and which of them exist."""
     image = tl.program_id(0) // tiles
     site = (tl.program_id(0) % tiles) * SITES + tl.arange(0, SITES)
     return image, image.to(tl.int64) * sites + site, site < sites
@@ -49,14 +52,14 @@ def _rows(tiles, sites, SITES: tl.constexpr):
 
 @triton.jit
 def _columns(count):
-    """This program's columns of the product, and which of them there are."""
+    """This program's columns of the product, and a mask of those that exist."""
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     return column, column < count
 
 
 @triton.jit
 def _product(a, b, ACC: tl.constexpr, WIDE: tl.constexpr):
-    """A product of tiles; ``WIDE`` for the interpreter, which reads bfloat16 as integers."""
+    """A product of tiles. ``WIDE`` is for the interpreter, which reads bfloat16 as integers."""
     if WIDE:
         a, b = a.to(ACC), b.to(ACC)
     return tl.dot(a, b, input_precision="ieee", out_dtype=ACC)
@@ -102,7 +105,7 @@ def _contract_kernel(
     h_ptr, scale_ptr, beta_ptr, w_ptr, bias_ptr, y_ptr, sites, tiles, c, e,
     SITES: tl.constexpr, ACC: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """y of a tile from h: GELU and GRN's scale on the way into the product."""
+    """y of a tile from h: GELU and GRN's scale, then the product."""
     image, row, inside_r = _rows(tiles, sites, SITES)
     column, inside = _columns(c)
     y = tl.zeros([SITES, COLUMNS], ACC)
@@ -149,7 +152,7 @@ def _contract_gradient_kernel(
     dz_ptr, h_ptr, scale_ptr, through_norm_ptr, w_ptr, dx_ptr, dh_ptr, sites, tiles, c, e,
     SITES: tl.constexpr, ACC: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """dx of a tile; the gradient through GRN and GELU on the way, which the first column writes."""
+    """dx of a tile, after the gradient through GRN and GELU, which column 0 writes."""
     image, row, inside_r = _rows(tiles, sites, SITES)
     column, inside = _columns(c)
     dx = tl.zeros([SITES, COLUMNS], ACC)
@@ -175,7 +178,7 @@ def _contract_gradient_kernel(
 class FusedMlp(Function):
     """``x [B, S, C]``, W1 ``[E, C]``, b1, gamma, beta ``[E]``, W2 ``[C, E]``, b2 ``[C]`` -> y.
 
-    All of one type but gamma and beta; y has it, too.
+    All but gamma and beta have the same type, which is also y's.
     """
 
     @staticmethod
@@ -220,7 +223,7 @@ class FusedMlp(Function):
         dh_bse, dx_bsc = torch.empty_like(h_bse), torch.empty_like(x_bsc)
         tensors = [dz_bse, h_bse, _scale(g_be, gamma_e), through_norm, w1_ec, dx_bsc, dh_bse]
         _launch(_contract_gradient_kernel, x_bsc, w1_ec, c, tensors, sums=0)
-        z_bse = dz_bse  # its memory
+        z_bse = dz_bse  # uses its memory again
         _over_tiles(_apply_kernel, h_bse, g_be, mean_b1.flatten(), gamma_e, beta_e, z_bse)
         dtype = g_be.dtype
         return (
@@ -235,7 +238,7 @@ class FusedMlp(Function):
 
 
 def _scale(g_be: Tensor, gamma_e: Tensor) -> Tensor:
-    """What GRN multiplies by, ``[B, E]``."""
+    """GRN's scale, ``[B, E]``."""
     n_be = g_be / (g_be.mean(-1, keepdim=True) + GRN_EPS)
     return (gamma_e.to(g_be.dtype) * n_be + 1).contiguous()
 

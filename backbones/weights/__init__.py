@@ -1,1 +1,1 @@
-"""Weights of other people's formats: where they come from, how they are read, what they are."""
+"""Weights in other formats: sources, reading pickles safely, structure and layouts."""

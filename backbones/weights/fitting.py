@@ -1,4 +1,4 @@
-"""Whether a file's tensors fit a model; if not, what differs and what to do."""
+"""Checks whether a file's tensors fit a model; messages say what differs and what to do."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger("backbones.checkpoint")
 
 
 def headline(model: ConvNeXt, found: StateDict, theirs: Size | None) -> str:
-    """What does not fit, in a sentence with its remedy."""
+    """A sentence about what does not fit, with the remedy."""
     ours = model.size
     if theirs != ours:
         return (
@@ -43,11 +43,11 @@ def misfits(
     missing: list[str],
     unexpected: list[str],
 ) -> list[str]:
-    """What is wrong with the tensors, a line for each kind; none if all of them fit.
+    """Messages about tensors that do not fit, one for each kind; none if all fit.
 
     Args:
-        wanted: the model's.
-        found: the file's, in our names.
+        wanted: the model's tensors.
+        found: the file's tensors, in our names.
         misshapen, missing, unexpected: names, see :class:`backbones.checkpoint.LoadResult`.
     """
     lines = [
@@ -80,14 +80,14 @@ def unlike_grn(
     model: ConvNeXt,
     allow_other_grn: bool,
 ) -> tuple[list[str], list[str]]:
-    """The source's and the model's tensors of GRN, or in its place, that are not each other's.
+    """Tensors of GRN, or of the layer in its place, that only the source or only the model has.
 
     Args:
-        found: the source's, in our names; with its ``metadata``.
+        found: the source's tensors, in our names; ``metadata`` is the source's.
         allow_other_grn: see :func:`load_encoder`.
 
     Raises:
-        InputError: if the two differ in it, even if only in GRN's form, and may not.
+        InputError: if the forms of GRN differ and ``allow_other_grn`` is False.
     """
     has_grn = any(name.endswith(".grn.gamma") for name in found)
     theirs = metadata.get("grn", str(GRNOptions()) if has_grn else None)
@@ -106,7 +106,7 @@ def unlike_grn(
 
 
 def differences(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """Why a file's tensors are not exactly a whole model's, naming each; none if they are."""
+    """Messages naming every tensor in which a file and a whole model differ; none if they agree."""
     misshapen = [
         f"{name} ({tuple(tensors[name].shape)} in the file, {tuple(wanted[name].shape)} here)"
         for name in wanted

@@ -1,4 +1,4 @@
-"""The files that transformers wants beside weights: of the model, and of how images are seen.
+"""The files that transformers needs beside weights: model config and image preprocessor.
 
 References:
     transformers (Apache-2.0), ``ConvNextV2Config``, ``ConvNextConfig``, ``ConvNextImageProcessor``.
@@ -23,12 +23,12 @@ from backbones.whole_files import write_json
 def write_huggingface_files(
     folder: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> list[str]:
-    """Write ``config.json``, and ``preprocessor_config.json`` where mean and deviation are known.
+    """Write ``config.json``, and ``preprocessor_config.json`` if mean and deviation are known.
 
     Args:
-        folder: where the weights' file is.
-        tensors: all that is written there, in our names.
-        metadata: what their source tells, see :mod:`backbones.weights.sources`.
+        folder: the folder of the weights.
+        tensors: the tensors written there, in our names.
+        metadata: the metadata of their source, see :mod:`backbones.weights.sources`.
 
     Returns:
         The names of the files.
@@ -81,7 +81,7 @@ def configuration(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
 
 
 def preprocessor(metadata: Mapping[str, str]) -> dict[str, Any] | None:
-    """``preprocessor_config.json``; None where the source does not tell mean and deviation."""
+    """``preprocessor_config.json``; None if mean and deviation are unknown."""
     mean, std = numbers(metadata, "mean"), numbers(metadata, "std")
     if not mean or not std:
         return None

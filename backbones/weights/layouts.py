@@ -1,4 +1,4 @@
-"""How formats lay out a tensor: pure functions, both ways, for :mod:`backbones.key_adapters`."""
+"""Converts tensors between the layouts of formats, for :mod:`backbones.key_adapters`."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ def _to_kernel(weight_oiyx: Tensor) -> Tensor:
 
 
 def adapt_stem(weight_oiyx: Tensor, in_chans: int) -> Tensor:
-    """A stem's weight for images of other channels: timm's rule, and its reverse.
+    """Convert a stem's weight to another number of channels, by timm's rule and its reverse.
 
-    For one channel the input channels' weights are summed, so that a grey image gives what it gave
-    as three equal ones. For N they are repeated in turn and scaled by (theirs / N), so that N equal
-    channels do. From 3 to N and back to 3 is the identity where N is at least 3.
+    For one channel the weights of all channels are summed, so a grey image gives the same as three
+    equal channels did. For N channels the weights are repeated in turn and scaled by (old / N), so
+    N equal channels give the same. From 3 to N and back to 3 is the identity if N is at least 3.
 
     Args:
-        weight_oiyx: ``[C, theirs, 4, 4]``.
+        weight_oiyx: ``[C, old, 4, 4]``.
         in_chans: N.
 
     References:

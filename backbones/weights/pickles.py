@@ -1,12 +1,11 @@
-"""Pickled checkpoints, read without running any code of theirs.
+"""Reads pickled checkpoints without running code in them.
 
-``torch.load(weights_only=True)`` calls nothing but what builds tensors and plain values. Training
-programs put more beside the weights: their command line, numpy's numbers, paths, a history of the
-losses. None of it is wanted, so each such name gets an inert stand-in, which keeps nothing and does
-nothing: nothing of the file's is imported or called, and the tensors can be read.
-
-Names of Python's own library that build no plain value (``os.system``, ``builtins.eval``) have no
-place in a checkpoint: such a file is refused, though its stand-ins would do no harm.
+``torch.load(weights_only=True)`` only builds tensors and plain values. Training programs store more
+beside the weights: their command line, numpy's numbers, paths, a history of the losses. None of it
+is needed here, so each object of another class becomes an empty stand-in: nothing that the file
+names is imported or called, and the tensors can be read. A file that names a function of Python's
+own library that builds no plain value (``os.system``, ``builtins.eval``) is refused, although a
+stand-in would be harmless.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ from backbones.whole_files import REMEDIES, system_error
 
 logger = logging.getLogger(__name__)
 
-# Enums of Python's library, their members where these are pickled by name (signal.SIGINT), and what
-# joins the members of a flag.
+# Enums of Python's library, their members if these are pickled by name (signal.SIGINT), and the
+# functions that join members of a flag.
 ENUMS = (
     r"http\.(HTTPStatus|HTTPMethod)|inspect\._ParameterKind|plistlib\.PlistFormat|pstats\.SortKey"
     r"|py_compile\.PycInvalidationMode|re\.RegexFlag|signal\.(Signals|Handlers|Sigmasks)"
@@ -44,7 +43,7 @@ ENUMS = (
     r"|SSLErrorNumber|TLSVersion|VerifyFlags|VerifyMode|_SSLMethod|_TLS\w+)|tkinter\.EventType"
     r"|uuid\.SafeUUID|_operator\.or_|(signal|socket|ssl|re|http)\.[A-Z][A-Z0-9_]+"
 )
-# Of Python's library, what only holds values; functools.partial and getattr are not called either.
+# Classes of Python's library that only hold values; functools.partial and getattr are not called.
 PLAIN = re.compile(
     rf"{ENUMS}|"
     r"pathlib\.\w+|datetime\.\w+|decimal\.Decimal|fractions\.Fraction|uuid\.UUID|typing\.\w+"
@@ -52,15 +51,15 @@ PLAIN = re.compile(
     r"|time\.struct_time|zoneinfo\.\w+|logging\.\w+|re\._compile"
     r"|builtins\.(slice|range|frozenset|object|list|dict|tuple|int|float|str|bool|bytes)"
 )
-MODULES = "torch.nn.modules."  # of whole models that were pickled as objects
+MODULES = "torch.nn.modules."  # the classes in models that were pickled as objects
 TORCHS_OWN = re.compile(r"torch\.|collections\.(OrderedDict|Counter)")  # which it builds itself
-# Names whose stand-in is filled as a dictionary or as a list afterwards.
+# Names whose stand-in is filled as a dictionary or list afterwards.
 DICTIONARIES = re.compile(
     r"collections\.defaultdict|(.+\.)?(CfgNode|CN|ConfigDict|AttrDict|EasyDict|AttributeDict"
     r"|DotDict|Dict|Box)"
 )
 LISTS = re.compile(r"collections\.deque")
-ATTRIBUTES = re.compile(r"builtins\.getattr")  # of a class, a class within it
+ATTRIBUTES = re.compile(r"builtins\.getattr")  # names a class within a class
 # Arrays may be the weights themselves (detectron2's .pkl).
 ARRAYS: dict[str, Any] = {
     f"{module}.{name}": value
@@ -89,10 +88,10 @@ STATE_DICT = "the named tensors alone: torch.save(model.state_dict(), FILE)"
 
 
 class StandIn:
-    """In place of an object of the file's: it keeps nothing and does nothing.
+    """Takes the place of an object in the file: stores nothing and does nothing.
 
     Attributes:
-        __qualname__: of each stand-in's class, the name in the file.
+        __qualname__: the name in the file.
     """
 
     def __init__(self, *_: Any, **__: Any) -> None:
@@ -106,15 +105,15 @@ class StandIn:
 
 
 def _maker(name: str, make: Callable[[], Any]) -> type:
-    """A class of that name whose call gives what ``make()`` does, whatever it is called with."""
+    """A class of that name whose call returns ``make()``, whatever the arguments."""
     return type(name, (), {"__new__": lambda cls, *_, **__: make()})
 
 
 def stand_in(name: str) -> Any | None:
-    """What is built for a name (``module.name``) in a pickle; None for names that are refused."""
+    """The stand-in for a name (``module.name``) in a pickle; None for names that are refused."""
     package = name.partition(".")[0]
     if DICTIONARIES.fullmatch(name):
-        return _maker(name, OrderedDict)  # of torch's kind, filled with what the file has
+        return _maker(name, OrderedDict)  # filled with the file's items, as torch does
     if LISTS.fullmatch(name):
         return _maker(name, list)
     if ATTRIBUTES.fullmatch(name):
@@ -126,13 +125,13 @@ def stand_in(name: str) -> Any | None:
 
 
 def read_pickle(path: Path) -> Any:
-    """Whatever a pickle holds of tensors, arrays and plain values, on the CPU.
+    """The tensors, arrays and plain values of a pickle, on the CPU.
 
     Args:
-        path: of a file that ``torch.save`` wrote, or of a plain pickle of arrays.
+        path: a file of ``torch.save``, or a plain pickle of arrays.
 
     Raises:
-        InputError: if it names what has no place in a checkpoint, or is damaged.
+        InputError: if it names functions that do not belong in a checkpoint, or is damaged.
     """
     if fault := _another_archive(path):
         raise InputError(f"{path} {fault}")
@@ -182,7 +181,7 @@ def _another_archive(path: Path) -> str:
 
 
 def _names_in(stream: IO[bytes]) -> tuple[bool, set[str]]:
-    """Whether torch wrote the file, and the names that its pickle would import."""
+    """Whether torch wrote the file, and the names that unpickling would import."""
     names: set[str] = set()
     if zipfile.is_zipfile(stream):
         with zipfile.ZipFile(stream) as archive:
@@ -232,19 +231,19 @@ def _refusal(path: Path, error: Exception) -> str:
             f"{path} is refused: it is a pickle that could run code when read (it names "
             f"{blocked[1]}); ask its author for the tensors alone, best as safetensors"
         )
-    # torch's own text would have the reader turn the safety off.
+    # not torch's own text, which advises to switch the protection off
     text = str(error).rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__
     return damaged(path, "PyTorch checkpoint", text)
 
 
 def raise_system_error(error: Exception, path: Path) -> None:
-    """Raise what the system says (no permission, too many open files): that is no damage."""
+    """Raise an error of the system (no permission, too many open files), which is no damage."""
     if (number := system_error(error)) in REMEDIES:
         raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def damaged(path: Path, kind: str, text: str) -> str:
-    """What is said of a file that cannot be read; ``text`` is the reader's own message."""
+    """The message about a file that cannot be read; ``text`` is the reader's own message."""
     return (
         f"{path} cannot be read as a {kind}: it is damaged, cut off, or something else "
         f"({path.stat().st_size} bytes; {text.splitlines()[0]}); copy or fetch it again"

@@ -1,10 +1,9 @@
-"""Where weights come from, and all that a source tells beside its tensors.
+"""Reads weights and their metadata from a source: a file of any format, or ``timm:NAME``.
 
-A source is a file of any format, or ``timm:NAME``. What it tells is a dictionary of strings, the
-metadata of our own files: ``licence``; ``grn``; ``mean`` and ``std`` of values scaled to 0..1,
-``image_size`` (height, width), ``crop_pct`` and ``interpolation`` as JSON. They come from the
-file's metadata, from the ``config.yaml`` of the run that it lies in, from Hugging Face's
-``preprocessor_config.json`` beside it, or from timm's ``pretrained_cfg``.
+The metadata are a dictionary of strings, as in our own files: ``licence``; ``grn``; ``mean`` and
+``std`` of values scaled to 0..1, ``image_size`` (height, width), ``crop_pct`` and ``interpolation``
+as JSON. They come from the file's metadata, from the ``config.yaml`` of the run that it lies in,
+from Hugging Face's ``preprocessor_config.json`` beside it, or from timm's ``pretrained_cfg``.
 """
 
 from __future__ import annotations
@@ -37,11 +36,11 @@ OFFICIAL_FILES = (
 def read_source(
     source: str | Path, in_chans: int = 3, key: str | None = None
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file or of ``timm:NAME``, and all that it tells beside them.
+    """The tensors of a file or of ``timm:NAME``, and their metadata.
 
     Args:
-        in_chans: timm adapts the weights of a ``timm:NAME`` to it.
-        key: which of a file's sets of tensors, see
+        in_chans: the number of channels that timm adapts the weights of ``timm:NAME`` to.
+        key: which of a file's sets of tensors to read, see
             :func:`backbones.weight_files.read_weights`.
 
     Raises:
@@ -60,20 +59,20 @@ def read_source(
 
 
 def numbers(metadata: Mapping[str, str], key: str) -> tuple[float, ...] | None:
-    """A list in a source's metadata, such as ``mean``; None where it does not tell."""
+    """A list in the metadata, such as ``mean``; None if it is not there."""
     found = json.loads(metadata.get(key) or "null")
     return None if found is None else tuple(found)
 
 
 def run_of(weights: Path) -> Path:
-    """The folder of the run that weights lie in: RUN/checkpoints/STEP/FILE or RUN/FILE."""
+    """The run folder of a file of weights: RUN/checkpoints/STEP/FILE or RUN/FILE."""
     folder = weights.absolute().parent
     is_step = folder.parent.name == "checkpoints" and not (folder / "config.yaml").is_file()
     return folder.parent.parent if is_step else folder
 
 
 def _of_run(path: Path) -> dict[str, str]:
-    """What the ``config.yaml`` of the run tells in which a checkpoint lies."""
+    """Metadata from the ``config.yaml`` of the run that a checkpoint lies in."""
     folder = run_of(path)
     config = folder / "config.yaml"
     if not config.is_file():
@@ -96,7 +95,7 @@ def _of_run(path: Path) -> dict[str, str]:
         else:
             found["class_names"] = json.dumps(names)
     elif isinstance(derived, dict) and path.parent != folder:
-        # a fine-tuning's GRN is that of the weights that it started from, unless it was given
+        # a fine-tuning without flags for GRN has that of the weights that it started from
         if options := derived.get("grn") or run.get("grn"):
             found["grn"] = str(GRNOptions(**options))
         seen = {**derived, **derived.get("statistics", {})}
@@ -107,9 +106,10 @@ def _of_run(path: Path) -> dict[str, str]:
 
 
 def _of_preprocessor(path: Path) -> dict[str, str]:
-    """What Hugging Face's ``preprocessor_config.json`` beside a file tells of how images are seen.
+    """Metadata from Hugging Face's ``preprocessor_config.json`` beside a file.
 
-    Its ``shortest_edge`` below 384 is of the cropped image, after a resize to that / ``crop_pct``.
+    A ``shortest_edge`` below 384 is the side after the crop; before, images are resized to that /
+    ``crop_pct``.
     """
     file = path.parent / "preprocessor_config.json"
     if not file.is_file():

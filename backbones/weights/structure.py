@@ -1,4 +1,4 @@
-"""What tensors are, by their names: which size of encoder, whether it is ours, with which head."""
+"""Finds by the tensors the size of an encoder, whether it is a ConvNeXt like ours, and its head."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def guess_size(tensors: Mapping[str, Tensor]) -> Size | None:
 
 
 def version_of(tensors: Mapping[str, Tensor]) -> Literal[1, 2]:
-    """V1 has layer scale, and V2 GRN or something else in its place, which may be nothing."""
+    """1 if there is layer scale; otherwise 2, with GRN or another layer or none in its place."""
     if any(".grn." in name for name in tensors):
         return 2
     return 1 if any(_LAYER_SCALE.fullmatch(name) for name in tensors) else 2
@@ -50,7 +50,7 @@ def size_name(size: Size | None) -> str:
 
 
 def of_stages(tensors: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
-    """Tensors of our names without those of the stages behind the first ``count``."""
+    """Tensors with our names, without those of the stages after the first ``count``."""
     number = re.compile(r"(?:downsample_layers|stages)\.(\d+)\.")
     return {
         name: tensor
@@ -60,10 +60,10 @@ def of_stages(tensors: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
 
 
 def check_structure(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse the ConvNeXts that are other functions than ours.
+    """Refuse ConvNeXts that compute something else than ours.
 
     Raises:
-        InputError: with what is different.
+        InputError: with the difference.
     """
     kernel = tuple(tensors["downsample_layers.0.0.weight"].shape[2:])
     problem = None
@@ -82,7 +82,7 @@ def check_structure(tensors: Mapping[str, Tensor]) -> None:
 
 
 def head_of_another_kind(tensors: Mapping[str, Tensor], others: list[str]) -> str | None:
-    """Why a classifier is another function of the encoder than ours (pool, norm, linear)."""
+    """Why a classifier's head differs from ours (pool, norm, linear); None if it does not."""
     if any(name.startswith("head.pre_logits.") for name in tensors):
         return "its head has a hidden layer (timm's *_mlp)"
     if any(name.split(".")[-2:-1] == ["norm_pre"] for name in others):
@@ -91,11 +91,10 @@ def head_of_another_kind(tensors: Mapping[str, Tensor], others: list[str]) -> st
 
 
 def check_head(tensors: Mapping[str, Tensor], source: str) -> int:
-    """The rows of the classifier among tensors of our names, 0 where there is none.
+    """The number of rows of the classifier among tensors with our names; 0 without one.
 
     Raises:
-        InputError: if it is not whole: a tensor is missing, there are others, a shape is wrong, or
-            a value is no finite number. All of it is named.
+        InputError: naming every tensor that is missing, unknown, of a wrong shape or not finite.
     """
     if "head.weight" not in tensors and "head.bias" not in tensors:
         return 0
@@ -122,7 +121,7 @@ def check_head(tensors: Mapping[str, Tensor], source: str) -> int:
     ]
     if problems:
         raise InputError(
-            f"{source}: its classifier is not whole: {'; '.join(problems)}. Mend the file, or take "
-            "its encoder alone (tools/convert_checkpoint.py --no-head)"
+            f"{source}: its classifier is not complete: {'; '.join(problems)}. Repair the file, or "
+            "use only its encoder (tools/convert_checkpoint.py --no-head)"
         )
     return rows

@@ -19,10 +19,10 @@ DATA = (
     "such folders, wds/ shards with .cls fields, or hfds/owner/name"
 )
 IMAGE_SIZE = "pixels, 224 or 160x96 (height x width); default: --init's own, or 224"
-MEASURE = "measure how far apart the channels of 16 images are, and warn of collapse; 0: never"
+MEASURE = "epochs between two measurements of how different the channels are; 0: never"
 
 
-# What a resumed run may change, beside what every training may.
+# Further options that a resumed run may change.
 FREE = (
     "recipe.epochs",
     "eval_every",
@@ -37,7 +37,7 @@ FREE = (
 class FinetuneOptions(TrainingOptions):
     """Everything that a fine-tuning depends on; written to ``config.yaml``.
 
-    The fields' help says what they are; further:
+    The help of each field says what it is. More on some of them:
 
     Args:
         data: see :mod:`fcmae.classification.data`.
@@ -45,13 +45,13 @@ class FinetuneOptions(TrainingOptions):
             see :func:`fcmae.classification.data.labelled_data`.
         class_list: see :func:`fcmae.classification.head.choose_rows`.
         overrides: fields of :class:`Recipe` that replace the recipe's.
-        grn: the form of GRN, or what stands in its place (V2 only); None for that of ``init``.
-        allow_other_grn: ``init`` may have been trained with another.
+        grn: the form of GRN, or the layer in its place (V2 only); None for that of ``init``.
+        allow_other_grn: accept an ``init`` that was trained with another form of GRN.
         min_lr: the rate of the head at the schedule's end.
-        adapt_channels: ``init`` may be of other channels; its stem is turned into the model's.
-        batch_size: even for mixup and cutmix.
-        max_steps: ends the run (and its schedule), whatever the recipe's epochs.
-        eval_every: the last step is always followed by an evaluation.
+        adapt_channels: convert the stem of an ``init`` with another number of channels.
+        batch_size: must be even for mixup and cutmix.
+        max_steps: ends the run and its schedule; replaces the recipe's epochs.
+        eval_every: besides, the last step is always followed by an evaluation.
         clip_norm: none by default, as in the paper.
 
     Raises:
@@ -61,53 +61,65 @@ class FinetuneOptions(TrainingOptions):
     model: str = option(", ".join(SIZES), choices=list(SIZES), metavar="NAME")
     data: str = option(DATA)
     val_data: str | None = option(
-        "validation images; without, val/ or test/ in --data, or a part of --data", None
+        "validation images; default: val/ or test/ in --data, or a fraction of --data", None
     )
-    split: str = option("training images, of sources that have several splits", "train")
-    val_split: str = option("validation images, likewise", "validation")
-    val_fraction: float = option("fraction of each class of --data for validation", 0.1)
-    split_seed: int = option("draws the images of --val-fraction, whatever --seed", 0)
+    split: str = option("split of the training images, of sources that have several", "train")
+    val_split: str = option(
+        "split of the validation images, of sources that have several", "validation"
+    )
+    val_fraction: float = option(
+        "fraction of each class of --data that is set apart for validation", 0.1
+    )
+    split_seed: int = option("seed that chooses the images of --val-fraction", 0)
     init: str | None = option(
         "weights to start from: an encoder or classifier, a file or timm:NAME", None
     )
     class_list: str | None = option(
-        "the rows (numbers or names) of --init's head, one line per class of --data", None
+        "a file that names the row of --init's head (number or name) for each class of --data", None
     )
     eval_classes: Literal["all", "data"] = option(
         "with --eval-only: predict among all classes, or among those of --data", "all"
     )
     in_chans: int | None = option("channels of the images; default: --init's own, or 3", None)
     value_range: tuple[float, float] | None = option(
-        "the values that become 0 and 1; default: --init's own, or by the files' bits",
+        "the pixel values that become 0 and 1; default: --init's, or the range of the files' bits",
         None,
         nargs=2,
         metavar=("LOW", "HIGH"),
     )
     show_bands: tuple[int, ...] | None = option(
-        "one or three channels, from 1, that pictures show; default: --init's own, or the first",
+        "one or three channels, counted from 1, to show in pictures; default: --init's, or the "
+        "first three",
         None,
     )
-    skip_bad_images: bool = option("replace images that cannot be used, and list them", False)
+    skip_bad_images: bool = option(
+        "replace images that cannot be used (in an evaluation leave them out) and list them in "
+        "bad_images.txt; without this flag they are an error",
+        False,
+    )
     class_weights: Literal["none", "balanced"] = option(
-        "balanced: a class's loss counts images / (classes x its images) times", "none"
+        "balanced: multiply a class's loss by images / (classes x its images)", "none"
     )
     recipe: str = option(
-        "published values; auto: by classes and head", "auto", choices=["auto", *RECIPES]
+        "the paper's recipe; auto: chosen by the number of classes and by --init's head",
+        "auto",
+        choices=["auto", *RECIPES],
     )
     overrides: Mapping[str, Any] = field(default_factory=dict)
     grn: GRNOptions | None = None
     allow_other_grn: bool = False
     adapt_channels: bool = False
-    min_lr: float = option("learning rate at the end; the released code: 1e-6", 0.0)
+    min_lr: float = option("learning rate at the end (released code: 1e-6)", 0.0)
     image_size: tuple[int, int] | None = option(IMAGE_SIZE, None, type=str, nargs=None)
     crop_pct: float | None = option(
-        "fraction of a resized image to evaluate; default: the authors'", None
+        "evaluation: fraction of the resized image's side that is used; default: the authors'", None
     )
     mean: tuple[float, ...] | None = option("mean of each channel, of values scaled to 0..1", None)
     std: tuple[float, ...] | None = option(
-        "deviation; default of both: --init's own, or ImageNet's for 8-bit RGB, or measured", None
+        "standard deviation; default of both: --init's, ImageNet's for 8-bit RGB, else measured",
+        None,
     )
-    kernels: Kernels = option("auto: Triton on a GPU", "auto")
+    kernels: Kernels = option("kernels of the encoder; auto: Triton on a GPU, else torch", "auto")
     eval_every: int = option(
         "steps between two evaluations; 0: ten over the run, at most one per epoch", 0
     )

@@ -1,17 +1,17 @@
-"""Supervised fine-tuning's recipes: one table, a row for each step of the chain and each size.
+"""The recipes of supervised fine-tuning: one table, with a row for each step and size.
 
-The chain is FCMAE -> (ImageNet-22K ->) ImageNet-1K; its steps are "in1k" (an FCMAE encoder on
-ImageNet-1K), "in22k" (an FCMAE encoder on ImageNet-22K) and "in22k_in1k" (that classifier on
-ImageNet-1K). Any data set can be given instead: the names say where the values come from.
+The paper goes from FCMAE to ImageNet-1K, directly or over ImageNet-22K. The steps are "in1k" (an
+FCMAE encoder on ImageNet-1K), "in22k" (an FCMAE encoder on ImageNet-22K) and "in22k_in1k" (that
+classifier on ImageNet-1K). The names only say where the values come from; any data set will do.
 
 References:
     arXiv 2301.00808, appendix A.1 to A.2, Tables 9 to 13; facebookresearch/ConvNeXt-V2,
     TRAINING.md. Where they differ the released commands are followed (base rate of base: 6.25e-4).
 
-Not published there, and therefore this project's reading: grouped layer decay of huge, and of base
-to huge behind "in1k"; weight decay, mixup, cutmix and label smoothing of "in22k" and EMA and
-smoothing of "in22k_in1k" (those of ConvNeXt V1's ImageNet-22K chain); V1's sizes, which take the
-row of the V2 size nearest in parameters.
+Some values are not published and are this project's choice: grouped layer decay of huge, and of
+base to huge in the steps with ImageNet-22K; weight decay, mixup, cutmix and label smoothing of
+"in22k" and EMA and smoothing of "in22k_in1k" (those of ConvNeXt V1's ImageNet-22K recipe); V1's
+sizes, which take the row of the V2 size with the nearest number of parameters.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ MANY_CLASSES = 10_000  # ImageNet-22K rather than -1K
 
 
 VALUES = {
-    "base_lr": "learning rate for a batch of 256; it scales with the batch",
-    "weight_decay": "on all but norms, biases and GRN",
-    "layer_decay": "factor on the learning rate from layer to layer, from the head down",
-    "layer_decay_type": "single: each block a layer; group: three blocks of stage 3",
-    "epochs": "passes over the images",
-    "warmup_epochs": "of linear warm-up; a run that --max-steps shortens keeps its share",
-    "label_smoothing": "share of the target that is spread over all classes",
+    "base_lr": "learning rate for a batch of 256 images; it is multiplied by batch / 256",
+    "weight_decay": "weight decay; norms, biases and GRN have none",
+    "layer_decay": "each layer learns at this factor times the rate of the layer above it",
+    "layer_decay_type": "a layer is one block (single), or three of stage 3 (group)",
+    "epochs": "passes over the training images, unless --max-steps is given",
+    "warmup_epochs": "epochs over which the rate rises at the start; fewer in a run of --max-steps",
+    "label_smoothing": "fraction of the target that is spread over all classes",
     "mixup": "alpha of mixup; 0: none",
-    "cutmix": "alpha of cutmix; 0: none; with mixup, either of them a batch",
-    "drop_path": "stochastic depth of the last block, linear from 0 at the first",
-    "ema_decay": "of the averaged weights; 0: none",
-    "rand_augment": "timm's name of a policy; '': none",
-    "random_erasing": "share of images that lose a rectangle to noise",
-    "head_init_scale": "factor on a new head's initial weights",
+    "cutmix": "alpha of cutmix; 0: none; with mixup, each batch gets one of them",
+    "drop_path": "probability of skipping the last block; linear from 0 at the first",
+    "ema_decay": "decay of the averaged weights; 0: no averaging",
+    "rand_augment": "timm's name of a RandAugment policy; '': none",
+    "random_erasing": "fraction of the images in which a rectangle is replaced by noise",
+    "head_init_scale": "factor of a new head's initial weights",
 }
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a fine-tuning does beside its data, size and batch: see ``VALUES``."""
+    """The values of a recipe; ``VALUES`` says what each is."""
 
     base_lr: float
     weight_decay: float

@@ -1,4 +1,4 @@
-"""Formats of plain values: NumPy's ``.npy`` and DICOM."""
+"""Image formats that store plain values: NumPy's ``.npy`` and DICOM."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def open_npy(file: BinaryIO) -> Picture:
 
 
 def open_dicom(file: BinaryIO) -> Picture:
-    """One frame of a DICOM file: stored values by ``BitsStored``; what is dark is dark."""
+    """One frame of a DICOM file, scaled by ``BitsStored``; MONOCHROME1 is inverted."""
     try:
         import pydicom
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""PNG, PNM and JPEG 2000 of more than 8 bits, whose values Pillow would cut: read by OpenCV."""
+"""Reads PNG, PNM and JPEG 2000 of more than 8 bits by OpenCV, because Pillow would cut them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _start_of(file: BinaryIO, size: int) -> bytes:
 
 
 def _largest_of_pnm(file: BinaryIO) -> int:
-    """The header's fourth word; its comments reach from # to the line's end."""
+    """The largest value: the header's fourth word; comments go from # to the line's end."""
     start = _start_of(file, 4096)
     words = re.sub(rb"#[^\n\r]*", b"", start).split(maxsplit=4)
     deep = start[:2] in (b"P2", b"P3", b"P5", b"P6") and len(words) > 3 and words[3].isdigit()
@@ -53,7 +53,7 @@ def _largest_of_pnm(file: BinaryIO) -> int:
 
 
 def _bits_of_jpeg2000(file: BinaryIO) -> int:
-    """The most bits of a component, by the marker SIZ; 0 where that is not found."""
+    """The most bits of a component, by the marker SIZ; 0 if it is not found."""
     start = _start_of(file, 2**16)
     place = start.find(b"\xff\x51")
     count = int.from_bytes(start[place + 38 : place + 40], "big") if place >= 0 else 0

@@ -1,7 +1,7 @@
-"""Parts of a TIFF's pixels, from the strips or tiles that hold them, by tifffile (BSD licence).
+"""Reads parts of a TIFF from the strips or tiles that hold them, by tifffile (BSD licence).
 
-Whoever reads an image part by part, row of tiles after row of tiles, needs the same strips many
-times: the newest decoded ones are kept, up to ``KEPT`` bytes.
+Neighbouring parts need the same strips or tiles, so the last decoded ones are kept, up to ``KEPT``
+bytes.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 KEPT = 2**27  # bytes of decoded strips or tiles
-LARGEST = 2**27  # bytes of one of them; a file of a larger one cannot be read by parts
-PLAIN = ("MINISBLACK", "MINISWHITE", "RGB")  # what their values are, they mean
+LARGEST = 2**27  # most bytes of a strip or tile; files with larger ones are decoded whole
+PLAIN = ("MINISBLACK", "MINISWHITE", "RGB")  # photometric kinds that need no conversion
 JPEG = 7
 
 # top, left, height, width, within the image -> [height, width, channels]
@@ -23,10 +23,10 @@ Window = Callable[[int, int, int, int], np.ndarray]
 
 
 def tiff_window(series: Any) -> Window | None:
-    """How to read a part of a TIFF's first image, as stored; None for one that has no parts.
+    """A reader of parts of a TIFF's first image, as stored; None if it has no parts.
 
     Args:
-        series: tifffile's, of axes Y and X and at most one other.
+        series: tifffile's, with the axes Y and X and at most one other.
     """
     pages = list(series.pages)
     key = series.keyframe
@@ -44,7 +44,7 @@ def tiff_window(series: Any) -> Window | None:
         return _by_rows(pages, key)
     if _segment_bytes(key) > LARGEST:
         return None
-    try:  # whether the decoder is there is known by what it makes of nothing
+    try:  # decode nothing, to find out whether the decoder is installed
         key.decode(None, 0)
     except Exception:
         return None
@@ -60,7 +60,7 @@ def _segment_bytes(page: Any) -> int:
 
 
 def _by_rows(pages: Sequence[Any], key: Any) -> Window:
-    """Of values that lie in the file one after the other: a part's rows alone are read."""
+    """For values stored one after the other: only the part's rows are read."""
     planes, _, length, width, samples = key.shaped
     stored = key.dtype.newbyteorder(key.parent.byteorder)
     pixel = stored.itemsize * samples
@@ -91,7 +91,7 @@ def _by_segments(pages: Sequence[Any], key: Any) -> Window:
     kept: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
 
     def segment(number: int, index: int) -> np.ndarray:
-        """``[h, w, samples]`` of a page, the last of a row or column perhaps cut."""
+        """A segment ``[h, w, samples]`` of a page; the last of a row or column may be cut."""
         if (number, index) in kept:
             kept.move_to_end((number, index))
             return kept[number, index]

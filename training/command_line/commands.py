@@ -1,8 +1,7 @@
-"""The commands of this project: the files of ``tools/``, and their names behind ``fcmae``.
+"""The commands of this project: the files of ``tools/``, which are subcommands of ``fcmae``.
 
-A clone has them in ``tools/``. The wheel brings the same folder as the package ``fcmae_commands``,
-because detectron2's wheel installs a package ``tools``; likewise ``ablations/`` as
-``fcmae_ablations``. Both lie beside this package.
+In the wheel the folder is the package ``fcmae_commands``, because detectron2's wheel installs a
+package ``tools``, and ``ablations/`` is ``fcmae_ablations``. Both lie beside this package.
 """
 
 from __future__ import annotations
@@ -47,17 +46,17 @@ def summary(file: Path) -> str:
 
 
 def child_command(name: str) -> list[str]:
-    """What starts a command in a process of its own, by this Python."""
+    """The command line that starts a command in another process, with this Python."""
     return [sys.executable, str(commands()[name])]
 
 
 def is_console() -> bool:
-    """Whether the user knows the commands as ``fcmae NAME``, and not as files."""
+    """Whether this process was started as ``fcmae NAME``, not as a file."""
     return TOOLS.name != "tools" or sys.argv[0].startswith(f"{PROGRAM} ")
 
 
 def as_called(text: str) -> str:
-    """A text that names files of ``tools/``, with the names by which the user calls them."""
+    """A text, its names of files in ``tools/`` replaced as the user calls them (``fcmae NAME``)."""
     if "tools/" not in text or not is_console():
         return text
     for name, file in commands().items():
@@ -80,7 +79,7 @@ def shown_command(arguments: Sequence[str]) -> str:
 
 
 def own_program() -> str:
-    """What this process was started by: ``fcmae X`` or a file."""
+    """The program of this process: ``fcmae X`` or a file."""
     file = Path(sys.argv[0])
     in_wheel = TOOLS.name != "tools" and file.parent == TOOLS
     return f"{PROGRAM} {command_name(file.stem)}" if in_wheel else sys.argv[0]

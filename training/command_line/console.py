@@ -42,7 +42,7 @@ def version_line() -> str:
 
 
 def load_command(file: Path) -> ModuleType:
-    """The module of a command's file, which is in no package in a clone."""
+    """Import a command's file, which in a clone belongs to no package."""
     spec = importlib.util.spec_from_file_location(f"fcmae_commands.{file.stem}", file)
     assert spec is not None
     assert spec.loader is not None

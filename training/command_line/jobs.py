@@ -22,12 +22,12 @@ from training.progress import progress
 
 POLL_SECONDS = 0.2
 END_WITHIN = 40.0  # seconds; the tools themselves end within 30
-Share = Mapping[str, str]  # environment variables that give a run its part of the machine
+Share = Mapping[str, str]  # environment variables that limit a run to its part of the machine
 T = TypeVar("T")
 
 
 class Running(Protocol):
-    """What a run needs of ``subprocess.Popen``."""
+    """The part of ``subprocess.Popen`` that is used here."""
 
     def poll(self) -> int | None: ...
     def terminate(self) -> None: ...
@@ -37,14 +37,14 @@ class Running(Protocol):
 
 @dataclass
 class Job:
-    """A command and the run that it makes.
+    """A command line and the run that it starts.
 
     Args:
         title: what its progress bar says.
         command: program and arguments.
-        run: the output folder, whose ``metrics.json`` tells the progress; what the command prints
-            goes to ``<run>.log`` beside it.
-        steps: of the whole run.
+        run: the output folder. Its ``metrics.json`` shows the progress; the command's output goes
+            to ``<run>.log`` beside it.
+        steps: number of steps of the whole run.
     """
 
     title: str
@@ -58,14 +58,14 @@ class Job:
 
 
 def usable_cores() -> int:
-    """Those that this process may run on."""
+    """How many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def share_of_cores(at_once: int) -> dict[str, str]:
-    """The environment variable that gives one of several processes its part of the cores."""
+    """The environment variable that limits one of several processes to its part of the cores."""
     return {"OMP_NUM_THREADS": str(max(1, usable_cores() // at_once))}
 
 
@@ -79,15 +79,15 @@ def run_side_by_side(
 ) -> None:
     """Run jobs in their order, as many at once as there are shares of the machine.
 
-    When this process is interrupted or ended, what runs is ended first.
+    If this process is interrupted or ended, it ends the running jobs first.
 
     Args:
-        waiting: jobs by their folders; emptied.
-        start: starts one.
-        ended: told of one's exit code; returns whether it failed.
-        shares: of the machine, each for one job at a time.
-        needs: the folder of the job that must have ended before; what needs one that failed is
-            left out.
+        waiting: jobs by their folders; empty afterwards.
+        start: starts a job.
+        ended: called with a job and its exit code; returns whether it failed.
+        shares: parts of the machine, each for one job at a time.
+        needs: for a job, the folder of the job that must end before it. A job whose needed job
+            failed is left out.
         look: called now and then.
     """
     free = list(shares)
@@ -115,9 +115,9 @@ def run_side_by_side(
 
 
 def end_all(processes: Iterable[Running]) -> None:
-    """End what still runs and wait for it; SIGTERM makes the tools write a checkpoint first.
+    """End the running processes by SIGTERM, on which trainings write a checkpoint, and wait.
 
-    What does not end within 40 seconds, or when this process is told to end once more, is killed.
+    Processes that run for 40 more seconds are killed; so are all at a second signal to this one.
     """
     processes = list(processes)
 
@@ -146,7 +146,7 @@ def run_jobs(jobs: Sequence[Job], cwd: Path) -> None:
     are fewer cores than jobs.
 
     Raises:
-        InputError: if one fails, with the end of its log; the others are ended.
+        InputError: if a job fails, with the end of its log; the others are ended.
     """
     at_once = len(jobs) if usable_cores() >= len(jobs) else 1
     bars = {job.run: _bar(job, place) for place, job in enumerate(jobs)}
@@ -179,7 +179,7 @@ def run_jobs(jobs: Sequence[Job], cwd: Path) -> None:
 def start_process(
     command: Sequence[str], log: Path, share: Share, cwd: Path | None = None
 ) -> Running:
-    """A command as a process of its own, which ends when this one does; what it says is logged."""
+    """Start a process that ends when this one does; its output goes to the log file."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as stream:
         stream.write(f"$ {shown_command(command)}\n")
@@ -191,7 +191,7 @@ def start_process(
 
 
 def finished_steps(run: Path) -> int:
-    """The last step that a run's ``metrics.json`` tells of, whose last line may be half-written."""
+    """The last step in a run's ``metrics.json``; its last line may be half-written."""
     metrics = run / "metrics.json"
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
     for line in reversed(lines[-2:]):

@@ -1,6 +1,7 @@
-"""``--num-gpus``: several processes of the same command, started as torchrun starts them.
+"""``--num-gpus``: start several processes of the same command, as torchrun does.
 
-detectron2's tools spell it so. Every command that trains has the flags, with and without a GPU.
+The flags have the names of detectron2's tools. Every command that trains has them; without GPUs the
+processes run on the CPU.
 """
 
 from __future__ import annotations
@@ -21,24 +22,40 @@ def add_launch_flags(parser: argparse.ArgumentParser) -> None:
     """Add ``--num-gpus``, ``--num-machines``, ``--machine-rank`` and ``--dist-url``."""
     group = parser.add_argument_group("several processes, as under torchrun")
     add = group.add_argument
-    add("--num-gpus", type=int, default=1, metavar="N", help="processes on this machine")
-    add("--num-machines", type=int, default=1, metavar="N", help="each runs this command")
-    add("--machine-rank", type=int, default=0, metavar="N", help="which machine this is, from 0")
-    add("--dist-url", default="auto", help="where the machines meet: tcp://HOST:PORT")
+    add(
+        "--num-gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of processes on this machine, one per GPU",
+    )
+    add(
+        "--num-machines",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of machines; start the command on each",
+    )
+    add("--machine-rank", type=int, default=0, metavar="N", help="number of this machine, from 0")
+    add(
+        "--dist-url",
+        default="auto",
+        help="tcp://HOST:PORT of the first machine, if there are several",
+    )
 
 
 def launch_values(arguments: dict[str, Any]) -> tuple[int, int, int, str]:
-    """Take these flags out of parsed arguments, as :func:`start_processes` wants them."""
+    """Take these flags out of parsed arguments: the arguments of :func:`start_processes`."""
     names = ("num_gpus", "num_machines", "machine_rank", "dist_url")
     return tuple(arguments.pop(name) for name in names)  # type: ignore[return-value]
 
 
 def start_processes(num_gpus: int, num_machines: int, machine_rank: int, dist_url: str) -> int:
-    """Run this very command once in each process.
+    """Run this command again, in each of the processes.
 
     Returns:
-        The exit code of the first process that failed, or 0; -1 where nothing is to be started,
-        because this is one of the processes, or the only one.
+        The exit code of the first process that failed, or 0. -1 if nothing was started, because
+        this is one of the processes already, or the only one.
 
     Raises:
         InputError: for numbers that contradict each other, this machine or torchrun's.

@@ -1,4 +1,4 @@
-"""Parsers of command lines: all that is wrong at once, and a training's options as flags."""
+"""Parsers of command lines, which report all errors at once; a training's options as flags."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from training.command_line.commands import PROGRAM, as_called, closest, own_prog
 
 
 class ToolParser(argparse.ArgumentParser):
-    """An ``ArgumentParser`` that says all that is wrong at once, misspelt flags with the closest.
+    """An ``ArgumentParser`` that reports all errors at once, and for unknown flags the closest one.
 
-    argparse itself stops at the first bad value, and names no flag that may have been meant.
+    argparse itself stops at the first bad value, and does not suggest flags.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class ToolParser(argparse.ArgumentParser):
         """Exit with 2 and every problem that was found so far, ``message`` last."""
         kind, _, rest = message.partition("unrecognized arguments: ")
         if self._unknown and not kind:
-            # said already, but for what stands beside the flags
+            # unknown flags are reported already; only the other words are left
             beside = [item for item in rest.split() if item.partition("=")[0] not in self._unknown]
             message = f"not understood: {' '.join(beside)}" if beside else ""
         lines = [*self._wrong, *filter(None, [message])]
@@ -70,7 +70,7 @@ class ToolParser(argparse.ArgumentParser):
         self._noted(action, super()._check_value, value)
 
     def _noted(self, action: argparse.Action, check: Callable[..., Any], value: Any) -> Any:
-        """What ``check`` returns; its error is noted and does not keep the others from being."""
+        """What ``check`` returns. Its error is noted, so that later errors are found, too."""
         if value is _BAD:
             return None
         try:
@@ -80,7 +80,7 @@ class ToolParser(argparse.ArgumentParser):
             return _BAD
 
 
-_BAD = object()  # a value that is noted as wrong already
+_BAD = object()  # stands for a value whose error is noted already
 
 
 def at_least(low: int) -> Callable[[str], int]:
@@ -95,13 +95,13 @@ def at_least(low: int) -> Callable[[str], int]:
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Examples as they are written, and every flag's default."""
+    """Shows the examples as they are written, and every flag's default."""
 
 
 class OptionsParser(ToolParser):
-    """The flags of a training's options, made from their fields; ``--resume`` and ``--wandb``.
+    """Makes a flag of each field of a training's options, and adds ``--resume`` and ``--wandb``.
 
-    Flags that are not given have their default, or are left out where that is None or off.
+    Flags that are not given have their default, or are left out if that is None or False.
 
     Args:
         options: a subclass of ``training.options.TrainingOptions``.
@@ -116,17 +116,17 @@ class OptionsParser(ToolParser):
         own = set(vars(options).get("__annotations__", {}))
         flags = [f for f in fields(options) if "help" in f.metadata]
         required = [f for f in flags if _is_required(f)]
-        run = self.add_argument_group("how the run goes")
+        run = self.add_argument_group("options of every training")
         for each in [*required, *(f for f in flags if f not in required)]:
             group = self if each in required or each.name in own else run
             _add_flag(group, each, types[each.name])
         run.add_argument(
-            "--wandb", help="log to Weights & Biases too (extra: wandb)", action="store_true"
+            "--wandb", help="log to Weights & Biases, too (extra: wandb)", action="store_true"
         )
         run.add_argument("--resume", help="continue the run in --output-dir", action="store_true")
 
     def parse_options(self) -> tuple[dict[str, Any], bool]:
-        """What was given, by the options' names (of other flags, by theirs), and ``--resume``."""
+        """The values that were given, by the names of options and other flags, and ``--resume``."""
         given = vars(self.parse_args())
         resume = given.pop("resume", False)
         if given.pop("wandb", False):
@@ -135,7 +135,7 @@ class OptionsParser(ToolParser):
         return values, resume
 
 
-NUMBERS: dict[Any, str] = {int: "N", float: "X"}  # what the help calls them
+NUMBERS: dict[Any, str] = {int: "N", float: "X"}  # the metavars of numbers in the help
 
 
 def _is_required(field: Field) -> bool:
@@ -143,7 +143,7 @@ def _is_required(field: Field) -> bool:
 
 
 def _add_flag(group: Any, field: Field, kind: Any) -> None:
-    """A field as a flag: a Literal's values are choices, a tuple is several values, a bool none."""
+    """Add a field as a flag. A Literal gives choices, a tuple takes several values, a bool none."""
     settings: dict[str, Any] = {}
     parts = [part for part in get_args(kind) if part is not NoneType]
     if get_origin(kind) in (Union, UnionType) and len(parts) == 1:
@@ -166,5 +166,5 @@ def _add_flag(group: Any, field: Field, kind: Any) -> None:
 
 
 def _is_shown(field: Field, kind: Any) -> bool:
-    """Whether the help shows the default: not where it is None, or off."""
+    """Whether the help shows the default: not if it is None or False."""
     return field.default is not MISSING and field.default is not None and kind is not bool

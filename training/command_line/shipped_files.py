@@ -11,13 +11,13 @@ ABLATIONS = shipped_folder("fcmae_ablations", "ablations")
 
 
 def find_shipped(path: str | Path, folder: Path, kind: str) -> Path:
-    """A file of the user's, or else the file of that name that comes with this project.
+    """Find a user's file, or else the file of that name that comes with this project.
 
     Args:
-        path: a path, or a name within ``folder``, with or without the folder's own name before it
-            and the folders on the way: ``quick/x.yaml``, ``det_configs/quick/x.yaml``, ``x.yaml``.
+        path: a path, or a name within ``folder``: ``det_configs/quick/x.yaml``, ``quick/x.yaml``
+            and ``x.yaml`` are the same.
         folder: ``DET_CONFIGS`` or ``ABLATIONS``.
-        kind: what to call it in the error, such as "config file".
+        kind: its name in the error, such as "config file".
 
     Raises:
         FileNotFoundError: with the closest name, if there is no such file.
@@ -40,9 +40,9 @@ def find_shipped(path: str | Path, folder: Path, kind: str) -> Path:
 
 
 def shipped_of_name(path: str | Path, folder: Path) -> list[Path]:
-    """The files of this project that a path may mean, as in ``find_shipped``: none, one, several.
+    """The files of this project that a path may stand for, as in ``find_shipped``.
 
-    Only the name counts, not what lies there on this machine.
+    Files of the user at this path do not matter here.
     """
     names, wanted = _names(folder), _within(path, folder)
     if wanted in names:

@@ -1,4 +1,4 @@
-"""What ``run.json`` says of a run, such as its task: so one command serves every kind of run."""
+"""Reads ``run.json``, such as the task of a run, so that one command serves runs of every task."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Task = Literal["detection", "segmentation", "classification"]
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """What ``run.json`` in a folder says; {} where there is none that can be read."""
+    """The content of a folder's ``run.json``; {} if there is none that can be read."""
     try:
         facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -19,7 +19,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def task_of(run: Path) -> Task:
-    """The task that a run's files tell of; detection where they do not say."""
+    """A run's task, by its files; detection if they do not say."""
     facts = read_facts(run)
     if facts.get("task") == "segmentation":
         return "segmentation"

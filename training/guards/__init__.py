@@ -1,1 +1,1 @@
-"""What keeps a run whole: its folder, checkpoints, resuming, signals, processes and workers."""
+"""Protects a run: its folder, checkpoints, resuming, signals, processes and loader workers."""

@@ -1,8 +1,8 @@
-"""Checkpoints of a run: complete and sound, or passed over.
+"""Checkpoints of a run; incomplete and damaged ones are skipped.
 
 A checkpoint is a folder ``checkpoints/step_00000120``. It is written under another name and
-renamed when whole, so that a run that is killed leaves no half of one; its ``state.json`` holds
-the size and hash of every file, so that damage afterwards is found and named.
+renamed when it is complete, so a killed run leaves no incomplete one. Its ``state.json`` holds
+the size and hash of every file, by which later damage is found.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class CheckpointError(InputError):
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first; see :func:`damage` for sound ones."""
+    """The complete checkpoints of a run, oldest first. :func:`damage` checks their files."""
     return [folder for folder in _folders(output_dir) if (folder / STATE_FILE).is_file()]
 
 
@@ -42,7 +42,7 @@ def _folders(output_dir: Path) -> list[Path]:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files; None for a sound one.
+    """What is wrong with a checkpoint's files; None if nothing is.
 
     Raises:
         PermissionError: if this user may not read it.
@@ -69,7 +69,7 @@ def damage(folder: Path) -> str | None:
 
 
 def newest_checkpoint(output_dir: Path) -> Path | None:
-    """The newest sound checkpoint; damaged ones are named in the log and passed over.
+    """The newest undamaged checkpoint; the log names damaged ones.
 
     Raises:
         CheckpointError: if there are checkpoints and all are damaged.
@@ -87,7 +87,7 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
 
 
 def checkpoint_step(folder: Path) -> int:
-    """The number of optimizer steps behind a checkpoint."""
+    """The number of optimizer steps before a checkpoint."""
     return int(_state(folder)["step"])
 
 
@@ -105,8 +105,8 @@ def write_checkpoint(
 ) -> Path:
     """Write a checkpoint through ``write(folder)`` and remove all but the newest ``keep``.
 
-    Every process calls it (sharded states are written by all); the main one makes, renames and
-    prunes folders, with a ``barrier`` before and after the writing.
+    Every process must call it, because sharded states are written by all. The main process creates,
+    renames and removes folders, with a ``barrier`` before and after the writing.
 
     Raises:
         CheckpointError: if it cannot be written (a full disk); earlier ones are left as they are.

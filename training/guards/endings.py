@@ -1,9 +1,9 @@
-"""How a process ends on a signal: it saves first, in 30 seconds; a second one ends it at once.
+"""Ends a process on a signal: it first saves, within 30 seconds; a second signal ends it at once.
 
 SIGINT (Ctrl-C), SIGTERM (a preempted job, ``docker stop``) and SIGHUP (a closed terminal) end
-every command with 130, 143 and 129. While it trains, :class:`Endings` holds them back until a
-checkpoint is written. SIGUSR1, which Slurm sends before the end of a job's time, asks for a
-checkpoint alone.
+every command with exit code 130, 143 or 129. During a training, :class:`Endings` delays the end
+until a checkpoint is written. SIGUSR1, which Slurm sends before the end of a job's time, only asks
+for a checkpoint.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ CHECKPOINT = getattr(signal, "SIGUSR1", None)
 CHILD = getattr(signal, "SIGCHLD", None)
 ALARM = getattr(signal, "SIGALRM", None)
 DEADLINE = 28.0  # seconds from the first signal; schedulers and torchrun kill after 30
-PATIENCE = 14.0  # seconds that a process which others wait for gives the step it waits in
+PATIENCE = 14.0  # seconds that the current step gets to end, where other processes wait for it
 LEAVE_TO_CHILDREN = 6.0  # seconds
-SAME = 1.0  # seconds within which signals are one: Ctrl-C goes to a launcher, which sends its own
+SAME = 1.0  # signals within so many seconds count as one: a launcher passes Ctrl-C on
 REQUEUE = "FCMAE_REQUEUE"  # set to 1: after SIGUSR1's checkpoint, Slurm is asked to start again
-PARENT = "FCMAE_PARENT"  # the process that started this one, and whose end is this one's
+PARENT = "FCMAE_PARENT"  # the process that started this one, which ends with it
 Handlers = dict[int, Callable[[int, Any], Any]]  # by the signals' numbers
 
-_asked_early = threading.Event()  # by SIGUSR1, before the training
+_asked_early = threading.Event()  # SIGUSR1 came before the training
 
 
 class EndedError(SystemExit):
-    """A signal ended this process, whose exit code follows from it: 128 and its number."""
+    """A signal ended this process; the exit code is 128 plus the signal's number."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
@@ -56,10 +56,10 @@ class EndedError(SystemExit):
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise :class:`EndedError`, so that what is open is put in order.
+    """Let SIGTERM and SIGHUP raise :class:`EndedError`, so that ``finally`` blocks run.
 
     SIGHUP stays ignored under ``nohup``; Ctrl-C raises Python's own ``KeyboardInterrupt``.
-    SIGUSR1 ends nothing: a training that begins later heeds it behind its first step.
+    SIGUSR1 ends nothing; a training that begins later acts on it after its first step.
     """
 
     def end(number: int, _frame: Any) -> NoReturn:
@@ -76,7 +76,7 @@ def ended_by_signals() -> Iterator[None]:
 
 @contextmanager
 def _handlers(handlers: Handlers) -> Iterator[None]:
-    """Signal handlers for a while: in the main thread, and not of signals that are ignored."""
+    """Set signal handlers while this is open: only in the main thread, not for ignored signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -94,23 +94,23 @@ def _handlers(handlers: Handlers) -> Iterator[None]:
 def _is_ignored(number: int) -> bool:
     """Whether a signal is to be ignored: SIGHUP under ``nohup``.
 
-    SIGINT never is, though a script's shell has what it starts in the background ignore it.
+    SIGINT never is, although a shell makes its background processes ignore it.
     """
     now = signal.getsignal(number)
     return now is None or (now == signal.SIG_IGN and number != signal.SIGINT)
 
 
 class Endings:
-    """Holds ending signals back for as long as a training can act on them.
+    """Delays ending signals until the training has acted on them.
 
-    A thread of its own sees to it that the process ends in time, also where the training hangs in
-    a library: at the deadline, or at a second signal, it ends the process and says what is lost.
+    A second thread makes sure that the process ends in time, even if the training hangs in a
+    library: at the deadline, or at a second signal, it ends the process and says what is lost.
 
     Args:
-        lost: what is lost if the process ends now, in words.
-        patience: seconds after which a signal interrupts what :meth:`interruptible` holds; None
-            for never. Of several processes the first need not wait; another one, which leaves the
-            others in the midst of their step, waits half of their time for that step's end.
+        lost: says what is lost if the process ends now.
+        patience: seconds after which a signal interrupts the code in :meth:`interruptible`; None
+            for never. Of several processes the first need not wait. Another process, which would
+            leave the others in the middle of a step, waits for half of their time.
     """
 
     def __init__(self, lost: Callable[[], str], patience: float | None = 0.0) -> None:
@@ -158,13 +158,13 @@ class Endings:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """While this is held, a signal interrupts, at once or after :attr:`patience`.
+        """While this is open, a signal interrupts, at once or after :attr:`patience`.
 
-        Between steps the weights are those of a step.
+        To be used between steps, where the weights are complete.
 
         Raises:
             EndedError: at a signal, or at once if one came before.
-            RuntimeError: torch's, for a loader's worker that died; elsewhere it is held back.
+            RuntimeError: torch's, if a loader worker died; outside of this it is delayed.
         """
         self._holds, self._waits = True, self.patience is not None
         try:
@@ -191,7 +191,7 @@ class Endings:
             self._interrupt()
 
     def _interrupt(self) -> None:
-        """Raise if a signal has come, and what is held may be interrupted by now."""
+        """Raise if a signal has come and the running code may be interrupted."""
         if not (self.received and self._waits) or self.patience is None:
             return
         if time.monotonic() - self._received_at >= self.patience:
@@ -241,7 +241,7 @@ def kill_children() -> None:
 
 
 def end_soon(number: int) -> None:
-    """See to it that this process, which is ending, is not kept by children that do not answer."""
+    """Make sure that children that do not react do not keep this process from ending."""
 
     def insist() -> None:
         time.sleep(LEAVE_TO_CHILDREN)
@@ -260,7 +260,7 @@ def requeue(run: Callable[[Sequence[str]], Any] = subprocess.check_call) -> None
     """Ask Slurm to start this job again."""
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
-        logger.warning("%s is 1, but this is no job of Slurm's: SLURM_JOB_ID is not set", REQUEUE)
+        logger.warning("%s is 1, but this is not a Slurm job: SLURM_JOB_ID is not set", REQUEUE)
         return
     try:
         run(["scontrol", "requeue", job])
@@ -272,7 +272,8 @@ def requeue(run: Callable[[Sequence[str]], Any] = subprocess.check_call) -> None
 def end_with_parent() -> None:
     """End this process by SIGTERM when the one that started it ends, on Linux.
 
-    For children whose parent says so in their environment, not for those of a launcher between.
+    Only for children whose parent put its number into their environment; not for those of a
+    launcher in between.
     """
     parent = os.environ.pop(PARENT, None)
     if parent != str(os.getppid()) or sys.platform != "linux":

@@ -1,8 +1,8 @@
-"""Predictions as they come, one line per image, so that an interrupted prediction can go on.
+"""Stores predictions as they come, one line per image, so that a prediction can be resumed.
 
-Detection, segmentation and classification keep the same journal; each writes its own files from it
-when all is done, one of them by :meth:`Journal.write_record`, by which a finished one is known
-again.
+Detection, segmentation and classification share it. When all images are done, each writes its own
+files from it. One of them is written by :meth:`Journal.write_record`; it marks a finished
+prediction.
 """
 
 from __future__ import annotations
@@ -26,20 +26,21 @@ JOURNAL = "unfinished.jsonl"  # while a prediction runs, and where it ended earl
 class Journal:
     """The lines of ``unfinished.jsonl``: the settings, then images, and files that are done.
 
-    One that is there already goes on behind the last file that is done. It is a context manager,
-    which writes.
+    If the file exists, it continues after the last file that is done. Use it as a context manager,
+    inside which it can be written to.
 
     Args:
-        folder: of the predictions.
-        settings: that a prediction which goes on must share.
+        folder: the folder of the predictions.
+        settings: the settings of the prediction; a resumed one must have the same.
         result: the file in ``folder`` that only a finished prediction has.
         record: the file there that :meth:`write_record` writes.
-        resume: whether to go on; else nothing of a prediction may be there.
+        resume: whether to continue; otherwise the folder must hold no prediction.
 
     Attributes:
-        done: file -> its name among the outputs, of what earlier sessions finished.
-        is_finished: whether all was done; then ``done`` holds the files of ``record``.
-        counts: what was counted so far.
+        done: files that earlier sessions finished -> their names among the outputs.
+        is_finished: whether the prediction was finished; then ``done`` holds the files of
+            ``record``.
+        counts: the counts so far.
 
     Raises:
         InputError: for a finished or unfinished prediction without ``resume``, or of other
@@ -58,7 +59,7 @@ class Journal:
         if self.path.is_file():
             if not resume:
                 raise InputError(
-                    f"{folder} holds an unfinished prediction: go on with it by --resume, or "
+                    f"{folder} holds an unfinished prediction: continue it with --resume, or "
                     "choose another folder"
                 )
             self.kept = self._read()
@@ -80,7 +81,7 @@ class Journal:
         self.path.unlink()
 
     def left(self, files: Sequence[Path]) -> list[Path]:
-        """The files that are not done yet; the log tells how many are."""
+        """The files that are not done yet; the log says how many are."""
         left = [file for file in files if str(file) not in self.done]
         if self.done:
             done = len(files) - len(left)
@@ -88,16 +89,16 @@ class Journal:
         return left
 
     def add(self, entry: Mapping[str, Any], counts: Mapping[str, int]) -> None:
-        """Keep one image or frame with what was found on it, and add to the counts."""
+        """Store one image or frame with what was found on it, and add to the counts."""
         self._write({**entry, "counts": counts})
         self.counts.update(counts)
 
     def finish(self, file: Path, name: str) -> None:
-        """Say that all of a file is kept, its outputs written under this name."""
+        """Mark a file as done; its outputs have this name."""
         self._write({"done": str(file), "name": name})
 
     def entries(self) -> Iterator[dict[str, Any]]:
-        """What :meth:`add` was given, in that order."""
+        """The entries given to :meth:`add`, in that order."""
         with self.path.open("rb") as stream:
             for line in stream:
                 entry = json.loads(line)
@@ -105,7 +106,7 @@ class Journal:
                     yield entry
 
     def images(self) -> Iterator[dict[str, Any]]:
-        """What each entry has under ``image``, which has a ``file_name``."""
+        """The ``image`` of each entry, which has a ``file_name``."""
         return (entry["image"] for entry in self.entries())
 
     def write_record(self, stream: TextIO, **further: Any) -> None:
@@ -137,11 +138,11 @@ class Journal:
         if differing:
             raise InputError(
                 f"{self.folder} holds a prediction with other settings: {'; '.join(differing)}; "
-                "choose another folder, or go on with the same"
+                "choose another folder, or continue with the same settings"
             )
 
     def _read(self) -> int:
-        """Take over what is finished; how many bytes of the file that is."""
+        """Read the finished part; returns its length in bytes."""
         kept = position = 0
         counts = Counter[str]()
         with self.path.open("rb") as stream:
@@ -169,12 +170,12 @@ class Journal:
 
 
 def write_outputs(files: Mapping[Path, Callable[[TextIO], None]]) -> None:
-    """Text files, all or none, each by a function that writes to it line by line."""
+    """Write text files, all or none, each by a function that writes to it line by line."""
     write_all({path: partial(_open_and_write, write) for path, write in files.items()})
 
 
 def _open_and_write(write: Callable[[TextIO], None], path: Path) -> None:
-    # names of files that are no UTF-8 come out as they are
+    # file names that are not UTF-8 are written as they are
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
         write(stream)
 

@@ -1,7 +1,7 @@
-"""One training over several processes: how they start, agree, share the weights and stop.
+"""One training in several processes: they start, agree, share the weights and stop.
 
-DDP (a copy of the weights in each process) is the default; FSDP (each process holds a part of
-weights, gradients and optimizer state, which are gathered for a forward) comes with
+DDP (each process has a copy of the weights) is the default. With FSDP each process holds a part of
+weights, gradients and optimizer state, and the weights are gathered for a forward pass; start it by
 ``accelerate launch --config_file training/fsdp.yaml``.
 """
 
@@ -19,7 +19,7 @@ from backbones.errors import InputError
 
 
 def prepare_sharding(accelerator: Accelerator) -> bool:
-    """Whether FSDP shards the training, by accelerate's configuration; made so on CPUs, too.
+    """Whether accelerate's configuration asks for FSDP; on CPUs this turns FSDP on.
 
     Raises:
         InputError: for FSDP's first version, whose flat parameters have no names of their own, and
@@ -34,7 +34,7 @@ def prepare_sharding(accelerator: Accelerator) -> bool:
                 f"FSDP on CPUs adds up the gradients of torch {torch.__version__} instead of "
                 "averaging them; take a newer torch (2.14 is right), or train without FSDP"
             )
-        # accelerate (1.15) runs DDP there without a word, though FSDP works on CPUs.
+        # accelerate (1.15) silently runs DDP on CPUs, although FSDP works there.
         PartialState().distributed_type = DistributedType.FSDP
         accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
@@ -46,7 +46,7 @@ def prepare_sharding(accelerator: Accelerator) -> bool:
 
 
 def _gloo_averages() -> bool:
-    """Whether a mean over processes, scattered, is one: in torch 2.8 it is a sum.
+    """Whether reduce-scatter of a mean gives a mean: with gloo in torch 2.8 it gives a sum.
 
     https://github.com/pytorch/pytorch/issues/162338
     """
@@ -60,7 +60,7 @@ def _gloo_averages() -> bool:
 
 
 def check_joined(joined: int) -> None:
-    """Refuse to go on with fewer processes than were started: each would write the same files.
+    """Refuse to train if fewer processes joined than were started: each would write the same files.
 
     Raises:
         InputError: if ``WORLD_SIZE``, which torchrun and accelerate set, is another number.
@@ -76,8 +76,8 @@ def check_joined(joined: int) -> None:
 def process_state(device: torch.device) -> PartialState:
     """accelerate's state of this process, for work on that kind of device.
 
-    accelerate keeps the device of the first training or prediction for the whole process; a later
-    one (tests, notebooks) may be on another.
+    accelerate keeps the device of the first training or prediction for the whole process. Here a
+    later one (tests, notebooks) may use another device.
     """
     if PartialState._shared_state and PartialState().device.type != device.type:
         PartialState._reset_state()
@@ -86,7 +86,7 @@ def process_state(device: torch.device) -> PartialState:
 
 @torch.no_grad()
 def gather_weights(sharded: nn.Module, whole: nn.Module) -> None:
-    """Copy sharded weights into a module that is whole, in every process (all must call this)."""
+    """Copy sharded weights into a complete module, in every process (all must call this)."""
     parts = sharded.state_dict()
     for name, value in whole.state_dict().items():
         part = parts[name]
@@ -111,6 +111,6 @@ def mean_over_processes(accelerator: Accelerator, values: dict[str, float]) -> d
 
 
 def all_finite(model: nn.Module) -> bool:
-    """Whether no parameter (no part of one in this process) is NaN or infinite."""
+    """Whether all parameters (or their parts in this process) are finite."""
     parts = (p.to_local() if isinstance(p, DTensor) else p for p in model.parameters())
     return all(bool(part.isfinite().all()) for part in parts)

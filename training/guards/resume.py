@@ -1,7 +1,7 @@
-"""What a resumed run may change: the same rule for every training.
+"""Which settings a resumed run may change; the rule is the same for every training.
 
-A change of a setting that affects what is learnt is refused and named: the record of the run would
-show a value that not every step used. Other settings may change, and the log says so.
+Settings that affect what is learnt may not change, because the record of the run would show a value
+that not every step used. Other settings may change, and the log says so.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from training.config_files import flatten
 
 logger = logging.getLogger(__name__)
 
-# Of a config's keys: with these changed, a resumed run's weights and optimizer state would not fit.
+# Keys of a config that may not change: weights and optimizer state of the run would not fit.
 FIXED_KEYS = (
     "MODEL.", "ENGINE", "SEED", "SOLVER.OPTIMIZER", "SOLVER.LAYER_DECAY", "SOLVER.EMA.ENABLED",
 )  # fmt: skip
@@ -23,25 +23,25 @@ FREE_ENDINGS = (".WEIGHTS", ".DEVICE", "_TEST")
 
 
 def is_free_key(name: str) -> bool:
-    """Whether a resumed run's config may have another value of a key."""
+    """Whether a resumed run may change this key of its config."""
     return not name.startswith(FIXED_KEYS) or name.endswith(FREE_ENDINGS)
 
 
 def compare_settings(
     earlier: Mapping[str, Any], now: Mapping[str, Any], is_free: Callable[[str], bool]
 ) -> list[str]:
-    """Check a resumed run's settings against those that it began with.
+    """Compare a resumed run's settings with those that it began with.
 
     Args:
-        earlier, now: settings by name, in any depth of mappings; ``a.b`` is ``b`` within ``a``.
-            Those that one of the two does not know are passed over.
+        earlier, now: settings by name, as nested mappings; ``a.b`` is ``b`` within ``a``. Settings
+            that only one of the two has are ignored.
         is_free: whether a setting may change.
 
     Returns:
-        For each that has changed, and may, a line that says so.
+        A message for each setting that has changed and may.
 
     Raises:
-        InputError: for those that may not.
+        InputError: for settings that have changed and may not.
     """
     old, new = dict(flatten(earlier)), dict(flatten(now))
     changed = {
@@ -49,7 +49,7 @@ def compare_settings(
         for name, value in sorted(old.items())
         if name in new and new[name] != value
     }
-    # None that became several settings, or the other way round
+    # None on one side, several settings on the other
     for before, after, said in ((old, new, "was {}, is {}"), (new, old, "is {}, was {}")):
         for name in sorted(before.keys() - after.keys()):
             if parts := {k: v for k, v in after.items() if k.startswith(f"{name}.")}:
@@ -57,7 +57,7 @@ def compare_settings(
     if fixed := [line for name, line in changed.items() if not is_free(name)]:
         raise InputError(
             "\n  ".join(["--resume cannot continue a run with other settings:", *fixed])
-            + "\nGive the run's own, or another output folder"
+            + "\nGive the settings of the run, or choose another output folder"
         )
     return list(changed.values())
 

@@ -1,4 +1,4 @@
-"""A run's folder: held by one process at a time, never written over, with room for checkpoints."""
+"""Guards a run's folder: one process at a time, no run overwritten, room for the checkpoints."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from training.guards.checkpoints import checkpoint_step, list_checkpoints
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
-# What a training leaves, by whichever tool and engine.
+# The files of a training, of every tool and engine.
 RUN_FILES = (
     "config.yaml", "metrics.json", "metrics_summary.json", "run.json", "last_checkpoint",
     "checkpoints", "tensorboard", "events.out.tfevents.*", "inference", "reconstructions",
@@ -38,16 +38,16 @@ _held: set[Path] = set()
 
 
 def refuse_existing_run(output_dir: Path, names: Sequence[str] = RUN_FILES) -> None:
-    """Raise if any file of a run lies in this folder, which a new one would overwrite.
+    """Raise if this folder holds a file of a run, which a new run would overwrite.
 
     Args:
-        names: patterns of files to look for, beside checkpoints.
+        names: patterns of the files to look for, besides checkpoints.
 
     Raises:
         InputError: with what was found.
     """
     if not is_main_process():
-        return  # what it would find, the first process may have written since
+        return  # the first process may have started to write already
     if checkpoints := list_checkpoints(output_dir):
         found = f"newest: {checkpoints[-1].name}"
     elif files := sorted(p.name for name in names for p in output_dir.glob(name)):
@@ -61,11 +61,11 @@ def refuse_existing_run(output_dir: Path, names: Sequence[str] = RUN_FILES) -> N
 
 
 def refuse_fewer_steps(output_dir: Path, steps: int, done: int | None = None) -> None:
-    """Raise if a resumed run has done more steps than it is now to have.
+    """Raise if a resumed run has done more steps than now wanted.
 
     Args:
-        steps: of the whole run.
-        done: steps behind the run; by default those of its newest checkpoint.
+        steps: number of steps of the whole run.
+        done: number of steps that are done; by default those of the newest checkpoint.
 
     Raises:
         InputError: in that case.
@@ -82,10 +82,10 @@ def refuse_fewer_steps(output_dir: Path, steps: int, done: int | None = None) ->
 
 @contextmanager
 def held(output_dir: Path) -> Iterator[None]:
-    """Keep other processes from writing this folder; of several of one training the first does it.
+    """Keep other processes from writing to this folder. Of a training's processes the first locks.
 
-    The system gives the lock back however this process ends; where a file system has no locks,
-    the holder's number tells whether it still runs.
+    The operating system releases the lock however this process ends. Where a file system has no
+    locks, the number in the lock file tells whether its process still runs.
 
     Raises:
         InputError: if another process holds it, with its number, host and start.
@@ -98,14 +98,14 @@ def held(output_dir: Path) -> Iterator[None]:
     descriptor = _lock(path)
     _held.add(folder)
     try:
-        remove_unfinished(output_dir)  # of a process that was killed
+        remove_unfinished(output_dir)  # left by a process that was killed
         yield
     finally:
         _held.discard(folder)
         with suppress(OSError):
             path.unlink()
             if is_new:
-                output_dir.rmdir()  # what was refused leaves no folder; one with files stays
+                output_dir.rmdir()  # a refused run leaves no empty folder
         os.close(descriptor)
 
 
@@ -124,7 +124,7 @@ def _lock(path: Path) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # who held it has removed it: try again with a new one
+        os.close(descriptor)  # the holder has removed the file: try again with a new one
     if earlier:
         logger.info(
             "%s: the lock of process %s, which has ended, is taken over", path, earlier["pid"]
@@ -150,7 +150,7 @@ def _this_process() -> dict[str, Any]:
 
 
 def _holder(descriptor: int) -> dict[str, Any]:
-    """What stands in a lock file; by the descriptor, since closing another would lose the lock."""
+    """The content of a lock file, read by its descriptor: closing a second one loses the lock."""
     with suppress(ValueError, OSError):
         found = json.loads(os.pread(descriptor, 2**16, 0))
         if isinstance(found, dict) and {"pid", "host", "since"} <= found.keys():
@@ -176,7 +176,7 @@ def _take(descriptor: int, earlier: dict[str, Any]) -> bool:
 
 
 def _still_runs(holder: dict[str, Any]) -> bool:
-    """Whether the holder may still run: that of another machine may, one of this is asked for."""
+    """Whether the holder may still run. Only processes of this machine can be looked up."""
     if not holder or holder["host"] != socket.gethostname():
         return bool(holder)
     if os.name == "nt" or holder["pid"] == os.getpid():
@@ -204,18 +204,18 @@ def _in_use(path: Path, holder: dict[str, Any]) -> str:
 
 
 def checkpoint_bytes(model: nn.Module, average: nn.Module | None = None) -> int:
-    """The size of a checkpoint of AdamW's training: weights, two moments of each, an average."""
+    """Bytes of a checkpoint with AdamW: weights, two moments for each, and the average if any."""
     weights = sum(v.numel() * v.element_size() for v in model.state_dict().values())
     moments = sum(2 * p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     return weights * (1 if average is None else 2) + moments
 
 
 def refuse_full_disk(output_dir: Path, checkpoint: int, keep: int) -> None:
-    """Raise where the checkpoints of a run will not fit on the disk.
+    """Raise if the checkpoints of a run will not fit on the disk.
 
     Args:
-        checkpoint: bytes of one.
-        keep: how many there are at a time; one more is there while it is written.
+        checkpoint: bytes of one checkpoint.
+        keep: how many are kept; one more exists while it is written.
 
     Raises:
         InputError: with both sizes.

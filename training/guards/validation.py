@@ -1,9 +1,9 @@
-"""Which weights were the best on ``DATASETS.VAL``, and whether the training shall go on.
+"""Finds the best weights on ``DATASETS.VAL``, and whether the training should end early.
 
 Both engines evaluate on the validation sets each ``TEST.EVAL_PERIOD`` and after the last step. The
-weights with the highest ``TEST.BEST_METRIC`` so far are ``model_best.*``: the model's, or with
-``SOLVER.EMA`` their average, whichever is better. ``validation.json`` holds every value, so that a
-resumed run knows what it knew. The test sets take no part: they stay an honest measure.
+weights with the highest ``TEST.BEST_METRIC`` so far are saved as ``model_best.*``: the model's, or
+with ``SOLVER.EMA`` their average, whichever is better. ``validation.json`` holds every value, so
+that a resumed run continues with them. The test sets are not used for this choice.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from backbones.whole_files import write_json
 logger = logging.getLogger(__name__)
 
 RECORD = "validation.json"
-BEST_WEIGHTS = "model_best"  # and the engine's ending
+BEST_WEIGHTS = "model_best"  # the file name, without the ending, which the engine chooses
 Kind = Literal["model", "average"]
 PREFIXES: dict[Kind, str] = {"model": "", "average": "ema/"}  # in the names of metrics
 
 
 @dataclass
 class Validation:
-    """The values so far, the same in every process; the main one writes.
+    """The values so far, the same in every process; the main process writes them.
 
     Attributes:
-        patience: evaluations in a row that may bring nothing better; 0 for any number.
-        evaluations: by step ``iteration``, and ``model`` and ``average`` (percent).
+        patience: end after this many evaluations in a row without a better one; 0 for never.
+        evaluations: one dictionary each: ``iteration``, ``model`` and ``average`` (percent).
     """
 
     folder: Path
@@ -57,9 +57,9 @@ class Validation:
         return cls(folder, config.TEST.BEST_METRIC, patience, earlier)
 
     def reach(self, step: int) -> None:
-        """Forget what came after a step, of which a run is resumed.
+        """Forget evaluations after a step, because a run is resumed from there.
 
-        Not the best: its weights are those that were written.
+        The best one is kept, because its weights are on the disk.
         """
         best = self.best["iteration"] if self.best else 0
         self.evaluations = [
@@ -84,18 +84,18 @@ class Validation:
 
     @property
     def is_over(self) -> bool:
-        """Whether so many evaluations brought nothing better that the training ends."""
+        """Whether the training should end, by ``patience``."""
         if not self.patience or self.best is None:
             return False
         since = sum(each["iteration"] > self.best["iteration"] for each in self.evaluations)
         return since >= self.patience
 
     def record(self, step: int, metrics: Mapping[str, float], save: Callable[[Kind], None]) -> None:
-        """Take in an evaluation; every process calls it.
+        """Record an evaluation; every process calls it.
 
         Args:
-            metrics: by name, such as ``ema/bbox/AP``, those of further sets ``ema/LABEL/bbox/AP``;
-                the main process has them. The value is the mean over the sets.
+            metrics: by name, such as ``ema/bbox/AP``, for further sets ``ema/LABEL/bbox/AP``; only
+                the main process has them. The mean over the sets counts.
             save: writes the model's weights or the average's as the best; the main process calls
                 it.
         """
@@ -160,7 +160,7 @@ def _of_main_process(value: Any) -> Any:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """``validation.json`` of a run; without evaluations where there is none."""
+    """A run's ``validation.json``; one without evaluations if there is no file."""
     file = folder / RECORD
     if not file.is_file():
         return {"metric": None, "best": None, "stopped": None, "evaluations": []}

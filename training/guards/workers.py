@@ -1,4 +1,4 @@
-"""The loader's worker processes: which signals they heed, and what their end or silence means."""
+"""The loader's worker processes: their signals, and errors when they die or stand still."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ STALLED_AFTER = 60.0
 
 @dataclass
 class SigtermOnlyFromTrainer:
-    """Let a loader's worker heed the SIGTERM of its training process alone, and fail aloud.
+    """Make a loader worker ignore signals, except SIGTERM from its training process.
 
-    Ctrl-C, a preempted job's SIGTERM and Slurm's SIGUSR1 go to all processes of a job; workers that
-    died of them would end the training before it has written its checkpoint. A worker that cannot
-    hand a batch over (no shared memory) would drop it, and the training wait for ever: it ends.
+    Ctrl-C, a preempted job's SIGTERM and Slurm's SIGUSR1 go to all processes of a job. If workers
+    died of them, the training would end before it has written its checkpoint. Also, a worker that
+    cannot send a batch (no shared memory) ends; by default it would drop the batch, and the
+    training would wait for ever.
     """
 
     training_process: int
@@ -51,7 +52,7 @@ class SigtermOnlyFromTrainer:
 
 
 def prepare_worker() -> None:
-    """The same, called where a worker reads its first sample: for loaders made by libraries."""
+    """The same for loaders made by libraries: to be called when a worker reads its first sample."""
     from torch.utils.data import get_worker_info  # here, so that commands without torch start soon
 
     global _is_prepared
@@ -64,7 +65,7 @@ _is_prepared = False
 
 
 def _pass_over_broken_connections(usual: Any, kind: Any, value: Any, trace: Any) -> None:
-    """A worker's threads have nothing to say about a training that has stopped listening."""
+    """Print nothing about a broken connection: the training no longer listens to this worker."""
     if not issubclass(kind, (ConnectionError, EOFError)):
         usual(kind, value, trace)
 
@@ -78,8 +79,8 @@ def loader_problem(error: BaseException, waits: bool = False) -> str | None:
     """What a dead loader worker means and what to do; None for errors of another kind.
 
     Args:
-        waits: the error came while a batch was awaited from workers, when a broken connection is
-            one to a worker that is dead.
+        waits: whether the error came while waiting for a batch; then a broken connection means a
+            dead worker.
     """
     found = re.search(
         r"DataLoader worker \(pid.*?(killed by signal: [\w ]+|exited unexpectedly)", str(error)
@@ -108,7 +109,7 @@ def _comes_from_multiprocessing(error: BaseException) -> bool:
 
 
 def hold_dead_workers_back() -> None:
-    """Let torch set its handler of workers' ends now, so that ``Endings`` can hold it back."""
+    """Let torch set its handler for dead workers now, so that ``Endings`` can delay it."""
     from torch.utils.data._utils import signal_handling
 
     with suppress(AttributeError):  # a part of torch that may change
@@ -116,7 +117,7 @@ def hold_dead_workers_back() -> None:
 
 
 def hush_half_made_loaders() -> None:
-    """Pass over torch's own error where a loader that could not start its workers is removed."""
+    """Hide torch's own error when a loader that could not start its workers is deleted."""
     usual = sys.unraisablehook
     if getattr(usual, "__name__", "") == "hook_of_loaders":
         return
@@ -130,9 +131,9 @@ def hush_half_made_loaders() -> None:
 
 
 class StallWatch:
-    """Ends loader workers that stand still while a training waits for them, which ends the wait.
+    """Ends loader workers that stand still while a training waits for them.
 
-    They are asked of Linux; elsewhere nothing is watched.
+    Only on Linux, where their activity can be read.
 
     Args:
         workers: returns the loader's processes.

@@ -1,1 +1,1 @@
-"""What a run says and measures: facts, metrics, trackers, seconds and memory, intervals."""
+"""Records of a run: environment, metrics, trackers, time, memory and energy, intervals."""

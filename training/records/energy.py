@@ -1,8 +1,8 @@
-"""The energy that this machine has used, by its own counters, where they can be read.
+"""The energy that this machine has used, by its own counters, if they can be read.
 
-Processors of Intel and AMD count theirs (RAPL; Linux shows it in ``/sys/class/powercap``, since
-2020 to root alone unless an administrator changes it), NVIDIA's data-centre GPUs theirs (NVML's
-total energy consumption). What neither counts, such as memory, disks and fans, is not in it.
+Processors of Intel and AMD have such counters (RAPL; Linux shows them in ``/sys/class/powercap``,
+since 2020 only to root unless an administrator changes it), and so do NVIDIA's data-centre GPUs
+(NVML's total energy consumption). Memory, disks and fans are not counted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 NVML = "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1"
 POWERCAP = Path("/sys/class/powercap")
-Counter = Callable[[], float]  # joules so far, ever rising
+Counter = Callable[[], float]  # returns the joules so far, which never fall
 
 
 def rapl_counters(folder: Path = POWERCAP) -> list[Counter]:
@@ -22,7 +22,7 @@ def rapl_counters(folder: Path = POWERCAP) -> list[Counter]:
     counters = []
     for package in sorted(folder.glob("intel-rapl:[0-9]*")):
         if ":" in package.name.partition(":")[2]:
-            continue  # a part of a package, which is counted in it
+            continue  # a part of a package, which the package's counter includes
         try:
             counters.append(_rapl(package))
         except (OSError, ValueError):
@@ -31,7 +31,7 @@ def rapl_counters(folder: Path = POWERCAP) -> list[Counter]:
 
 
 def _rapl(package: Path) -> Counter:
-    """A package's counter, which starts again at 0 when it is full."""
+    """A package's counter, corrected for its starting again at 0 when it is full."""
     whole = int((package / "max_energy_range_uj").read_text(encoding="utf-8"))
     last = int((package / "energy_uj").read_text(encoding="utf-8"))
     turns = 0
@@ -74,10 +74,10 @@ def nvml_counters(library: ctypes.CDLL | None = None) -> list[Counter]:
 
 
 class EnergyShares:
-    """Energy by job: what the machine uses is divided evenly among the jobs that run just then.
+    """Energy by job: the energy used is divided evenly among the jobs that run at that time.
 
     Args:
-        counters: of this machine; none where nothing can be read.
+        counters: this machine's counters; none if nothing can be read.
     """
 
     def __init__(self, counters: Iterable[Counter] | None = None) -> None:
@@ -93,12 +93,12 @@ class EnergyShares:
     def _read(self) -> float:
         try:
             return sum(counter() for counter in self.counters)
-        except (OSError, ValueError):  # its rights were taken away meanwhile
+        except (OSError, ValueError):  # the file's permissions have changed meanwhile
             self.counters = []
             return 0.0
 
     def update(self) -> None:
-        """Take what was used since the last time; often enough for a counter that turns over."""
+        """Add the energy used since the last call. Call it often: counters start again at 0."""
         if not self.counters:
             return
         now = self._read()
@@ -111,7 +111,7 @@ class EnergyShares:
         self.running.add(job)
 
     def end(self, job: Hashable) -> float | None:
-        """Joules of a job, None where nothing can be read."""
+        """The joules of a job; None if nothing can be read."""
         self.update()
         self.running.discard(job)
         return self.joules.pop(job, None) if self.readable else None

@@ -48,7 +48,7 @@ def git_commit() -> str:
 
 
 def device_name(device: torch.device | str) -> str:
-    """The accelerator's name, or the processor's with the number of threads in use."""
+    """The name of the GPU, or of the processor with the number of threads in use."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     if torch.device(device).type == "mps":
@@ -64,7 +64,7 @@ def device_name(device: torch.device | str) -> str:
 
 
 def warn_of_slow_bf16(precision: str, device: torch.device | str) -> None:
-    """Warn of a training in bf16 on a processor that is many times slower in it than in float32."""
+    """Warn of bf16 on a processor on which it is many times slower than float32."""
     if precision == "bf16" and torch.device(device).type == "cpu" and not computes_in_bf16():
         logger.warning(
             "bf16 is many times slower than float32 here (16 times where it was measured): this "
@@ -75,10 +75,10 @@ def warn_of_slow_bf16(precision: str, device: torch.device | str) -> None:
 
 
 def computes_in_bf16() -> bool:
-    """Whether oneDNN, PyTorch's library on CPUs, takes bf16 here; True where that is unknown.
+    """Whether oneDNN, PyTorch's library on CPUs, computes in bf16 here; True if that is unknown.
 
-    It does with AVX-512 on x86 and with the bf16 extension on Arm. Without, PyTorch multiplies
-    bf16 matrices in plain loops. PyTorch's own tests ask by the same operator.
+    It does with AVX-512 on x86 and with the bf16 extension on Arm. Without them PyTorch multiplies
+    bf16 matrices in plain loops. PyTorch's own tests use the same operator to find out.
     """
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     if supported is None or not torch.backends.mkldnn.is_available():
@@ -87,16 +87,17 @@ def computes_in_bf16() -> bool:
 
 
 def peak_memory_mb() -> float:
-    """The peak since the start: of allocated memory on the GPU, else of this process (MB)."""
+    """Peak memory since the start, in MB: allocated on the GPU, without one of this process."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**20
     return peak_rss_mb()
 
 
 def peak_rss_mb() -> float:
-    """The most memory that this process has held (MB).
+    """The largest memory of this process so far, in MB.
 
-    From Linux's own record of it: ``getrusage`` there counts what a large parent held, too.
+    On Linux it is read from ``/proc``, because ``getrusage`` also counts what the parent process
+    held when it was forked.
     """
     status = Path("/proc/self/status")
     if status.exists():

@@ -12,12 +12,12 @@ from scipy.stats import t as students_t
 
 from backbones.errors import InputError
 
-LEVEL = 0.05  # of what lies outside of an interval, on both sides together
+LEVEL = 0.05  # probability that an interval misses the true mean
 
 
 @cache
 def t_quantile(degrees: int, level: float = LEVEL) -> float:
-    """What Student's t leaves ``level / 2`` above.
+    """The value above which Student's t lies with probability ``level / 2``.
 
     Raises:
         InputError: for fewer than 1 degree of freedom.
@@ -32,11 +32,11 @@ class Estimate:
     """A mean over runs.
 
     Args:
-        mean: of them.
-        deviation: their standard deviation (n - 1); None for a single run.
-        half_width: of the mean's confidence interval, 95% if nothing else is said; None for a
-            single run.
-        runs: how many.
+        mean: the mean.
+        deviation: standard deviation of the runs (n - 1); None for a single run.
+        half_width: half the width of the mean's confidence interval, 95% unless said otherwise;
+            None for a single run.
+        runs: number of runs.
     """
 
     mean: float
@@ -55,7 +55,7 @@ class Estimate:
         return None if self.half_width is None else self.mean + self.half_width
 
     def said(self, digits: int = 2, sign: str = "") -> str:
-        """The mean with its interval, or alone for one run; ``sign`` "+" for a difference."""
+        """The mean with its interval, or alone for a single run; ``sign`` "+" shows plus signs."""
         width = "" if self.half_width is None else f" ± {self.half_width:.{digits}f}"
         return f"{self.mean:{sign}.{digits}f}{width}"
 
@@ -64,7 +64,7 @@ def estimate(values: Sequence[float], level: float = LEVEL) -> Estimate:
     """The mean of one or more runs.
 
     Args:
-        level: how often the interval may miss the true mean.
+        level: probability that the interval misses the true mean.
 
     Raises:
         InputError: if there is none.

@@ -1,6 +1,6 @@
-"""Measure what a step takes: seconds, interleaved among variants, and memory.
+"""Measure time and memory of a step. Several variants are measured in turn.
 
-Every round runs each variant once, so that a machine that slows down slows all of them.
+Every round runs each variant once, so a machine that slows down slows all of them.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def interleaved(
 
     Args:
         variants: what to run, by name.
-        clock: ``time.process_time`` counts the processor time of all threads, which neighbours on
-            a busy machine disturb less.
+        clock: ``time.process_time`` counts the processor time of all threads, which other work on
+            the machine disturbs less.
     """
     times: dict[str, list[float]] = {name: [] for name in variants}
     for number in progress(range(rounds + 1), "measuring", unit="round"):
@@ -49,28 +49,28 @@ def interleaved(
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    """Of "bf16"; nothing for "fp32"."""
+    """The autocast context for "bf16"; one that does nothing for "fp32"."""
     if precision == "bf16":
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
 
 
 def device_clock(device: torch.device) -> Callable[[], float]:
-    """Processor time on a CPU, time on a GPU."""
+    """A clock: processor time on a CPU, wall-clock time on a GPU."""
     return time.process_time if device.type == "cpu" else time.perf_counter
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until a GPU has done what it was asked to."""
+    """Wait until a GPU has finished its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
 def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
-    """The most bytes that PyTorch's allocator held at once during ``run``, above those before it.
+    """The most bytes that PyTorch's allocator held during ``run``, beyond those held before.
 
-    On a CPU these are the allocator's events as the profiler sees them: all tensors and operators'
-    temporary ones, but neither NumPy's arrays nor oneDNN's scratch memory.
+    On a CPU they are counted by the profiler: all tensors, also temporary ones of operators, but
+    not NumPy's arrays or oneDNN's scratch memory.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -91,13 +91,13 @@ def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
 
 
 def held_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the tensors' memory, each piece once."""
+    """Bytes of the tensors' memory; memory that several share counts once."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
 
 
 def in_fresh_process(work: Callable[..., Any], *arguments: Any) -> Any:
-    """What a new process returns, which logs errors alone."""
+    """Run ``work`` in a new process, which logs errors only, and return its result."""
     context = get_context("spawn")
     with ProcessPoolExecutor(1, context, logging.disable, (logging.WARNING,)) as process:
         return process.submit(work, *arguments).result()

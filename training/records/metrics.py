@@ -1,4 +1,4 @@
-"""What a run says about itself: ``metrics.json`` and the lines of its log."""
+"""``metrics.json`` and the log lines of a run."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ logger = logging.getLogger(__name__)
 
 
 class MetricsFile:
-    """``metrics.json``: one JSON object a line, detectron2's key names.
+    """``metrics.json``: one JSON object per line, with detectron2's key names.
 
-    Opening it for a resumed run removes what came after the resumed step, and a last line that
-    was cut off; the file is replaced in one go, so that another interruption loses none of it.
+    For a resumed run, lines after the resumed step are removed, and a last line that was cut off.
+    The file is replaced at once, so another interruption cannot damage it.
     """
 
     def __init__(self, path: Path, resumed_step: int) -> None:
@@ -30,10 +30,10 @@ class MetricsFile:
         )
         kept = [line for line in lines if _iteration(line, path) <= resumed_step]
         write_text(path, "".join(line + "\n" for line in kept))
-        self.seconds = train_seconds(path)  # of earlier sessions
+        self.seconds = train_seconds(path)  # training time of earlier sessions
 
     def holds(self, entry: dict[str, Any]) -> bool:
-        """Whether it has this very line: of a step that a resumed run evaluates once more."""
+        """Whether it has the same line already: a resumed run repeats the last evaluation."""
         return json.dumps(entry) in self.path.read_text(encoding="utf-8").splitlines()
 
     def write(self, entry: dict[str, float | int]) -> None:
@@ -67,14 +67,14 @@ def read_history(path: Path) -> tuple[dict[str, list[tuple[int, float]]], int]:
 
 
 def train_seconds(path: Path) -> float:
-    """How long a run has trained, over all its sessions, by its ``metrics.json``."""
+    """Seconds that a run has trained, in all its sessions, by its ``metrics.json``."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     entries = (json.loads(line) for line in reversed(lines) if '"train_seconds"' in line)
     return next((float(entry["train_seconds"]) for entry in entries), 0.0)
 
 
 def log_period(steps: int) -> int:
-    """Steps between two lines of a run of ``steps``: 20, or a tenth of what is shorter than 200."""
+    """Steps between two lines: 20, or a tenth of a run of fewer than 200 steps."""
     return min(20, max(1, steps // 10))
 
 
@@ -98,9 +98,9 @@ class Window:
             self.values[name].append(value)
 
     def means(self) -> dict[str, float]:
-        """The mean of each value, which empties the window.
+        """The mean of each value; empties the window.
 
-        ``time`` and ``data_time`` (seconds) are of a whole step, losses of its micro-batches.
+        ``time`` and ``data_time`` (seconds) are per step, losses are means over micro-batches.
         """
         means = {name: sum(values) / len(values) for name, values in self.values.items()}
         means["data_time"] = sum(self.values["data_time"]) / len(self.values["time"])

@@ -1,4 +1,4 @@
-"""Experiment trackers: TensorBoard always, Weights & Biases where a run asks for it."""
+"""Experiment trackers: TensorBoard always, Weights & Biases if asked for."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 
 import numpy as np
 
-PROJECT = "convnextv2"  # this project's name in them
+PROJECT = "convnextv2"  # the project's name in the trackers
 Pictures = Mapping[str, np.ndarray]  # name -> uint8 [H, W, 3], RGB
 LoggedValues = Mapping[str, float | np.ndarray]  # numbers and pictures
 
 
 def tracker_problems(names: Iterable[str]) -> list[str]:
-    """What is wrong with accelerate's names of trackers, which itself passes over missing ones."""
+    """A message for each tracker that is not installed; accelerate would silently skip it."""
     if "wandb" in names and importlib.util.find_spec("wandb") is None:
         return ["wandb is not installed: pip install wandb, or log to TensorBoard alone"]
     return []
 
 
 def log_pictures(trackers: Iterable[Any], pictures: Pictures, step: int) -> None:
-    """Send pictures to accelerate's trackers of this process, of which those that can show them."""
+    """Send pictures to those of accelerate's trackers that can show them."""
     batches = {name: picture[None] for name, picture in pictures.items()}
     for tracker in trackers:
         if hasattr(tracker, "log_images"):

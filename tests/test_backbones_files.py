@@ -494,7 +494,7 @@ def test_a_classifier_is_loaded_completely_or_not_at_all(
 ) -> None:
     content = {n: t for n, t in {**tensors(num_classes=5), **change}.items() if t is not None}
     path = saved(tmp_path / "x.pth", content)
-    with pytest.raises(InputError, match=f"classifier is not whole: .*{message}"):
+    with pytest.raises(InputError, match=f"classifier is not complete: .*{message}"):
         read_classifier(str(path))
     assert_loads(path, content)  # the encoder is
 

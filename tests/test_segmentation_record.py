@@ -142,7 +142,7 @@ def test_licence_range_and_statistics_of_the_encoder_travel(finished):
 
 def test_several_processes_do_not_each_draw_a_seed(tmp_path, scenes, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="several processes must share it"):
+    with pytest.raises(InputError, match="several processes need the same"):
         run(config_of(tmp_path / "run", scenes, "SEED", "-1"))
 
 

@@ -18,3 +18,10 @@ def listed(problems: Sequence[str], where: str) -> str:
     """``2 problems in WHERE:``, and under it a line for each."""
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     return "\n  ".join([f"{count} in {where}:", *problems])
+
+
+def printable(text: str) -> str:
+    """Text from a file without what would steer a terminal or break a line: it is escaped."""
+    return "".join(
+        character if character.isprintable() else ascii(character)[1:-1] for character in text
+    )

@@ -32,6 +32,7 @@ from detection.reporting.run import EvaluatedRun
 from detection.run_data import load_datasets
 from detection.run_record import (
     check_resumed_data,
+    check_resumed_validation,
     collect_facts,
     log_header,
     validation_facts,
@@ -98,6 +99,7 @@ def _run(config: CfgNode, resume: bool, eval_only: bool, config_file: str) -> di
     earlier = read_facts(output_dir) if eval_only or continues else {}
     if continues and train_set:
         check_resumed_data(earlier, train_set)
+        check_resumed_validation(config, earlier, val_sets)
     config = complete(config, [train_set, *val_sets, *test_sets], resume, eval_only)
     of_pixels = train_set or next(iter(test_sets), None)
     config, origin = with_statistics(config, of_pixels.image_paths() if of_pixels else None)
@@ -157,6 +159,7 @@ def complete(
 ) -> CfgNode:
     """The config with what the data tell: the number of classes, tiles that are left to them.
 
+    Tiles are found by the objects of the first, the training set; an evaluation has none.
     A seed that is -1 is drawn. What an earlier part of the run found stays.
 
     Raises:
@@ -172,8 +175,9 @@ def complete(
     if (resume or eval_only) and config.INPUT.TILES.ENABLED and earlier.is_file():
         _take_tiles(config, yaml.safe_load(earlier.read_text(encoding="utf-8")))
     config.freeze()
-    of_objects = next((dataset.records for dataset in datasets if dataset), Records())
-    return resolve_tiles(config, of_objects)
+    # Of what is trained on: an evaluation must not look at the labels that it is measured by.
+    train_set = None if eval_only else next(iter(datasets), None)
+    return resolve_tiles(config, train_set.records if train_set else Records())
 
 
 def _take_tiles(config: CfgNode, earlier: dict[str, Any]) -> None:

@@ -50,6 +50,13 @@ def load_datasets(
     train_parts = load_all(trained_on, problems, **options)
     val_sets = load_all(validated_on, problems, for_evaluation=True, **options)
     test_sets = load_all(names.TEST, problems, for_evaluation=True, **options)
+    problems += [
+        f"{dataset.annotations}: none of its {len(dataset.records)} images shows an object (crowds "
+        "do not count), so no AP can be measured by which DATASETS.VAL chooses the best weights: "
+        "annotate some, or name another set"
+        for dataset in val_sets
+        if not dataset.records.objects.sum()
+    ]
     if problems:
         raise InputError("\n".join(problems))
     trained = trained_classes(config.MODEL.WEIGHTS, config.OUTPUT_DIR) if eval_only else None

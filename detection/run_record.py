@@ -28,6 +28,7 @@ from detection.schema import TORCHVISION_ONLY
 from images.configured import reading_of
 from images.statistics import ImageFiles
 from training.configured import command_facts
+from training.guards.validation import read_record
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +141,36 @@ def check_resumed_data(earlier: dict[str, Any], train_set: CocoDataset) -> None:
             train_set.name,
             len(train_set.records),
             train_set.num_instances,
+        )
+
+
+def check_resumed_validation(
+    config: CfgNode, earlier: dict[str, Any], val_sets: Sequence[CocoDataset]
+) -> None:
+    """Refuse to choose the best of values that were not measured alike.
+
+    Args:
+        earlier: what ``run.json`` recorded of the run that is continued.
+
+    Raises:
+        InputError: if weights were chosen by another metric, on other data, or are chosen no more.
+    """
+    record = read_record(Path(config.OUTPUT_DIR))
+    if not record["evaluations"]:
+        return
+    before = earlier.get("datasets", {}).get("val", [])
+    names, now = [each["name"] for each in before], [dataset.name for dataset in val_sets]
+    problems = []
+    if val_sets and record["metric"] != config.TEST.BEST_METRIC:
+        problems.append(f"TEST.BEST_METRIC was {record['metric']}, is {config.TEST.BEST_METRIC}")
+    if [each["fingerprint"] for each in before] != [one.fingerprint for one in val_sets]:
+        became = f"is {', '.join(now) or 'none'}"
+        became = "has other images or annotations by now" if now == names else became
+        problems.append(f"DATASETS.VAL was {', '.join(names)}, {became}")
+    if problems:
+        raise InputError(
+            "--resume cannot continue a run whose best weights were chosen otherwise: "
+            f"{'; '.join(problems)}. Give the run's own, or train into another OUTPUT_DIR"
         )
 
 

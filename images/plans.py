@@ -14,6 +14,7 @@ from backbones.whole_files import write_text
 from images.files import ImageError, open_picture
 from training.command_line.commands import child_command
 from training.data import evenly_spread
+from training.devices import automatic_device
 from training.plans import Machine, Plan, Timing, timed
 
 HEADERS = 200  # number of image files whose headers are read
@@ -62,8 +63,15 @@ class Request:
 
 def plan_datasets(plan: Plan, request: Request, test_images: int) -> None:
     plan.set("DATASETS.TRAIN", list(request.train), "as given")
-    if request.test:
-        plan.set("DATASETS.TEST", list(request.test), f"{test_images} images, as given")
+    why = f"{test_images} images, as given" if request.test else "no --test: nothing is evaluated"
+    plan.set("DATASETS.TEST", list(request.test), why)
+
+
+def plan_device(plan: Plan, machine: Machine) -> None:
+    """The device that was timed, where a config would by itself take another."""
+    if machine.device != (auto := automatic_device()):
+        why = f"the device that the steps were timed on; auto would be {auto} here"
+        plan.set("MODEL.DEVICE", machine.device, why)
 
 
 def channels_and_depth(paths: Sequence[str]) -> tuple[int, str]:
@@ -116,7 +124,7 @@ def plan_weights(plan: Plan, encoder: Encoder | None) -> None:
     All of the paper's fine-tunings train every stage (arXiv 2301.00808, A.3).
     """
     if encoder is None:
-        why = "random: no --encoder; FCMAE on such images brought 5 to 15 AP (docs/reproduction.md)"
+        why = "random: no --encoder; on nuclei FCMAE brought 5 to 15 box AP (docs/reproduction.md)"
         plan.set("MODEL.CONVNEXT.WEIGHTS", "", why)
     else:
         plan.set("MODEL.CONVNEXT.SIZE", encoder.size, "of the encoder's file")
@@ -191,7 +199,7 @@ def steps_in_time(
     steps = timing.checked_iterations(request.minutes, test_images, request.machine)
     most = max(LEAST_LONG, MOST_EPOCHS * images // plan["SOLVER.IMS_PER_BATCH"])
     if steps > most:
-        return most, f"more teaches little on {images} images"
+        return most, f"more teaches little on {images} image{'s' * (images > 1)}"
     return steps, f"{request.minutes:g} minutes at {timing.step:.2f} s a step"
 
 

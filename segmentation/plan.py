@@ -25,6 +25,7 @@ from images.plans import (
     channels_and_depth,
     plan_channels,
     plan_datasets,
+    plan_device,
     plan_iterations,
     plan_weights,
     steps_in_time,
@@ -60,7 +61,7 @@ class Survey:
 
     sizes: np.ndarray  # ``[N, 2]``, height and width of the images that were measured
     # ``[M]``, the square root of the area of each connected region that is not of the
-    # commonest class, as a share of its image's shorter side
+    # commonest class, as a share of its image's frame (``frame_sides``)
     regions: np.ndarray
     # images, test_images: all of them
     images: int
@@ -72,12 +73,14 @@ class Survey:
 
     @cached_property
     def short(self) -> float:
-        return float(np.median(self.sizes.min(1)))
+        """The images' shorter side, or of longer ones that of a frame of 1 x ``LONGEST``."""
+        return float(np.median(frame_sides(self.sizes)))
 
     def sentence(self) -> str:
         rare = min((share, name) for share, name in zip(self.shares, self.names, strict=True))
+        side = np.median(self.sizes.min(1))
         return (
-            f"{self.images} images of {len(self.names)} classes (shorter side {self.short:.0f} "
+            f"{self.images} images of {len(self.names)} classes (shorter side {side:.0f} "
             f"pixels); the rarest is {rare[1]} with {rare[0]:.2%} of the pixels"
         )
 
@@ -109,6 +112,14 @@ def plan_segmentation(request: Request) -> tuple[Plan, Survey, Timing]:
     return plan, numbers, timing
 
 
+def frame_sides(sizes: np.ndarray) -> np.ndarray:
+    """``[N, 2]`` -> ``[N]``, the shorter side of the least frame of 1 x ``LONGEST`` around each.
+
+    An image is resized by side / frame: a panorama more than its shorter side tells.
+    """
+    return np.maximum(sizes.min(1), sizes.max(1) / LONGEST)
+
+
 def survey(dataset: SegmentationDataset, checked: Checked, test_images: int) -> Survey:
     """Measure the regions of up to ``MEASURED`` class maps."""
     commonest = int(checked.pixels.argmax())
@@ -117,10 +128,11 @@ def survey(dataset: SegmentationDataset, checked: Checked, test_images: int) -> 
     for record in progress(chosen, "measuring regions", unit="map"):
         labels = dataset.class_map(record)
         sizes.append(labels.shape)
+        (frame,) = frame_sides(np.array([labels.shape]))
         for index in set(np.unique(labels).tolist()) - {commonest, IGNORED}:
             found = cv2.connectedComponentsWithStats((labels == index).astype(np.uint8))[2]
             areas = found[1:, cv2.CC_STAT_AREA]
-            regions += (np.sqrt(areas[areas >= LEAST_REGION]) / min(labels.shape)).tolist()
+            regions += (np.sqrt(areas[areas >= LEAST_REGION]) / frame).tolist()
     channels, depth = channels_and_depth([record.image for record in dataset.records])
     shares = checked.pixels / max(1, checked.pixels.sum())
     return Survey(
@@ -137,6 +149,7 @@ def decide(request: Request, numbers: Survey, timer: Timer) -> tuple[Plan, Timin
     """
     machine, images = request.machine, numbers.test_images
     plan = Plan(GPU_BASE if machine.is_gpu else CPU_BASE)
+    plan_device(plan, machine)
     plan_datasets(plan, request, images)
     plan.set("MODEL.SEM_SEG_HEAD.NUM_CLASSES", len(numbers.names), "the data set's")
     plan_channels(plan, numbers.channels, numbers.depth, request.encoder)
@@ -175,7 +188,10 @@ def decide(request: Request, numbers: Survey, timer: Timer) -> tuple[Plan, Timin
 
 
 def wanted_side(numbers: Survey) -> int:
-    """The shorter side at which half of the regions have ``MIDDLE`` pixels; never enlarged."""
+    """The shorter side at which half of the regions have ``MIDDLE`` pixels.
+
+    No image is enlarged, but to the least side.
+    """
     half = float(np.median(numbers.regions))
     allowed = [side for side in SIDES if side <= numbers.short] or SIDES[:1]
     return next((side for side in allowed if half * side >= MIDDLE), allowed[-1])

@@ -14,6 +14,7 @@ from torchvision.ops import box_iou
 
 from backbones.errors import InputError
 from detection.config import load_config
+from detection.data.augmentation.geometry import resize_shortest_edge
 from detection.data.scenes import write_scenes
 from detection.plan import rules
 from detection.plan.anchors import best_overlap, fitted_anchors
@@ -123,8 +124,29 @@ def test_masks_that_some_objects_lack_are_told_before_anything_is_timed(data):
     tree = json.loads(file.read_text())
     del tree["annotations"][0]["segmentation"]
     file.write_text(json.dumps(tree))
-    with pytest.raises(InputError, match="1 of 4 objects have no mask"):
+    with pytest.raises(InputError, match=r"1 of 5 objects .* have no mask"):
         survey(load_sets([data], []))
+
+
+def test_masks_that_a_crowd_or_a_test_set_lacks_are_told_too(tmp_path, data):
+    _, file, images = data.split(":")
+    tree = json.loads(Path(file).read_text())
+    without = [a for a in tree["annotations"] if a["iscrowd"]] + tree["annotations"][:1]
+    for item in without:
+        del item["segmentation"]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(tree))
+    with pytest.raises(InputError) as error:
+        survey(load_sets([data], [f"json:{other}:{images}"]))
+    assert f"json:{other}:{images}: 2 of 5 objects" in str(error.value)
+    alone = [a for a in tree["annotations"] if a["iscrowd"] or "segmentation" in a]
+    other.write_text(json.dumps(tree | {"annotations": alone}))
+    with pytest.raises(InputError, match=r"1 of 4 objects \(crowds counted\)"):
+        survey(load_sets([f"json:{other}:{images}"], []))
+    for item in tree["annotations"]:
+        item.pop("segmentation", None)
+    other.write_text(json.dumps(tree))
+    assert survey(load_sets([f"json:{other}:{images}"], [data])).with_masks == 0
 
 
 @pytest.mark.parametrize(
@@ -138,6 +160,24 @@ def test_the_side_gives_half_of_the_objects_forty_eight_pixels(relative, side):
 
 def test_small_images_are_enlarged_to_twice_their_size_at_most():
     assert rules.wanted_side(drawn((160, 160), (8, 8))) == 320
+
+
+@pytest.mark.parametrize("image", [(300, 4000), (4000, 300), (400, 700)])
+def test_what_is_said_of_the_objects_sizes_is_true_of_long_images(image):
+    numbers = drawn(image, (150, 150), spread=0.0)
+    plan, _ = planned(numbers)
+    side, longest = plan["INPUT.MIN_SIZE_TRAIN"][0], plan["INPUT.MAX_SIZE_TRAIN"]
+    resized = resize_shortest_edge(*image, side, longest)
+    size = 150 * resized.new_width / image[1]
+    assert f"half of them {size:.0f}" in plan.choices["INPUT.MIN_SIZE_TRAIN"].reason
+    assert f"have {size:.0f} to {size:.0f}" in plan.choices["MODEL.ANCHOR_GENERATOR.SIZES"].reason
+    assert size > 40
+
+
+def test_panoramas_of_small_objects_are_cut_into_tiles():
+    for machine in (CPU, GPU):
+        plan, _ = planned(drawn((400, 20_000), (30, 30), per_image=40), machine=machine)
+        assert plan["INPUT.TILES.ENABLED"] is True
 
 
 def test_few_minutes_take_pixels_away_and_many_add_some():
@@ -161,6 +201,20 @@ def test_dense_cells_are_all_proposed_and_all_kept():
     assert few["MODEL.RPN.POST_NMS_TOPK_TRAIN"] == 200
 
 
+def test_limits_that_are_reached_are_said_and_hold_no_object_back():
+    numbers = drawn((500, 500), (10, 10), per_image=1500, images=2)
+    reasons = {key: one.reason for key, one in planned(numbers)[0].choices.items()}
+    plan, _ = planned(numbers)
+    assert plan["TEST.DETECTIONS_PER_IMAGE"] == 2000
+    assert plan["MODEL.RPN.POST_NMS_TOPK_TEST"] == 4000
+    for key in ("MODEL.RPN.POST_NMS_TOPK_TEST", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"):
+        assert "the most that is planned" in reasons[key]
+    assert "a third more" in reasons["TEST.DETECTIONS_PER_IMAGE"]
+    more, _ = planned(drawn((500, 500), (10, 10), per_image=2000, images=2))
+    assert more["TEST.DETECTIONS_PER_IMAGE"] == 2000
+    assert "the most that is planned" in more.choices["TEST.DETECTIONS_PER_IMAGE"].reason
+
+
 @pytest.mark.parametrize(("objects", "samples"), [(1, 64), (16, 64), (17, 128), (500, 256)])
 def test_heads_learn_from_as_many_objects_as_an_image_has(objects, samples):
     plan, _ = planned(drawn(per_image=objects))
@@ -181,6 +235,21 @@ def test_huge_images_of_small_objects_are_cut_into_tiles_that_hold_them():
     assert full["TEST.DETECTIONS_PER_IMAGE"] == 220
     anchors = np.ravel(plan["MODEL.ANCHOR_GENERATOR.SIZES"])
     assert any(abs(anchor / np.sqrt(24 * 48) - 1) < 0.3 for anchor in anchors)
+
+
+def test_a_gpu_cuts_huge_images_too():
+    plan, _ = planned(drawn((8000, 8000), (24, 48), per_image=40, spread=0.1), machine=GPU)
+    assert plan["INPUT.TILES.SIZE"] == 800
+
+
+def test_no_tile_is_as_large_as_a_few_huge_objects():
+    numbers = drawn((20_000, 20_000), (40, 40), per_image=100, images=2, spread=2.5)
+    large = np.percentile(numbers.boxes.max(1), 95)
+    plan, _ = planned(numbers)
+    assert large > 1024
+    assert (plan["INPUT.TILES.SIZE"], plan["INPUT.TILES.OVERLAP"]) == (1024, 512)
+    for key in ("SIZE", "OVERLAP"):
+        assert "united from their parts" in plan.choices[f"INPUT.TILES.{key}"].reason
 
 
 @pytest.mark.parametrize(
@@ -257,6 +326,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved():
     request = Request(("json:a.json:a",), (), 60, None, GPU)
     plan, _ = decide(request, numbers, timer)
     assert plan["SOLVER.IMS_PER_BATCH"] == 4  # of 80 GiB
+    assert "memory" in plan.choices["SOLVER.IMS_PER_BATCH"].reason
     assert plan["SOLVER.BASE_LR"] == 5e-5  # the root of a fourth of 1e-4
     assert plan["ENGINE"] == "detectron2"
     with pytest.raises(InputError, match="holds 900000 MB"):
@@ -290,6 +360,40 @@ def test_the_file_says_each_value_with_its_reason_and_differs_from_the_base_alon
         assert choice.reason in joined, choice.key
         assert choice.key in plan.table()
     assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("machine", [CPU, GPU])
+def test_without_a_test_set_the_bases_own_is_not_evaluated(tmp_path, machine):
+    request = Request(("json:a.json:a",), (), 10, None, machine)
+    plan, _ = decide(request, drawn(test_images=0), lambda plan: Timing(0.3, 0, 30, 1000))
+    file = tmp_path / "plan.yaml"
+    file.write_text(plan.text([], base_values(plan)), encoding="utf-8")
+    assert list(load_config(file).DATASETS.TEST) == []
+    assert "no --test" in plan.choices["DATASETS.TEST"].reason
+
+
+def test_names_with_any_characters_keep_the_file_whole(tmp_path):
+    train = 'json:b\u00e4r \U0001f43b "\\x"\u2028.json:#a: b'
+    request = Request((train,), (), 10, None, CPU)
+    names = ("a\nENGINE: detectron2", "# b: \x1b[31m", "\U0001f43b")
+    numbers = drawn(class_names=names, test_images=0)
+    plan, _ = decide(request, numbers, lambda plan: Timing(0.3, 0, 30, 1000))
+    file = tmp_path / "plan.yaml"
+    file.write_text(plan.text([], base_values(plan)), encoding="utf-8")
+    config = load_config(file)
+    assert list(config.DATASETS.TRAIN) == [train]
+    assert config.ENGINE == "torchvision"
+    assert "\n" not in plan.choices["MODEL.ROI_HEADS.NUM_CLASSES"].reason
+
+
+def test_a_device_that_a_training_would_not_take_by_itself_is_written(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert planned(drawn())[0]["MODEL.DEVICE"] == "cpu"  # --device cpu beside a GPU
+    assert "MODEL.DEVICE" not in planned(drawn(), machine=GPU)[0].choices
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "MODEL.DEVICE" not in planned(drawn())[0].choices
+    apples = Machine("mps", 8, 16384.0)
+    assert planned(drawn(), machine=apples)[0]["MODEL.DEVICE"] == "mps"
 
 
 def test_a_part_of_a_data_set_is_a_data_set_of_the_same_classes(tmp_path, data):

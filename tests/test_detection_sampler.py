@@ -9,9 +9,11 @@ import pytest
 import torch
 from small_coco import small_coco, write_small_coco
 from small_detector import small_config
+from tiled_coco import tiled_coco, write_tiled_coco
 
 from detection.config import to_detectron2
 from detection.data.repeats import repeat_factors, repeats_of
+from detection.data.tile_records import training_records
 from detection.dataset import load_dataset
 from detection.engines.torchvision.engine import TrainingSamples
 from detection.run import run
@@ -114,6 +116,57 @@ def test_both_engines_draw_the_same_images_and_change_them_alike(tmp_path):
             assert torch.equal(theirs["instances"].gt_masks.tensor, sample["masks"])
             seen[sample["image_id"]] += 1
     assert seen[7] > 1.3 * max(seen[3], seen[12])
+
+
+def tiles_of_a_rare_class(folder):
+    """Two images in tiles; one class is on both, the other on the second alone, by one object."""
+    tree = tiled_coco()
+    for item in tree["annotations"]:
+        item["category_id"] = 1
+    one = tree["annotations"][0]
+    tree["annotations"] += [
+        one | {"id": 100 + key, "image_id": 2, "category_id": key} for key in (1, 2)
+    ]
+    changes = {"INPUT.TILES.ENABLED": True, "INPUT.TILES.SIZE": 64, "INPUT.TILES.OVERLAP": 16}
+    return load_dataset(write_tiled_coco(folder, tree)), small_config(
+        EVERYTHING | changes | {"MODEL.ROI_HEADS.NUM_CLASSES": 2, "DATALOADER.REPEAT_SQRT": False}
+    )
+
+
+def test_how_rare_a_class_is_goes_by_images_and_not_by_tiles(tmp_path, caplog):
+    dataset, config = tiles_of_a_rare_class(tmp_path)
+    images = dataset.records.with_objects()
+    records = training_records(images, config)
+    tiles = Counter(record["image_id"] for record in records)
+    assert tiles[1] > 5
+    assert tiles[2] == 1
+    with caplog.at_level(logging.INFO):
+        factors = repeats_of(config, records)
+    # half of the images show the rare class: 0.9 / 0.5, whatever the other image's tiles
+    np.testing.assert_allclose(factors, [1.0] * tiles[1] + [1.8])
+    assert f"an epoch has {tiles[1] + 1.8:.0f} tiles instead of {tiles[1] + 1}" in caplog.text
+
+
+@pytest.mark.detectron2
+def test_both_engines_repeat_turn_and_paste_the_same_tiles(tmp_path):
+    from detection.engines.detectron2.data import TrainingBatches
+
+    dataset, config = tiles_of_a_rare_class(tmp_path)
+    ours = TrainingSamples(dataset, config)
+    batches = TrainingBatches(to_detectron2(config), dataset, seed=5)
+    assert torch.equal(batches.repeats, ours.repeats)
+    order = BatchOrder(len(ours), 2, 5, repeats=ours.repeats)
+    objects = 0
+    for batch, keys in itertools.islice(zip(batches, order, strict=False), 8):
+        for theirs, key in zip(batch, keys, strict=True):
+            seed_cpu_generators(5, 0, *key)
+            sample = ours[key.sample]
+            assert sample["image"].shape == (3, 64, 64)  # what is pasted is scaled, the tile is not
+            assert torch.equal(theirs["image"], sample["image"])
+            assert torch.equal(theirs["instances"].gt_boxes.tensor, sample["boxes"])
+            assert torch.equal(theirs["instances"].gt_masks.tensor, sample["masks"])
+            objects += len(sample["labels"])
+    assert objects > 10
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from detection.engines import load_engine
 from detection.engines.seams import join_tiles
 from detection.engines.torchvision.model import build_mask_rcnn
 from detection.predict import predict
-from detection.run import run
+from detection.run import complete, run
 from images.files import Reading, read_image
 
 TILES = {
@@ -105,6 +105,16 @@ def test_an_evaluation_takes_the_runs_tiles_and_others_where_asked(trained, data
     counts = json.loads((trained / "inference" / "tiles.json").read_text())
     assert (counts["size"], counts["tiles"]) == (128, 2 * 4 * 3)
     assert (trained / "config.yaml").read_text() == before
+
+
+def test_an_evaluation_does_not_find_tiles_by_the_labels_that_it_is_measured_by(tmp_path, data):
+    changes = {"INPUT.TILES.SIZE": 0, "INPUT.TILES.OVERLAP": -1, "OUTPUT_DIR": str(tmp_path)}
+    dataset = load_dataset(data)
+    config = small_config(TILES | changes)
+    trained = complete(config, [dataset, dataset], resume=False).INPUT.TILES
+    assert (trained.SIZE, trained.OVERLAP) == (512, 128)
+    evaluated = complete(config, [None, dataset], resume=False, eval_only=True).INPUT.TILES
+    assert (evaluated.SIZE, evaluated.OVERLAP) == (1024, 256)  # as fcmae predict --tiles auto
 
 
 def test_predictions_are_the_joined_detections_of_the_tiles(tmp_path, data, weights):

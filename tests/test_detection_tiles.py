@@ -110,6 +110,19 @@ def test_objects_without_masks_are_cut_by_their_boxes():
     assert [item["bbox"] for item in inside] == [[0, 0, 20, 20]]  # larger than the tile, fills it
 
 
+def test_of_a_mask_beyond_a_tile_that_its_box_meets_nothing_is_seen():
+    """Boxes are often a little larger than their masks, and then no fault of the data."""
+    mask = np.zeros((100, 100), np.uint8, order="F")
+    mask[40:60, 40:60] = 1
+    rle = mask_util.encode(mask)
+    item = {"bbox": [38, 38, 24, 24], "iscrowd": 0, "category_id": 0, "segmentation": rle}
+    record = {"height": 100, "width": 100, "annotations": [item]}
+    for tile in (Tile(0, 0, 100, 39), Tile(0, 0, 39, 100), Tile(0, 0, 39, 39)):
+        assert cut_record(record, tile, 0.0)["annotations"] == [], tile
+    for tile in (Tile(0, 61, 100, 39), Tile(61, 0, 39, 100)):
+        assert cut_record(record, tile, 0.0)["annotations"] == [], tile
+
+
 def test_a_tile_is_the_images_own_pixels(dataset):
     record = dataset.records[0]
     config = tiled()

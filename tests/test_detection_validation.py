@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from small_coco import small_coco, write_small_coco
 from small_detector import small_config
 
+from backbones.errors import InputError
 from detection.config import load_config
 from detection.engines import load_engine
 from detection.reporting.facts import chosen_weights
@@ -298,6 +299,52 @@ def test_a_resume_keeps_the_best_and_evaluates_what_was_cut_off(tmp_path, sets, 
     assert same(final(out), final(whole))
     assert newest_weights(out).stem == "model_best"
     assert not (out / "inference_EMA/metrics_summary.json").exists()  # one verdict on the test set
+
+
+def changed(name, folder, change):
+    """A data set's name with other annotations."""
+    annotations, _, images = name[5:].rpartition(":")
+    tree = json.loads(Path(annotations).read_text(encoding="utf-8"))
+    change(tree["annotations"])
+    file = folder / "changed.json"
+    file.write_text(json.dumps(tree), encoding="utf-8")
+    return f"json:{file}:{images}"
+
+
+def test_a_validation_set_without_an_object_is_refused_before_the_training(tmp_path, sets):
+    def only_crowds(annotations):
+        for item in annotations:
+            item["iscrowd"] = 1
+
+    empty = changed(sets["val"], tmp_path, only_crowds)
+    out = tmp_path / "run"
+    with pytest.raises(InputError, match=r"none of its 4 images shows an object .*DATASETS\.VAL"):
+        run(configured(sets | {"val": empty}, out, "torchvision"))
+    assert not (out / "metrics.json").exists()
+
+
+def test_a_resume_does_not_choose_among_values_of_another_measure(tmp_path, sets, scored):
+    """Of another metric, or other data: 20 on one is not worse than 30 on the other."""
+    out, engine = tmp_path / "run", "torchvision"
+    scored(engine, [30, 20])
+    run(configured(sets, out, engine, {"SOLVER.MAX_ITER": 2}))
+    other = changed(sets["val"], tmp_path, lambda annotations: annotations.pop())
+    for changes, said in (
+        ({"TEST.BEST_METRIC": "bbox/AP50"}, r"BEST_METRIC was bbox/AP, is bbox/AP50"),
+        ({"DATASETS.VAL": (other,)}, r"DATASETS\.VAL was .*, is json:.*changed\.json"),
+        ({"DATASETS.VAL": ()}, r"DATASETS\.VAL was .*, is none"),
+    ):
+        with pytest.raises(InputError, match=said):
+            run(configured(sets, out, engine, changes), resume=True)
+    # the same data at another place are the same
+    moved = changed(sets["val"], tmp_path, lambda annotations: None)
+    Path(moved[5:].rpartition(":")[0]).write_bytes(
+        Path(sets["val"][5:].rpartition(":")[0]).read_bytes()
+    )
+    scored(engine, [40])
+    run(configured(sets | {"val": moved}, out, engine), resume=True)
+    record = json.loads((out / "validation.json").read_text())
+    assert [each["model"] for each in record["evaluations"]] == [30, 20, 40]
 
 
 def test_images_that_choose_and_measure_are_named(tmp_path, sets, caplog, scored):

@@ -18,6 +18,7 @@ from segmentation.plan import (
     Survey,
     base_values,
     decide,
+    frame_sides,
     side_for_time,
     survey,
     write_part,
@@ -45,6 +46,15 @@ def drawn(short=480, region=0.1, images=40, **changes) -> Survey:
 def planned(numbers, minutes=10.0, step=0.5, encoder=None):
     request = Request(("masks:a:b",), ("masks:c:d",), minutes, encoder, CPU)
     return decide(request, numbers, lambda plan: Timing(step, 0.2, 30.0, 1000.0))
+
+
+def test_a_panorama_is_measured_by_what_it_is_resized_to():
+    """At 4 x 1 the longer side decides: 4000 x 100 pixels become 512 x 13 for a side of 128."""
+    assert frame_sides(np.array([(100, 4000), (4000, 100), (480, 640)])).tolist() == [
+        1000,
+        1000,
+        480,
+    ]
 
 
 def test_a_survey_measures_the_regions_that_are_drawn(tmp_path):

@@ -42,6 +42,29 @@ def test_every_problem_is_printed_and_the_exit_code_is_1(tmp_path, run):
     assert result.err == ""
 
 
+def test_boxes_without_area_are_not_counted_as_trained_on(tmp_path, run):
+    tree = small_coco()
+    tree["annotations"][0]["bbox"][2] = 0
+    annotations, images = write_small_coco(tmp_path, tree)
+    result = run(annotations, "--images", images)
+    assert "training uses 3 of 5 objects on 3 of 4 images; it leaves out 1 crowds, 1 boxes" in (
+        result.out
+    )
+
+
+def test_a_class_that_one_split_lists_but_does_not_show_is_named(tmp_path, run):
+    """Exports list every class in each split."""
+    first = write_small_coco(tmp_path / "a")
+    tree = small_coco()
+    tree["annotations"] = [a for a in tree["annotations"] if a["category_id"] == 2]
+    second = write_small_coco(tmp_path / "b", tree)
+    result = run(
+        first[0], "--images", first[1], "--against", second[0], "--against-images", second[1]
+    )
+    assert f"category 'disc': has objects in {first[0]} alone, none in {second[0]}" in result.out
+    assert "category 'box': has objects" not in result.out
+
+
 def test_json_output_and_images_shared_with_another_set(tmp_path, run):
     first = write_small_coco(tmp_path / "a")
     second = write_small_coco(tmp_path / "b")

@@ -26,6 +26,7 @@ from backbones.weight_files import save_safetensors
 from backbones.whole_files import write_text
 from training.command_line.commands import own_command
 from training.config_files import flatten
+from training.devices import automatic_device
 from training.guards.checkpoints import checkpoint_step, list_checkpoints
 from training.guards.resume import compare_settings, is_free_key
 from training.guards.run_folder import refuse_existing_run, refuse_fewer_steps
@@ -59,9 +60,7 @@ def flat_values(config: Any) -> dict[str, int | float | str]:
 
 def resolve_device(config: Any) -> str:
     """``MODEL.DEVICE``, with ``auto`` resolved to "cuda" where there is a GPU and else "cpu"."""
-    if config.MODEL.DEVICE != "auto":
-        return config.MODEL.DEVICE
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return automatic_device() if config.MODEL.DEVICE == "auto" else config.MODEL.DEVICE
 
 
 def resolve_precision(config: Any) -> Literal["no", "bf16", "fp16"]:

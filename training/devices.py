@@ -11,6 +11,11 @@ from training.cli import process_count
 DEVICES = ("cpu", "cuda", "mps")
 
 
+def automatic_device() -> str:
+    """What ``MODEL.DEVICE: auto`` stands for: an NVIDIA (or AMD) GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def find_device(name: str | None, setting: str = "--device") -> torch.device:
     """The device of that name; for None a GPU if there is one. "cuda:N" becomes the current GPU.
 

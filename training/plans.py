@@ -23,8 +23,9 @@ from typing import Any
 
 import psutil
 import torch
+import yaml
 
-from backbones.errors import InputError
+from backbones.errors import InputError, printable
 from training.cli import MEMORY as USED_UP
 from training.command_line.jobs import usable_cores
 from training.command_line.tasks import read_facts
@@ -61,7 +62,7 @@ class Plan:
     choices: dict[str, Choice] = field(default_factory=dict)
 
     def set(self, key: str, value: Any, reason: str) -> None:
-        self.choices[key] = Choice(key, value, reason)
+        self.choices[key] = Choice(key, value, printable(reason))
 
     def __getitem__(self, key: str) -> Any:
         return self.choices[key].value
@@ -133,7 +134,9 @@ def _yaml(value: Any) -> str:
         return str(value)
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_yaml, value))}]"
-    return json.dumps(value) if isinstance(value, str) else f"{value!r}"
+    if isinstance(value, str):  # quoted by YAML's rules, which are not JSON's beyond 16 bits
+        return yaml.safe_dump(value, default_style='"', allow_unicode=True, width=math.inf).strip()
+    return f"{value!r}"
 
 
 @dataclass(frozen=True)

@@ -238,9 +238,11 @@ def training_sentence(tree: dict[str, Any]) -> str:
     objects = tree["annotations"]
     shown = [item for item in objects if not item.get("iscrowd", 0)]
     images = {item["image_id"] for item in shown if is_id(item.get("image_id"))}
+    flat = sum(min(item["bbox"][2:]) <= 0 for item in shown)
+    boxes = f", {flat} boxes without area" if flat else ""
     return (
-        f"training uses {len(shown)} of {len(objects)} objects on {len(images)} of "
-        f"{len(tree['images'])} images; it leaves out {len(objects) - len(shown)} crowds and "
-        f"{len(tree['images']) - len(images)} images without an object "
+        f"training uses {len(shown) - flat} of {len(objects)} objects on {len(images)} of "
+        f"{len(tree['images'])} images; it leaves out {len(objects) - len(shown)} crowds{boxes} "
+        f"and {len(tree['images']) - len(images)} images without an object "
         "(DATALOADER.FILTER_EMPTY_ANNOTATIONS)"
     )

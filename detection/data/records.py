@@ -69,6 +69,14 @@ class Records(Sequence[dict[str, Any]]):
         chosen._buffer, chosen._rows = self._buffer, np.repeat(self._rows, counts, axis=0)
         return chosen
 
+    def distinct(self) -> tuple[Records, np.ndarray]:
+        """Each record once, and for each of these its place there, see :meth:`repeated`."""
+        starts = self._rows[:, 0]
+        _, first, places = np.unique(starts, return_index=True, return_inverse=True)
+        chosen = Records()
+        chosen._buffer, chosen._rows = self._buffer, self._rows[first]
+        return chosen, places
+
     def with_categories(self, indices: Mapping[int, int]) -> Records:
         """The same with other class indices: old index -> new."""
         if all(old == new for old, new in indices.items()):

@@ -37,11 +37,17 @@ def _of_classes(images: Counter[int], total: int, threshold: float) -> dict[int,
 
 
 def repeats_of(config: Any, records: Records) -> Tensor | None:
-    """What ``DATALOADER.SAMPLER_TRAIN`` repeats, and a line about it; None for nothing."""
+    """How often each record comes in an epoch, and a line about it; None for once.
+
+    A record that comes several times already, for an image's tiles, is one image: how rare a class
+    is goes by images, and all tiles of one are repeated alike.
+    """
     options = config.DATALOADER
     if options.SAMPLER_TRAIN != "RepeatFactorTrainingSampler":
         return None
-    factors = repeat_factors(records, options.REPEAT_THRESHOLD, options.REPEAT_SQRT)
+    images, places = records.distinct()
+    factors = repeat_factors(images, options.REPEAT_THRESHOLD, options.REPEAT_SQRT)
+    factors = factors[torch.from_numpy(places)]
     if factors.max() == 1:
         logger.warning(
             "RepeatFactorTrainingSampler repeats no image: each class is on at least the part "
@@ -51,10 +57,11 @@ def repeats_of(config: Any, records: Records) -> Tensor | None:
     else:
         logger.info(
             "images with a class that less than %g of the images show are repeated, up to %.1f "
-            "times: an epoch has %.0f images instead of %d",
+            "times: an epoch has %.0f %s instead of %d",
             options.REPEAT_THRESHOLD,
             factors.max(),
             factors.sum(),
+            "images" if len(images) == len(records) else "tiles",
             len(factors),
         )
     return factors

@@ -158,7 +158,9 @@ def _cut(
         mask, (left, top) = decode_window(rle)
         whole = int(mask.sum())
         x0, y0 = max(left, x), max(top, y)
-        part = mask[y0 - top : y + height - top, x0 - left : x + width - left]
+        # A mask may lie beyond the tile that its box meets: then nothing of it is seen.
+        y1, x1 = max(y + height - top, 0), max(x + width - left, 0)
+        part = mask[y0 - top : y1, x0 - left : x1]
         rows, columns = (np.flatnonzero(part.any(axis)) for axis in (1, 0))
         visible = int(part.sum())
         if not visible:

@@ -11,7 +11,7 @@ from typing import Any
 from detection.config import load_config
 from detection.data.coco_file import write_coco
 from detection.dataset import CocoDataset
-from detection.plan import rules
+from detection.plan import rules, tiles
 from detection.plan.survey import LoadedSets, Survey, load_sets, survey
 from images.plans import (
     Request,
@@ -87,9 +87,9 @@ def decide(request: Request, numbers: Survey, timer: Timer) -> tuple[Plan, Timin
     rules.plan_sampler(plan, numbers)
     rules.plan_augmentation(plan)
     rules.plan_schedule(plan, TIMED_STEPS, numbers, "timed")
-    is_tiled = rules.needs_tiles(numbers, machine)
+    is_tiled = tiles.needs_tiles(numbers, machine)
     if is_tiled:
-        rules.plan_tiles(plan, numbers, machine)
+        tiles.plan_tiles(plan, numbers, machine)
     rules.plan_counts(plan, numbers)
     rules.plan_samples(plan, numbers, machine)
 

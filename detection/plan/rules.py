@@ -14,9 +14,9 @@ import math
 
 import numpy as np
 
-from detection.plan.anchors import fitted_anchors
-from detection.plan.survey import Survey
-from images.plans import Encoder, plan_iterations
+from detection.plan.anchors import GAIN, USUAL_RATIOS, fitted_anchors
+from detection.plan.survey import LONGEST, Survey
+from images.plans import Encoder, plan_device, plan_iterations
 from training.plans import Machine, Plan
 
 CPU_BASE = "quick/mask_rcnn_convnextv2_atto_scratch_quick.yaml"
@@ -31,19 +31,15 @@ SMALL, MIDDLE = 24, 48  # pixels of the objects' lower quarter and of their half
 LEAST_SMALL = 8  # pixels: two places of the finest map, whose stride is 4
 LARGEST_ENLARGEMENT = 2.0
 USUAL_LARGEST = 800  # detectron2's shorter side
-LONGEST = 1.75  # longer side / shorter side: the quick config's 448 / 256
 WANTED_STEPS = 600  # below, fewer pixels and more steps are better
 RICH_STEPS = 3000  # above, more pixels and fewer steps
 
-LARGEST_SIDE = {False: 512, True: 1333}  # of a whole image, by whether there is a GPU; then tiles
-TILE = {False: 256, True: 800}
 GATHERED = 4.0  # the fullest tile has that many times the mean one's objects
-TILE_OBJECTS = 2.0  # a tile is that much larger than all but 5% of the objects
 
 COCO_DETECTIONS = 100  # that COCO's AP counts
-MOST_DETECTIONS = 1000
+MOST_DETECTIONS = 2000
 PROPOSALS_OF_OBJECT = 3
-MOST_PROPOSALS = 2000
+MOST_PROPOSALS = 4000
 
 # AdamW's rate and the images of a step that it is for: the quick config's, found on other data than
 # it is used on, for the smallest encoders; the paper's recipe for COCO (RECIPES: 1e-4 at 16 to 32).
@@ -56,9 +52,10 @@ RARE = 0.1  # of the most frequent class's images
 
 def plan_base(machine: Machine, encoder: Encoder | None) -> Plan:
     """The heads: a fourth of the channels on a CPU; on a GPU detectron2's, and its engine."""
+    plan = Plan(GPU_BASES[encoder is not None] if machine.is_gpu else CPU_BASE)
+    plan_device(plan, machine)
     if not machine.is_gpu:
-        return Plan(CPU_BASE)
-    plan = Plan(GPU_BASES[encoder is not None])
+        return plan
     if machine.has_detectron2:
         plan.set("ENGINE", "detectron2", "the field's engine, which is installed")
     else:
@@ -77,7 +74,7 @@ def plan_classes(plan: Plan, survey: Survey) -> None:
     plan.set("MODEL.MASK_ON", survey.with_masks > 0, have)
 
 
-def wanted_side(survey: Survey) -> int:
+def wanted_pixels(survey: Survey) -> float:
     """The shorter side at which objects are large enough to be found.
 
     Three quarters of the objects get ``SMALL`` pixels or more, half of them ``MIDDLE``: COCO calls
@@ -87,8 +84,15 @@ def wanted_side(survey: Survey) -> int:
     maps.
     """
     quarter, half = np.percentile(survey.relative_sizes, [25, 50])
-    most = LARGEST_ENLARGEMENT * float(np.median(survey.short))
-    return nearest_side(max(SMALL / quarter, MIDDLE / half), most)
+    most = LARGEST_ENLARGEMENT * float(np.median(survey.frames))
+    return min(max(SMALL / quarter, MIDDLE / half), most)
+
+
+def wanted_side(survey: Survey) -> int:
+    """The nearest side that is planned; for tiny images the least, whatever they are enlarged."""
+    return nearest_side(
+        wanted_pixels(survey), LARGEST_ENLARGEMENT * float(np.median(survey.frames))
+    )
 
 
 def said_sizes(survey: Survey, side: int) -> str:
@@ -117,7 +121,7 @@ def side_for_time(wanted: int, steps: int, survey: Survey) -> int:
         side = wanted * math.sqrt(max(steps, 1) / WANTED_STEPS)
         return min(wanted, nearest_side(max(side, LEAST_SMALL / quarter, wanted / 2)))
     if steps > RICH_STEPS:
-        most = min(float(np.median(survey.short)), USUAL_LARGEST)
+        most = min(float(np.median(survey.frames)), USUAL_LARGEST)
         return max(wanted, nearest_side(wanted * math.sqrt(steps / RICH_STEPS), most))
     return wanted
 
@@ -131,43 +135,12 @@ def plan_side(plan: Plan, side: int, reason: str) -> None:
     plan.set("INPUT.MAX_SIZE_TEST", longest, "as in training")
 
 
-def needs_tiles(survey: Survey, machine: Machine) -> bool:
-    """Whether images are too large to be resized: objects would be lost, or steps would be slow.
-
-    So where the wanted side is beyond ``LARGEST_SIDE``, and objects are small in the files, too.
-    """
-    small_in_files = float(np.percentile(survey.object_sizes, 25)) <= 2 * MIDDLE
-    limit = LARGEST_SIDE[machine.is_gpu]
-    return wanted_side(survey) > limit and np.median(survey.short) > limit and small_in_files
-
-
-def plan_tiles(plan: Plan, survey: Survey, machine: Machine) -> None:
-    """Parts of the images, not resized, that hold twice the size of all but 5% of the objects.
-
-    Tiles overlap by as much as those objects measure, so that each is whole in one of them.
-    """
-    large = float(np.percentile(survey.boxes.max(1), 95))
-    size = max(TILE[machine.is_gpu], _up(TILE_OBJECTS * large, 32))
-    quarter = float(np.percentile(survey.object_sizes, 25))
-    shrunk = quarter * LARGEST_SIDE[machine.is_gpu] / float(np.median(survey.short))
-    plan.set(
-        "INPUT.TILES.ENABLED", True,
-        f"a quarter of the objects has under {quarter:.0f} pixels in the files, and {shrunk:.0f} "
-        f"if images were resized to {LARGEST_SIDE[machine.is_gpu]}",
-    )  # fmt: skip
-    plan.set(
-        "INPUT.TILES.SIZE", size, f"twice the {large:.0f} pixels of the largest objects, or more"
-    )
-    overlap = min(_up(large, 8), size // 2)
-    plan.set("INPUT.TILES.OVERLAP", overlap, "so that these are whole in one of the tiles")
-
-
 def plan_anchors(plan: Plan, survey: Survey) -> None:
     """Sizes and ratios by the objects at their size in training (:mod:`detection.plan.anchors`)."""
     boxes = survey.boxes
     if "INPUT.TILES.ENABLED" not in plan.choices:
-        shortest, longest = plan["INPUT.MIN_SIZE_TRAIN"][0], plan["INPUT.MAX_SIZE_TRAIN"]
-        boxes = boxes * survey.scales(shortest, longest)[survey.owners, None]
+        scales = plan["INPUT.MIN_SIZE_TRAIN"][0] / survey.frames
+        boxes = boxes * scales[survey.owners, None]
     sizes, ratios, overlap, usual = fitted_anchors(boxes)
     small, large = np.percentile(np.sqrt(boxes.prod(1)), [5, 95])
     plan.set(
@@ -177,6 +150,8 @@ def plan_anchors(plan: Plan, survey: Survey) -> None:
     )  # fmt: skip
     low, high = np.percentile(boxes[:, 1] / boxes[:, 0], [5, 95])
     why = f"height / width of 90% of the objects is {low:.2f} to {high:.2f}"
+    if tuple(ratios) == USUAL_RATIOS:
+        why += f"; their own ratios would add less than {GAIN} of overlap"
     plan.set("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [ratios], why)
 
 
@@ -196,7 +171,8 @@ def plan_counts(plan: Plan, survey: Survey) -> None:
     """Proposals and detections, by the fullest image.
 
     A few proposals for each object and no fewer than the base's; detections a third more than the
-    fullest image has, but COCO's 100 at least: an object beyond the limit is never found.
+    fullest image has, but COCO's 100 at least: an object beyond the limit is never found. Both have
+    a largest number (chosen), which the reason says where it holds.
     """
     most = int(objects_of_sample(plan, survey).max())
     in_tiles = "INPUT.TILES.ENABLED" in plan.choices
@@ -206,12 +182,17 @@ def plan_counts(plan: Plan, survey: Survey) -> None:
         ("TRAIN", 1000 if on_gpu else 200, 2000 if on_gpu else 500),
         ("TEST", 1000 if on_gpu else 200, 1000 if on_gpu else 500),
     ):
-        kept = min(max(low, _up(PROPOSALS_OF_OBJECT * most, 100)), MOST_PROPOSALS)
+        kept = max(low, rounded_up(PROPOSALS_OF_OBJECT * most, 100))
         why = f"{said}: {PROPOSALS_OF_OBJECT} for each, {low} at least"
+        if kept > MOST_PROPOSALS:
+            kept, why = MOST_PROPOSALS, f"{said}; this is the most that is planned"
         plan.set(f"MODEL.RPN.POST_NMS_TOPK_{split}", kept, why)
         plan.set(f"MODEL.RPN.PRE_NMS_TOPK_{split}", max(before, 2 * kept), "of a level, before NMS")
-    found = min(max(COCO_DETECTIONS, _up(4 * most / 3, 10)), MOST_DETECTIONS)
-    plan.set("TEST.DETECTIONS_PER_IMAGE", found, f"{said}; COCO's AP counts {COCO_DETECTIONS}")
+    found = max(COCO_DETECTIONS, rounded_up(4 * most / 3, 10))
+    why = f"{said}: a third more, and the {COCO_DETECTIONS} that COCO's AP counts at least"
+    if found > MOST_DETECTIONS:
+        found, why = MOST_DETECTIONS, f"{said}; this is the most that is planned"
+    plan.set("TEST.DETECTIONS_PER_IMAGE", found, why)
 
 
 def plan_samples(plan: Plan, survey: Survey, machine: Machine) -> None:
@@ -226,24 +207,28 @@ def plan_samples(plan: Plan, survey: Survey, machine: Machine) -> None:
     mean = float(objects_of_sample(plan, survey).mean())
     wanted = 2 ** math.ceil(math.log2(4 * mean))
     samples = min(max(LEAST_SAMPLES, wanted), MOST_SAMPLES)
-    why = f"a quarter are objects, of which {mean:.1f} are seen at once; {LEAST_SAMPLES} at least"
+    limit = f"{LEAST_SAMPLES} at least" if samples >= wanted else "the most that is planned"
+    why = f"a quarter are objects, of which {mean:.1f} are seen at once; {limit}"
     plan.set("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", samples, why)
 
 
-def _up(number: float, unit: int) -> int:
+def rounded_up(number: float, unit: int) -> int:
     """The next multiple."""
     return math.ceil(number / unit) * unit
 
 
-def plan_batch(plan: Plan, survey: Survey, machine: Machine, most: int = 16) -> None:
+def plan_batch(plan: Plan, survey: Survey, machine: Machine, most: int = COCO_BATCH + 1) -> None:
     """Images of a step, and the rate.
 
     On a CPU a step of one image takes little more than half the time of one of two, and steps are
     what is short: one image. A GPU takes up to 16, but an epoch shall have 10 steps. The rate goes
     with the root of the batch, as Adam's does (arXiv 2205.10287); that of one image is not lowered.
     """
-    batch = min(16, most, max(1, len(survey.sizes) // 10)) if machine.is_gpu else 1
-    why = "16 on a GPU, but 10 steps an epoch" if machine.is_gpu else "more steps in the same time"
+    why, batch = "more steps in the same time", 1
+    if machine.is_gpu:
+        batch = min(COCO_BATCH, most, max(1, len(survey.sizes) // 10))
+        why = "as on COCO" if batch == COCO_BATCH else "so that an epoch has 10 steps, if it can"
+        why = why if batch < most else "what fits into the memory"
     plan.set("SOLVER.IMS_PER_BATCH", batch, why)
     size = plan.choices.get("MODEL.CONVNEXT.SIZE")
     is_small = size is None or size.value.rpartition("_")[2] in SMALL_ENCODERS
@@ -262,13 +247,14 @@ def plan_sampler(plan: Plan, survey: Survey) -> None:
     if rare := [name for name, n in zip(survey.class_names, counts, strict=True) if 0 < n < limit]:
         plan.set(
             "DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler",
-            f"{len(rare)} classes are on fewer than {RARE:.0%} of the images of the commonest one, "
-            f"such as {', '.join(rare[:3])}",
+            f"{len(rare)} of {len(counts)} classes are on fewer than {RARE:.0%} of the images of "
+            f"the commonest one, such as {', '.join(rare[:3])}",
         )  # fmt: skip
         threshold = float(f"{limit / len(survey.sizes):.2g}")
         plan.set("DATALOADER.REPEAT_THRESHOLD", threshold, "that share of all images")
     else:
-        plan.set("DATALOADER.SAMPLER_TRAIN", "TrainingSampler", "no class is ten times rarer")
+        why = f"none that is labelled is on fewer than {RARE:.0%} of the commonest one's images"
+        plan.set("DATALOADER.SAMPLER_TRAIN", "TrainingSampler", why)
 
 
 def plan_augmentation(plan: Plan) -> None:

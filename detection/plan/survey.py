@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,6 +13,8 @@ from backbones.errors import InputError
 from detection.dataset import CocoDataset, join_datasets, joined_classes, load_all
 from images.plans import channels_and_depth
 from training.progress import progress
+
+LONGEST = 1.75  # longer side / shorter side of a sample: the quick config's 448 / 256
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,22 @@ class Survey:
         return self.sizes.min(1)
 
     @cached_property
+    def frames(self) -> np.ndarray:
+        """``[N]``, the shorter side of the least frame of 1 x ``LONGEST`` that holds each image.
+
+        So that an image is resized by side / frame: a panorama more than its shorter side tells.
+        """
+        return np.maximum(self.short, self.sizes.max(1) / LONGEST)
+
+    @cached_property
     def object_sizes(self) -> np.ndarray:
         """``[M]``, the square root of each box's area."""
         return np.sqrt(self.boxes.prod(1))
 
     @cached_property
     def relative_sizes(self) -> np.ndarray:
-        """``[M]``, the same as a share of its image's shorter side."""
-        return self.object_sizes / self.short[self.owners]
+        """``[M]``, the same as a share of its image's frame."""
+        return self.object_sizes / self.frames[self.owners]
 
     @cached_property
     def per_image(self) -> np.ndarray:
@@ -77,11 +87,6 @@ class Survey:
             f"images (shorter side {sides} pixels, at most {self.per_image.max()} objects); left "
             f"out: {self.crowds} crowds, {self.empty} images without an object"
         )
-
-    def scales(self, shortest: int, longest: int) -> np.ndarray:
-        """``[N]``, what each image is multiplied by when it is resized as a config says."""
-        scale = shortest / self.short
-        return np.minimum(scale, longest / self.sizes.max(1))
 
 
 @dataclass(frozen=True)
@@ -112,8 +117,23 @@ def load_sets(train: Sequence[str], test: Sequence[str]) -> LoadedSets:
     return LoadedSets(dataset, sets[1], (seconds[0], seconds[1]))
 
 
+def unmasked(dataset: CocoDataset) -> Iterator[str]:
+    """Say how many objects have no mask, if any: a training of masks refuses them, crowds, too."""
+    items = (item for record in dataset.records for item in record["annotations"])
+    if lacking := sum("segmentation" not in item for item in items):
+        yield (
+            f"{dataset.name}: {lacking} of {dataset.num_instances} objects (crowds counted) have "
+            "no mask, but others of the training set have one: draw them, or leave them out by "
+            "tools/check_dataset.py --repair"
+        )
+
+
 def survey(sets: LoadedSets) -> Survey:
-    """Count what is in the data sets."""
+    """Count what is in the data sets.
+
+    Raises:
+        InputError: if there is nothing to train on, or only some objects have masks.
+    """
     dataset = sets.train
     sizes: list[tuple[int, int]] = []
     boxes: list[list[float]] = []
@@ -138,11 +158,8 @@ def survey(sets: LoadedSets) -> Survey:
             f"{dataset.name}: none of {len(dataset.records)} images shows an object to train "
             "on (crowds do not count): annotate some"
         )
-    if 0 < masks < len(boxes):
-        raise InputError(
-            f"{dataset.name}: {len(boxes) - masks} of {len(boxes)} objects have no mask: draw "
-            "them, or leave them out by tools/check_dataset.py --repair"
-        )
+    if masks and (problems := [one for each in [dataset, *sets.tests] for one in unmasked(each)]):
+        raise InputError("\n".join(problems))
     channels, depth = channels_and_depth(
         [record["file_name"] for record in dataset.records.heads()]
     )

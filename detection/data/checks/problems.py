@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
+from backbones.errors import printable
+
 LISTED = 50
 PLACES = 5
 # What may differ between two messages of one cause: quoted values and numbers.
@@ -99,13 +101,6 @@ def is_text(value: Any, null: bool = False) -> TypeGuard[str]:
     except UnicodeEncodeError:
         return False
     return null or "\0" not in value
-
-
-def printable(text: str) -> str:
-    """Text from a file without what would steer a terminal or break a line: it is escaped."""
-    return "".join(
-        character if character.isprintable() else ascii(character)[1:-1] for character in text
-    )
 
 
 def shorten(places: Sequence[Any]) -> str:

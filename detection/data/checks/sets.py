@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from detection.data.checks.annotations import is_id
 from detection.data.checks.file_names import leaves_folder
 from detection.data.checks.images import ImageFile, same_files, shared_images
 from detection.data.checks.problems import Findings, Problem, is_text
@@ -47,6 +48,13 @@ def duplicate_images(files: list[ImageFile], name: str | Path) -> list[Problem]:
     return findings.problems()
 
 
+def _labelled(tree: dict[str, Any]) -> set[str]:
+    """The names of the classes that have an object which is no crowd."""
+    names = {one["id"]: str(one.get("name")) for one in tree["categories"] if is_id(one.get("id"))}
+    shown = [item.get("category_id") for item in tree["annotations"] if not item.get("iscrowd", 0)]
+    return {names[key] for key in shown if is_id(key) and key in names}
+
+
 def compare_classes(
     tree: dict[str, Any], other: dict[str, Any], name: str, other_name: str
 ) -> list[Problem]:
@@ -65,7 +73,16 @@ def compare_classes(
                 f"is in {has} alone, not in {lacks}",
                 "one that is not trained on is never found; one that is not tested has no AP",
             )
-    for key in sorted(ids[0].keys() & ids[1].keys()):
+    both = ids[0].keys() & ids[1].keys()
+    labelled = [_labelled(each) & both for each in (tree, other)]
+    for place, has, lacks in ((0, name, other_name), (1, other_name, name)):
+        for key in sorted(labelled[place] - labelled[1 - place]):
+            findings.warn(
+                f"category {key!r}",
+                f"has objects in {has} alone, none in {lacks}",
+                "one that is not trained on is never found; one that is not tested has no AP",
+            )
+    for key in sorted(both):
         if ids[0][key] != ids[1][key]:
             findings.warn(
                 f"category {key!r} ({ids[0][key]} and {ids[1][key]})",

@@ -14,7 +14,8 @@ from test_detection_tool_exports import BOX, png, text
 
 from backbones.errors import InputError
 from detection.data.check import check_coco
-from detection.data.formats.convert import guess, read_labels
+from detection.data.formats.convert import WRITERS, guess, read_labels
+from detection.data.formats.labels import Builder
 
 CAT = '<box label="cat" xtl="{}" ytl="2" xbr="30" ybr="40" {}/>'
 
@@ -388,19 +389,43 @@ def test_what_is_transparent_is_no_object_and_a_map_without_background_is_said(t
     assert "b.png: has no 0, which is background; each value is an object" in notes
 
 
-def test_the_edges_of_vocs_maps_are_no_object(tmp_path):
-    picture(tmp_path / "JPEGImages/a.jpg")
-    (tmp_path / "SegmentationObject").mkdir()
-    values = ids(np.uint8)
-    values[10, :] = 255
-    voc_map = Image.fromarray(values, mode="P")
-    voc_map.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0] + [7] * 252 * 3 + [224, 224, 192])
-    voc_map.save(tmp_path / "SegmentationObject/a.png")
-    source, images = tmp_path / "SegmentationObject", tmp_path / "JPEGImages"
-    tree, notes, _ = read(source, "masks", images)
-    assert [item["area"] for item in tree["annotations"]] == AREAS
-    assert "has edges between objects" in notes
-    assert "SegmentationClass: says what the objects are; not read" in notes
+def palette_map(path, values):
+    """A picture in VOC's palette, as the devkit draws it up."""
+    colours = []
+    for number in range(256):
+        rgb = [0, 0, 0]
+        for bit in range(8):
+            for channel in range(3):
+                rgb[channel] |= ((number >> (3 * bit + channel)) & 1) << (7 - bit)
+        colours += rgb
+    picture = Image.fromarray(values.astype(np.uint8), mode="P")
+    picture.putpalette(colours)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+    return picture
+
+
+def test_vocs_maps_have_edges_that_are_no_object_and_classes_beside_them(tmp_path):
+    picture(tmp_path / "JPEGImages/x/a.jpg")
+    objects = ids()
+    objects[10, :] = 255
+    kinds = np.select([objects == 1, objects == 2, objects == 255], [15, 8, 255])
+    classes = tmp_path / "SegmentationClass/x/a.png"
+    palette_map(tmp_path / "SegmentationObject/x/a.png", objects)
+    drawn_classes = palette_map(classes, kinds)
+    for source, images in ((tmp_path, None), (tmp_path / "SegmentationObject", None)):
+        tree, notes, _ = read(source, "masks", images)
+        assert [item["area"] for item in tree["annotations"]] == AREAS
+        assert named(tree) == ["person", "cat"]  # the 15th and the 8th of VOC
+        assert "has edges between objects" in notes
+    text(tmp_path / "class_names.txt", "__ignore__\n_background_\n" + "x\n" * 7 + "dog\n")
+    assert named(read(tmp_path)[0]) == ["object", "dog"]  # labelme2voc's: by their order
+    drawn_classes.convert("RGB").save(classes)  # as CVAT writes them
+    text(
+        tmp_path / "labelmap.txt",
+        "# label:color_rgb:parts:actions\nbackground:0,0,0::\na:b:192,128,128::\nc:64,0,0::\n",
+    )
+    assert named(read(tmp_path)[0]) == ["a:b", "c"]
 
 
 def test_cityscapes_maps_have_classes_groups_and_regions(tmp_path):
@@ -427,6 +452,12 @@ def test_cityscapes_maps_have_classes_groups_and_regions(tmp_path):
     [
         ("a.json", {"objects": [], "size": {"height": 1, "width": 1}}, "Supervisely"),
         ("a.json", {"asset": {}, "regions": []}, "VoTT"),
+        ("a.json", {"image": {}, "annotations": []}, "Segment Anything"),
+        (
+            "a.json",
+            {"images": [], "categories": [], "annotations": [{"segments_info": []}]},
+            "panoptic",
+        ),
         ("a.json", {"_via_img_metadata": {"a": {"filename": "a", "regions": []}}}, "VGG Image"),
         ("a.json", [{"data_row": {}, "projects": {}}], "Labelbox"),
         ("a.json", {"categories": {}, "items": []}, "datumaro"),
@@ -456,10 +487,7 @@ def test_an_import_that_keeps_nothing_writes_nothing_and_says_why(tmp_path, run_
     assert not (tmp_path / "coco").exists()
 
 
-def test_masks_of_nested_folders_come_back_and_blobs_are_equal(tmp_path):
-    from detection.data.formats.convert import WRITERS
-    from detection.data.formats.labels import Builder
-
+def test_masks_of_nested_folders_come_back_as_one_object_each(tmp_path):
     builder = Builder(tmp_path)
     for folder in "xy":
         picture(tmp_path / f"images/{folder}/a.png")
@@ -470,3 +498,24 @@ def test_masks_of_nested_folders_come_back_and_blobs_are_equal(tmp_path):
     assert [one["file_name"] for one in tree["images"]] == ["x/a.png", "y/a.png"]
     for item, folder in zip(tree["annotations"], "xy", strict=False):
         assert (drawn(item) == blobs(ord(folder))).all()
+
+
+def test_labelmes_files_lead_to_the_images_and_no_two_images_share_one(tmp_path):
+    photo = picture(tmp_path / "photos/x/a.jpg")
+    tree = {
+        "info": {"image_root": str(tmp_path / "photos")},
+        "images": [{"id": 1, "file_name": "x/a.jpg", "height": HEIGHT, "width": WIDTH}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 12, 30, 20]}],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    WRITERS["labelme"](tree, tmp_path / "out")
+    file = tmp_path / "out/x/a.json"
+    path = json.loads(file.read_text())["imagePath"]
+    assert (file.parent / path).resolve() == photo.resolve()  # else LabelMe does not open it
+    assert pairs(read(tmp_path / "out", "labelme", tmp_path / "photos")[0]) == [("x/a.jpg", 10)]
+    assert pairs(read(tmp_path / "out")[0]) == [("photos/x/a.jpg", 10)]
+    tree["images"].append(tree["images"][0] | {"id": 2, "file_name": "x/a.png"})
+    for kind in ("labelme", "yolo", "masks"):
+        with pytest.raises(InputError, match=r"x/a.jpg and x/a.png: would have the same label"):
+            WRITERS[kind](tree, tmp_path / kind)
+        assert not (tmp_path / kind).exists()

@@ -50,6 +50,7 @@ def other_format(tree: Any) -> tuple[str, str] | None:
         "Labelbox": {"data_row", "projects"} <= tree.keys(),
         "datumaro": {"categories", "items"} <= tree.keys(),
         "Cityscapes' polygons": {"imgHeight", "objects"} <= tree.keys(),
+        "Segment Anything (SA-1B)": {"image", "annotations"} <= tree.keys(),
         "ISAT": "objects" in tree and "info" in tree,
     }
     if name := next((name for name, is_so in others.items() if is_so), None):

@@ -123,11 +123,11 @@ def _of_file(file: Path) -> str | None:
         start = file.read_bytes()[:4000]
         return "cvat" if b"<annotations" in start else "voc" if b"<annotation" in start else None
     tree = read_json(file)
-    if isinstance(tree, dict) and tree.keys() >= set(LISTS) and "shapes" not in tree:
-        raise InputError(f"{file} is COCO already: python tools/check_dataset.py {file}")
     found = other_format(tree)
+    if found is None and isinstance(tree, dict) and tree.keys() >= set(LISTS):
+        raise InputError(f"{file} is COCO already: python tools/check_dataset.py {file}")
     if found and "--from" in found[1]:
         return found[1].rsplit("--from ", 1)[1]
-    if found and "score" not in found[0]:
+    if found:
         raise InputError(f"{file} {found[0]}; {found[1]}")
     return None

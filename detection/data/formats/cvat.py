@@ -20,8 +20,8 @@ from backbones.errors import InputError
 from backbones.whole_files import write_text
 from detection.data.checks.segmentations import as_rle, rle_of
 from detection.data.formats.files import read_xml
-from detection.data.formats.labels import GONE, Builder, by_image, ellipse, turned
-from detection.data.formats.outlines import outlines
+from detection.data.formats.labels import GONE, Builder, by_image
+from detection.data.formats.outlines import ellipse, outlines, turned
 
 WITHOUT_AREA = ("polyline", "points", "skeleton", "cuboid", "tag")
 

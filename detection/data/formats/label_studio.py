@@ -14,7 +14,8 @@ from PIL import Image
 
 from backbones.errors import InputError
 from detection.data.formats.files import read_json
-from detection.data.formats.labels import GONE, Builder, ellipse, points_of, turned
+from detection.data.formats.labels import GONE, Builder
+from detection.data.formats.outlines import ellipse, points_of, turned
 from images.folders import ending_of
 from images.formats import image_endings
 

@@ -21,8 +21,8 @@ from backbones.errors import InputError
 from backbones.whole_files import write_atomically, write_json
 from detection.data.checks.segmentations import rle_of
 from detection.data.formats.files import ImageFinder, read_json
-from detection.data.formats.labels import Builder, by_image, ellipse, points_of
-from detection.data.formats.outlines import outlines
+from detection.data.formats.labels import Builder, by_image, label_files
+from detection.data.formats.outlines import ellipse, outlines, points_of
 from training.progress import progress
 
 Shape = dict[str, Any]
@@ -189,7 +189,12 @@ def _mask(shape: Shape, points: np.ndarray, size: tuple[int, int]) -> np.ndarray
 
 
 def write_labelme(tree: dict[str, Any], folder: Path) -> None:
-    """A JSON file for each image; the parts of a mask are polygons of one group."""
+    """A JSON file for each image; the parts of a mask are polygons of one group.
+
+    LabelMe opens a file only if its ``imagePath`` leads from there to the image: it does where the
+    tree says in ``info`` where the images are.
+    """
+    root, files = tree.get("info", {}).get("image_root"), label_files(tree, ".json")
     names = {one["id"]: one["name"] for one in tree["categories"]}
     for image, items in by_image(tree):
         shapes: list[Shape] = []
@@ -204,16 +209,25 @@ def write_labelme(tree: dict[str, Any], folder: Path) -> None:
             label = {"label": names[item["category_id"]], "flags": {}, "shape_type": kind}
             group = number if len(found) > 1 else None
             shapes += [label | {"points": points, "group_id": group} for points in found]
-        path = folder / Path(image["file_name"]).with_suffix(".json")
+        path, name = folder / files[image["id"]], image["file_name"]
+        place = Path(root, name) if root else path.with_name(Path(name).name)
         write_json(
             path,
             {
                 "version": "5.0.0",
                 "flags": {},
                 "shapes": shapes,
-                "imagePath": Path(image["file_name"]).name,
+                "imagePath": _way(path, place),
                 "imageData": None,
                 "imageHeight": image["height"],
                 "imageWidth": image["width"],
             },
         )
+
+
+def _way(file: Path, image: Path) -> str:
+    """The path from a label file to an image; from the root where both have none in common."""
+    try:
+        return Path(os.path.relpath(image, file.parent)).as_posix()
+    except ValueError:
+        return image.as_posix()

@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pycocotools.mask as mask_util
-from numpy.typing import ArrayLike
 
+from backbones.errors import InputError
 from detection.data.checks.images import shown_size
-from detection.data.checks.problems import Findings, Problem
+from detection.data.checks.problems import Findings, Problem, shorten
 from detection.data.checks.segmentations import rle_of
 from detection.data.formats.files import ImageFinder
+from detection.data.formats.outlines import enclosed
 from detection.data.windows import encode_strips
 from images.threads import in_threads
 from training.progress import progress
@@ -258,32 +259,19 @@ def by_image(tree: dict[str, Any]) -> list[tuple[dict[str, Any], list[dict[str, 
     return [(image, found[image["id"]]) for image in tree["images"]]
 
 
-def points_of(value: Any) -> np.ndarray | None:
-    """A value of a file as points ``[N, 2]``; None if it is no list of pairs of finite numbers."""
-    try:
-        points = np.asarray(value, np.float64)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return (
-        points if points.ndim == 2 and points.shape[1] == 2 and np.isfinite(points).all() else None
-    )
+def label_files(tree: dict[str, Any], ending: str) -> dict[Any, Path]:
+    """Image id -> the name of its label file, in formats that have one for each image.
 
-
-def enclosed(points: np.ndarray) -> float:
-    """The area of a polygon ``[N, 2]`` by the shoelace formula."""
-    x, y = points[:, 0], points[:, 1]
-    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
-
-
-def ellipse(centre: ArrayLike, radii: ArrayLike, degrees: float = 0.0) -> list[float]:
-    """A polygon of 64 points on an ellipse, turned clockwise as it is seen."""
-    angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
-    points = np.stack([np.cos(angles), np.sin(angles)], -1) * np.asarray(radii)
-    return (turned(points, degrees) + np.asarray(centre)).reshape(-1).tolist()
-
-
-def turned(points: np.ndarray, degrees: float) -> np.ndarray:
-    """Points ``[N, 2]`` turned around the origin, clockwise as it is seen (y points down)."""
-    angle = np.deg2rad(degrees)
-    cos, sin = np.cos(angle), np.sin(angle)
-    return points @ np.array([[cos, sin], [-sin, cos]])
+    Raises:
+        InputError: for images whose names differ by their endings alone.
+    """
+    files = {one["id"]: Path(one["file_name"]).with_suffix(ending) for one in tree["images"]}
+    names: dict[Path, list[str]] = {}
+    for image in tree["images"]:
+        names.setdefault(files[image["id"]], []).append(image["file_name"])
+    if same := [" and ".join(several) for several in names.values() if len(several) > 1]:
+        raise InputError(
+            f"{shorten(same)}: would have the same label file; rename one, or write coco or cvat, "
+            "which have one file for all images"
+        )
+    return files

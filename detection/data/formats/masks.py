@@ -25,8 +25,9 @@ from backbones.errors import InputError
 from backbones.whole_files import write_atomically
 from detection.data.checks.segmentations import as_rle
 from detection.data.formats.files import image_files
-from detection.data.formats.labels import Builder, by_image
+from detection.data.formats.labels import Builder, by_image, label_files
 from detection.data.formats.mask_values import mask_values
+from detection.data.formats.voc_masks import CLASSES, IMAGES, OBJECTS, ClassMaps
 from training.progress import progress
 
 ENDINGS = ("", "_masks", "_cp_masks", "_mask", "_label", "_labels", "_instances", "_instance_ids")
@@ -51,6 +52,11 @@ def read_masks(source: Path, images: Path | None, class_name: str = "object") ->
     Raises:
         InputError: if no mask there belongs to an image.
     """
+    base = source if (source / OBJECTS).is_dir() else source.parent
+    classes = ClassMaps(base.resolve()) if (base / OBJECTS).is_dir() else None
+    if classes and source in (base, base / OBJECTS):
+        source = base / OBJECTS
+        images = images or (base / IMAGES if (base / IMAGES).is_dir() else None)
     root = (images or source).resolve()
     if images and (source / "masks").is_dir():  # as prediction writes them
         source = source / "masks"
@@ -69,11 +75,7 @@ def read_masks(source: Path, images: Path | None, class_name: str = "object") ->
             f"{source}: no mask there is called as an image of {root}: give --images DIR and the "
             "folder of the masks"
         )
-    builder = Builder(root, [] if any(map(_is_cityscapes, used)) else [class_name])
-    if source.name == "SegmentationObject":
-        builder.note(
-            "SegmentationClass", "says what the objects are", "not read: all are one class"
-        )
+    builder = Builder(root, [] if classes or any(map(_is_cityscapes, used)) else [class_name])
     for path in sorted(others - used):
         builder.note(builder.name(path), "is called as a picture beside its image")
     sizes = builder.sizes(files)
@@ -84,7 +86,7 @@ def read_masks(source: Path, images: Path | None, class_name: str = "object") ->
             builder.note(builder.name(file), "has no mask", "kept, without objects")
         image = builder.image(file, sizes[file])
         for path in found[file].files:
-            _read_mask(builder, image, path, class_name, found[file].is_map)
+            _read_mask(builder, image, path, class_name, found[file].is_map, classes)
     return {"annotations": builder}
 
 
@@ -152,7 +154,12 @@ def _is_mask(path: Path) -> bool:
 
 
 def _read_mask(
-    builder: Builder, image: dict[str, Any], path: Path, class_name: str, is_map: bool
+    builder: Builder,
+    image: dict[str, Any],
+    path: Path,
+    class_name: str,
+    is_map: bool,
+    classes: ClassMaps | None,
 ) -> None:
     where = path.name if is_map else f"{path.parent.name}/{path.name}"
     values = mask_values(path, lambda what, done: builder.note(where, what, done))
@@ -164,6 +171,10 @@ def _read_mask(
         return
     if _is_cityscapes(path):
         _read_cityscapes(builder, image, where, values)
+        return
+    colours = classes.of_map(path) if classes else None
+    if classes and colours is not None and colours.shape == values.shape:
+        _read_with_classes(builder, image, where, values, colours, classes)
         return
     if values.all():
         builder.note(where, "has no 0, which is background", "each value is an object")
@@ -180,6 +191,24 @@ def _read_mask(
     for value, top, left, bottom, right in _boxes(values):
         inside = values[top:bottom, left:right] == value
         builder.mask_part(image, f"{where}, id {value}", class_name, inside, left, top)
+
+
+def _read_with_classes(
+    builder: Builder,
+    image: dict[str, Any],
+    where: str,
+    values: np.ndarray,
+    colours: np.ndarray,
+    classes: ClassMaps,
+) -> None:
+    for value, top, left, bottom, right in _boxes(values):
+        inside = values[top:bottom, left:right] == value
+        name = classes.name(colours[top:bottom, left:right][inside])
+        if name is None:
+            builder.note(
+                f"{where}, id {value}", f"{CLASSES} has no class for it", "called 'object'"
+            )
+        builder.mask_part(image, f"{where}, id {value}", name or "object", inside, left, top)
 
 
 def _read_cityscapes(
@@ -222,6 +251,7 @@ def write_masks(tree: dict[str, Any], folder: Path) -> None:
     Raises:
         InputError: for over 65535 objects in an image.
     """
+    files = label_files(tree, ".png")
     for image, items in by_image(tree):
         height, width = image["height"], image["width"]
         if len(items) > np.iinfo(np.uint16).max:
@@ -233,5 +263,5 @@ def write_masks(tree: dict[str, Any], folder: Path) -> None:
             else:
                 x, y, w, h = (round(value) for value in item["bbox"])
                 ids[max(0, y) : y + h, max(0, x) : x + w] = number
-        path = folder / "masks" / Path(image["file_name"]).with_suffix(".png")
+        path = folder / "masks" / files[image["id"]]
         write_atomically(path, partial(Image.fromarray(ids).save, format="PNG"))

@@ -1,4 +1,4 @@
-"""Masks as polygons that give the same mask again when they are drawn.
+"""Polygons: of masks, so that they give the same mask again when they are drawn; of ellipses.
 
 A contour runs along the edges of pixels, not through their centres, so that pycocotools draws
 exactly the pixels that it encloses. Holes, and parts where a format has room for one polygon only,
@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pycocotools.mask as mask_util
+from numpy.typing import ArrayLike
 
 from detection.data.checks.segmentations import as_rle
 
@@ -73,3 +74,34 @@ def _joined(outline: np.ndarray, other: np.ndarray) -> np.ndarray:
     here, there = int(nearest[0]) * step, int(nearest[1]) * max(1, len(other) // 200)
     round_trip = np.roll(other, -there, 0)
     return np.concatenate([outline[: here + 1], round_trip, round_trip[:1], outline[here:]])
+
+
+def points_of(value: Any) -> np.ndarray | None:
+    """A value of a file as points ``[N, 2]``; None if it is no list of pairs of finite numbers."""
+    try:
+        points = np.asarray(value, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return (
+        points if points.ndim == 2 and points.shape[1] == 2 and np.isfinite(points).all() else None
+    )
+
+
+def enclosed(points: np.ndarray) -> float:
+    """The area of a polygon ``[N, 2]`` by the shoelace formula."""
+    x, y = points[:, 0], points[:, 1]
+    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+
+
+def ellipse(centre: ArrayLike, radii: ArrayLike, degrees: float = 0.0) -> list[float]:
+    """A polygon of 64 points on an ellipse, turned clockwise as it is seen."""
+    angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+    points = np.stack([np.cos(angles), np.sin(angles)], -1) * np.asarray(radii)
+    return (turned(points, degrees) + np.asarray(centre)).reshape(-1).tolist()
+
+
+def turned(points: np.ndarray, degrees: float) -> np.ndarray:
+    """Points ``[N, 2]`` turned around the origin, clockwise as it is seen (y points down)."""
+    angle = np.deg2rad(degrees)
+    cos, sin = np.cos(angle), np.sin(angle)
+    return points @ np.array([[cos, sin], [-sin, cos]])

@@ -14,7 +14,7 @@ from typing import Any
 from backbones.errors import InputError
 from backbones.whole_files import write_text
 from detection.data.formats.files import image_files, read_text
-from detection.data.formats.labels import GONE, Builder
+from detection.data.formats.labels import GONE, Builder, label_files
 from detection.data.formats.outlines import joined_outline
 from detection.data.formats.yolo_sets import (
     MOST_CLASSES,
@@ -201,9 +201,8 @@ def write_yolo(tree: dict[str, Any], folder: Path) -> None:
         if values:
             numbers = " ".join(f"{min(max(value, 0.0), 1.0):.7g}" for value in values)
             lines[item["image_id"]].append(f"{indices[item['category_id']]} {numbers}")
+    files = label_files(tree, ".txt")
     for key, of_image in lines.items():
-        name = Path(images[key]["file_name"]).with_suffix(".txt")
-        path = folder / "labels" / name
-        write_text(path, "".join(f"{line}\n" for line in of_image))
+        write_text(folder / "labels" / files[key], "".join(f"{line}\n" for line in of_image))
     names = json.dumps([one["name"] for one in categories], ensure_ascii=False)
     write_text(folder / "data.yaml", f"path: .\ntrain: images\nval: images\nnames: {names}\n")

@@ -1,0 +1,72 @@
+"""The classes of Pascal VOC's ``SegmentationObject``: ``SegmentationClass`` beside it has them.
+
+CVAT writes them as 'Segmentation mask' with ``labelmap.txt`` (name:r,g,b:parts:actions),
+labelme2voc with ``class_names.txt``; VOC's own are the devkit's 20, by the numbers of its palette.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from detection.data.formats.files import read_text
+
+OBJECTS, CLASSES, IMAGES = "SegmentationObject", "SegmentationClass", "JPEGImages"
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
+    "tvmonitor",
+)  # fmt: skip
+
+
+class ClassMaps:
+    """What the objects of a folder's maps are; nothing where it has no ``SegmentationClass``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.names = _names_of_colours(folder)
+
+    def of_map(self, path: Path) -> np.ndarray | None:
+        """The colours ``[H, W]``, as one number each, beside a map of objects."""
+        file = self.folder / CLASSES / path.relative_to(self.folder / OBJECTS)
+        try:
+            with Image.open(file) as picture:
+                colours = np.asarray(picture.convert("RGB")).astype(np.int64)
+        except Exception:  # Pillow's decoders raise nearly everything on damaged files
+            return None
+        return colours @ (1, 256, 65536)
+
+    def name(self, colours: np.ndarray) -> str | None:
+        """The class of most of an object's pixels ``[N]``; None for a colour that is no class's."""
+        found, counts = np.unique(colours, return_counts=True)
+        return self.names.get(int(found[counts.argmax()]))
+
+
+def _names_of_colours(folder: Path) -> dict[int, str]:
+    """A colour as one number -> its class."""
+    labelmap, listed = folder / "labelmap.txt", folder / "class_names.txt"
+    found = {}
+    for line in read_text(labelmap).splitlines() if labelmap.is_file() else []:
+        name, _, rest = line.rpartition(":")[0].rpartition(":")[0].rpartition(":")
+        parts = rest.split(",")
+        if name and not line.startswith("#") and len(parts) == 3 and all(map(str.isdecimal, parts)):
+            found[sum(int(part) * 256**place for place, part in enumerate(parts))] = name
+    if found:
+        return found
+    names = dict(enumerate(VOC_CLASSES, 1))
+    if listed.is_file():
+        lines = [line.strip() for line in read_text(listed).splitlines() if line.strip()]
+        first = 0 if "_background_" not in lines else -lines.index("_background_")
+        names = dict(enumerate(lines, first))
+    return {voc_colour(number): name for number, name in names.items() if number > 0}
+
+
+def voc_colour(number: int) -> int:
+    """The colour of a class in VOC's palette, r + 256 g + 65536 b, whose bits are its number's."""
+    rgb = [0, 0, 0]
+    for step in range(8):
+        for channel in range(3):
+            rgb[channel] |= (number >> (3 * step + channel) & 1) << (7 - step)
+    return rgb[0] + 256 * rgb[1] + 65536 * rgb[2]

@@ -23,7 +23,7 @@ from detection.report import write_report
 from detection.reporting import figures as report_figures
 from detection.reporting.diagnosis import KINDS
 from detection.reporting.facts import duration
-from detection.reporting.gallery import choose_images
+from detection.reporting.gallery import changed_most, choose_images
 from detection.reporting.predictions import changed_detections
 from detection.reporting.run import Run, read_run
 from reporting.blocks import Chart, Number, RunName, Series
@@ -599,6 +599,7 @@ def test_the_worst_the_best_and_the_most_changed_images_are_chosen(tmp_path):
     assert changed == {0: ["worst", "lost most"], 50: ["lost most"], 60: ["gained most"]}
     why = {c.image_id: c.why for c in chosen}
     assert why[50] == "F1 50: 3 of 5 found, −40 since the first run"
+    assert [c.image_id for c in changed_most([run("a", before), run("b", f1s)])] == [60, 50, 0]
     assert [c.groups for c in choose_images([run("a", [50.0])])] == [["typical", "worst"]]
 
 

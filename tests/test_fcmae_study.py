@@ -203,6 +203,16 @@ def test_the_page_begins_with_the_answers_and_its_numbers_are_in_the_csv(tmp_pat
     assert f"{found.mean:+.1f} AP" in first
 
 
+def test_the_answers_say_whose_learning_rate_might_be_better_beyond_those_tried(tmp_path):
+    study = small_study(tmp_path, Machine())
+    for arm, chosen in (("random", 0.3), ("fcmae", 0.2)):
+        study.rates[arm] = chosen
+        study.state.setdefault("tried", {})[arm] = {"0.1": 1.0, "0.2": 2.0, "0.3": 3.0}
+    text = write_study(study).with_suffix(".md").read_text(encoding="utf-8")
+    (line,) = (line for line in text.splitlines() if "of those tried" in line)
+    assert "learning rate of random weights, 0.3, is the highest of those tried" in line
+
+
 def test_pairs_share_label_subsets_which_no_tuning_saw(tmp_path):
     machine = Machine()
     study = small_study(tmp_path, machine)

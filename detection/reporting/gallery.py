@@ -45,17 +45,10 @@ def choose_images(runs: NamedRuns) -> list[Chosen]:
         "worst": [row["id"] for row in worst[:half]],
         "best": [row["id"] for row in best if row["id"] not in ids][:half],
     }
-    changes: dict[Any, float] = {}
-    if len(runs) > 1:
-        before = {row["id"]: row["F1"] for row in _images(runs[0][1])}
-        changes = {
-            image: row["F1"] - before[image]
-            for image, row in rows.items()
-            if before.get(image) is not None
-        }
-        ranked = sorted(changes, key=lambda image: changes[image])
-        groups[LOST] = [image for image in ranked[:CHANGED] if changes[image] < 0]
-        groups[GAINED] = [image for image in ranked[::-1][:CHANGED] if changes[image] > 0]
+    changes = _changes(runs)
+    ranked = sorted(changes, key=lambda image: changes[image])
+    groups[LOST] = [image for image in ranked[:CHANGED] if changes[image] < 0]
+    groups[GAINED] = [image for image in ranked[::-1][:CHANGED] if changes[image] > 0]
     of_image: dict[Any, list[str]] = {}
     for group, members in groups.items():
         for image in members:
@@ -67,12 +60,28 @@ def choose_images(runs: NamedRuns) -> list[Chosen]:
 
 
 def changed_most(runs: NamedRuns) -> list[Chosen]:
-    """The images that lost most and gained most since the first run, by F1."""
+    """The images that lost most and gained most since the first run, by F1; most changed first."""
+    changes = _changes(runs)
     chosen = [
         replace(each, groups=[group for group in each.groups if group in (LOST, GAINED)])
         for each in choose_images(runs)
     ]
-    return [each for each in chosen if each.groups]
+    changed = [each for each in chosen if each.groups]
+    return sorted(changed, key=lambda each: -abs(changes[each.image_id]))
+
+
+def _changes(runs: NamedRuns) -> dict[Any, float]:
+    """F1 of the last run less that of the first, of the images that have one in both."""
+    if len(runs) < 2:
+        return {}
+    before, after = (
+        {row["id"]: row["F1"] for row in _images(run)} for _, run in (runs[0], runs[-1])
+    )
+    return {
+        image: value - before[image]
+        for image, value in after.items()
+        if value is not None and before.get(image) is not None
+    }
 
 
 def _images(run: Run) -> list[dict[str, Any]]:

@@ -75,6 +75,7 @@ def _page(study: Study, rows: Rows, changed: ChangedPictures | None) -> Page:
             "difference may be the rate's."
         )
         answers.append(Paragraph(text, "warning"))
+    answers += [Paragraph(line, "warning") for line in rates_at_an_end(study)]
     for line in study.state.get("notes", []):
         answers.append(Paragraph(line, "note"))
     metric = options.of_task.metrics[0]
@@ -84,7 +85,11 @@ def _page(study: Study, rows: Rows, changed: ChangedPictures | None) -> Page:
         f"{options.images}; labels: {options.train}; test: {options.test}",
         [
             Section("answers", "Answers", answers),
-            Section("labels", f"{metric} by number of labels", _efficiency(study, rows)),
+            Section(
+                "labels",
+                f"{metric[0].upper()}{metric[1:]} by number of labels",
+                _efficiency(study, rows),
+            ),
             Section("verdicts", "Every question", _verdict_table(study)),
             *([Section("pictures", "What changed most", pictures)] if pictures else []),
             Section("curves", "Training loss", _curves(study)),
@@ -248,6 +253,20 @@ def _method(study: Study) -> list[Block]:
         blocks.append(Paragraph(text, "note"))
     blocks.append(Details("Settings", json.dumps(study.state, indent=1)))
     return blocks + _commands(study)
+
+
+def rates_at_an_end(study: Study) -> list[str]:
+    """A sentence for each start whose best learning rate is an end of the range that was tried."""
+    lines, tried = [], study.state.get("tried", {})
+    for arm in study.options.arms:
+        rates, best = sorted(map(float, tried.get(arm.name, {}))), study.rates.get(arm.name)
+        if len(rates) > 1 and best in (rates[0], rates[-1]):
+            which, further = ("lowest", "lower") if best == rates[0] else ("highest", "higher")
+            lines.append(
+                f"The best learning rate of {arm.said}, {best:g}, is the {which} of those tried: "
+                f"with a {further} one this start may do better than it does here."
+            )
+    return lines
 
 
 def _commands(study: Study) -> list[Block]:

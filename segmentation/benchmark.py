@@ -1,7 +1,7 @@
-"""A training step's time and memory, against transformers' UPerNet on the same encoder.
+"""Time and memory of a training step, compared with transformers' UPerNet on the same encoder.
 
-Both models have the same weights, and give the same loss, which is checked first. A step is the
-forward and the backward pass; what follows it, the optimizer, is the same for both.
+Both models have the same weights; that their losses are equal is checked first. A step is the
+forward and the backward pass, without the optimizer, which is the same for both.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from segmentation.weights import to_our_names
 from training.records.measure import Row, autocast, device_clock, interleaved, peak_bytes
 
 CLASSES = 150  # ADE20K's
-TOLERANCE = 1e-3  # relative, of the two losses; bf16 rounds more
+TOLERANCE = 1e-3  # relative difference of the two losses; bf16 rounds more
 OTHER = "transformers"
 
 
@@ -33,14 +33,14 @@ def segmentation_case(
     device: torch.device,
     channels: int = 512,
 ) -> Row:
-    """One row: milliseconds and MiB of both, and their ratios.
+    """One row of the table: milliseconds and MiB of both, and their ratios.
 
     Args:
         precision: "fp32" or "bf16" (autocast).
 
     Raises:
-        InputError: where transformers is not installed, and for a batch of one, whose pooled map of
-            1x1 has no deviation that batch norm could take.
+        InputError: if transformers is not installed; and for a batch of one, whose pooled map of
+            1x1 has no standard deviation for batch norm.
     """
     if batch < 2:
         raise InputError("--batch 1: UPerNet's batch norm needs at least 2 images here")
@@ -58,7 +58,7 @@ def segmentation_case(
     models: dict[str, nn.Module] = {OTHER: reference, "ours": ours}
     for model in models.values():
         model.to(device).train()
-        for module in model.modules():  # the same loss, without chance
+        for module in model.modules():  # no dropout, so that the losses are equal
             if isinstance(module, nn.Dropout2d):
                 module.p = 0.0
     with torch.no_grad(), autocast(precision, device):
@@ -91,7 +91,7 @@ def build_pair(size: str, channels: int = 512) -> tuple[Any, UPerNet]:
     """transformers' UPerNet and this project's, with the same weights.
 
     Raises:
-        InputError: where transformers is not installed.
+        InputError: if transformers is not installed.
     """
     try:
         import transformers

@@ -1,4 +1,4 @@
-"""All problems of a segmentation data set at once, before any training starts."""
+"""Checks a segmentation data set before a training, and reports all problems at once."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ SHOWN = 5  # examples of one kind of problem
 
 @dataclass(frozen=True)
 class Checked:
-    """What reading every image and map of a data set told.
+    """The result of reading every image and map of a data set.
 
     Attributes:
         errors, warnings: one line for each kind of problem, with a count and examples.
-        pixels: of each class, int64 ``[K]``.
-        ignored: pixels without a class.
-        digests: of each image's pixels -> its path.
+        pixels: number of pixels of each class, int64 ``[K]``.
+        ignored: number of pixels without a class.
+        digests: digest of an image's pixels -> its path.
         size: height and width of the first image.
     """
 
@@ -85,7 +85,7 @@ def check_segmentation(dataset: SegmentationDataset, reading: Reading) -> Checke
 
 @dataclass
 class _Looked:
-    """What was found in one image and its map; ``foreign``: value without a class -> pixels."""
+    """The result for one image and its map; ``foreign``: value without a class -> pixels."""
 
     image: str
     pixels: np.ndarray
@@ -130,16 +130,16 @@ def _look(dataset: SegmentationDataset, record: Record, reading: Reading) -> _Lo
 
 
 def _explained(dataset: SegmentationDataset, foreign: dict[int, int]) -> str:
-    """The heading of values without a class, with the remedy that fits."""
+    """The message about values without a class, with the remedy that fits."""
     count = len(dataset.classes.names)
     remedy = "name them in CLASSES.json, or set INPUT.IGNORE_LABEL or INPUT.REDUCE_ZERO_LABEL"
     return f"values without a class ({dataset.name} has {count}): {remedy}"
 
 
 def two_valued(dataset: SegmentationDataset, checked: Checked) -> str | None:
-    """A remedy where maps hold 0 and 255 alone, which means background and object nearly always.
+    """A message if maps hold only 0 and 255, which nearly always means background and object.
 
-    255 is ignored by default, so that such a set would have a single class.
+    255 is ignored by default, so such a set would have a single class.
     """
     classes = dataset.classes
     only_first = checked.pixels[0] > 0 and not checked.pixels[1:].any()
@@ -148,14 +148,14 @@ def two_valued(dataset: SegmentationDataset, checked: Checked) -> str | None:
     if not any(record.labels for record in dataset.records):
         return None
     return (
-        "the maps hold 0 and 255 alone: mostly that is background and object, but 255 is ignored "
+        "the maps hold only 0 and 255: mostly that is background and object, but 255 is ignored "
         '(INPUT.IGNORE_LABEL). Name the classes: masks:IMAGES:LABELS:CLASSES.json with {"0": '
         '"background", "255": "object"}'
     )
 
 
 def shared_pictures(train: Checked, test: Checked) -> list[str]:
-    """Pictures of the test set that are trained on, whatever their names."""
+    """Images of the test set that are trained on, compared by their pixels."""
     return [
         path if path == train.digests[digest] else f"{path} = {train.digests[digest]}"
         for digest, path in test.digests.items()
@@ -178,7 +178,7 @@ def _shortened(examples: list[str]) -> str:
 def checked_or_refused(
     datasets: dict[str, SegmentationDataset], reading: Reading
 ) -> dict[str, Checked]:
-    """Check a run's data sets together, and log warnings and what the values mean.
+    """Check a run's data sets together, and log warnings and the meaning of the values.
 
     Args:
         datasets: role ("train", "test") -> data set.
@@ -207,7 +207,7 @@ def checked_or_refused(
         )
     if len(datasets) == 2 and (shared := shared_pictures(*results.values())):
         logger.warning(
-            "%d of the test images are trained on, so the results will flatter: %s",
+            "%d of the test images are trained on, so the results will be too good: %s",
             len(shared),
             _shortened(shared),
         )
@@ -217,7 +217,7 @@ def checked_or_refused(
 
 
 def class_shares(dataset: SegmentationDataset, checked: Checked) -> Iterator[tuple[str, float]]:
-    """Each class and its share of the labelled pixels."""
+    """Each class and its fraction of the labelled pixels."""
     total = max(1, int(checked.pixels.sum()))
     for name, count in zip(dataset.classes.names, checked.pixels, strict=True):
         yield name, float(count / total)

@@ -1,8 +1,8 @@
-"""Parameters and multiply-adds of the model that a config describes.
+"""Counts parameters and multiply-adds of the model that a config describes.
 
-Counted by PyTorch's own counter, without weights in memory, on one image of 2048 x 512 pixels. A
-multiply-add is one FLOP, as in the papers' tables. Both heads' parameters count, and the main
-head's work alone, as at inference.
+By PyTorch's own counter, without weights in memory, for one image of 2048 x 512 pixels. A
+multiply-add counts as one FLOP, as in the papers' tables. Parameters of both heads are counted, but
+multiply-adds only of the main head, as at inference.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ WIDTH, HEIGHT = 2048, 512
 
 
 class Complexity(NamedTuple):
-    """Tensor elements that are trained, and multiply-adds of an image."""
+    """Number of trained values, and multiply-adds for an image."""
 
     parameters: int
     flops: int
 
 
 def complexity(config: CfgNode, width: int = WIDTH, height: int = HEIGHT) -> Complexity:
-    """Count a config's model.
+    """Count parameters and multiply-adds of a config's model.
 
     Args:
         config: with ``NUM_CLASSES`` given.
@@ -37,4 +37,4 @@ def complexity(config: CfgNode, width: int = WIDTH, height: int = HEIGHT) -> Com
         image = torch.zeros(1, config.MODEL.CONVNEXT.IN_CHANS, height, width)
         model.sem_seg_head.logits(model.backbone.forward_features(image))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Complexity(parameters, counter.get_total_flops() // 2)  # it counts both operations
+    return Complexity(parameters, counter.get_total_flops() // 2)  # it counts a multiply-add twice

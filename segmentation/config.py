@@ -1,4 +1,4 @@
-"""Segmentation configs, and what is built from them."""
+"""Reads segmentation configs, and builds the model and its settings from them."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def _contradictions(config: CfgNode) -> Iterator[Contradiction]:
         yield (
             ("TEST.SLIDE.SIZE", "TEST.SLIDE.STRIDE"),
             f"TEST.SLIDE.STRIDE {slide.STRIDE} is larger than SIZE {slide.SIZE}: pixels between "
-            "two windows would be seen by none",
+            "two windows would be left out; make STRIDE at most SIZE",
         )
 
 
 def resolve_num_classes(config: CfgNode, dataset: SegmentationDataset) -> int:
-    """The data set's number of classes, which a given ``NUM_CLASSES`` must equal.
+    """The data set's number of classes; ``NUM_CLASSES`` must be equal to it, or 0.
 
     Raises:
         InputError: if it does not.
@@ -71,7 +71,7 @@ def resolve_num_classes(config: CfgNode, dataset: SegmentationDataset) -> int:
 
 
 def build_encoder(config: CfgNode) -> ConvNeXt:
-    """The encoder of ``MODEL.CONVNEXT``, with fresh weights and a norm on each stage."""
+    """The encoder of ``MODEL.CONVNEXT``, with random weights and a norm on each stage."""
     convnext = config.MODEL.CONVNEXT
     encoder = build_convnext(
         convnext.SIZE,
@@ -86,7 +86,7 @@ def build_encoder(config: CfgNode) -> ConvNeXt:
 
 
 def head_options(config: CfgNode) -> UPerNetOptions:
-    """The heads of ``MODEL.SEM_SEG_HEAD``; this project's config or detectron2's."""
+    """Options of the heads, from ``MODEL.SEM_SEG_HEAD``; also of detectron2's config."""
     head = config.MODEL.SEM_SEG_HEAD
     return UPerNetOptions(
         num_classes=head.NUM_CLASSES,
@@ -100,21 +100,21 @@ def head_options(config: CfgNode) -> UPerNetOptions:
 
 
 def build_segmenter(config: CfgNode) -> UPerNet:
-    """The model that a config describes, with fresh weights.
+    """The model that a config describes, with random weights.
 
     Args:
         config: with ``NUM_CLASSES`` above 0.
 
     Raises:
-        InputError: for other than three channels without their mean and deviation.
+        InputError: if mean and deviation are empty and there are not three channels.
     """
     return UPerNet(build_encoder(config), head_options(config), *known_statistics(config))
 
 
 def augmentation(config: CfgNode) -> Augmentation:
-    """How training samples are drawn, by ``INPUT``.
+    """The augmentation of training samples, by ``INPUT``.
 
-    Deep images' brightness varies by as many of their deviations as that of photographs does.
+    Brightness of deep images varies by as many standard deviations as that of photographs.
     """
     options, deviations = config.INPUT, config.MODEL.PIXEL_STD or IMAGENET_STD
     contrast = (sum(deviations) / len(deviations)) / (sum(IMAGENET_STD) / len(IMAGENET_STD))
@@ -130,7 +130,7 @@ def augmentation(config: CfgNode) -> Augmentation:
 
 
 def inference_options(config: CfgNode) -> InferenceOptions:
-    """How images are tested, by ``TEST``."""
+    """How images are predicted, by ``TEST``."""
     test = config.TEST
     return InferenceOptions(
         scale=tuple(test.SCALE) if any(test.SCALE) else None,

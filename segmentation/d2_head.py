@@ -1,7 +1,7 @@
 """UPerNet as a registered head of detectron2's ``SemanticSegmentor``.
 
 ``import segmentation.d2_head`` registers ``UPerNetHead`` and, by ``backbones.d2_adapter``, the
-encoder; a detectron2 script of one's own then needs only::
+encoder. Your own detectron2 script then needs only::
 
     cfg = get_cfg()
     add_segmentation_config(cfg)
@@ -9,8 +9,8 @@ encoder; a detectron2 script of one's own then needs only::
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 19
     cfg.MODEL.CONVNEXT.ALLOW_IGNORED_KEYS = True  # such as layer decay
 
-Logits, losses and gradients equal those of :class:`segmentation.model.UPerNet` on the same weights,
-whose names are the same. The only file of this package that imports detectron2.
+With the same weights, which have the same names, logits, losses and gradients equal those of
+:class:`segmentation.model.UPerNet`. Only this file of the package imports detectron2.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ STRIDE = 4  # of the main head's logits
 
 
 def add_segmentation_config(cfg: CfgNode) -> None:
-    """Add the adapter's keys and those of :mod:`segmentation.schema`, as far as ``cfg`` lacks them.
+    """Add the keys of the adapter and of :mod:`segmentation.schema` that ``cfg`` lacks.
 
-    Layer decay, clipping by the global norm and the schedule are this project's trainer's:
-    ``MODEL.CONVNEXT.ALLOW_IGNORED_KEYS True`` lets detectron2's own trainer pass over them.
+    Layer decay, clipping by the global norm and the schedule only exist in this project's trainer.
+    With ``MODEL.CONVNEXT.ALLOW_IGNORED_KEYS True`` detectron2's own trainer ignores them.
     """
     add_convnext_config(cfg)
     add_defaults(cfg, SCHEMA)
@@ -43,7 +43,7 @@ def add_segmentation_config(cfg: CfgNode) -> None:
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class UPerNetHead(SegmentationHeads):
-    """Both heads behind detectron2's interface: (features, targets) -> (logits, losses)."""
+    """Both heads with detectron2's interface: (features, targets) -> (logits, losses)."""
 
     ignore_value = IGNORED
 

@@ -1,7 +1,7 @@
-"""Data sets of semantic segmentation: their names, and what they hold.
+"""Data sets of semantic segmentation, opened by their names.
 
 ========================================  ========================================================
-``masks:IMAGES:LABELS[:CLASSES.json]``    two folders; a map has its image's name but for the ending
+``masks:IMAGES:LABELS[:CLASSES.json]``    two folders; image and map differ only in their ending
 ``json:ANNOTATIONS:IMAGES``               COCO's objects, drawn into class maps
 ``ade20k_train``, ``ade20k_val``          ``ADEChallengeData2016/`` as it is distributed
 ``cityscapes_train``, ``cityscapes_val``  ``cityscapes/``, maps ``*_gtFine_labelIds.png``
@@ -45,12 +45,12 @@ LABEL_ENDINGS = {".png", ".tif", ".tiff", ".bmp", ".gif"}
 
 @dataclass(frozen=True)
 class Record:
-    """An image and its truth, of which there is one kind."""
+    """An image and its labels: a class map, or objects."""
 
     image: str  # path of the image file
     labels: str | None = None  # path of its class map, or None
-    objects: tuple[dict[str, Any], ...] = ()  # COCO's annotations of it, where ``labels`` is None
-    size: tuple[int, int] | None = None  # height and width, where the data set's file tells them
+    objects: tuple[dict[str, Any], ...] = ()  # its COCO annotations, if ``labels`` is None
+    size: tuple[int, int] | None = None  # height and width, if the data set's file states them
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class SegmentationDataset:
     # COCO's category id -> class index; empty for class maps
     index_of: dict[Any, int] = field(default_factory=dict)
     without_partner: tuple[str, ...] = ()  # images without a map and maps without an image
-    # errors, warnings: (kind of problem, example) of what is wrong with COCO's file
+    # errors, warnings: (kind of problem, example) of problems of the COCO file
     errors: tuple[tuple[str, str], ...] = ()
     warnings: tuple[tuple[str, str], ...] = ()
 
@@ -83,14 +83,14 @@ class SegmentationDataset:
             )
         if self.index_of and wanted[0] != BACKGROUND:
             raise InputError(
-                f"{self.name}: pixels of no object are {BACKGROUND!r}, which is not the first of "
-                f"the model's classes: {', '.join(wanted)}"
+                f"{self.name}: pixels without an object are {BACKGROUND!r}, which is not the first "
+                f"of the model's classes: {', '.join(wanted)}"
             )
         index_of = {key: wanted.index(own[index]) for key, index in self.index_of.items()}
         return replace(self, classes=self.classes.ordered(wanted), index_of=index_of)
 
     def class_map(self, record: Record) -> np.ndarray:
-        """The truth of an image: class indices ``[H, W]`` uint8, ``IGNORED`` where there is none.
+        """The class map of an image: class indices ``[H, W]`` uint8, ``IGNORED`` without a class.
 
         Raises:
             InputError: naming the file, if it does not decode or holds values without a class.
@@ -112,11 +112,11 @@ def load_segmentation(
     """A data set by its name, see this module's header.
 
     Args:
-        ignore_label, reduce_zero_label: see :mod:`segmentation.label_maps`; data sets known by
-            name have their own.
+        ignore_label, reduce_zero_label: see :mod:`segmentation.label_maps`; published data sets
+            have their own.
 
     Raises:
-        InputError: for a name of no known form, or folders that hold no pair.
+        InputError: for a name of unknown form, or folders without an image and its map.
         FileNotFoundError: for files that do not exist.
     """
     if name in PUBLISHED:
@@ -160,10 +160,10 @@ def _published(name: str) -> SegmentationDataset:
 def _files(folder: Path, endings: Set[str] | None = None) -> dict[str, Path]:
     """The image files of a folder, by their path in it without the ending.
 
-    What is an image is told as everywhere (:mod:`images.folders`).
+    Which files are images is decided by :mod:`images.folders`.
 
     Args:
-        endings: of those that are meant; None for all.
+        endings: the endings to take; None for all.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
@@ -176,7 +176,7 @@ def _files(folder: Path, endings: Set[str] | None = None) -> dict[str, Path]:
             continue
         key = path.relative_to(folder).with_suffix("").as_posix()
         if key in found:
-            raise InputError(f"{found[key]} and {path} differ by their ending alone; keep one")
+            raise InputError(f"{found[key]} and {path} differ only in their ending; keep one")
         found[key] = path
     if left_out:
         logger.info("%s: left out are %s", folder, words_of(left_out))
@@ -192,7 +192,7 @@ def _pairs(
     if not both:
         some = [str(path) for path in (*images.values(), *labels.values())][:2]
         raise InputError(
-            "no image and class map have the same name (but for the ending): "
+            "no image and class map have the same name (apart from the ending): "
             f"{', '.join(some) or 'the folders hold no files of known endings'}"
         )
     return tuple(Record(str(images[key]), str(labels[key])) for key in both), tuple(lonely)
@@ -205,7 +205,7 @@ def _named_by_number(labels: Path, ignore_label: int, reduce_zero_label: bool) -
         try:
             values = np.unique(read_label_file(path))
         except InputError:
-            continue  # the check lists all that do not decode
+            continue  # the check lists all files that do not decode
         values = values[values != ignore_label]
         largest = max(largest, int(values.max()) if values.size else -1)
     count = largest + 1 - int(reduce_zero_label)
@@ -252,11 +252,11 @@ def _drawn(name: str, annotations: Path, images: Path) -> SegmentationDataset:
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{annotations} is no COCO file ({type(error).__name__}: {error}); "
-            "tools/check_dataset.py lists all that is wrong with it"
+            f"{annotations} is not a COCO file ({type(error).__name__}: {error}); "
+            "tools/check_dataset.py lists all its problems"
         ) from error
     refuse_too_many(annotations, names)
-    kind = f"categories of one name, or called {BACKGROUND!r} as what no object covers; rename them"
+    kind = f"categories with the same name, or named {BACKGROUND!r}, which is reserved; rename them"
     errors += [(kind, one) for one in sorted({one for one in names if names.count(one) > 1})]
     return SegmentationDataset(
         name, Classes(names, {}), records, index_of, errors=tuple(errors), warnings=tuple(warnings)

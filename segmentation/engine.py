@@ -1,4 +1,4 @@
-"""Training and prediction of a segmentation model, on the one training loop of this project."""
+"""Training and prediction of a segmentation model, on the project's training loop."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ PER_IMAGE = "per_image.json"
 
 
 class TrainingSamples:
-    """Samples of (image, labels), drawn anew by each access."""
+    """Samples of (image, labels), augmented anew at each access."""
 
     def __init__(self, dataset: SegmentationDataset, config: CfgNode) -> None:
         self.dataset, self.config = dataset, config
@@ -89,7 +89,7 @@ def read_pixels(path: str | Path, config: CfgNode) -> np.ndarray:
 
 
 def model_pixels(values: np.ndarray, config: CfgNode) -> np.ndarray:
-    """What was read of an image, or of a part of it, see :func:`read_pixels`."""
+    """Bring values read from an image, or a part of it, to the form of :func:`read_pixels`."""
     if values.dtype != np.uint8:
         values = values * np.float32(EIGHT_BITS)
     return in_order(values, config)
@@ -102,7 +102,7 @@ def collate(samples: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tens
 def poly_schedule(solver: CfgNode) -> Callable[[int], float]:
     """``WarmupPolyLR``: from 1 to 0 by a power, linear warm-up from ``WARMUP_FACTOR``.
 
-    As in mmsegmentation the warm-up multiplies what the schedule has at that step.
+    As in mmsegmentation the warm-up's factor multiplies the schedule's value at that step.
     """
     warmup = min(solver.WARMUP_ITERS, solver.MAX_ITER)
 
@@ -121,7 +121,7 @@ def train_segmenter(
     test_set: SegmentationDataset | None,
     resume: bool,
 ) -> None:
-    """Train, and write ``metrics.json``, ``model_final.safetensors`` and ``last_checkpoint``.
+    """Train; writes ``metrics.json``, ``model_final.safetensors`` and ``last_checkpoint``.
 
     Args:
         config: with ``NUM_CLASSES`` and ``SEED`` resolved.
@@ -173,7 +173,7 @@ def train_segmenter(
 
 
 def refuse_shared_norm_on_cpus(config: CfgNode, device: torch.device) -> None:
-    """PyTorch's SyncBatchNorm works on accelerators alone, where there are several processes.
+    """Refuse SyncBN in several processes on CPUs, where PyTorch's does not work.
 
     Raises:
         InputError: for several processes on CPUs with ``NORM: SyncBN``.
@@ -188,7 +188,7 @@ def refuse_shared_norm_on_cpus(config: CfgNode, device: torch.device) -> None:
 def load_initial_weights(
     config: CfgNode, model: UPerNet, class_names: Sequence[str] | None = None
 ) -> None:
-    """Load ``MODEL.WEIGHTS`` (all), else ``MODEL.CONVNEXT.WEIGHTS`` (the encoder)."""
+    """Load ``MODEL.WEIGHTS`` (the whole model), else ``MODEL.CONVNEXT.WEIGHTS`` (the encoder)."""
     if config.MODEL.WEIGHTS:
         adapt = config.MODEL.CONVNEXT.ADAPT_CHANNELS
         load_segmenter(config.MODEL.WEIGHTS, model, adapt, class_names)
@@ -220,11 +220,11 @@ def evaluate_model(
     """Metrics over all images, predicted by all processes together, in float32.
 
     Args:
-        output: where the maps (``maps/NUMBER.png``: class indices) and ``per_image.json`` go.
+        output: the folder for the maps (``maps/NUMBER.png``: class indices) and ``per_image.json``.
 
     Returns:
-        What :func:`segmentation.metrics.segmentation_metrics` gives, with ``counts.images`` and
-        ``confusion``; empty in processes that are not the main one.
+        The metrics of :func:`segmentation.metrics.segmentation_metrics`, with ``counts.images`` and
+        ``confusion``; empty in all but the main process.
     """
     state, names = PartialState(), list(dataset.classes.names)
     matrix = ConfusionMatrix(len(names), config.TEST.BOUNDARY_IOU and output is not None)
@@ -265,7 +265,7 @@ def evaluate_model(
 
 
 def _image_row(index: int, image: str, counts: np.ndarray) -> dict[str, Any]:
-    """An image's own mean IoU over the classes of its truth, and its pixel accuracy."""
+    """The mean IoU of one image, over the classes in its truth, and its pixel accuracy."""
     hits, truth = counts.diagonal(), counts.sum(1)
     union = truth + counts.sum(0) - hits
     present, total = truth > 0, int(counts.sum())
@@ -288,7 +288,7 @@ def _save_png(labels: np.ndarray, path: Path) -> None:
 def save_segmenter(
     config: CfgNode, dataset: SegmentationDataset, model: nn.Module, path: Path
 ) -> None:
-    """Write a whole model, with what made it as metadata."""
+    """Write a whole model, with metadata about its training."""
     licence = read_facts(path.parent).get("licence")
     facts = {"class_names": dataset.classes.names, "licence": licence}
     save_model(config, model, path, "segmentation.model", facts)

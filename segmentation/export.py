@@ -1,4 +1,4 @@
-"""A segmentation model as a graph: an image to the class scores of its pixels."""
+"""Describes a segmentation model for export: from images to the class scores of pixels."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from training.configured import newest_weights
 
 
 class PoolByProducts(nn.Module):
-    """``nn.AdaptiveAvgPool2d(side)`` as two matrix products, for graphs whose size is free.
+    """``nn.AdaptiveAvgPool2d(side)`` as two matrix products, for graphs with variable sizes.
 
-    A row of either matrix holds the shares of the pixels from ``floor(i * H / side)`` to
+    A row of either matrix holds the weights of the pixels from ``floor(i * H / side)`` to
     ``ceil((i + 1) * H / side)``.
     """
 
@@ -44,7 +44,7 @@ class PoolByProducts(nn.Module):
 
 
 class SegmenterGraph(nn.Module):
-    """Images ``[B, C, H, W]`` of 0 to 255, H and W multiples of 32 -> logits ``[B, K, H, W]``."""
+    """Images ``[B, C, H, W]``, 0 to 255, H and W multiples of 32 -> logits ``[B, K, H, W]``."""
 
     def __init__(self, model: UPerNet) -> None:
         super().__init__()
@@ -69,8 +69,8 @@ def run_export(
 
     Args:
         run: the ``OUTPUT_DIR`` of a training by ``tools/train_segmentation.py``.
-        precision: "fp32" or "int8"; GRN and batch norm are not halved.
-        weights: a checkpoint instead of the run's newest.
+        precision: "fp32" or "int8".
+        weights: a checkpoint to use instead of the run's newest.
 
     Raises:
         InputError: if the folder is no such run, or for another precision.
@@ -101,7 +101,7 @@ def run_export(
 
 
 def graph_export(model: UPerNet, metadata: dict[str, str]) -> Export:
-    """A model's export; batch, height and width stay free."""
+    """A model's export; batch, height and width may vary."""
     return Export(
         SegmenterGraph(model),
         {"images": torch.zeros(2, model.backbone.in_chans, 3 * STRIDE, 4 * STRIDE)},

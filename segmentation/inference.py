@@ -1,8 +1,8 @@
-"""From an image to class scores: whole, by a sliding window, over scales and flips.
+"""Predicts class scores of an image: as a whole or by a sliding window, with scales and flips.
 
-Windows overlap; their logits are added up and divided by how many windows saw a pixel. Scales and
-flips are averaged as probabilities, as mmsegmentation does. Scores are resized to the image's own
-size before the largest is taken.
+In overlapping windows, logits are averaged over the windows that see a pixel. Scales and flips are
+averaged as probabilities, as in mmsegmentation. Scores are resized to the image's own size before
+the largest is taken.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from segmentation.upernet import resize
 
 @dataclass(frozen=True)
 class InferenceOptions:
-    """How an image is tested."""
+    """How an image is predicted."""
 
-    # long and short side that it is fitted into; None leaves its size
+    # long and short side, in pixels, that it is fitted into; None keeps its size
     scale: tuple[int, int] | None = (2048, 512)
     # height and width of the sliding window; None predicts the whole image
     window: tuple[int, int] | None = None
@@ -38,7 +38,7 @@ def segment(model: UPerNet, image_hwc: np.ndarray, testing: InferenceOptions) ->
 
     Args:
         model: in evaluation mode, on its device.
-        image_hwc: as the config's format has it.
+        image_hwc: the image, in the config's channel order.
     """
     views = view_logits(model, image_hwc, testing)
     total: Tensor | None = None
@@ -75,7 +75,7 @@ def _views(image: np.ndarray, testing: InferenceOptions) -> Iterator[tuple[np.nd
 
 
 def window_logits(model: UPerNet, image_chw: Tensor, testing: InferenceOptions) -> Tensor:
-    """Logits ``[K, H, W]`` of an image at its own size, of windows or of the whole."""
+    """Logits ``[K, H, W]`` of an image at its own size, by windows or as a whole."""
     height, width = image_chw.shape[1:]
     if testing.window is None:
         return model([{"image": image_chw}])[0]
@@ -97,6 +97,6 @@ def window_logits(model: UPerNet, image_chw: Tensor, testing: InferenceOptions) 
 
 
 def starts(side: int, window: int, stride: int) -> list[int]:
-    """Where windows begin along a side, so that they cover it and none leaves it."""
+    """The starts of windows along a side, so that they cover it without leaving it."""
     last = max(side - window, 0)
     return [min(start, last) for start in range(0, last + stride, stride)]

@@ -1,14 +1,14 @@
-"""Class maps: from a file's values, or COCO's objects, to class indices.
+"""Makes class maps, with class indices, from the values of a file or from COCO's objects.
 
-A value becomes a class by these steps, and by no others:
+A value becomes a class by these steps:
 
   1. a value named in CLASSES.json is the class of that name;
   2. else the value ``IGNORE_LABEL`` is ignored;
   3. else, with ``REDUCE_ZERO_LABEL``, 0 is ignored and every other value is one less (ADE20K);
-  4. a value that is then no class is an error.
+  4. any other value is an error.
 
-COCO's objects are drawn the largest first, so that small ones stay visible upon them; crowds are
-ignored where no object lies on them, and pixels of nothing are the class ``background``.
+COCO's objects are drawn in the order of their size, the largest first, so that small ones are not
+hidden. Crowds are ignored where no object covers them; all other pixels are ``background``.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from backbones.errors import InputError
 from segmentation.upernet import IGNORED
 
 BACKGROUND = "background"
-VALUES = 2**16  # of a map of 16 bits
+VALUES = 2**16  # number of values of a map of 16 bits
 
 
 @dataclass(frozen=True)
 class Classes:
-    """What the values of a set's maps mean."""
+    """The meaning of the values in a data set's maps."""
 
     names: tuple[str, ...]  # of the classes, by index
     # value in a file -> class index, for values that CLASSES.json names
     of_value: Mapping[int, int]
     ignore_label: int = IGNORED  # the value that is ignored; -1 for none
     reduce_zero_label: bool = False  # see this module's header
-    # values without a class are ignored: of data sets known by name, which evaluate some of
-    # their values alone
+    # whether values without a class are ignored: for published data sets that only evaluate some
+    # of their values
     ignore_others: bool = False
 
     def table(self) -> np.ndarray:
-        """``[65536]`` of class indices by value; ``IGNORED``, or -1 where a value is no class."""
+        """``[65536]``: class index of each value; ``IGNORED``, or -1 if it has no class."""
         table = np.full(VALUES, IGNORED if self.ignore_others else -1, np.int16)
         shift = int(self.reduce_zero_label)
         if not self.of_value:
@@ -58,7 +58,7 @@ class Classes:
         return table
 
     def ordered(self, names: tuple[str, ...]) -> Classes:
-        """The same values, with the class indices of other ``names`` that hold all of these."""
+        """The same values with the class indices of ``names``, which must contain all of these."""
         values = dict(self.of_value)
         if not values:
             first = int(self.reduce_zero_label)
@@ -68,7 +68,7 @@ class Classes:
         return replace(self, names=names, of_value=of_value)
 
     def said(self) -> str:
-        """For the log: what this does to values."""
+        """A sentence for the log about the meaning of the values."""
         parts = []
         if self.of_value:
             parts.append(f"{len(self.of_value)} values are named by the classes file")
@@ -80,11 +80,10 @@ class Classes:
 
 
 def read_classes(path: Path) -> tuple[tuple[str, ...], dict[int, int]]:
-    """A classes file: a list of names, the first of which is value 0, or ``{"VALUE": "NAME"}``.
+    """Read a classes file: a list of names, the first for value 0, or ``{"VALUE": "NAME"}``.
 
     Returns:
-        The names in the order of their values, and value -> class index; the latter is empty for
-        a list.
+        The names in the order of their values; and value -> class index, which is empty for a list.
 
     Raises:
         InputError: if it is neither, or names a value or class twice.
@@ -97,7 +96,7 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], dict[int, int]]:
         raise InputError(f"{path} is not JSON ({error}); {form}") from error
     names = list(tree.values()) if isinstance(tree, dict) else tree
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
-        raise InputError(f"{path} is no list of class names; {form}")
+        raise InputError(f"{path} is not a list of class names; {form}")
     refuse_too_many(path, names)
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"{path} names {', '.join(twice)} twice; a class has one value")
@@ -113,11 +112,11 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], dict[int, int]]:
 
 
 def refuse_too_many(path: Path, names: Sequence[str]) -> None:
-    """Raise InputError where there are more classes than a class map of 8 bits holds."""
+    """Raise InputError if there are more classes than a class map of 8 bits can hold."""
     if len(names) > IGNORED:
         raise InputError(
-            f"{path} has {len(names)} classes; a model has at most {IGNORED}, for {IGNORED} is the "
-            "index of pixels without one: leave out the rarest, or join some"
+            f"{path} has {len(names)} classes; a model has at most {IGNORED}, because {IGNORED} is "
+            "the index of pixels without a class: leave out the rarest, or join some"
         )
 
 
@@ -133,12 +132,12 @@ def read_label_file(path: str | Path) -> np.ndarray:
             values = np.asarray(image)  # a palette's indices, not its colours
     except FileNotFoundError:
         raise
-    except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
+    except Exception as error:  # damaged files raise nearly any exception in Pillow's decoders
         raise InputError(f"{path} does not decode ({type(error).__name__}: {error})") from error
     if values.ndim != 2:
         raise InputError(
-            f"{path} is a picture of {values.shape[2]} channels; a class map has one value a "
-            "pixel (a grey or palette PNG): convert its colours to class numbers"
+            f"{path} has {values.shape[2]} channels; a class map has one value per pixel (a grey "
+            "or palette PNG): convert its colours to class numbers"
         )
     if values.dtype.kind not in "bui" or values.min() < 0 or values.max() >= VALUES:
         raise InputError(f"{path} holds values of {values.dtype} beyond 0 to {VALUES - 1}")
@@ -149,7 +148,7 @@ def class_map(values: np.ndarray, classes: Classes) -> np.ndarray:
     """Values ``[H, W]`` -> class indices ``[H, W]`` uint8, ``IGNORED`` where there is none.
 
     Raises:
-        InputError: naming the values that are no class.
+        InputError: naming the values without a class.
     """
     indices = classes.table()[values]
     if (indices < 0).any():
@@ -161,7 +160,7 @@ def class_map(values: np.ndarray, classes: Classes) -> np.ndarray:
 def draw_objects(
     objects: Sequence[Mapping[str, Any]], size: tuple[int, int], index_of: Mapping[Any, int]
 ) -> np.ndarray:
-    """COCO's annotations of an image as a class map ``[H, W]`` uint8, see this module's header.
+    """Draw an image's COCO annotations as a class map ``[H, W]`` uint8, see this module's header.
 
     Args:
         objects: with ``category_id``, ``iscrowd`` and ``segmentation`` (polygons or RLE).
@@ -169,17 +168,17 @@ def draw_objects(
         index_of: category id -> class index; 0 is the background.
 
     Raises:
-        InputError: naming objects whose segmentation is none.
+        InputError: naming objects with an invalid segmentation.
     """
     labels = np.zeros(size, np.uint8)
     masks, damaged = [], []
     for item in objects:
         try:
             masks.append((_decode(item["segmentation"], size), item))
-        except Exception as error:  # pycocotools raises nearly everything
+        except Exception as error:  # pycocotools raises nearly any exception
             damaged.append(f"{item.get('place', 'an object')} ({type(error).__name__}: {error})")
     if damaged:
-        raise InputError(f"segmentations that are none: {', '.join(damaged)}")
+        raise InputError(f"invalid segmentations: {', '.join(damaged)}")
     for mask, item in masks:
         if item.get("iscrowd"):
             labels[mask] = IGNORED

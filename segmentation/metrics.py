@@ -1,8 +1,8 @@
-"""Metrics of class maps from one integer confusion matrix over a whole set.
+"""Computes metrics of class maps from one integer confusion matrix of a whole data set.
 
-Two conventions of the mean IoU are in use, and differ where a class has no pixel in the truth:
-detectron2 leaves such a class out; mmsegmentation counts it as 0 where it is predicted at all.
-Both are given, each equal to that project's own code.
+Two conventions of the mean IoU are in use. They differ for a class without a pixel in the truth:
+detectron2 leaves it out; mmsegmentation counts it as 0 if it is predicted anywhere. Both are
+computed, each equal to that project's own code.
 
 Boundary IoU (arXiv 2103.16562) compares only pixels within a distance of each region's boundary:
 0.02 of the image's diagonal, as in its authors' code. Its pixels are summed over the set.
@@ -17,7 +17,7 @@ import numpy as np
 
 from segmentation.upernet import IGNORED
 
-BOUNDARY = 0.02  # of an image's diagonal
+BOUNDARY = 0.02  # distance, as a fraction of the image's diagonal
 
 
 class ConfusionMatrix:
@@ -25,12 +25,12 @@ class ConfusionMatrix:
 
     Args:
         num_classes: K.
-        boundary: count boundary pixels too, which takes most of the time.
+        boundary: whether to count boundary pixels, too, which takes most of the time.
 
     Attributes:
         counts: int64 ``[K, K]``, rows are the truth, columns the prediction.
-        boundary: int64 ``[K, 3]``: of each class the intersection, and the sizes of its boundary
-            in truth and prediction; None where it is not counted.
+        boundary: int64 ``[K, 3]``: for each class, the intersection of its boundaries, and their
+            sizes in truth and prediction; None if not counted.
     """
 
     def __init__(self, num_classes: int, boundary: bool = True) -> None:
@@ -38,10 +38,10 @@ class ConfusionMatrix:
         self.boundary = np.zeros((num_classes, 3), np.int64) if boundary else None
 
     def add(self, truth_hw: np.ndarray, prediction_hw: np.ndarray) -> np.ndarray:
-        """Count an image of class maps ``[H, W]``; ``IGNORED`` in the truth is passed over.
+        """Count the pixels of class maps ``[H, W]``, except where the truth is ``IGNORED``.
 
         Returns:
-            The image's own counts ``[K, K]``.
+            The counts of this image, ``[K, K]``.
         """
         classes = len(self.counts)
         labelled = truth_hw != IGNORED
@@ -66,7 +66,7 @@ class ConfusionMatrix:
 
 
 def boundary_region(mask_hw: np.ndarray) -> np.ndarray:
-    """The pixels of a mask that lie within ``BOUNDARY`` of its edge or the image's; bool."""
+    """The pixels of a mask within the distance of its edge or the image's edge; bool."""
     height, width = mask_hw.shape
     distance = max(1, round(BOUNDARY * float(np.hypot(height, width))))
     padded = cv2.copyMakeBorder(mask_hw.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
@@ -75,13 +75,13 @@ def boundary_region(mask_hw: np.ndarray) -> np.ndarray:
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """``part / whole`` in percent, NaN where the whole is 0."""
+    """``part / whole`` in percent; NaN if the whole is 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(whole > 0, 100 * part / whole, np.nan)
 
 
 def segmentation_metrics(matrix: ConfusionMatrix, class_names: list[str]) -> dict[str, Any]:
-    """All metrics in percent; None where there is nothing to measure.
+    """All metrics in percent; None for those without a pixel to measure.
 
     Returns:
         ``{"sem_seg": {"mIoU", "mIoU_mmseg", "mACC", "pACC", "fwIoU", "boundary_IoU"},

@@ -1,4 +1,4 @@
-"""An encoder under UPerNet's heads, from images to logits and losses."""
+"""The segmentation model: an encoder with UPerNet's heads, from images to logits and losses."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from backbones.convnext import STAGES, ConvNeXt
 from segmentation.upernet import IGNORED, SegmentationHeads, UPerNetOptions, resize
 
-STRIDE = 32  # of the last stage
+STRIDE = 32  # stride of the last stage
 
 
 class UPerNet(nn.Module):
-    """Semantic segmentation; names of parameters: ``backbone.*``, ``sem_seg_head.*``.
+    """A semantic segmentation model; its parameters are ``backbone.*`` and ``sem_seg_head.*``.
 
-    These are detectron2's names for its ``SemanticSegmentor``, so that both engines share files.
+    These are the names of detectron2's ``SemanticSegmentor``, so that files fit both.
 
     Args:
         encoder: with output norms on all four stages.
-        options: the heads'.
+        options: options of the heads.
         pixel_mean, pixel_std: of each channel, on the scale of the images.
     """
 
@@ -67,8 +67,8 @@ class UPerNet(nn.Module):
         """Losses in training; otherwise logits of each image.
 
         Args:
-            inputs: one dictionary an image: ``image`` ``[C, H, W]``; in training ``labels``
-                int64 ``[H, W]``.
+            inputs: one dictionary per image: ``image`` ``[C, H, W]``; in training ``labels`` int64
+                ``[H, W]``.
 
         Returns:
             In training ``loss_seg`` and ``loss_aux``; otherwise for each image logits

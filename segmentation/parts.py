@@ -1,12 +1,13 @@
-"""Class maps of large images, from top to bottom, in memory that does not grow with the image.
+"""Predicts class maps of large images from top to bottom, in memory independent of their size.
 
-An image of more than ``WHOLE`` pixels is predicted
+Images of more than ``WHOLE`` pixels are predicted
 
-* at its own size (``TEST.SCALE`` [0, 0]): tile by tile, with a margin around each that is thrown
-  away, so that scores of all classes are held for one tile alone;
-* fitted into ``TEST.SCALE``: as a whole, which is small; its scores are brought to the image's size
-  a few rows at a time. One that is too large to be decoded as a whole is shrunk before, by means
-  over squares of pixels, to at least ``FINER`` times the size that it is fitted into.
+* at their own size (``TEST.SCALE`` [0, 0]): tile by tile, each with a margin that is discarded, so
+  that only one tile's scores of all classes are in memory;
+* fitted into ``TEST.SCALE``: as a whole, because the resized image is small. The scores are
+enlarged
+  to the image's size a few rows at a time. An image that is too large to be decoded as a whole is
+  first shrunk, by means over squares of pixels, to at least ``FINER`` times the size of the scale.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from segmentation.inference import InferenceOptions, segment, view_logits
 from segmentation.model import UPerNet
 
 WHOLE = 4_000_000  # pixels
-TILE, MARGIN = 1536, 128  # pixels of a tile's side, and around it
+TILE, MARGIN = 1536, 128  # side of a tile, and margin around it, in pixels
 FINER = 2
-SCORES = 2**25  # that are held at a time where rows are resized
+SCORES = 2**25  # most scores in memory while rows are resized
 
 
 def class_bands(model: UPerNet, image: Windows, config: CfgNode) -> Iterator[np.ndarray]:
-    """The class index of every pixel, uint8 ``[rows, width]`` at a time, from top to bottom.
+    """Yield the class index of every pixel, uint8 ``[rows, width]``, from top to bottom.
 
     Args:
         model: in evaluation mode, on its device.
@@ -71,7 +72,7 @@ def _by_tiles(
 
 
 def _resized_rows(views: Sequence[Tensor], rows: range, height: int, width: int) -> np.ndarray:
-    """Some rows of what bilinear resizing makes of scores, the best class of each pixel."""
+    """The best class of each pixel, for some rows of the bilinearly resized scores."""
     total: Tensor | None = None
     for logits in views:
         part = _between(logits, rows, height, axis=1)
@@ -83,7 +84,7 @@ def _resized_rows(views: Sequence[Tensor], rows: range, height: int, width: int)
 
 
 def _between(values: Tensor, places: range, length: int, axis: int) -> Tensor:
-    """Values along an axis at places of a longer one, as ``interpolate(align_corners=False)``."""
+    """Interpolate along an axis at some places, as ``interpolate(align_corners=False)`` does."""
     known = values.shape[axis]
     at = (torch.arange(places.start, places.stop, dtype=torch.float64) + 0.5) * known / length - 0.5
     at = at.clamp(0, known - 1)

@@ -1,7 +1,7 @@
-"""Plan a training of UPerNet: the rules, and the steps that time them.
+"""Plans a training of UPerNet by rules; a few steps of it are timed.
 
-As :mod:`detection.plan`: nothing is searched by training, each value has its reason. Class weights
-are not planned: nothing here was measured with them.
+As in :mod:`detection.plan`, each value has its reason, and no trial trainings are compared. Class
+weights are not planned, because nothing was measured with them.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from training.progress import progress
 CPU_BASE = "quick/upernet_convnextv2_atto_scratch_quick.yaml"
 GPU_BASE = "ade20k/upernet_convnextv2_atto_scratch_160k.yaml"
 MEASURED = 200  # class maps whose regions are measured
-LEAST_REGION = 16  # pixels of area: less is noise of labelling
-MIDDLE = 32  # pixels that half of the regions get: eight places of the finest map
+LEAST_REGION = 16  # pixels of area; smaller regions are noise of the labelling
+MIDDLE = 32  # pixels that half of the regions get at least: eight places of the finest map
 SIDES = (128, 160, 192, 224, 256, 320, 384, 448, 512)
 LONGEST = 4.0  # longer side / shorter side: ADE20K's 2048 / 512
-CROP = 5 / 6  # of the shorter side, as in the quick config: 160 of 192
+CROP = 5 / 6  # side of a crop / shorter side, as in the quick config: 160 / 192
 CPU_BATCH, GPU_BATCH = 4, 16
 TIMED_IMAGES = (32, 8)
 WANTED_STEPS, RICH_STEPS = 300, 3000  # the quick config's; see detection.plan.rules
@@ -86,10 +86,10 @@ class Survey:
 
 
 def plan_segmentation(request: Request) -> tuple[Plan, Survey, Timing]:
-    """The plan, what it was made of, and what a training by it takes.
+    """The plan, the survey that it is based on, and the timing of a training by it.
 
     Raises:
-        InputError: for data that a training would refuse, or minutes that are too few.
+        InputError: for data that a training would refuse, or too little time.
     """
     sets = [load_segmentation(name) for name in (*request.train, *request.test)]
     reading = Reading(channels=None)
@@ -142,10 +142,10 @@ def survey(dataset: SegmentationDataset, checked: Checked, test_images: int) -> 
 
 
 def decide(request: Request, numbers: Survey, timer: Timer) -> tuple[Plan, Timing]:
-    """Apply the rules; ``timer`` is asked, a few times, what a training by them takes.
+    """Apply the rules; ``timer`` is called a few times to time a training.
 
     Raises:
-        InputError: for minutes or memory that are too few.
+        InputError: for too little time or memory.
     """
     machine, images = request.machine, numbers.test_images
     plan = Plan(GPU_BASE if machine.is_gpu else CPU_BASE)
@@ -198,7 +198,7 @@ def wanted_side(numbers: Survey) -> int:
 
 
 def side_for_time(wanted: int, steps: int, numbers: Survey) -> int:
-    """A smaller side (half at least) where the minutes are few, a larger where they are many."""
+    """A smaller side (at least half) if there is little time, a larger one if there is much."""
     if steps < WANTED_STEPS:
         least = max(wanted / 2, wanted * (max(steps, 1) / WANTED_STEPS) ** 0.5)
         return min(side for side in SIDES if side >= min(least, wanted))
@@ -209,7 +209,7 @@ def side_for_time(wanted: int, steps: int, numbers: Survey) -> int:
 
 
 def plan_side(plan: Plan, numbers: Survey, side: int, why: str) -> None:
-    """Resolution and crop, the same in training and test."""
+    """Plan resolution and crop, the same in training and test."""
     half = float(np.median(numbers.regions)) * side
     scale = [int(side * LONGEST), side]
     plan.set("INPUT.SCALE", scale, f"half of the regions have {half:.0f} pixels or more{why}")
@@ -220,13 +220,13 @@ def plan_side(plan: Plan, numbers: Survey, side: int, why: str) -> None:
 
 
 def base_values(plan: Plan) -> dict[str, Any]:
-    """Each chosen key with its value in the base."""
+    """The base config's values of the chosen keys."""
     config = load_config(plan.base)
     return {key: get(config, key) for key in plan.choices}
 
 
 def write_part(dataset: SegmentationDataset, folder: Path, count: int) -> str:
-    """Write some of a data set's images and class maps, evenly spread; the part's name."""
+    """Write a part of a data set, evenly spread; returns the part's name."""
     (folder / "images").mkdir(parents=True)
     (folder / "labels").mkdir()
     for number, index in enumerate(evenly_spread(dataset.records, count)):

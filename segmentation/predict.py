@@ -1,7 +1,7 @@
 """Prediction with a finished segmentation run.
 
-Written to the output folder, maps and overlays before the next image is read, the others when all
-is done (:mod:`training.guards.journal`):
+It writes to the output folder; maps and overlays at once, the other files when all images are done
+(:mod:`training.guards.journal`):
 
   * ``maps/NAME.png``: the class index of every pixel;
   * ``overlays/NAME.jpg``: the image under its classes' colours;
@@ -9,8 +9,8 @@ is done (:mod:`training.guards.journal`):
   * ``images.json``: which image each map is of, and the settings;
   * ``classes.json``: the classes' names by index, and their colours.
 
-A large image is predicted part by part (:mod:`segmentation.parts`) and its map written row by row;
-one that is too large to be decoded as a whole is shown shrunk.
+A large image is predicted part by part (:mod:`segmentation.parts`), and its map is written row by
+row. The overlay of an image that is too large to be decoded as a whole is shrunk.
 """
 
 from __future__ import annotations
@@ -61,21 +61,21 @@ def predict(
     skip_bad_images: bool = False,
     resume: bool = False,
 ) -> dict[str, int]:
-    """Predict class maps of images with a run's model; writes what this module's header lists.
+    """Predict class maps of images with a run's model; writes the files of this module's header.
 
     Args:
         run: the ``OUTPUT_DIR`` of a training by ``tools/train_segmentation.py``.
-        output_dir: must not hold predictions; with ``resume`` those of the same images, weights
-            and settings go on.
-        weights: a model instead of the run's newest checkpoint.
+        output_dir: must not hold predictions; with ``resume``, a prediction of the same images,
+            with the same weights and settings, is continued.
+        weights: a model to use instead of the run's newest checkpoint.
         overrides: ``KEY VALUE ...`` that change the run's config.
 
     Returns:
         The number of ``images``.
 
     Raises:
-        InputError: for inputs that cannot be read, a folder that is not a run, or one that holds
-            predictions already; for settings that differ from those of what is to go on.
+        InputError: for inputs that cannot be read, a folder that is not a run, an output folder
+            that holds predictions already, or other settings with ``resume``.
         FileNotFoundError: if ``weights`` does not exist.
     """
     config, classes = read_run(run, overrides)
@@ -153,7 +153,9 @@ def read_run(run: Path, overrides: Sequence[str] = ()) -> tuple[CfgNode, list[st
     config_file, facts_file = run_files(run, "train_segmentation")
     facts = json.loads(facts_file.read_text(encoding="utf-8"))
     if facts.get("task") != "segmentation":
-        raise InputError(f"{run} is no run of tools/train_segmentation.py")
+        raise InputError(
+            f"{run} is not a run of tools/train_segmentation.py; give the OUTPUT_DIR of one"
+        )
     return load_config(config_file, ["OUTPUT_DIR", str(run), *overrides]), facts["classes"]
 
 
@@ -162,10 +164,10 @@ def _save(array: np.ndarray, path: Path) -> None:
 
 
 class _MapWriter:
-    """Writes a class map row by row; keeps its pixels by class, and the rows that are shown.
+    """Writes a class map row by row; counts pixels by class, and keeps rows for the overlay.
 
     Args:
-        shape: height and width of the picture that the kept rows and columns are for.
+        shape: height and width of the overlay.
     """
 
     def __init__(self, image: Windows, shape: tuple[int, ...], classes: int) -> None:

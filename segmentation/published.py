@@ -1,9 +1,9 @@
-"""The data sets that are known by name: their folders, and their classes in their indices' order.
+"""Published data sets known by name: their folders, and their classes in order.
 
 References:
     ADE20K (arXiv 1608.05442): the 150 classes of its scene parsing benchmark, values 1 to 150;
     Cityscapes (arXiv 1604.01685): the 19 classes that are evaluated, with their label ids;
-    COCO-Stuff (arXiv 1612.03716): 80 things and 91 stuffs, whose value in a map is the id less one.
+    COCO-Stuff (arXiv 1612.03716): 80 things and 91 stuffs; the value in a map is the id minus 1.
 """
 
 from __future__ import annotations
@@ -72,14 +72,14 @@ COCO_STUFF = dict(zip(_THINGS, _THING_VALUES, strict=True)) | {
 
 @dataclass(frozen=True)
 class Published:
-    """A data set known by name; an image and its map have the same name but for their endings."""
+    """A published data set; an image and its map differ only in the endings of their names."""
 
     images: str  # a folder under DETECTRON2_DATASETS
-    labels: str  # likewise
+    labels: str  # a folder there, too
     image_ending: str
     label_ending: str
     names: tuple[str, ...]  # of the classes
-    # value -> class index; empty where values are indices (after reduction)
+    # value -> class index; empty if values are indices (after ``reduce_zero_label``)
     of_value: dict[int, int] = field(default_factory=dict)
     reduce_zero_label: bool = False  # see :mod:`segmentation.label_maps`
 

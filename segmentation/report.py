@@ -1,4 +1,4 @@
-"""The report of a segmentation run, or the comparison of several: an HTML page and Markdown."""
+"""Writes the report of a segmentation run, or a comparison of several, as HTML and Markdown."""
 
 from __future__ import annotations
 
@@ -49,17 +49,17 @@ METRICS = {
     "mIoU": "mean IoU over the classes of the truth (detectron2's convention)",
     "mIoU_mmseg": "a class that is only predicted counts as 0 (mmsegmentation's)",
     "mACC": "mean recall of the classes",
-    "pACC": "share of the pixels that are right",
+    "pACC": "fraction of the pixels that are right",
     "fwIoU": "IoU weighted by the classes' pixels",
-    "boundary_IoU": "IoU near the edges alone",
+    "boundary_IoU": "IoU of the pixels near edges",
 }
 CURVES = ("total_loss", "loss_seg", "loss_aux", "lr", "sem_seg/mIoU", "sem_seg/pACC")
-CONFUSED = 20  # classes of the confusion matrix, those with the most pixels
+CONFUSED = 20  # most classes in the confusion matrix: those with the most pixels
 
 
 @dataclass(frozen=True)
 class Run(RunFiles):
-    """What a run's folder holds; ``{}`` or empty where it is not there."""
+    """The content of a run's folder; ``{}`` or empty for missing files."""
 
     folder: Path
     metrics: dict[str, Any]
@@ -71,10 +71,10 @@ def write_report(runs: Sequence[Path], output: Path, names: Sequence[str] | None
 
     Args:
         runs: output folders; with several, differences are to the first.
-        names: what to call them; default: their folders' names.
+        names: names of the runs; default: their folders' names.
 
     Raises:
-        InputError: for a folder that holds no segmentation run, or an output that is no ``.html``.
+        InputError: for a folder without a segmentation run, or an output that is not ``.html``.
     """
     if output.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"{output}: the report's name must end in .html")
@@ -90,7 +90,7 @@ def write_report(runs: Sequence[Path], output: Path, names: Sequence[str] | None
             Section("headline", "Result", _headline(named)),
             Section("pictures", "Worst and best images", _pictures(named)),
             Section("classes", "Classes", _classes(named)),
-            Section("confusion", "What is taken for what", _confusion(named)),
+            Section("confusion", "Confusion of classes", _confusion(named)),
             Section("curves", "Training", _curves(named)),
             Section("facts", "How it was made", _facts(named)),
         ],
@@ -154,7 +154,7 @@ def _headline(named: Named) -> list[Block]:
         columns += [name] + (["difference"] if index else [])
     blocks.append(Table(columns, rows, "Metrics of the whole test set"))
     if len(measured) > 1:
-        text = "Differences are to the first run; one pair of runs proves nothing about a method."
+        text = "Differences are to the first run. One pair of runs proves nothing about a method."
         blocks.append(Paragraph(text, "small"))
     return blocks
 
@@ -201,7 +201,7 @@ def _confusion(named: Named) -> list[Block]:
             cells: list[Cell] = [classes[k]]
             cells += [Number(100 * share[j], 0, shade=float(share[j])) for j in shown]
             rows.append(cells)
-        caption = "Of each class's pixels (row), the percentage that was taken for each class"
+        caption = "For each class (row), the percentage of its pixels predicted as each class"
         titles: list[Cell] = ["", *(classes[k] for k in shown)]
         if len(named) > 1:
             blocks.append(Paragraph(str(name)))
@@ -237,7 +237,7 @@ def _curves(named: Named) -> list[Block]:
 
 
 FACTS = {
-    "encoder": "weights that it began from",
+    "encoder": "weights that it started from",
     "statistics": "mean and deviation of the images",
     "engine": "engine",
     "device": "device",

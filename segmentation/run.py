@@ -1,6 +1,6 @@
 """One segmentation run: check everything, train, predict, evaluate, report.
 
-All that a run leaves lies in ``OUTPUT_DIR``, under the names that detection's runs use.
+All files of a run are in ``OUTPUT_DIR``, with the names of detection's runs.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def run(
     """Train (unless ``eval_only``), then predict and evaluate on ``DATASETS.TEST``, and report.
 
     Args:
-        resume: continue the run in ``OUTPUT_DIR``, where there is one.
-        eval_only: evaluate ``MODEL.WEIGHTS``, or where that is empty the run's newest checkpoint.
+        resume: continue the run in ``OUTPUT_DIR``, if there is one.
+        eval_only: evaluate ``MODEL.WEIGHTS``, or if that is empty, the run's newest checkpoint.
 
     Returns:
         The metrics, see :func:`segmentation.engine.evaluate_model`; empty without a test set.
@@ -86,7 +86,7 @@ def _run(config: CfgNode, resume: bool, eval_only: bool, config_file: str) -> di
             warn_of_solver(config.SOLVER)
         try:
             train_segmenter(config, datasets["train"], datasets.get("test"), resume)
-        finally:  # an interrupted session has trained, too
+        finally:  # also after an interruption
             if is_main:
                 facts["train_seconds"] = train_seconds(output_dir / "metrics.json")
                 write_json(output_dir / "run.json", facts, indent=1)
@@ -106,10 +106,10 @@ def _run(config: CfgNode, resume: bool, eval_only: bool, config_file: str) -> di
 
 
 def load_datasets(config: CfgNode, eval_only: bool) -> dict[str, SegmentationDataset]:
-    """Role -> data set, of those that the run needs.
+    """The data sets that the run needs, by role.
 
     Raises:
-        InputError: where one that it needs is not named; for all that cannot be read.
+        InputError: if one is not named, or cannot be read.
     """
     needed = "TEST" if eval_only else "TRAIN"
     if not config.DATASETS[needed]:
@@ -133,10 +133,10 @@ def with_trained_classes(
     eval_only: bool,
     earlier: dict[str, Any],
 ) -> dict[str, SegmentationDataset]:
-    """The data sets with the model's classes in the model's order; classes are told by name.
+    """The data sets with the model's classes in the model's order; classes are matched by name.
 
     Args:
-        earlier: what is recorded of the run that this command continues or evaluates.
+        earlier: the ``run.json`` of the run that this command continues or evaluates.
 
     Raises:
         InputError: for a class that the model lacks, and for other classes on resuming.
@@ -146,14 +146,14 @@ def with_trained_classes(
     if "train" in datasets and list(datasets["train"].classes.names) != trained:
         raise InputError(
             f"--resume cannot continue a run with other classes: they were {trained}, and are "
-            f"{list(datasets['train'].classes.names)} by now; put the labels back, or train into "
+            f"{list(datasets['train'].classes.names)} now; restore the labels, or train into "
             "another OUTPUT_DIR"
         )
     return {role: dataset.with_classes(trained) for role, dataset in datasets.items()}
 
 
 def complete(config: CfgNode, datasets: dict[str, SegmentationDataset], resume: bool) -> CfgNode:
-    """The config with the number of classes from the data and a seed that is drawn if it is -1."""
+    """The config with the data's number of classes, and a random seed in place of -1."""
     config = config.clone()
     config.defrost()
     for dataset in datasets.values():
@@ -171,11 +171,11 @@ def collect_facts(
     eval_only: bool,
     earlier: dict[str, Any],
 ) -> dict[str, Any]:
-    """What ``run.json`` records.
+    """The content of ``run.json``.
 
     Args:
-        earlier: what was recorded of the training that this command continues or evaluates: it
-            stays. Of an evaluation on another test set, ``evaluation`` tells how it was made.
+        earlier: the ``run.json`` of the training that this command continues or evaluates; its
+            facts stay. For an evaluation on another test set, ``evaluation`` records that command.
     """
     sets = {
         role: {
@@ -218,5 +218,5 @@ def collect_facts(
 
 
 def licence_of(weights: str | None, in_chans: int) -> str | None:
-    """The licence of the weights that a training starts from; None where they do not tell."""
+    """The licence of the weights that a training starts from; None if unknown."""
     return open_encoder(weights, in_chans).metadata.get("licence") if weights else OWN_WEIGHTS

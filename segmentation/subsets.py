@@ -1,4 +1,4 @@
-"""Parts of a set of class maps, for a study that trains on some of them."""
+"""Makes parts of a data set of class maps, for a study that trains on some of the labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from segmentation.dataset import Record, load_segmentation
 
 @dataclass(frozen=True)
 class ClassMaps:
-    """``masks:IMAGES:LABELS:CLASSES.json``, of which parts are sets of their own."""
+    """The data set ``masks:IMAGES:LABELS:CLASSES.json``, from which parts can be written."""
 
     path: Path  # the folder of maps
     images: tuple[Record, ...]  # the pairs of an image and its map
@@ -30,7 +30,7 @@ class ClassMaps:
         return Path(image.image)
 
     def write(self, images: Sequence[Record], path: Path) -> Path:
-        """A folder of the maps of these images alone, as links."""
+        """Write a folder with links to the maps of these images."""
         maps = [Path(str(image.labels)) for image in images]
         return linked_folder(path, {each.relative_to(self.path).as_posix(): each for each in maps})
 
@@ -42,8 +42,8 @@ def read_class_maps(name: str) -> ClassMaps:
     """A data set by its name.
 
     Raises:
-        InputError: unless it is ``masks:`` with a file of classes: a part of the maps may lack a
-            class, and must mean the same.
+        InputError: unless it is ``masks:`` with a classes file: without it, a part of the maps that
+            lacks a class would have other class indices.
         FileNotFoundError: for files that do not exist.
     """
     kind, *parts = name.split(":")

@@ -1,10 +1,10 @@
 """Augmentation and resizing of an image with its class map, by the recipe of the ConvNeXt papers.
 
 The recipe is mmsegmentation's for ADE20K: resize by a random ratio, crop so that one class fills
-at most 0.75 of the crop, flip, distort colours. All randomness comes from ``random``,
-which the loop seeds for each sample. Images are resized by OpenCV, bilinearly, as there;
-class maps by the nearest pixel. An image has any number of channels; colours are distorted where it
-is RGB of 8 bits, brightness and contrast everywhere.
+at most 0.75 of the crop, flip, distort colours. All random numbers come from ``random``, which the
+loop seeds for each sample. Images are resized by OpenCV, bilinearly, as in mmsegmentation; class
+maps by the nearest pixel. Images may have any number of channels: brightness and contrast are
+distorted for all, saturation and hue only for RGB of 8 bits.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = 32, (0.5, 1.5), (0.5, 1.5), 18
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How a training sample is drawn."""
+    """How training samples are augmented."""
 
     # long and short side, in pixels, that an image is fitted into before the ratio
     scale: tuple[int, int] = (2048, 512)
     ratio: tuple[float, float] = (0.5, 2.0)  # the range of the random ratio
     crop: tuple[int, int] = (512, 512)  # height and width of the sample
-    # share of a crop's labelled pixels that one class may have; others are drawn anew, at
-    # most ten times
+    # largest fraction of a crop's labelled pixels that one class may have; other crops are
+    # drawn anew, up to ten times
     cat_max_ratio: float = 0.75
-    flip: float = 0.5  # share of samples that are mirrored
+    flip: float = 0.5  # fraction of the samples that are mirrored
     distort: bool = True  # distort brightness, contrast and, of colour images, saturation and hue
-    # the most that is added to values of more than 8 bits, on the scale of 0 to 255: these may use
-    # a small part of it
+    # largest brightness change for images of more than 8 bits, on the scale of 0 to 255, of which
+    # they may use only a small part
     brightness: float = BRIGHTNESS
 
     def __call__(self, image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -96,11 +96,11 @@ def padded(array: np.ndarray, size: tuple[int, int], value: int) -> np.ndarray:
 def distorted(image: np.ndarray, brightness: float = BRIGHTNESS) -> np.ndarray:
     """Brightness, contrast, saturation and hue, each in half of the samples.
 
-    ``[H, W, C]`` on the scale of 0 to 255, uint8 or float32, of which no value is cut; contrast
-    comes before or behind the colours, by chance.
+    ``[H, W, C]`` on the scale of 0 to 255, uint8 or float32 (whose values are not cut). Contrast
+    comes before or after the colours, at random.
 
     Args:
-        brightness: see :class:`Augmentation`; of uint8 it is ``BRIGHTNESS``.
+        brightness: see :class:`Augmentation`; for uint8 always ``BRIGHTNESS``.
     """
     image = np.ascontiguousarray(image)
     if _coin():

@@ -2,7 +2,7 @@
 
 UPerNet is "Unified Perceptual Parsing for Scene Understanding" (arXiv 1807.10221): pyramid pooling
 (arXiv 1612.01105) on the last stage, a feature pyramid over all four, one prediction at stride 4.
-The ConvNeXt papers add an auxiliary FCN head on stage 3 that helps training alone. This is an
+The ConvNeXt papers add an auxiliary FCN head on stage 3, only for training. This is an
 independent implementation in plain PyTorch under Apache-2.0; with equal weights its logits are
 those of transformers' ``UperNetForSemanticSegmentation`` and of mmsegmentation's ``UPerHead``.
 Parameter names of the heads are mmsegmentation's (Apache-2.0), so that its checkpoints load.
@@ -10,7 +10,7 @@ Parameter names of the heads are mmsegmentation's (Apache-2.0), so that its chec
 Deliberate deviations from mmsegmentation:
   * the loss is the mean over the pixels that have a class, as in detectron2 and transformers;
     mmsegmentation divides by all pixels, the ignored ones included;
-  * a batch without any such pixel has the loss 0, not NaN.
+  * for a batch without any such pixel the loss is 0, not NaN.
 
 Shape suffixes: B batch, C channels, K classes, H/W height and width.
 """
@@ -41,18 +41,18 @@ resize = partial(F.interpolate, mode="bilinear", align_corners=False)
 
 @dataclass(frozen=True)
 class UPerNetOptions:
-    """The heads' form; the defaults are the ConvNeXt papers'."""
+    """Options of the heads; the defaults are the ConvNeXt papers'."""
 
     num_classes: int  # K
     channels: int = 512  # of every map of the main head
     pool_scales: tuple[int, ...] = (1, 2, 3, 6)  # sides of the pooled maps of the last stage
-    # share of a head's channels that are dropped before its prediction, in training
+    # fraction of a head's channels that are dropped before its prediction, in training
     dropout: float = 0.1
-    # behind each convolution: "BN"; "SyncBN", over all processes; "GN", which does not depend
-    # on the batch and suits one or two images per step
+    # the norm after each convolution: "BN"; "SyncBN", over all processes; or "GN", which does not
+    # depend on the batch and suits one or two images per step
     norm: Norm = "BN"
-    aux_channels: int = 256  # of the auxiliary head on stage 3; 0 builds none
-    aux_weight: float = 0.4  # of its loss
+    aux_channels: int = 256  # channels of the auxiliary head on stage 3; 0 builds none
+    aux_weight: float = 0.4  # weight of its loss
 
 
 class ConvNorm(nn.Sequential):
@@ -67,7 +67,7 @@ class ConvNorm(nn.Sequential):
 
 
 class Prediction(nn.Module):
-    """What both heads end with: dropout of whole channels and a 1x1 convolution to K classes."""
+    """The end of both heads: dropout of whole channels and a 1x1 convolution to K classes."""
 
     def __init__(self, channels: int, options: UPerNetOptions) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class FCNHead(Prediction):
 
 
 class SegmentationHeads(nn.Module):
-    """Both heads on the maps of an encoder, and their losses: what both engines train.
+    """Both heads on the maps of an encoder, with their losses; used by both engines.
 
     Args:
         in_channels: stage name -> channels, for all four stages.
@@ -163,7 +163,7 @@ class SegmentationHeads(nn.Module):
 
         Args:
             labels_bhw: int64 ``[B, H, W]``, ``IGNORED`` where there is no class.
-            class_weights: ``[K]``, of each class in the mean over pixels.
+            class_weights: ``[K]``, the weight of each class in the mean over pixels.
         """
         losses = {"loss_seg": pixel_loss(self.logits(features), labels_bhw, class_weights)}
         if self.auxiliary_head is not None:
@@ -175,7 +175,7 @@ class SegmentationHeads(nn.Module):
 def pixel_loss(
     logits_bkhw: Tensor, labels_bhw: Tensor, class_weights: Tensor | None = None
 ) -> Tensor:
-    """Cross entropy of logits, resized to the labels' size, meaned over pixels with a class."""
+    """Cross entropy of logits, resized to the labels' size; the mean over pixels with a class."""
     logits = resize(logits_bkhw.float(), size=labels_bhw.shape[-2:])
     total = F.cross_entropy(
         logits, labels_bhw, class_weights, ignore_index=IGNORED, reduction="sum"

@@ -1,7 +1,7 @@
-"""Weights of whole segmentation models: this project's, transformers', mmsegmentation's.
+"""Loads weights of whole segmentation models: this project's, transformers', mmsegmentation's.
 
-The encoder's part is recognised as everywhere (:mod:`backbones.key_adapters`); here are the names
-of the heads and of the output norms.
+:mod:`backbones.key_adapters` recognises the encoder; this file has the names of the heads and of
+the output norms.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from training.command_line.tasks import read_facts
 
 logger = logging.getLogger(__name__)
 
-# (pattern of a file's name, ours); applied in order to names outside of the encoder
+# (pattern of a name in the file, our name); applied in order to names outside the encoder
 RENAMED = (
     (r"^(?:model\.)?(?:decode_head|sem_seg_head\.decode_head)\.", "sem_seg_head.decode_head."),
     (
@@ -37,15 +37,15 @@ RENAMED = (
     (r"^backbone\.norm(\d)\.", lambda match: f"backbone.out_norms.stage{int(match[1]) + 1}."),
 )
 STEM = "backbone.downsample_layers.0.0.weight"
-ROWS = re.compile(r"_head\.conv_seg\.(weight|bias)$")  # one for each class
-COUNTERS = ".num_batches_tracked"  # of a batch norm; not in every file, and without effect here
+ROWS = re.compile(r"_head\.conv_seg\.(weight|bias)$")  # one row for each class
+COUNTERS = ".num_batches_tracked"  # of batch norms; not in every file, and not needed
 
 
 def to_our_names(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A whole segmentation model's tensors under the names of :class:`UPerNet`.
+    """Rename a whole segmentation model's tensors to the names of :class:`UPerNet`.
 
     Raises:
-        InputError: if there is no ConvNeXt encoder in it.
+        InputError: if it has no ConvNeXt encoder.
     """
     recognised = to_ours(state_dict)
     tensors = {f"backbone.{name}": tensor for name, tensor in recognised.tensors.items()}
@@ -58,7 +58,7 @@ def to_our_names(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def trained_names(weights: str) -> list[str]:
-    """The classes of a model, in the order of its outputs: by its file, else by its run."""
+    """The classes of a model, in the order of its outputs, from its file or its run."""
     if not weights or not Path(weights).is_file():
         return []
     if names := read_metadata(weights).get("class_names"):
@@ -76,14 +76,14 @@ def load_segmenter(
     """Load a whole model, completely or not at all.
 
     Args:
-        adapt_channels: a stem of other channels is turned into the model's, by
+        adapt_channels: convert a stem with another number of channels, by
             :func:`backbones.weights.layouts.adapt_stem`.
-        class_names: those that the model is to have; the rows of a file that names the same ones
-            in another order are taken by name. None where the file's are the model's.
+        class_names: the model's classes. If the file names the same classes in another order, its
+            rows are reordered by name. None: the model has the file's classes.
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        InputError: naming every tensor that is missing, left over or of another shape.
+        InputError: naming every tensor that is missing, unexpected or of another shape.
     """
     found = to_our_names(read_state_dict(source))
     wanted = model.state_dict()

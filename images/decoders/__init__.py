@@ -1,1 +1,1 @@
-"""The formats of image files, each by the library that keeps its values whole."""
+"""Decoders of image files, each by a library that keeps all bits of the values."""

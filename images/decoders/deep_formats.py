@@ -61,15 +61,15 @@ def _bits_of_jpeg2000(file: BinaryIO) -> int:
 
 
 def _mode_of_png(file: BinaryIO) -> str:
-    """Of the header's kind of colour: some versions of Pillow call grey with alpha "RGBA"."""
+    """The mode by the PNG's header: some versions of Pillow call grey with alpha "RGBA"."""
     return {0: "L", 2: "RGB", 4: "LA", 6: "RGBA"}[_start_of(file, 26)[25]]
 
 
 def open_by_opencv(file: BinaryIO, image: Image.Image, white: int, orientation: int) -> Picture:
     """A picture whose values Pillow would cut.
 
-    OpenCV gives blue, green, red and alpha: grey with alpha, and RGB with one colour that is
-    declared to be transparent, as these four.
+    OpenCV returns blue, green, red and alpha, also for grey with alpha, and for RGB with one colour
+    that is declared to be transparent.
 
     Args:
         white: see :func:`white_beyond_pillow`.
@@ -82,7 +82,7 @@ def open_by_opencv(file: BinaryIO, image: Image.Image, white: int, orientation: 
     def decode(shrink: int) -> np.ndarray:
         with damage(DECODED):
             file.seek(0)
-            # OpenCV wants something behind the last number of a PNM of text
+            # OpenCV needs a character after the last number of a PNM in text form
             data = np.frombuffer(file.read() + b"\n", dtype=np.uint8)
             array = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
             if array is None:

@@ -1,4 +1,4 @@
-"""What Pillow reads, and what it would cut to 8 bits, which OpenCV reads instead."""
+"""Opens image files by Pillow, or by OpenCV if Pillow would cut their values to 8 bits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from images.picture import (
 from images.size_limit import refuse_absurd_size, refuse_pixels
 
 EXIF_ORIENTATION = 0x0112
-# Pillow's modes that are no plain channels, and what they are read as.
+# Pillow's modes that are not plain channels, and the modes they are converted to.
 READ_AS = {
     "1": "L", "La": "LA", "PA": "RGBA", "RGBa": "RGBA",
     **dict.fromkeys(("P", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"), "RGB"),
@@ -38,17 +38,17 @@ def open_pillow(
     white: float | None = None,
     inverted: bool = False,
 ) -> Picture:
-    """By Pillow, or by OpenCV where Pillow would cut values to 8 bits.
+    """Open by Pillow, or by OpenCV if Pillow would cut values to 8 bits.
 
     Args:
-        stored: height and width as stored, and EXIF's orientation, where they are known already.
-        white: the value that means 1, where it is not the largest of the type.
-        inverted: whether it means 0.
+        stored: height and width as stored, and EXIF's orientation, if they are known already.
+        white: the value that becomes 1, if it is not the largest of the type.
+        inverted: whether that value becomes 0 instead.
     """
     with damage(READ):
         try:
             image = Image.open(file)
-        except Image.DecompressionBombError as error:  # at twice its limit, which is ours, too
+        except Image.DecompressionBombError as error:  # raised at twice Pillow's limit, as here
             refuse_pixels("".join(re.findall(r"\((\d+) pixels", str(error))) or "too many")
         except UnidentifiedImageError:
             file.seek(0)
@@ -69,7 +69,7 @@ def open_pillow(
         with damage(DECODED):
             if shrink > 1:
                 image.draft(None, (width // shrink, height // shrink))
-            image.load()  # turns TIFFs, and removes the tag that says so
+            image.load()  # rotates TIFFs and removes the orientation tag
             orientation = _orientation(file, image)
             array = np.asarray(image if image.mode == mode else image.convert(mode))
         if mode == "I" and white == SIXTEEN_BITS:
@@ -94,10 +94,10 @@ def _white_of(mode: str, image_format: str | None) -> float | None:
 
 
 def _orientation(file: BinaryIO, image: Image.Image) -> int:
-    """EXIF's orientation, 1 to 8; 1 where there is none or EXIF is damaged, as in detectron2."""
+    """EXIF's orientation, 1 to 8; 1 if there is none or EXIF is damaged, as in detectron2."""
     decoded = getattr(image, "_im", None) is not None
     if image.format == "PNG" and not decoded and not _png_may_turn(file, image):
-        return 1  # Pillow would decode all of it to look for EXIF data behind its pixels
+        return 1  # Pillow would decode the whole file to look for EXIF data after the pixels
     try:
         orientation = image.getexif().get(EXIF_ORIENTATION, 1)
     except Exception:
@@ -106,7 +106,7 @@ def _orientation(file: BinaryIO, image: Image.Image) -> int:
 
 
 def _png_may_turn(file: BinaryIO, image: Image.Image) -> bool:
-    """Whether a PNG has EXIF data or texts, in its header or by a chunk behind the pixels."""
+    """Whether a PNG may have EXIF data, in its header or after the pixels."""
     if any(key in image.info for key in ("exif", "Raw profile type exif", "xmp")):
         return True
     place = file.tell()

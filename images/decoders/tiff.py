@@ -1,7 +1,7 @@
-"""TIFF: by Pillow where that keeps all, for it needs no further package; else by tifffile.
+"""Reads TIFFs by Pillow if that keeps all values (it decompresses more), else by tifffile.
 
-What a file holds beside its image is passed over where it is the same image smaller (a level of a
-pyramid) or what a slide scanner adds. Other images are refused, for one would be left out.
+Other images in the file are ignored if they are smaller copies (levels of a pyramid) or additions
+of a slide scanner. A file with further images is refused, because they would be left out.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from images.picture import (
 from images.size_limit import refuse_absurd_parts, refuse_absurd_size, size_fault
 
 ALPHAS = ("ASSOCALPHA", "UNASSALPHA")
-# compressions that every Pillow decodes: none, CCITT's, LZW, JPEG, Deflate, PackBits, zstd
+# compressions that Pillow always decodes: none, CCITT's, LZW, JPEG, Deflate, PackBits, zstd
 BY_PILLOW = {1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 50000}
 JPEG = {6, 7}
-# what a value means where it is a channel of its own, and which files need no word of it
+# photometric kinds whose values are plain channels; for single channels none need be stated
 PLAIN = ("MINISBLACK", "MINISWHITE", "RGB", "CFA", "LINEAR_RAW", "MASK", "")
 SCANNERS = ("svs", "scn", "qpi", "ndpi", "bif", "avs", "philips")
 
@@ -40,9 +40,9 @@ def open_tiff(file: BinaryIO) -> Picture:
     """Read a TIFF's header.
 
     Raises:
-        ImageError: if it is damaged, or holds what is no single image of numbers.
+        ImageError: if it is damaged, or does not hold one image of numbers.
     """
-    import tifffile  # here: it takes a fifth of a second, and most data sets need none of it
+    import tifffile  # here, because the import takes a fifth of a second and is seldom needed
 
     with damage(READ):
         series = _image_of(file)
@@ -148,7 +148,7 @@ def _image_of(file: BinaryIO) -> Any:
 
 
 def _is_smaller_copy(series: Any, first: Any) -> bool:
-    """Whether it is a level of the first one's pyramid: smaller by one factor for both sides."""
+    """Whether it is a level of the first one's pyramid: both sides are smaller by one factor."""
     if series.axes != first.axes or series.dtype != first.dtype:
         return False
     sides = [(s.shape[s.axes.index("Y")], s.shape[s.axes.index("X")]) for s in (series, first)]
@@ -158,14 +158,14 @@ def _is_smaller_copy(series: Any, first: Any) -> bool:
 
 
 def _colours_by_alpha(array: np.ndarray, white: float) -> np.ndarray:
-    """Colours that were multiplied by alpha, the last channel, divided by it, as Pillow does."""
+    """Divide colours that were multiplied by alpha, the last channel, by it, as Pillow does."""
     colours, alpha = array[..., :-1].astype(np.float64), array[..., -1:].astype(np.float64)
     colours = np.where(alpha > 0, colours * white / np.maximum(alpha, 1e-12), colours)
     return np.concatenate([_as_type(colours, array.dtype, white), array[..., -1:]], axis=-1)
 
 
 def _rgb_of_cmyk(array: np.ndarray, white: float) -> np.ndarray:
-    """Cyan, magenta, yellow, black, as Pillow: ``(1 - ink) * (1 - black)``; alpha stays behind."""
+    """CMYK to RGB as Pillow does: ``(1 - ink) * (1 - black)``; alpha stays the last channel."""
     light = white - array[..., :4].astype(np.float64)
     colours = _as_type(light[..., :3] * light[..., 3:] / white, array.dtype, white)
     return np.concatenate([colours, array[..., 4:]], axis=-1)
@@ -178,10 +178,10 @@ def _as_type(values: np.ndarray, dtype: np.dtype, white: float) -> np.ndarray:
 
 
 def _part_of_tiff(series: Any, darkest: float | None) -> Window | None:
-    """How a part of a TIFF is read.
+    """How to read a part of a TIFF.
 
     Args:
-        darkest: the value that means black, where 0 means white.
+        darkest: the value that means black, if 0 means white.
     """
     with damage(READ):
         stored: Callable[..., np.ndarray] | None = tiff_window(series)

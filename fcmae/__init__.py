@@ -1,1 +1,1 @@
-"""Image-level self-supervised training: the fully convolutional masked autoencoder."""
+"""Pretraining by the fully convolutional masked autoencoder (FCMAE), and work on its encoders."""

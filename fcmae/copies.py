@@ -1,17 +1,17 @@
 """Shrunk copies of large images (``--cache DIR``), so that pretraining decodes each of them once.
 
-Decoding a PNG or TIFF of 12 megapixels takes twenty times as long as all else that becomes of it. A
-copy is the image at a whole fraction of its sides, each value the mean over a square of the
-image's: as many as keep the smallest crop that pretraining draws (by default a fifth of the area,
-sides of 3 : 4) at the size of a sample or above. So no crop of a copy is ever enlarged, and one
-that lies on whole squares is exactly the mean of the image's own crop. Images whose factor is 1
-have no copy.
+Decoding a PNG or TIFF of 12 megapixels takes twenty times as long as all further work on a sample.
+A copy is the image with both sides divided by a whole number; each value is the mean over a square
+of the image. The number is the largest with which the smallest crop of pretraining (by default a
+fifth of the area, sides of 3 : 4) is not smaller than a sample, so crops of copies are never
+enlarged. A crop on whole squares is exactly the mean of the image's own crop. Images with the
+number 1 have no copy.
 
-A copy is a ``.npy`` array of what :mod:`images.files` makes of the file, of which a crop reads its
-rows alone. Its name is a hash of the file's path, size and time and of what shapes the copy, so
-that a changed file or setting makes another one. Any number of processes may share a folder: each
-makes what is not there, whole or not at all. The folder is bounded: what does not fit any more
-is read as without it. It holds ``headers.json`` as well: which files' headers were found good.
+A copy is a ``.npy`` array of the pixels as :mod:`images.files` reads them; a crop reads only its
+own rows. The copy's name is a hash of the file's path, size and time and of all settings that
+affect the copy, so a changed file or setting gives a new copy. Several processes may share a
+folder; each makes missing copies, completely or not at all. When the folder is full, further images
+are read from their own files. ``headers.json`` lists the files whose headers were found good.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 HEADERS = "headers.json"
 FORMAT = 1  # of the copies
-NARROWEST = 3 / 4  # crop: its short side : long side
+NARROWEST = 3 / 4  # shortest side / longest side of a crop
 THREADS = min(4, os.cpu_count() or 1)
 GIGABYTE = 10**9
 
@@ -48,24 +48,24 @@ GIGABYTE = 10**9
 def shrink_factor(
     height: int, width: int, image_size: Sequence[int], smallest_crop: float = 0.2
 ) -> int:
-    """By how much the sides of an image may be divided: every crop keeps the size of a sample.
+    """The number by which an image's sides may be divided so that no crop is below a sample's size.
 
     Args:
         image_size: height and width of a sample.
-        smallest_crop: its share of the image's area.
+        smallest_crop: its fraction of the image's area.
     """
     smallest = min((smallest_crop * NARROWEST * height * width) ** 0.5, height, width)
     return max(1, int(smallest // max(image_size)))
 
 
 def state_of(path: Path) -> tuple[int, int]:
-    """What changes when a file does: its size in bytes and its time in nanoseconds."""
+    """A file's size in bytes and time in nanoseconds, to notice changes."""
     found = path.stat()
     return found.st_size, found.st_mtime_ns
 
 
 class Header(NamedTuple):
-    """What is known of a good file: its sides, and the depth of its values in words."""
+    """The sides of a good image file, and the depth of its values in words."""
 
     height: int
     width: int
@@ -77,22 +77,22 @@ class ShrunkCopies:
     """The copies of a source's images in one folder.
 
     Raises:
-        InputError: if the source is none of files.
+        InputError: if the source's images are not files.
     """
 
-    folder: Path  # made if it is not there
-    reader: Reader  # of files in a folder
+    folder: Path  # created if it does not exist
+    reader: Reader  # a reader of files in a folder
     reading: Reading  # how files become arrays
     image_size: tuple[int, int]  # height and width of a sample
-    smallest_crop: float = 0.2  # its share of an image's area
-    gigabytes: float = 50.0  # that the copies in the folder may take, those of other runs included
+    smallest_crop: float = 0.2  # fraction of an image's area
+    gigabytes: float = 50.0  # most that the folder may take, with copies of other runs
     _paths: dict[int, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.reader.header_is_cheap:
             raise InputError(
-                f"--cache {self.folder} keeps copies of files; {self.reader.name(0)} is none: give "
-                "a folder of images, or leave --cache"
+                f"--cache {self.folder} keeps copies of files; {self.reader.name(0)} is not a "
+                "file: give a folder of images, or leave out --cache"
             )
 
     def path_of(self, index: int) -> Path:
@@ -106,10 +106,10 @@ class ShrunkCopies:
         return self.folder / digest[:2] / f"{digest}.npy"
 
     def make(self, header: Callable[[Path], Header], among: Sequence[int]) -> None:
-        """Make the copies that are not there yet, several at a time, with a progress bar.
+        """Make missing copies, several at a time, with a progress bar.
 
         Args:
-            among: the images to look at; bad ones have no copy.
+            among: the indices of images to copy, without bad ones.
         """
         wanted, sizes = {}, {}
         for index in among:
@@ -136,7 +136,7 @@ class ShrunkCopies:
                 "remove the folder, which may hold copies of other runs",
                 self.folder, len(missing) - len(fitting), self.gigabytes,
             )  # fmt: skip
-        # each process begins at a place of its own, and finds what others have made
+        # each process starts at another image, and skips copies that others have made
         first = int(os.environ.get("RANK", 0)) * len(fitting) // process_count()
         fitting = fitting[first:] + fitting[:first]
         with ThreadPoolExecutor(THREADS) as pool:
@@ -145,7 +145,7 @@ class ShrunkCopies:
         logger.info("%d copies of large images written to %s", count, self.folder)
 
     def _make(self, index: int, factor: int) -> bool:
-        """Write one copy; a damaged image has none, and is found when it is used."""
+        """Write one copy; a damaged image gets none, and is reported when it is used."""
         path = self._paths[index]
         if path.is_file():  # another process was here
             return False
@@ -159,21 +159,21 @@ class ShrunkCopies:
         return True
 
     def open(self, index: int) -> np.ndarray | None:
-        """An image's copy ``[h, w, C]``, uint8 or float32 in 0..1; None where it has none."""
+        """An image's copy ``[h, w, C]``, uint8 or float32 in 0..1; None if it has none."""
         if (path := self._paths.get(index)) is None:
             return None
         try:
             return np.load(path, mmap_mode="r")
-        except (OSError, ValueError):  # removed meanwhile: the image itself is still there
+        except (OSError, ValueError):  # the copy was removed: the image itself is read
             return None
 
 
 class KnownHeaders:
-    """Which files' headers were read before, by path, size and time; kept in a folder.
+    """Remembers in a folder which files' headers were found good, by path, size and time.
 
     Args:
-        folder: of ``headers.json``; None remembers nothing.
-        reading: what the files were checked for.
+        folder: the folder of ``headers.json``; None remembers nothing.
+        reading: how files are read; other settings need another check.
     """
 
     def __init__(self, folder: Path | None, reading: Reading) -> None:
@@ -207,7 +207,7 @@ class KnownHeaders:
             self._new = True
 
     def save(self) -> None:
-        """Write what was noted, for the next start."""
+        """Write the notes to the folder."""
         if self._folder is not None and self._new:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_json(self._folder / HEADERS, {"of": self._of, "files": self._known})

@@ -1,9 +1,9 @@
 """Unlabelled images for pretraining: samples of (image, mask) as functions of (seed, epoch, index).
 
 Augmentation as in the released code: RandomResizedCrop of scale 0.2 to 1 (bicubic) and horizontal
-flip; nothing changes colours unless ``grey_share`` asks for it. Images of 8 bits stay so until they
-are on the training's device, where they are normalised (``images.statistics``): that saves the
-loader's workers time, and three quarters of what is copied.
+flip. Colours change only with ``grey_share``. 8-bit images stay uint8 until they are on the
+training's device, where they are normalised (``images.statistics``). That saves time in the
+loader's workers and three quarters of the bytes to copy.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ logger = logging.getLogger(__name__)
 
 CROP_SCALE, CROP_RATIO = (0.2, 1.0), [3 / 4, 4 / 3]
 HEADER_THREADS = 8
-VALUES_READ = 2000  # images, spread evenly, whose values are looked at before a run
-LARGE = 2**22  # pixels from which a crop is read without the rest, where the format has parts
-SPARE = 2  # a JPEG that is far larger than needed is decoded at this many pixels a side for one
+VALUES_READ = 2000  # images, evenly spread, whose values are checked before a run
+LARGE = 2**22  # pixels from which only the crop is read, if the format has parts
+SPARE = 2  # large JPEGs are decoded at a scale with at least so many pixels per sample pixel
 
 Sample = tuple[Tensor, Tensor, dict[int, str]]
 Batch = tuple[Tensor, PackedMask, dict[int, str]]
@@ -50,20 +50,20 @@ class PretrainingSamples(ImageSamples):
     """Samples of (image, mask, bad images met), for :func:`training.loop.train`.
 
     The mask is drawn with the sample, from the same seeded generators, so that it depends on
-    (seed, epoch, index) alone. So does what replaces a bad image: the next good one by index (the
-    first follows the last), cropped, flipped and masked by the draws of the sample it stands for.
+    (seed, epoch, index) alone. A bad image is replaced by the next good one by index (the first
+    follows the last), cropped, flipped and masked by the same random numbers.
     """
 
     CANDIDATES = "half of all images behind it"
 
     # height and width of a sample in pixels, multiples of ``patch_size``
     image_size: tuple[int, int]
-    mask_ratio: float  # share of patches to remove
+    mask_ratio: float  # fraction of patches to remove
     patch_size: int = PATCH  # side of the patches that are removed, in pixels, a multiple of 32
-    # smallest and largest share of an image's area that a crop has
+    # smallest and largest fraction of an image's area in a crop
     crop_scale: tuple[float, float] = CROP_SCALE
-    grey_share: float = 0.0  # share of samples that lose their colour (of 3 channels)
-    # shrunk ones of large images, which crops are cut from where there are any
+    grey_share: float = 0.0  # fraction of samples made grey (3 channels only)
+    # shrunk copies of large images, from which crops are cut
     copies: ShrunkCopies | None = None
     whole_jpegs: bool = False  # never decode a JPEG at a smaller scale
 
@@ -72,7 +72,7 @@ class PretrainingSamples(ImageSamples):
         ``[H/32, W/32]``, and index and reason of bad images that were met.
 
         Raises:
-            ImageError: for a bad image where they are not skipped, or half of all are bad.
+            ImageError: for a bad image if they are not skipped, or if half of all are bad.
         """
         _, image, met = self.first_usable(index, self._augmented)
         mask = draw_mask(1, self.image_size, self.mask_ratio, self.patch_size)[0]
@@ -106,7 +106,7 @@ def augmented(
     """Decode, crop at random, resize, flip at random: uint8 or float32 ``[C, H, W]``.
 
     Raises:
-        ImageError: if the pixels are damaged, or their values not those that are stated.
+        ImageError: if the pixels are damaged, or values are beyond the stated range.
     """
     sides = torch.empty((1, picture.height, picture.width), device="meta")
     crop = RandomResizedCrop.get_params(sides, list(crop_scale), CROP_RATIO)
@@ -141,16 +141,16 @@ def find_bad_headers(
     among: Sequence[int] | None = None,
     known: KnownHeaders | None = None,
 ) -> dict[int, str]:
-    """Index and reason of every file that is no image, or not of the wanted channels.
+    """Index and reason of every file that is not an image, or has a wrong number of channels.
 
-    Of real numbers, and where a range is stated, the values of ``VALUES_READ`` images are looked
-    at, too. Other damage behind a good header shows when an image is first used; so does all damage
-    in sources whose headers cannot be read alone. That there are several depths is a warning. Files
-    are looked at several at a time, since most of it is waiting for a disk.
+    For real numbers, and if a range is stated, the values of ``VALUES_READ`` images are checked,
+    too. Other damage after a good header is only found when the image is first used; so is all
+    damage in sources whose headers cannot be read alone. Several depths give a warning. Several
+    files are read at a time, because most of the time is waiting for the disk.
 
     Args:
-        among: the indices of the images to look at; None for all.
-        known: what an earlier start found, and what this one adds.
+        among: the indices of the images to check; None for all.
+        known: headers found good by earlier starts; good ones are added.
     """
     bad, depths = {}, defaultdict[str, list[int]](list)
     indices: Sequence[int] = range(len(reader)) if among is None else among
@@ -212,16 +212,16 @@ def pretraining_samples(
     cache_gb: float = 50.0,
     **sampling: Any,
 ) -> PretrainingSamples:
-    """Everything from a name to samples, checked: see :func:`images.readers.open_images`.
+    """Open a source by its name (:func:`images.readers.open_images`), and check it.
 
     Args:
         value_range: the values that become 0 and 1, see ``images.files``.
         cache: a folder of shrunk copies of large images (:mod:`fcmae.copies`); None for none.
-        cache_gb: what these may take.
+        cache_gb: most gigabytes that they may take.
         sampling: further fields of :class:`PretrainingSamples`.
 
     Raises:
-        InputError: for a ``cache`` of a source that is no folder of images.
+        InputError: for a ``cache`` with a source that is not a folder of images.
         ImageError: with every file that is known to be bad; if ``skip_bad_images``, only where
             more than half are.
     """

@@ -1,18 +1,18 @@
 """The decoders that the paper compares (section 3.1): from an encoder's stages to pixels.
 
-Each takes the last stage projected to its width, mask tokens at removed sites, and gives the
-pixels of every 32x32 patch. The paper names them and gives no more than the width and depth of
-its own choice, one ConvNeXt block of width 512; what else is needed follows the designs that it
-names:
+Each takes the last stage, projected to the decoder's width, with mask tokens at removed sites, and
+predicts the pixels of every 32x32 patch. The paper only names the decoders, and gives width and
+depth of its own choice, one ConvNeXt block of width 512. Everything else follows the designs that
+it names:
 
   * ``convnext``: ConvNeXt V2 blocks at 1/32, and a 1x1 prediction.
-  * ``transformer``: MAE's decoder (arXiv 2111.06377): timm's ViT blocks of 32 channels a head,
+  * ``transformer``: MAE's decoder (arXiv 2111.06377): timm's ViT blocks of 32 channels per head,
     fixed 2D sine-cosine positions, a final LayerNorm.
-  * ``unet``: up to 1/4 in three steps, each a 2x2 transposed convolution that halves the channels
-    and blocks of that width; a 1x1 prediction of 4x4 pixels.
-  * ``unet-skips``: the same, with each earlier stage of the encoder added through a 1x1
-    projection, which is what a 1x1 convolution of their concatenation computes. Removed sites get
-    a mask token at each scale.
+  * ``unet``: three steps up to 1/4. Each is a 2x2 transposed convolution that halves the channels,
+    and blocks of that width. Then a 1x1 prediction of 4x4 pixels.
+  * ``unet-skips``: the same, with each earlier stage of the encoder added through a 1x1 projection
+    (equivalent to a 1x1 convolution of the concatenation). Removed sites get a mask token at each
+    scale.
 
 Shape suffixes: b image, c channels, h/w rows and columns of 32x32 patches.
 """
@@ -32,7 +32,7 @@ from fcmae.masking import PATCH, upsample_mask
 
 HEAD_CHANNELS = 32  # MAE's 512 in 16 heads
 UP = ("stage3", "stage2", "stage1")
-# by name, what its width must be a multiple of
+# name of a decoder -> its width must be a multiple of this
 DECODERS = {
     "convnext": 1,
     "unet": 2 ** len(UP),
@@ -42,10 +42,10 @@ DECODERS = {
 
 
 def check_decoder(kind: str, width: int) -> None:
-    """Check that there is such a decoder of this width.
+    """Check a decoder's name and width.
 
     Raises:
-        InputError: if not.
+        InputError: if there is no such decoder of this width.
     """
     if kind not in DECODERS:
         raise InputError(f"decoder is {kind!r}; allowed: {', '.join(DECODERS)}")
@@ -80,8 +80,8 @@ class UNet(nn.Module):
     Args:
         width: C.
         depth: ConvNeXt V2 blocks at each scale, 1/32 included.
-        skips: channels of the encoder's stages that are added, by name; none for a plain one.
-        mask_tokens: put one at the removed sites of each.
+        skips: stage name -> channels, for the encoder's stages that are added; empty for none.
+        mask_tokens: whether to put a mask token at the removed sites of each added stage.
     """
 
     def __init__(self, width: int, depth: int, skips: Mapping[str, int], mask_tokens: bool) -> None:

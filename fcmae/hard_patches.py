@@ -1,17 +1,18 @@
-"""Masks that remove what the model finds hard to predict, besides patches drawn at random.
+"""Makes masks that remove patches which the model predicts badly, besides random ones.
 
-Images of small objects are mostly background that is predicted with ease, and random masks spend
-their loss there. Hard masks remove the patches with the largest reconstruction error instead (the
-idea of arXiv 2512.06981, and of Hard Patches Mining, arXiv 2304.05919, which trains a predictor of
-that error). Neither's code was at hand, and this is this project's definition:
+Images of small objects are mostly background, which is easy to predict, so with random masks most
+of the loss comes from there. Hard masks remove the patches with the largest reconstruction error.
+The idea is from arXiv 2512.06981 and from Hard Patches Mining (arXiv 2304.05919), which trains a
+predictor of that error. Their code was not available; here it is done as follows:
 
-  1. the model, as it is, predicts the patches that a random mask removes, and then those that it
-     left (with the easiest of the first, so that both masks remove equally many): two passes
-     without gradients give every patch its error;
-  2. of the patches to remove, ``share`` are those with the largest errors, the others random.
+  1. The model predicts the patches that a random mask removes, and then the patches that it left
+     (with the easiest of the first ones, so that both masks remove equally many). These two passes,
+     without gradients, give the error of every patch.
+  2. A fraction ``share`` of the patches to remove are those with the largest errors; the others are
+     random.
 
-So nothing is remembered from step to step, and a resumed run is bit-identical. A step takes two
-forward passes more.
+Nothing is stored from step to step, so a resumed run is bit-identical. A step costs two more
+forward passes.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from fcmae.model import FCMAE
 
 
 class HardPatches:
-    """Draws hard masks for images; see this module's header.
+    """Makes hard masks for images; see this module's header.
 
     Args:
-        fcmae: the model that is trained, bare of any wrapper.
-        share: of the removed patches, those that are the hardest; in (0, 1].
+        fcmae: the model that is trained, without wrappers.
+        share: fraction of the removed patches that are the hardest ones, in (0, 1].
     """
 
     def __init__(self, fcmae: FCMAE, share: float) -> None:
@@ -39,7 +40,7 @@ class HardPatches:
         """A mask that removes as many patches of each image as the given one.
 
         Args:
-            model: the model as the loop calls it, in whatever wrapper.
+            model: the model as the loop calls it, with its wrapper.
             images: ``[B, C, H, W]``, normalised.
             mask: bool ``[B, H/32, W/32]``, True = removed, drawn at random.
         """
@@ -57,8 +58,8 @@ class HardPatches:
         found = self._errors(model, images, as_mask(first))
         errors[first] = found[first]
         second = ~first
-        # as many as before: the easiest of those that were removed are removed again, or, where
-        # more were left than are to be removed, the rest keeps an error of 0 in this step
+        # the second mask removes as many patches as the first: the easiest of the first are removed
+        # again; or, if more were left than are to be removed, the rest keeps an error of 0
         easiest = errors.masked_fill(second, torch.inf)
         lacking = removed - int(second[0].sum())
         if lacking > 0:
@@ -69,15 +70,15 @@ class HardPatches:
         fresh = second & ~first
         errors[fresh] = found[fresh]
         hard = top(errors, max(1, round(self.share * removed)))
-        # the others at random, of those that the random mask removed
+        # the others are random ones among those that the random mask removed
         left = removed - int(hard[0].sum())
         order = torch.rand(first.shape, device=images.device).masked_fill(hard, -1)
         order = torch.where(first & ~hard, order + 1, order)
-        torch.clear_autocast_cache()  # whose copies of the weights have no gradients
+        torch.clear_autocast_cache()  # its copies of the weights were made without gradients
         return as_mask(hard | top(order, left) if left else hard)
 
     def _errors(self, model: nn.Module, images: Tensor, mask: Tensor) -> Tensor:
-        """The mean squared error of each patch, ``[B, patches]``; of those that stay, no matter."""
+        """The mean squared error of each removed patch, ``[B, patches]``; others have any value."""
         prediction = model(images, mask).prediction
         target, _, _ = self.fcmae.targets(images)
         errors = (prediction.to(target.dtype) - target).square().mean(1, keepdim=True)
@@ -86,6 +87,6 @@ class HardPatches:
 
 
 def top(values: Tensor, count: int) -> Tensor:
-    """Where the ``count`` largest of each row are: bool, as ``values`` ``[B, N]``."""
+    """True at the ``count`` largest values of each row of ``[B, N]``."""
     chosen = torch.zeros(values.shape, dtype=torch.bool, device=values.device)
     return chosen.scatter_(1, values.topk(count, dim=1).indices, True)

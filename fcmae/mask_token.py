@@ -1,7 +1,7 @@
-"""The encoder that sees masked images whole: a learnt token stands where patches were removed.
+"""Runs the encoder on whole masked images, with a learnt token in place of removed patches.
 
-The paper (section 3.1) contrasts its sparse encoder with this, which costs as much as an unmasked
-image and is trained on what it never meets again ("w/o sparse convolution"). As in SimMIM
+The paper (section 3.1) compares its sparse encoder with this one ("w/o sparse convolution"), which
+costs as much as an unmasked image and sees tokens that do not occur after pretraining. As in SimMIM
 (arXiv 2111.09886) the token replaces the embeddings, here the stem's output; stem patches of 4x4
 pixels never cross a removed patch, so that no removed pixel is seen.
 """
@@ -21,7 +21,7 @@ class MaskTokenEncoder(nn.Module):
     """Runs an encoder on images whose removed patches are a token.
 
     Args:
-        encoder: whose weights are used.
+        encoder: the encoder, whose weights are used.
         token: ``[1, C1, 1, 1]``, of the first stage's channels.
     """
 

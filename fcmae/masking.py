@@ -2,10 +2,10 @@
 
 One polarity everywhere: ``mask`` is bool ``[B, H/32, W/32]``, True = removed.
 
-A site of the encoder's last stage stands for 32x32 pixels and is visible or not, so patches are
-multiples of 32 pixels: of smaller ones, a site would hold both kinds, and what the sparse encoder
-hides from the decoder would not be what was removed. Patches of 64 or 96 pixels remove several
-sites together; prediction and its normalisation stay those of 32x32 cells.
+A site of the encoder's last stage covers 32x32 pixels and is either visible or removed. So patches
+are multiples of 32 pixels: with smaller ones, a site could be partly visible. Patches of 64 or 96
+pixels remove several sites together; prediction and normalisation still work on cells of 32x32
+pixels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def grid_size(height: int, width: int, patch: int = PATCH) -> tuple[int, int]:
     """Rows and columns of patches in an image of this size (pixels).
 
     Raises:
-        InputError: if either is not a positive multiple of ``patch``, or that not one of 32.
+        InputError: if either is not a positive multiple of ``patch``, or ``patch`` not one of 32.
     """
     if patch < PATCH or patch % PATCH:
         raise InputError(
@@ -43,7 +43,7 @@ def grid_size(height: int, width: int, patch: int = PATCH) -> tuple[int, int]:
 def visible_count(patches: int, mask_ratio: float) -> int:
     """How many of an image's patches stay visible: ``int(L * (1 - ratio))``, at least 1.
 
-    The small constant keeps floating point from losing a patch: 10 * (1 - 0.9) is 0.9999999.
+    A small constant avoids rounding errors: in floating point, 10 * (1 - 0.9) is 0.9999999.
 
     Raises:
         InputError: if the ratio is not in [0, 1).
@@ -64,7 +64,7 @@ def random_mask(
 
     Args:
         grid: rows and columns of patches, see :func:`grid_size`.
-        mask_ratio: share of patches to remove, in [0, 1).
+        mask_ratio: fraction of patches to remove, in [0, 1).
         generator: source of randomness (on ``device``); torch's global one by default.
 
     Returns:
@@ -89,7 +89,7 @@ def draw_mask(
 
     Args:
         image_size: height and width in pixels.
-        patch: side of what is removed together, in pixels.
+        patch: side of the removed patches, in pixels.
 
     Returns:
         bool ``[B, H/32, W/32]``, True = removed; see :func:`random_mask`.

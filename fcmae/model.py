@@ -34,13 +34,12 @@ PIXEL_EPS = 1e-6
 
 
 class FCMAEOutput(NamedTuple):
-    """What a forward pass gives.
+    """The result of a forward pass.
 
     Attributes:
         loss: scalar; mean squared error over the pixels of removed patches.
-        prediction: ``[B, 32*32*C, H/32, W/32]``; of normalised pixels if the model normalises.
-            0 at visible patches, which no loss asks for, but for a UNet's, whose pixels come from
-            the whole map.
+        prediction: ``[B, 32*32*C, H/32, W/32]``; of normalised pixels if the model normalises. 0 at
+            visible patches, which the loss does not need; only a UNet predicts them, too.
         mask: bool ``[B, H/32, W/32]``, True = removed.
     """
 
@@ -84,8 +83,8 @@ class FCMAE(nn.Module):
     Args:
         encoder: the ConvNeXt to pretrain; only its stages are used and trained.
         decoder_dim: channels of the decoder (paper, Table 1: 512).
-        decoder_depth: its blocks (paper: 1); a UNet's at each scale.
-        mask_ratio: share of patches removed (paper: 0.6).
+        decoder_depth: its blocks (paper: 1), for a UNet at each scale.
+        mask_ratio: fraction of patches removed (paper: 0.6).
         norm_pix_loss: predict pixels normalised per patch (paper: yes).
         encoder_mode: "packed"; "masked-dense" for the reference computation; "mask-token" for
             whole images with a learnt token at removed patches (``fcmae.mask_token``).
@@ -135,7 +134,7 @@ class FCMAE(nn.Module):
         self.pred = nn.Conv2d(pred_dim, pred_side**2 * encoder.in_chans, kernel_size=1)
         for module in (self.proj, self.decoder, self.pred):
             module.apply(init_weights)
-        # the token stands in the decoder, or already in the encoder
+        # the token is used in the decoder, or already in the encoder
         self.mask_token = None if tokens else new_mask_token(decoder_dim)
         self.input_token = new_mask_token(channels["stage1"]) if tokens else None
 
@@ -187,8 +186,8 @@ class FCMAE(nn.Module):
     def _predict(self, features: Mapping[str, Tensor], mask: Tensor) -> tuple[Tensor, Tensor]:
         """The N removed patches ``[N, 32*32*C]``, and all as a map.
 
-        The prediction and the last block's last product are six tenths of the decoder's arithmetic,
-        and two fifths of it would be at visible patches: it is left out there.
+        The prediction and the last block's last product are six tenths of the decoder's arithmetic.
+        They are only computed at removed patches, which saves two fifths of that.
         """
         x = self.proj(features["stage4"])
         if self.mask_token is not None:
@@ -214,14 +213,14 @@ class FCMAE(nn.Module):
         return self.decoder(x_nchw).permute(0, 2, 3, 1).flatten(0, 2).index_select(0, sites)
 
     def normalised(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What is predicted of patches, and the mean and standard deviation that normalised them.
+        """The target for patches, and the mean and standard deviation that normalised them.
 
         Args:
             patches: ``[..., 32*32*C]`` of pixels.
 
         Returns:
-            The same shape and twice ``[..., 1]`` (0 and 1 where nothing is normalised), float32 at
-            least.
+            The same shape, and two tensors ``[..., 1]`` (0 and 1 if nothing is normalised), float32
+            at least.
         """
         patches = patches.to(torch.promote_types(patches.dtype, torch.float32))
         if not self.norm_pix_loss:
@@ -232,7 +231,7 @@ class FCMAE(nn.Module):
         return (patches - mean) / std, mean, std
 
     def targets(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What is predicted of images, see :meth:`normalised`, as maps ``[B, 32*32*C, h, w]``."""
+        """The targets for images, see :meth:`normalised`, as maps ``[B, 32*32*C, h, w]``."""
         found = self.normalised(patchify(images).permute(0, 2, 3, 1).contiguous())
         patches, mean, std = (part.permute(0, 3, 1, 2) for part in found)
         return patches, mean, std
@@ -244,7 +243,7 @@ class FCMAE(nn.Module):
     def _loss(self, images: Tensor, patches: Tensor, mask: Tensor) -> Tensor:
         """That loss, from the prediction of the N removed patches, ``[N, 32*32*C]``."""
         if not len(patches):
-            return patches.sum().float()  # torch warns of the variance of nothing
+            return patches.sum().float()  # no patch: torch would warn about the variance
         target, _, _ = self.normalised(removed_patches(images, mask))
         error = (patches.to(target.dtype) - target).square().mean(1)
         return error.sum() / mask.sum().clamp(min=1)
@@ -253,9 +252,9 @@ class FCMAE(nn.Module):
     def reconstruct(self, images: Tensor, mask: Tensor, prediction: Tensor) -> Tensor:
         """Images with removed patches replaced by their prediction, ``[B, C, H, W]``.
 
-        Where pixels are normalised per patch, the *original* patch's mean and standard deviation
-        bring the prediction back to pixels, as in MAE's and FCMAE's published pictures: contrast
-        and average colour of a removed patch are therefore given, only its content is predicted.
+        If pixels are normalised per patch, the mean and standard deviation of the *original* patch
+        bring the prediction back to pixels, as in MAE's and FCMAE's published pictures. So contrast
+        and average colour of a removed patch are not predicted, only its content.
         """
         target, mean, std = self.targets(images)
         patches = torch.where(mask.unsqueeze(1), prediction.to(target.dtype), target) * std + mean

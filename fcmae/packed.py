@@ -1,9 +1,9 @@
-"""FCMAE's encoder on the visible sites alone, and the masked-dense computation it must equal.
+"""FCMAE's encoder on the visible sites only, and the masked-dense computation it must equal.
 
 The paper (section 3.1, "encoder design") treats a masked image as sparse data and runs submanifold
-sparse convolution over it, so that removed patches neither cost anything nor leak into visible
-ones. Two ways to compute that, both without parameters of their own, both on the weights of a
-:class:`backbones.convnext.ConvNeXt`:
+sparse convolution over it, so that removed patches cost nothing and do not leak into visible ones.
+Here are two ways to compute that. Both use the weights of a :class:`backbones.convnext.ConvNeXt`
+and have no parameters of their own:
 
 * :class:`MaskedDenseEncoder`: every operator on the whole map, multiplied by the mask before and
   after each spatial one. It saves nothing and is the reference.
@@ -46,14 +46,14 @@ from fcmae.masking import PATCH, check_mask, upsample_mask
 from fcmae.packed_mask import PackedMask, Places, plain_mask
 
 LAST = ("stage4",)
-SMALLEST_TILE = 4  # smaller patches: halos would cost more than whole maps
+SMALLEST_TILE = 4  # for smaller patches, margins would cost more than whole maps
 
 
 class _MaskedEncoder(nn.Module):
-    """A way to run an encoder on masked images.
+    """Runs an encoder on masked images.
 
     Args:
-        encoder: whose weights are used; it stays a submodule and owns all parameters.
+        encoder: the encoder; it is a submodule and owns all parameters.
     """
 
     def __init__(self, encoder: ConvNeXt) -> None:
@@ -110,15 +110,15 @@ class MaskedDenseEncoder(_MaskedEncoder):
 
 
 class PackedEncoder(_MaskedEncoder):
-    """The encoder on visible sites alone; equal to :class:`MaskedDenseEncoder`, at less cost."""
+    """The encoder on visible sites only; equal to :class:`MaskedDenseEncoder`, at less cost."""
 
     def features(
         self, images: Tensor, mask: Tensor | PackedMask, names: Sequence[str] = LAST
     ) -> dict[str, Tensor]:
-        """See :meth:`_MaskedEncoder.features`; equal visible counts only.
+        """See :meth:`_MaskedEncoder.features`; all images must have equally many visible patches.
 
-        A :class:`fcmae.packed_mask.PackedMask` brings the index tables that are made here of a mask
-        alone.
+        A :class:`fcmae.packed_mask.PackedMask` already has the index tables that are otherwise made
+        here.
         """
         check_mask(plain_mask(mask), images)
         packed = mask if isinstance(mask, PackedMask) else PackedMask.of(mask)
@@ -135,7 +135,7 @@ class PackedEncoder(_MaskedEncoder):
             run = self.encoder.run_of(name)
             for block in blocks.children():
                 x_nppc = run(_block, block, x_nppc, places, neighbours)
-            # 3. make dense again what the decoder takes
+            # 3. make the stages dense that the decoder takes
             if name in names:
                 features[name] = places.scatter(x_nppc).permute(0, 3, 1, 2)
         return features
@@ -169,7 +169,7 @@ def _convolve(x_bhwc: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
 
 
 class _SubmanifoldDepthwise(Function):
-    """Scatter into a zero map, convolve, gather; only the packed input is kept for backward."""
+    """Scatter into a zero map, convolve, gather; only the packed input is stored for backward."""
 
     @staticmethod
     def forward(ctx: Any, x_nppc: Tensor, weight: Tensor, bias: Tensor, places: Places) -> Tensor:
@@ -182,7 +182,7 @@ class _SubmanifoldDepthwise(Function):
     def backward(ctx: Any, gradient_nppc: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x_nppc, weight = ctx.saved_tensors
         places = ctx.places
-        # visible sites see visible sites, so the input's gradient is the same operation with the
+        # only visible sites see each other, so the input's gradient is the same operation with the
         # kernel turned round
         gradient_bhwc = places.scatter(gradient_nppc)
         grad_x = places.gather(_convolve(gradient_bhwc, weight.flip(2, 3)))
@@ -193,7 +193,7 @@ class _SubmanifoldDepthwise(Function):
 def _weight_gradient(
     x_nppc: Tensor, gradient_nppc: Tensor, gradient_bhwc: Tensor, places: Places
 ) -> Tensor:
-    """From visible patches and the sites around them; from whole maps where patches are tiny."""
+    """From visible patches and the sites around them; from whole maps if patches are tiny."""
     x_bhwc = places.scatter(x_nppc)
     p = x_nppc.shape[2]
     if p < SMALLEST_TILE:
@@ -220,7 +220,7 @@ def _depthwise(conv: nn.Conv2d, x_nppc: Tensor, places: Places) -> Tensor:
 
 
 def _neighbours(mask: Tensor, patches_n: Tensor) -> Tensor | None:
-    """The table that Triton's depthwise convolution needs, where that is to run."""
+    """The table for Triton's depthwise convolution; None if that does not run."""
     if not triton_runs(mask):
         return None
     from fcmae.kernels.triton_depthwise import neighbouring_blocks

@@ -1,8 +1,9 @@
-"""Where the sites of visible patches belong: index tables, made once per batch, with its masks.
+"""Index tables that say where the sites of visible patches belong, made once per batch.
 
-The data loader's workers make them (:func:`fcmae.data.collate`), so that no training step does, and
-on a GPU none waits for the count of visible patches. They are one tensor: receiving another one
-from a worker would cost a step as much as making the tables.
+The data loader's workers make them together with the masks (:func:`fcmae.data.collate`). So
+training steps need not, and on a GPU they need not wait for the number of visible patches. The
+tables are one tensor, because receiving a second tensor from a worker would take as long as making
+the tables.
 
 Shape suffixes as in :mod:`fcmae.packed`: b image, v visible patch of an image, p side of a patch in
 sites, c channels, n = b*v.
@@ -28,9 +29,9 @@ class Places(NamedTuple):
     Attributes:
         shape: images, rows and columns of patches.
         patches: flat indices of the visible patches, ``[n]``.
-        rows: of each patch's p rows, its index in the map seen as ``[B*H*columns, p*C]``, in
-            which sites that are neighbours along the width stay together; ``[n * p]``. Row r of
-            patch (b, i, j) is row ``((b*rows + i)*p + r)*columns + j``.
+        rows: ``[n * p]``: for each of the p rows of each patch, its index in the map viewed as
+            ``[B*H*columns, p*C]``. Row r of patch (b, i, j) has the index
+            ``((b*rows + i)*p + r)*columns + j``.
     """
 
     shape: tuple[int, int, int]
@@ -65,10 +66,10 @@ class Places(NamedTuple):
 
 
 class PackedMask(NamedTuple):
-    """A mask and the index tables that the packed encoder makes of it."""
+    """A mask with the index tables for the packed encoder."""
 
     mask: Tensor  # bool ``[B, H/32, W/32]``, True = removed
-    rows: Tensor  # :attr:`Places.rows` of the four stages one behind the other, ``[15 * n]``
+    rows: Tensor  # :attr:`Places.rows` of the four stages, one after the other, ``[15 * n]``
 
     @classmethod
     def of(cls, mask: Tensor) -> PackedMask:
@@ -85,7 +86,7 @@ class PackedMask(NamedTuple):
         b, h, w = self.mask.shape
         n = len(self.rows) // sum(SIDES)
         rows = self.rows.split([n * p for p in SIDES])
-        # of a patch of one site, the row is the patch
+        # for a patch of one site, the row's index is the patch's
         return [Places((b, h, w), rows[-1], of_stage) for of_stage in rows]
 
 

@@ -1,4 +1,4 @@
-"""Pretraining: what a step computes, and what a run leaves behind.
+"""Pretraining by FCMAE: a training step, and a whole run with its files.
 
 The recipe is the paper's (Table 8): AdamW with betas (0.9, 0.95), learning rate
 ``base_lr * batch / 256``, weight decay 0.05, linear warm-up and cosine.
@@ -47,17 +47,17 @@ from training.schedule import cosine_with_warmup, warn_of_schedule
 logger = logging.getLogger(__name__)
 
 PANEL_IMAGES = 6
-PROBE_HELD_OUT = 0.3  # of each class, where the data have no part val or test
+PROBE_HELD_OUT = 0.3  # fraction of each class, if the data have no val or test
 LOW_LEARNING_RATE = 1e-4
 
 
 class PretrainingStep:
-    """What a training step computes, from (images, masks, bad images met) to named losses.
+    """A training step: (images, masks, bad images met) -> losses by name.
 
     Args:
-        statistics: normalise the images.
-        bad_images: notes those that the loader's workers met.
-        hard: turns random masks into hard ones.
+        statistics: mean and deviation to normalise images by.
+        bad_images: records the bad images that the loader's workers met.
+        hard: turns random masks into hard ones; None for random ones.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ def pretrain(options: PretrainOptions, resume: bool = False) -> Path:
 
     Raises:
         ValueError, FileNotFoundError: for bad options, images or checkpoints, before training
-            starts where that can be known; ``training.loop.NonFiniteLossError`` during it.
+            starts if possible; ``training.loop.NonFiniteLossError`` during it.
     """
     with held(Path(options.output_dir)):
         if not resume:
@@ -158,7 +158,7 @@ def _pretrain(options: PretrainOptions, resume: bool) -> Path:
         probed = labelled_data(options.probe, val_fraction=PROBE_HELD_OUT, reading=reading)
 
     def after_step(step: int, model: nn.Module) -> dict[str, Any]:
-        """Now and then: pictures of the same images and masks, and what a probe finds."""
+        """At some steps: pictures of fixed images and masks, and the accuracy of probes."""
         if step % every and step != steps:
             return {}
         assert isinstance(model, FCMAE)
@@ -238,7 +238,7 @@ def build_fcmae(encoder: ConvNeXt, options: PretrainOptions) -> FCMAE:
 def _fixed_batch(
     samples: PretrainingSamples, bad_images: BadImages, number: int
 ) -> tuple[Tensor, Tensor]:
-    """Images and masks, the same in every run on these samples, spread evenly over them.
+    """Evenly spread images with masks, the same in every run on these samples.
 
     Images are uint8, or float32 in 0..1, ``[B, C, H, W]``; masks bool ``[B, H/32, W/32]``.
     """
@@ -249,7 +249,7 @@ def _fixed_batch(
 
 
 def _learning_rate(options: PretrainOptions) -> float:
-    """The learning rate for the whole batch, with a warning where it is too low to learn much."""
+    """The learning rate for the whole batch, with a warning if it is too low to learn much."""
     lr = options.base_lr * options.batch_size / 256
     if lr < LOW_LEARNING_RATE:
         logger.warning(

@@ -60,8 +60,8 @@ class Survey:
     """A training set in numbers."""
 
     sizes: np.ndarray  # ``[N, 2]``, height and width of the images that were measured
-    # ``[M]``, the square root of the area of each connected region that is not of the
-    # commonest class, as a share of its image's frame (``frame_sides``)
+    # ``[M]``, the square root of the area of each connected region (without the commonest
+    # class), as a fraction of its image's frame (``frame_sides``)
     regions: np.ndarray
     # images, test_images: all of them
     images: int
@@ -190,7 +190,7 @@ def decide(request: Request, numbers: Survey, timer: Timer) -> tuple[Plan, Timin
 def wanted_side(numbers: Survey) -> int:
     """The shorter side at which half of the regions have ``MIDDLE`` pixels.
 
-    No image is enlarged, but to the least side.
+    Images are not enlarged, except to the smallest side.
     """
     half = float(np.median(numbers.regions))
     allowed = [side for side in SIDES if side <= numbers.short] or SIDES[:1]

@@ -48,7 +48,7 @@ def test_8_and_16_bits_palettes_and_bilevel_maps_give_their_values(tmp_path):
 
 def test_a_picture_in_colours_and_a_damaged_file_are_no_class_maps(tmp_path):
     rgb = save(tmp_path / "rgb.png", np.zeros((2, 3, 3), np.uint8))
-    with pytest.raises(InputError, match=r"rgb\.png is a picture of 3 channels; .* one value"):
+    with pytest.raises(InputError, match=r"rgb\.png has 3 channels; .* one value"):
         read_label_file(rgb)
     (tmp_path / "bad.png").write_bytes(b"\x89PNG nothing")
     with pytest.raises(InputError, match=r"bad\.png does not decode"):
@@ -77,11 +77,11 @@ def test_a_value_that_the_classes_file_names_is_a_class_even_if_it_is_the_ignore
     ("text", "message"),
     [
         ("{", "is not JSON"),
-        ('{"a": 1}', "is no list of class names"),
+        ('{"a": 1}', "is not a list of class names"),
         ('["a", "a"]', "names a twice"),
         ('{"one": "a"}', "values are whole numbers"),
         ('{"70000": "a"}', r"names the values \[70000\]"),
-        ("[]", "is no list of class names"),
+        ("[]", "is not a list of class names"),
     ],
 )
 def test_a_faulty_classes_file_is_refused(tmp_path, text, message):
@@ -149,7 +149,7 @@ def test_all_that_is_wrong_with_cocos_objects_is_told_at_once(tmp_path):
     said = "\n".join(checked.errors)
     assert "objects of images that the file has not (1): annotations[1]" in said
     assert "objects of categories that the file has not (1): annotations[2]" in said
-    assert "segmentations that are none: annotations[4]" in said
+    assert "invalid segmentations: annotations[4]" in said
     assert checked.warnings == ["objects without a mask, which are left out (1): annotations[3]"]
 
 

@@ -1,10 +1,10 @@
 """The packed encoder's depthwise convolution and LayerNorm on a GPU, with their gradients.
 
 One autograd function over the kernels of ``fcmae.kernels.triton_depthwise_kernels``. The input's
-gradient is the forward kernel turned round, since visible sites see visible sites. Weight, bias,
-gamma and beta get theirs as partial sums of each program, which a second step adds in a fixed
-order: they
-are deterministic, without atomics. Kept for backward are the input and the convolution's output.
+gradient is the forward convolution with the kernel turned round, because only visible sites see
+each other. The gradients of weight, bias, gamma and beta are partial sums of each program, which a
+second step adds in a fixed order; so they are deterministic. The input and the convolution's output
+are stored for backward.
 
 Shape suffixes: n visible block, p side of a block in sites, c channels.
 """
@@ -30,12 +30,12 @@ from fcmae.kernels.triton_depthwise_kernels import (
 
 KERNEL, MARGIN = 7, 3
 ROWS, CHANNELS = 16, 64  # tile of a program: 8 values in each of 128 threads
-WEIGHT_PROGRAMS = 2048  # of the weight gradient, about: several for each multiprocessor
+WEIGHT_PROGRAMS = 2048  # about, for the weight gradient: several per multiprocessor
 NORM_TILE, NORM_PROGRAMS = 4096, 1024  # of LayerNorm's gradient
 
 
 def neighbouring_blocks(mask: Tensor, patches_n: Tensor) -> Tensor:
-    """For each visible patch, which blocks lie around it, 3 patches far.
+    """For each visible patch, the packed indices of the patches up to 3 patches away.
 
     Args:
         mask: bool ``[B, h, w]``, True = removed.
@@ -193,7 +193,7 @@ def _norm_gradient(
 
 
 def _shared_out(work: int, tile: int, programs: int) -> tuple[int, int]:
-    """At most so many programs, and the work of each, whole tiles."""
+    """The number of programs, at most ``programs``, and the work of each in whole tiles."""
     each = triton.cdiv(triton.cdiv(work, tile), max(1, programs)) * tile
     return triton.cdiv(work, each), each
 

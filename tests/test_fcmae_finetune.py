@@ -467,7 +467,7 @@ def test_grn_can_be_in_pretraining_alone_if_that_is_asked_for(coloured, tmp_path
 
 def test_evaluation_refuses_a_classifier_without_the_datas_classes(coloured, tmp_path):
     path = classifier_file(tmp_path / "c.safetensors", 2, names=["blue", "pink"])
-    with pytest.raises(ValueError, match=r"no head's row for 2 of 3 classes \(green, red\)"):
+    with pytest.raises(ValueError, match=r"no row for 2 of 3 classes \(green, red\)"):
         evaluate_classifier(options(coloured, tmp_path / "eval", init=str(path)))
     with pytest.raises(FileNotFoundError, match=r"classifier\.safetensors"):
         evaluate_classifier(options(coloured, tmp_path / "eval"))

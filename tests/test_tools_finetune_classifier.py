@@ -95,4 +95,4 @@ def test_validation_images_alone_are_not_trained_on(run_tool, two_classes, tmp_p
     two_classes.rename(tmp_path / "root/Val")
     result = run_tool("finetune_classifier", *base(tmp_path / "root", tmp_path / "run"))
     assert result.code == 1
-    assert "has images to evaluate and none to train on: a part train/ is missing" in result.err
+    assert "has images to evaluate and none to train on: train/ is missing" in result.err

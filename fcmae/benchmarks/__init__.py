@@ -1,1 +1,1 @@
-"""Tables of ratios for the encoder and pretraining."""
+"""Measures speed and memory of the encoder and of pretraining, as tables of ratios."""

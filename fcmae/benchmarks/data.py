@@ -1,10 +1,10 @@
-"""Whether the input pipeline keeps up with pretraining.
+"""Measures whether the input pipeline keeps up with pretraining.
 
-Images are read, cropped and masked as in a pretraining run. *images/s a worker* is of processor
-time in one process. *data wait* is what a real run (:func:`fcmae.pretrain.pretrain`) writes to its
-``metrics.json``: the share of their time that steps waited for their batch, not counting the
-first WARM_UP steps. *index tables* (:mod:`fcmae.packed_mask`) are part of a worker's work on
-a batch, of which the share is given.
+Images are read, cropped and masked as in a pretraining run. *images/s a worker* refers to processor
+time in one process. *data wait* is the fraction of the time that steps of a real run
+(:func:`fcmae.pretrain.pretrain`) waited for their batch, by its ``metrics.json``, without the first
+WARM_UP steps. *index tables* (:mod:`fcmae.packed_mask`) is the fraction of a worker's time for a
+batch that they take.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from training.data import SampleKey, SeededSamples
 from training.records.measure import Row
 
 WARM_UP = 2  # steps that wait for the workers to start
-BATCHES = 16  # that are read and timed in one process
+BATCHES = 16  # number of batches that are read and timed in one process
 SYNTHETIC = (24, 375, 500)  # images, height, width: ImageNet's usual size
 LARGE_FILES = [  # kind, ending, height, width
     ("24 MP JPEG", ".jpg", 4000, 6000),
@@ -48,7 +48,7 @@ def data_case(
     """One line of the table; writes to a temporary folder only.
 
     Args:
-        steps: that are counted.
+        steps: number of steps that are counted.
         data: a folder of images; None for synthetic JPEG files.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -98,7 +98,7 @@ def write_photographs(
     width: int = SYNTHETIC[2],
     suffix: str = ".jpg",
 ) -> Path:
-    """Files of smooth noise with edges, about as large as photographs of their size."""
+    """Write images of smooth noise with edges; the files are about as large as photographs."""
     generator = np.random.default_rng(0)
     folder.mkdir(parents=True)
     for number in range(count):
@@ -113,7 +113,7 @@ def write_photographs(
 def images_per_second(samples: SeededSamples, batch: int) -> float:
     """How many images one loader process reads and collates per second of processor time.
 
-    They are spread evenly over the data set.
+    The images are evenly spread over the data set.
     """
     count = batch * BATCHES
     with _one_thread():
@@ -128,7 +128,7 @@ def images_per_second(samples: SeededSamples, batch: int) -> float:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Let torch compute with one thread, as it does in a loader's worker."""
+    """Inside this context torch uses one thread, as in a loader's worker."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -149,10 +149,10 @@ def index_seconds(case: EncoderCase) -> float:
 
 
 def large_case() -> list[Row]:
-    """Images per second of a worker, by kind of file, and over those of small files.
+    """Images per second of a worker, by kind of file, and the ratio to small files.
 
-    Photographs of 24 megapixels as JPEG and of 12 as PNG and TIFF, as they are and from shrunk
-    copies (``--cache``); the rounds of all kinds are interleaved.
+    Photographs of 24 megapixels as JPEG and of 12 as PNG and TIFF, with and without shrunk copies
+    (``--cache``). All kinds are measured in turn.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,11 +1,11 @@
-"""What packing and Triton's kernels buy on a GPU, and how far from the hardware's limit it is.
+"""Measures what packing and Triton's kernels save on a GPU, and how far that is from its limit.
 
-The *roofline* of a step is the least time in which this GPU could run it operator by operator: each
-takes the longer of its matrix arithmetic at the measured matrix rate and its least traffic, every
-input read and every output written once, at the measured copy rate. It counts the same operators
-for both encoders, on all sites or on the visible ones. It leaves out what is small (weights, the
-means of GRN) and the depthwise convolution's arithmetic, so that no step can reach a share of 1
-without fusing more than the kernels here do.
+The *roofline* of a step is the least time in which this GPU could run its operators one after
+another. An operator takes either the time of its matrix arithmetic at the measured matrix rate, or
+the time to read every input and write every output once at the measured copy rate, whichever is
+longer. The same operators are counted for both encoders, on all sites or on the visible ones.
+Weights, the means of GRN and the depthwise convolution's arithmetic are left out, so a step could
+only reach a share of 1 by fusing more than the kernels here do.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from training.records.measure import Row, interleaved, synchronise
 
 logger = logging.getLogger(__name__)
 
-# of each operator of a block, forward then backward: multiply-adds of matrices in C*C a site, and
-# values moved in C a site
+# for each operator of a block, forward then backward: multiply-adds of matrix products per site, in
+# units of C*C, and values moved per site, in units of C
 OPERATORS = [
     (0, 2),  # depthwise and LayerNorm: x -> y
     (4, 5),  # pwconv1
@@ -47,7 +47,7 @@ OPERATORS = [
 
 @dataclass(frozen=True)
 class Rates:
-    """What the hardware was measured to do."""
+    """Measured rates of the hardware."""
 
     matrix: float  # multiply-adds per second of a large matrix product in the case's precision
     copy: float  # bytes read and written per second by a large copy
@@ -78,7 +78,7 @@ def _best_seconds(run: Callable[[], Tensor], device: torch.device) -> float:
 
 
 def roofline_seconds(case: EncoderCase, rates: Rates, share: float = 1.0) -> float:
-    """The roofline of forward and backward of the encoder on this share of the sites."""
+    """The roofline of the encoder's forward and backward pass on this fraction of the sites."""
     size = SIZES[case.size]
     value_bytes = 2 if case.precision == "bf16" else 4
     total, channels_in = 0.0, 3
@@ -103,12 +103,13 @@ def gpu_encoder_case(
     kernels: Kernels = "auto",
     rates: Rates | None = None,
 ) -> list[Row]:
-    """Forward and backward of the encoder, a row for each way to compute it.
+    """The encoder's forward and backward pass: a row for each way to compute it.
 
     Args:
-        device: a GPU; elsewhere no peak memory is shown.
-        kernels: of the packed encoder: "torch", "triton", "fused", or "auto" for a row of each.
-        rates: of the hardware; measured when None.
+        device: a GPU; on other devices no peak memory is shown.
+        kernels: kernels of the packed encoder: "torch", "triton", "fused", or "auto" for a row
+            each.
+        rates: rates of the hardware; measured if None.
 
     Raises:
         ValueError: if Triton's kernels are asked for and cannot run.
@@ -157,7 +158,7 @@ def gpu_encoder_case(
 
 
 def _peak_bytes(run: Callable[[], None], device: torch.device) -> int:
-    """The most that tensors held at once during a step, weights and images included."""
+    """The most bytes that tensors took during a step, weights and images included."""
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     run()

@@ -1,6 +1,6 @@
-"""How cost grows with the mask ratio, the image, the batch and the model: a table and a picture.
+"""Measures how cost grows with mask ratio, image size, batch and model: a table and a picture.
 
-Each sweep changes one thing of one case; lines are measured as in :mod:`fcmae.benchmarks.steps`.
+Each sweep changes one field of one case; rows are measured as in :mod:`fcmae.benchmarks.steps`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from training.records.measure import Row
 class Sweep:
     """One panel of the picture."""
 
-    field: str  # of :class:`EncoderCase`, the one that changes
-    values: tuple[Any, ...]  # that it takes
-    label: str  # of the horizontal axis
+    field: str  # the field of :class:`EncoderCase` that changes
+    values: tuple[Any, ...]  # its values
+    label: str  # label of the horizontal axis
     start: tuple[tuple[str, Any], ...] = ()  # fields of the case that differ from the common one
 
     def cases(self, common: EncoderCase) -> list[EncoderCase]:
@@ -52,12 +52,12 @@ def measure_growth(
     sweeps: Iterable[Sweep] = SWEEPS,
     common: EncoderCase = COMMON,
 ) -> dict[str, list[Row]]:
-    """Rows of every sweep, by the field that it changes."""
+    """The rows of every sweep, by the field that it changes."""
     return {sweep.field: [measure(case) for case in sweep.cases(common)] for sweep in sweeps}
 
 
 def draw_growth(growth: dict[str, list[Row]], path: Path, title: str) -> None:
-    """Time an image above, ratios below, a column for each sweep; PNG or SVG by the suffix."""
+    """Draw time per image above, ratios below, a column for each sweep; PNG or SVG by suffix."""
     figure = Figure(figsize=(4.2 * len(growth), 6.4), layout="constrained")
     axes = figure.subplots(2, len(growth), squeeze=False)
     labels = {sweep.field: sweep.label for sweep in SWEEPS}

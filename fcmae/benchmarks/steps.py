@@ -1,6 +1,6 @@
-"""What packing costs and saves, as ratios measured interleaved in one process.
+"""Measures time and memory of packed, masked-dense and dense encoders in turn, in one process.
 
-The table shows medians over rounds. The masked-dense baseline is made of stock PyTorch operators on
+The table has medians over rounds. The masked-dense baseline uses PyTorch's own operators on
 channels-last tensors.
 """
 
@@ -34,20 +34,20 @@ class EncoderCase:
     precision: str = "fp32"  # "fp32" or "bf16" (autocast)
     batch: int = 8  # images
     image_size: int = 224  # pixels of a square image
-    mask_ratio: float = 0.6  # share of patches removed
+    mask_ratio: float = 0.6  # fraction of patches removed
 
     def autocast(self, device: torch.device) -> AbstractContextManager:
         return autocast(self.precision, device)
 
     def inputs(self, device: torch.device) -> tuple[Tensor, Tensor, PackedMask]:
-        """Images, a mask, and the mask with its tables, as the data loader gives it."""
+        """Images, a mask, and the mask with its index tables, as the data loader makes it."""
         images = torch.randn(self.batch, 3, self.image_size, self.image_size, device=device)
         grid = grid_size(self.image_size, self.image_size)
         mask = random_mask(self.batch, grid, self.mask_ratio).to(device)
         return images.contiguous(memory_format=torch.channels_last), mask, PackedMask.of(mask)
 
     def described(self) -> Row:
-        """A row's first columns: what was run."""
+        """The first columns of a row, which describe the case."""
         return {
             "encoder": self.size,
             "precision": self.precision,
@@ -58,8 +58,7 @@ class EncoderCase:
 
 
 def arithmetic_bound(case: EncoderCase) -> float:
-    """Multiply-adds of the packed encoder over the dense one's: what packing can reach at best if
-    the depthwise convolutions stay dense."""
+    """Multiply-adds of the packed encoder / the dense one's, with dense depthwise convolutions."""
     size = SIZES[case.size]
     rows, columns = grid_size(case.image_size, case.image_size)
     share = visible_count(rows * columns, case.mask_ratio) / (rows * columns)
@@ -78,7 +77,7 @@ def arithmetic_bound(case: EncoderCase) -> float:
 
 
 def saved_bytes(run: Callable[[], Tensor], parameters: set[int]) -> int:
-    """Bytes that autograd keeps for the backward of ``run``, weights not counted."""
+    """Bytes that autograd stores for the backward pass of ``run``, without weights."""
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -94,7 +93,7 @@ def saved_bytes(run: Callable[[], Tensor], parameters: set[int]) -> int:
 
 
 def encoder_case(case: EncoderCase, rounds: int, device: torch.device) -> Row:
-    """Forward and backward of the encoder: dense, timm's, masked-dense, packed."""
+    """The encoder's forward and backward pass: dense, timm's, masked-dense, packed."""
     torch.manual_seed(0)
     encoder = build_convnext(case.size).to(device)
     reference = timm.create_model(case.size, num_classes=0, global_pool="").to(device)
@@ -136,7 +135,7 @@ def encoder_case(case: EncoderCase, rounds: int, device: torch.device) -> Row:
 def inference_case(
     case: EncoderCase, rounds: int, device: torch.device, compiles: bool = False
 ) -> Row:
-    """The dense encoder without gradients: stock operators, fused functions, ``torch.compile``."""
+    """The dense encoder without gradients: PyTorch's operators, fused ones, ``torch.compile``."""
     torch.manual_seed(0)
     encoder = build_convnext(case.size).to(device).eval()
     images = torch.randn(case.batch, 3, case.image_size, case.image_size, device=device)
@@ -146,7 +145,7 @@ def inference_case(
         with around(), case.autocast(device):
             encoder.forward_features(images)
 
-    with compiled_encoders():  # so that what is compiled once stays
+    with compiled_encoders():  # keeps the compiled program
         variants = {
             "eager": partial(run, stock_operators),
             "fused": partial(run, partial(compiled_encoders, False)),

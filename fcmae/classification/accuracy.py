@@ -32,14 +32,13 @@ def evaluate_classifier(options: FinetuneOptions) -> dict[str, Any]:
     """Evaluate a classifier: ``--eval-only``.
 
     Args:
-        options: ``init`` is the classifier, evaluated on the validation images, or where there are
-            none apart (``val_data``, a part val or test) on all of ``data``. Without ``init`` it is
-            that of the run in ``output_dir``, on the images that the run set apart. All of the
-            classifier's classes compete, those too that the data have no image of, unless
-            ``eval_classes`` is "data".
+        options: ``init`` is the classifier. It is evaluated on the validation images (``val_data``,
+            or val or test in ``data``), else on all of ``data``. Without ``init`` it is the
+            classifier of the run in ``output_dir``, on the images that the run set apart. Any of
+            the classifier's classes may be predicted, unless ``eval_classes`` is "data".
 
     Returns:
-        ``top1`` and ``top5`` in percent, ``loss``, ``images``, ``classes`` (that compete),
+        ``top1`` and ``top5`` in percent, ``loss``, ``images``, ``classes`` (that may be predicted),
         ``classes_of_data`` and ``weights``; also written to ``evaluation.json``.
 
     Raises:
@@ -59,8 +58,9 @@ def _evaluate(options: FinetuneOptions) -> dict[str, Any]:
     if setup.rows is None:
         unknown = [name for name in setup.data.classes if name not in (setup.source.classes or ())]
         raise InputError(
-            f"{options.init} has no head's row for {len(unknown)} of {len(setup.data.classes)} "
-            f"classes ({', '.join(unknown[:10])}); give a classifier of these, or --class-list"
+            f"the head of {options.init} has no row for {len(unknown)} of "
+            f"{len(setup.data.classes)} classes "
+            f"({', '.join(unknown[:10])}); give a classifier of these, or --class-list"
             + (f" (of its head: {problem})" if (problem := setup.source.head_problem) else "")
         )
     val, rows = setup.data.val, setup.rows
@@ -69,7 +69,7 @@ def _evaluate(options: FinetuneOptions) -> dict[str, Any]:
         rows = list(range(setup.source.rows))
     if len(rows) < setup.source.rows:
         logger.warning(
-            "only %d of the classifier's %d classes compete: figures are higher than those of all",
+            "only %d of the classifier's %d classes may be predicted, so figures are higher",
             *(len(rows), setup.source.rows),
         )
     model, _ = build_classifier(
@@ -105,7 +105,7 @@ def _evaluate(options: FinetuneOptions) -> dict[str, Any]:
 def _as_the_run_split(options: FinetuneOptions) -> FinetuneOptions:
     """The options with the run's own rule for its validation images.
 
-    Other values would evaluate it on images that it was trained on.
+    With other values it would be evaluated on images that it was trained on.
     """
     config = Path(options.output_dir) / CONFIG
     if not config.is_file():

@@ -1,4 +1,4 @@
-"""A finished classifier: its weights with all that is needed to use them."""
+"""A finished classifier: its weights, and everything needed to use them."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from images.statistics import IMAGENET, Statistics
 
 @dataclass(frozen=True)
 class Classifier:
-    """A classifier and how it sees images."""
+    """A classifier with the preparation of its images."""
 
     source: str  # the file
     model: ConvNeXt  # in evaluation mode
     classes: list[str]  # their names, by number
-    # from an array ``[h, w, C]`` as ``reading`` gives it to what the model takes
+    # turns an array ``[h, w, C]``, as ``reading`` gives it, into the model's input
     transform: Transform
     reading: Reading  # how image files become arrays
     image_size: tuple[int, int]  # height and width in pixels
@@ -38,7 +38,7 @@ class Classifier:
     # :func:`fcmae.classification.transforms.evaluation_transform`
     crop_pct: float | None
     interpolation: str
-    statistics: Statistics  # normalise the images
+    statistics: Statistics  # mean and deviation to normalise the images by
     licence: str  # of the weights
 
     @torch.no_grad()
@@ -52,12 +52,12 @@ class Classifier:
 def load_classifier(source: str | Path) -> Classifier:
     """Load a classifier: a run's folder, a file of any format, or ``timm:NAME``.
 
-    What a file does not tell is as in the evaluation of classifiers: 224 pixels, ImageNet's mean
-    and deviation, and classes that are called by their numbers.
+    Defaults for a file that does not say them: 224 pixels, ImageNet's mean and deviation, and
+    numbers as names of the classes.
 
     Raises:
         FileNotFoundError: if it does not exist.
-        InputError: if it has no head, or is of other channels and does not tell their statistics.
+        InputError: if it has no head, or has other channels without mean and deviation.
     """
     if Path(source).is_dir():
         source = Path(source) / CLASSIFIER
@@ -73,7 +73,10 @@ def load_classifier(source: str | Path) -> Classifier:
     if mean and std:
         statistics = Statistics(mean, std, str(source))
     elif in_chans != 3:
-        raise InputError(f"{source} is of {in_chans} channels and does not tell their mean and std")
+        raise InputError(
+            f"{source} has {in_chans} channels and does not say their mean and std; give a "
+            "classifier of this project, which does"
+        )
     height, width = (int(side) for side in found.numbers("image_size") or DEFAULT_SIZE)
     crop_pct = json.loads(found.metadata.get("crop_pct", "null"))
     interpolation = interpolation_of(found.metadata)

@@ -1,9 +1,9 @@
 """Labelled images: folders of classes, shards and Hugging Face data sets, split and augmented.
 
-Sources and names are those of pretraining (``images.readers``); ``images.labels`` tells classes and
-parts. Classes are numbered in natural order of their names, as timm does. Images become arrays by
-the rules of ``images.files``, and samples by ``fcmae.classification.transforms``, which draw from
-the global generators alone: a sample depends on (seed, epoch, index) as in pretraining.
+Sources and names are those of pretraining (``images.readers``); ``images.labels`` finds classes and
+parts. Classes are numbered in the natural order of their names, as in timm. ``images.files`` reads
+images as arrays, and ``fcmae.classification.transforms`` makes samples of them. These use only the
+global random generators, so a sample depends on (seed, epoch, index), as in pretraining.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ Batch = tuple[Tensor, Tensor, dict[int, str]]
 class LabelledSamples(ImageSamples):
     """Samples of (image float32 ``[C, H, W]``, class, bad images met), normalised.
 
-    What replaces a bad image is the next good one, with its class (the first follows the last).
+    A bad image is replaced by the next good one, with its class (the first follows the last).
     """
 
-    indices: Sequence[int]  # which of the reader's images these are; ``bad`` ones are none of them
+    indices: Sequence[int]  # their indices in the reader, without bad images
     labels: Sequence[int]  # the class of each
     # from an array ``[h, w, C]`` (uint8, or float32 in 0..1) to a tensor
     transform: Callable[[np.ndarray], Tensor] | None = None
@@ -58,10 +58,10 @@ class LabelledSamples(ImageSamples):
     def __getitem__(self, place: int) -> Sample:
         """
         Raises:
-            ImageError: for a bad image where they are not skipped, or all are bad.
+            ImageError: for a bad image if they are not skipped, or if all are bad.
         """
         if not 0 <= place < len(self):
-            raise IndexError(place)  # by which iteration over samples ends
+            raise IndexError(place)  # ends an iteration over the samples
         used, image, met = self.first_usable(place, self._transformed)
         return image, self.labels[used], met
 
@@ -81,10 +81,10 @@ class LabelledData:
     """Training and validation images of the same classes."""
 
     classes: list[str]  # their names, by number
-    # train, val: the samples; ``train`` is empty where only ``val`` was asked for
+    # train, val: the samples; ``train`` is empty if only ``val`` was asked for
     train: LabelledSamples
     val: LabelledSamples
-    split: str  # in words, how validation images were told from the others
+    split: str  # in words, how validation images were chosen
 
 
 def collate(samples: list[Sample]) -> Batch:
@@ -114,10 +114,10 @@ class _Source:
         return cls(name, reader, read_labels(reader), reading, skip_bad_images)
 
     def samples(self, indices: Sequence[int], classes: list[str] | None = None) -> LabelledSamples:
-        """Samples of the images that can be used, numbered by ``classes`` (None: by their own).
+        """Samples of the usable images; labels are positions in ``classes`` (None: their own).
 
         Raises:
-            ImageError: for bad images, where they are not skipped or more than half are.
+            ImageError: for bad images, if they are not skipped or more than half are bad.
             InputError: for images without a class.
         """
         bad = find_bad_headers(self.reader, self.reading, indices)
@@ -160,20 +160,20 @@ def labelled_data(
     reading: Reading | None = None,
     skip_bad_images: bool = False,
 ) -> LabelledData:
-    """Everything from names to samples (without transforms), checked.
+    """Open sources by their names, check them, and make samples (without transforms).
 
     Args:
-        data: a source of labelled images, see ``images.labels``; where it has the parts train and
-            val (or test, where there is no val), these two.
-        val_data: the source of validation images; of its parts, where it has some, val or test.
-        split, val_split: of sources that have several.
-        val_fraction: where there are no validation images, this share of each class is set apart:
-            those whose sha256 of ``"split_seed:name"`` is smallest, at least one of a class of
-            two or more.
-        split_seed: see above. It is not the run's seed, so that runs of several seeds are
-            evaluated on the same images.
-        only_val: evaluate alone: without ``val_data`` and a part val or test, all of ``data``.
-        reading, skip_bad_images: see :class:`LabelledSamples`; RGB where it is None.
+        data: a source of labelled images, see ``images.labels``. If it has the parts train and val
+            (or test, without val), these are used.
+        val_data: the source of validation images, or of its part val or test.
+        split, val_split: the splits of sources that have several.
+        val_fraction: without validation images, this fraction of each class is set apart: those
+            whose sha256 of ``"split_seed:name"`` is smallest, at least one for a class of two or
+            more.
+        split_seed: see above. It is not the run's seed, so that runs of several seeds are evaluated
+            on the same images.
+        only_val: only evaluate: without ``val_data`` and a part val or test, on all of ``data``.
+        reading, skip_bad_images: see :class:`LabelledSamples`; RGB if ``reading`` is None.
 
     Raises:
         FileNotFoundError, InputError: for sources that cannot be read, have no labels, fewer than
@@ -190,7 +190,7 @@ def labelled_data(
     indices = source.labels.of_part("train")
     if not indices:
         raise InputError(
-            f"{data} has images to evaluate and none to train on: a part train/ is missing beside "
+            f"{data} has images to evaluate and none to train on: train/ is missing beside "
             f"{', '.join(sorted({part for part in source.labels.parts if part}))}/"
         )
     train = source.samples(indices)
@@ -210,7 +210,7 @@ def labelled_data(
             raise InputError(
                 f"{words} has {len(unknown)} class(es) that {trained} lacks: "
                 f"{', '.join(unknown[:20])}{', ...' * (len(unknown) > 20)}; train on images of "
-                "them, too, or take them out"
+                "them, too, or remove them"
             )
         val = val_source.samples(held_out, classes)
     else:
@@ -229,10 +229,10 @@ def labelled_data(
 def set_apart(names: Sequence[str], labels: Sequence[int], fraction: float, seed: int) -> set[int]:
     """Indices of validation images; the rule stands in :func:`labelled_data`.
 
-    An image's rank depends on its name alone, whatever else is in the folder.
+    An image's rank depends only on its name, not on other images.
 
     Raises:
-        InputError: if ``fraction`` is not between 0 and 1, or each class has but one image.
+        InputError: if ``fraction`` is not between 0 and 1, or each class has only one image.
     """
     if not 0 < fraction < 1:
         raise InputError(f"val_fraction is {fraction}; it must be between 0 and 1")

@@ -1,4 +1,4 @@
-"""What a classifier says of images: top-1 and top-5 by timm's definition, in float32."""
+"""Evaluates a classifier: top-1 and top-5 by timm's definition, in float32."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ TOP = 5
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a classifier said of each image that could be used, in their order."""
+    """The predictions of a classifier for each usable image, in their order."""
 
     left_out: int  # how many images could not be used
-    places: list[int]  # of the others, in the samples
-    # truth, predicted: classes
+    places: list[int]  # positions of the others in the samples
+    # truth, predicted: class numbers
     truth: list[int]
     predicted: list[int]
     probability: list[float]  # of the predicted class
     loss: list[float]  # the cross-entropy of each
-    # whether the true class is among the five most probable (fewer classes: of all, as in
-    # timm)
+    # whether the true class is among the five most probable ones (always, with five classes or
+    # fewer, as in timm)
     in_top: list[bool]
 
     def figures(self) -> dict[str, float]:
-        """``top1`` and ``top5`` in percent, ``loss`` (the mean), ``left_out`` where any are."""
+        """``top1`` and ``top5`` in percent, mean ``loss``, and ``left_out`` if it is not 0."""
         used = len(self.places)
         right = sum(a == b for a, b in zip(self.truth, self.predicted, strict=True))
         figures = {
@@ -53,24 +53,25 @@ class Evaluation:
 def evaluate(
     model: nn.Module, samples: LabelledSamples, batch_size: int, workers: int = 0
 ) -> Evaluation:
-    """Evaluate on every usable image exactly once; each process of several takes its share.
+    """Evaluate on every usable image exactly once; several processes share the images.
 
     Args:
-        model: from images ``[B, C, H, W]`` to logits; its mode is restored afterwards.
-        samples: with an evaluation transform. Where bad images are skipped, none takes the place
-            of one here: they are left out, which is logged.
+        model: takes images ``[B, C, H, W]``, returns logits; its mode is restored afterwards.
+        samples: with an evaluation transform. Bad images that are skipped are left out and logged,
+            not replaced.
 
     Returns:
         The whole evaluation, in every process.
 
     Raises:
-        ImageError: for a bad image where they are not skipped, or if no image can be used.
+        ImageError: for a bad image if they are not skipped, or if no image can be used.
     """
     world, rank = 1, 0
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
     total = len(samples)
-    # Every process runs as many batches (FSDP gathers weights in each): the last may count none.
+    # Every process runs equally many batches, because FSDP gathers weights in each; the last one
+    # may count no image.
     places = [place % total for place in range(rank, -(-total // world) * world, world)]
     counted = len(range(rank, total, world))
     mine = Subset(_Dataset(samples), places)

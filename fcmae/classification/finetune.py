@@ -1,12 +1,12 @@
-"""Supervised fine-tuning of an encoder as a classifier, and what a run leaves behind.
+"""Supervised fine-tuning of an encoder as a classifier: a whole run with its files.
 
 The recipe is the authors' (``fcmae.classification.recipes``); augmentation, mixing, losses,
 averaged weights and their schedules are timm's. Deliberate deviations from the authors' code:
 
-  * the averaged weights start as a short average: decay n / (n + 10) until that is the recipe's, so
-    that they are worth something in runs of less than some 50,000 steps, too;
-  * figures are those of the last step, not of the best evaluation on the way;
-  * a sample's augmentation depends on (seed, epoch, index) alone, and how a batch is mixed on
+  * at step n the averaged weights have a decay of n / (n + 10), at most the recipe's, so that the
+    average is useful in runs of fewer than 50,000 steps, too;
+  * figures are those of the last step, not of the best evaluation during the training;
+  * a sample's augmentation depends only on (seed, epoch, index), and the mixing of a batch on
     (seed, step) and the process, so that a resumed run continues as if it had never stopped.
 """
 
@@ -63,12 +63,12 @@ def finetune(options: FinetuneOptions, resume: bool = False) -> Path:
 
     Returns:
         The path of ``classifier.safetensors``. Beside it: ``classifier_ema.safetensors`` (the
-        averaged weights, where the recipe has them), ``config.yaml``, ``metrics.json``,
+        averaged weights, if the recipe has them), ``config.yaml``, ``metrics.json``,
         ``metrics_summary.json``, ``per_image.json``, ``checkpoints/`` and ``tensorboard/``.
 
     Raises:
         InputError, FileNotFoundError: for bad options, images or checkpoints, before training
-            starts where that can be known; ``training.loop.NonFiniteLossError`` during it.
+            starts if possible; ``training.loop.NonFiniteLossError`` during it.
     """
     with held(Path(options.output_dir)):
         if not resume:
@@ -205,7 +205,7 @@ def _finetune(options: FinetuneOptions, resume: bool) -> Path:
 
 
 class _Evaluations:
-    """Evaluates trained and averaged weights now and then; the loop records the figures."""
+    """Evaluates trained and averaged weights at some steps; the loop records the figures."""
 
     def __init__(
         self, options: FinetuneOptions, setup: Setup, ema: ModelEmaV3 | None, last: int

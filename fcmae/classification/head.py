@@ -1,8 +1,8 @@
-"""Classifiers from checkpoints: the encoder, and the head's rows that the data's classes want.
+"""Builds classifiers from checkpoints: the encoder, and the head's rows for the data's classes.
 
-A head is taken over by the names of its classes, so that ImageNet-22K's head becomes ImageNet-1K's
-by selecting and reordering rows. Names are those in our files' metadata; of other files, the
-WordNet synsets of ImageNet's subset of that many classes (timm's lists).
+Rows of a head are matched by the names of the classes. So a head of ImageNet-22K becomes one of
+ImageNet-1K by selecting and reordering rows. Names come from our files' metadata. For other files
+they are the WordNet synsets of ImageNet's subset with that many classes (timm's lists).
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ SHOWN = 10
 
 @dataclass(frozen=True)
 class Source:
-    """What a checkpoint holds beside its encoder."""
+    """The parts of a checkpoint besides its encoder."""
 
     name: str  # a path or ``timm:NAME``
-    head: dict[str, Tensor]  # ``norm.*`` and ``head.*`` by our names; empty for an encoder alone
-    classes: list[str] | None  # names of the head's rows; None where nothing tells them
-    metadata: dict[str, str]  # of the file
-    file: EncoderFile | None = None  # the file itself; None where there is no checkpoint
+    head: dict[str, Tensor]  # ``norm.*`` and ``head.*`` in our names; empty without a head
+    classes: list[str] | None  # names of the head's rows; None if unknown
+    metadata: dict[str, str]  # the file's metadata
+    file: EncoderFile | None = None  # the file itself; None without a checkpoint
 
     @property
     def rows(self) -> int:
-        """Rows of the head, 0 without one."""
+        """Number of rows of the head; 0 without one."""
         return len(self.head["head.weight"]) if "head.weight" in self.head else 0
 
     @property
     def head_problem(self) -> str | None:
-        """Why a classifier that is there is not taken: it is of another kind."""
+        """Why the file's head cannot be used; None if it can."""
         return self.file.recognised.head_problem if self.file else None
 
     def numbers(self, key: str) -> tuple[float, ...] | None:
@@ -53,16 +53,16 @@ class Source:
         return numbers(self.metadata, key)
 
     def range_of_values(self) -> tuple[float, float] | None:
-        """The values that became 0 and 1 in its training, where they were stated."""
+        """The values that became 0 and 1 in its training, if they were stated."""
         stated = json.loads(self.metadata.get("value_range", "null"))
         return (stated[0], stated[1]) if stated else None
 
     def bands(self) -> tuple[int, ...]:
-        """The channels that pictures showed in its training, where they were stated."""
+        """The channels that pictures showed in its training, if they were stated."""
         return tuple(int(band) for band in self.numbers("show_bands") or ())
 
     def grn(self) -> GRNOptions | None:
-        """The form of GRN that the encoder was trained with, where the file tells."""
+        """The form of GRN that the encoder was trained with; None if the file does not say."""
         text = self.metadata.get("grn")
         return None if text is None else GRNOptions.of_text(text)
 
@@ -78,7 +78,7 @@ def read_classifier(source: str | None, in_chans: int | None = None) -> Source:
         in_chans: channels that timm's weights are adapted to; None for 3.
 
     Raises:
-        FileNotFoundError, InputError: as that does, or for a head that is not whole.
+        FileNotFoundError, InputError: as that function, or for an incomplete head.
     """
     if source is None:
         return NO_SOURCE
@@ -107,11 +107,11 @@ def build_classifier(
     """Build a classifier and load its weights.
 
     Args:
-        source: the weights; all is new for ``NO_SOURCE``.
-        rows: of the source's head, one for each class; None for a new head.
-        grn: the form of GRN, or what stands in its place; None for the source's.
-        allow_other_grn: the source's may be another.
-        adapt_channels: the source may be of images of other channels.
+        source: the weights; with ``NO_SOURCE`` all weights are random.
+        rows: rows of the source's head, one for each class; None for a new head.
+        grn: the form of GRN, or the layer in its place; None for the source's.
+        allow_other_grn: accept a source with another form of GRN.
+        adapt_channels: accept a source with another number of channels.
 
     Returns:
         The model, and its form of GRN (None for V1).
@@ -140,19 +140,19 @@ def build_classifier(
 def choose_rows(
     source: Source, classes: Sequence[str], class_list: str | None, some: bool = False
 ) -> list[int] | None:
-    """Which row of the source's head stands for each class of the data.
+    """The row of the source's head for each class of the data.
 
     Args:
-        class_list: a file with a line for each class of the data: the row's number (from 0) in
-            the source's head, or its class's name there. Without it the data's names are looked
-            up, and where all are only numbers (webdataset's) these are the rows.
-        some: numbers may be rows where there are fewer classes than rows: the data are evaluated.
+        class_list: a file with a line for each class of the data: the row's number (from 0) in the
+            source's head, or the name of the row's class. Without it the data's names are looked
+            up; if all of them are numbers (webdataset's), these are the rows.
+        some: accept numbers as rows even if there are fewer classes than rows (for an evaluation).
 
     Returns:
-        Row numbers; None where the head is to be new, which is said in the log.
+        Row numbers; None if the head must be new, with the reason in the log.
 
     Raises:
-        InputError: if a class list is given and does not fit; every line that does not is named.
+        InputError: naming every line of a class list that does not fit.
     """
     if class_list is not None:
         return _rows_of_list(source, classes, Path(class_list))
@@ -173,7 +173,7 @@ def choose_rows(
         logger.info("the head's %d rows are taken by the numbers of the classes", len(classes))
         return [int(name) for name in classes]
     logger.warning(
-        "the head is new: %d of %d classes are none of the %d of %s (%s%s); --class-list can "
+        "the head is new: %d of %d classes are not among the %d of %s (%s%s); --class-list can "
         "name rows",
         *(len(unknown), len(classes), source.rows, source.name),
         *(", ".join(unknown[:SHOWN]), ", ..." * (len(unknown) > SHOWN)),

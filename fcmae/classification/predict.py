@@ -1,9 +1,9 @@
 """Prediction with a classifier: the class of each image of folders, and of each frame of videos.
 
-Written to the output folder:
+It writes to the output folder:
 
-  * ``predictions.csv``: a line for each image: ``image``, ``class``, ``probability``; then, of a
-    classifier of at most 100 classes, a column of probabilities for each class;
+  * ``predictions.csv``: a line for each image: ``image``, ``class``, ``probability``; then, for at
+    most 100 classes, a column of probabilities for each class;
   * ``predictions.json``: ``classes``, and ``images`` with ``file_name``, ``class``,
     ``probability``, the five most probable as ``top``, and ``frame`` and ``seconds`` in a video;
     and the settings;
@@ -50,23 +50,24 @@ def predict_classes(
     resume: bool = False,
     show_bands: Sequence[int] | None = None,
 ) -> dict[str, int]:
-    """Classify images and videos and write what the header lists.
+    """Classify images and videos, and write the files of this module's header.
 
     Args:
         run: see :func:`fcmae.classification.classifier.load_classifier`.
-        output_dir: must not hold predictions, but for ``resume``.
+        output_dir: must not hold predictions, unless ``resume``.
         every: classify each ``every``-th frame of a video.
         pictures: write each image with its class.
         skip_bad_images: leave out files that do not decode, each with a warning.
-        resume: go on where an earlier call with the same settings ended.
-        show_bands: channels (from 1) that ``pictures`` show; None for those of its training.
+        resume: continue an interrupted call with the same settings.
+        show_bands: channels, counted from 1, that ``pictures`` show; None for those of its
+            training.
 
     Returns:
         The number of ``images`` (frames counted) and of ``classes`` that were found.
 
     Raises:
-        InputError: for every input that cannot be read, before any prediction; for a folder that
-            holds predictions already; for settings that differ from those of what is to go on.
+        InputError: for inputs that cannot be read, before any prediction; for a folder that holds
+            predictions already; for other settings with ``resume``.
     """
     classifier = load_classifier(run)
     classifier.model.to(find_device(device))
@@ -112,7 +113,7 @@ def predict_classes(
 
 
 class _Shot(NamedTuple):
-    """A frame of a file, or its image; whether it is the file's last."""
+    """An image or a frame of a video, and whether it is the file's last."""
 
     file: Path
     name: str
@@ -174,7 +175,7 @@ def _name(entry: dict[str, Any]) -> str:
 
 
 def _write_picture(path: Path, pixels: np.ndarray, words: str) -> None:
-    """An RGB image, tiny ones enlarged, under a banner with these words."""
+    """Write an RGB image, enlarged if tiny, with these words above it."""
     image = Image.fromarray(pixels)
     if (factor := SMALLEST_PICTURE / max(image.size)) > 1:
         width, height = (round(side * factor) for side in image.size)

@@ -418,3 +418,74 @@ def test_the_tool_repairs_lists_and_checks(tmp_path, run_tool):
     assert refused.code == 1
     assert "would overwrite the file itself" in refused.err
     assert Image.open(images / "3.png").size == (80, 60)
+
+
+def changed_and_repaired(tmp_path, change):
+    """What a change of a sound file is after its repair: the tree, the changes and the errors."""
+    tree = small_coco()
+    change(tree)
+    annotations, images = write_small_coco(tmp_path)
+    annotations.write_text(json.dumps(tree))
+    fixed, changes = repair_coco(annotations, images)
+    write_coco(fixed, tmp_path / "fixed.json")
+    problems = check_coco(tmp_path / "fixed.json", images)[1]
+    return fixed, list(map(str, changes)), [str(p) for p in problems if p.severity == "error"]
+
+
+def test_objects_that_name_their_image_by_its_file_or_with_zeros_are_kept(tmp_path):
+    sound = [one["image_id"] for one in small_coco()["annotations"]]
+    files = {one["id"]: one["file_name"] for one in small_coco()["images"]}
+    for number, spelt in enumerate((files.get, "{:08d}".format, lambda key: files[key][:-4])):
+
+        def change(tree, spelt=spelt):
+            for one in tree["annotations"]:
+                one["image_id"] = spelt(one["image_id"])
+
+        fixed, changes, errors = changed_and_repaired(tmp_path / str(number), change)
+        assert [one["image_id"] for one in fixed["annotations"]] == sound
+        assert any("image_id" in change for change in changes)
+        assert not errors
+
+
+def test_objects_are_not_all_left_out_where_the_ids_of_most_lead_nowhere(tmp_path):
+    def change(tree):
+        for one in tree["annotations"]:
+            one["image_id"] += 1000
+
+    fixed, changes, errors = changed_and_repaired(tmp_path, change)
+    assert len(fixed["annotations"]) == len(small_coco()["annotations"])
+    assert not changes
+    assert any("is not in 'images'" in error for error in errors)
+
+
+def test_two_images_are_not_led_to_the_one_file_of_their_name(tmp_path):
+    name = small_coco()["images"][0]["file_name"]
+
+    def change(tree):
+        for number, one in enumerate(tree["images"][:2]):
+            one["file_name"] = f"camera{number}/{name}"
+
+    fixed, changes, errors = changed_and_repaired(tmp_path, change)
+    assert [one["file_name"] for one in fixed["images"][:2]] == [
+        f"camera0/{name}",
+        f"camera1/{name}",
+    ]
+    assert not changes
+    assert errors
+
+
+def test_ignore_that_says_no_makes_no_crowd_and_null_polygons_and_boxes_go(tmp_path):
+    def change(tree):
+        for one, ignore in zip(tree["annotations"], ("0", "false", "1"), strict=False):
+            one["ignore"] = ignore
+        polygons = next(one for one in tree["annotations"] if isinstance(one["segmentation"], list))
+        polygons["segmentation"].append(None)
+        polygons["bbox"] = [None, float("nan"), None, 0]
+
+    fixed, changes, errors = changed_and_repaired(tmp_path, change)
+    sound = small_coco()["annotations"]
+    crowds = [one.get("iscrowd", 0) for one in fixed["annotations"]]
+    assert crowds == [*(one.get("iscrowd", 0) for one in sound[:2]), 1, *crowds[3:]]
+    assert not errors
+    for words in ("ignore is not written as 0 or 1", "polygons that are null", "has no box"):
+        assert any(words in change for change in changes)

@@ -5,14 +5,17 @@ Beyond the other spellings that every reader takes (``detection.data.coco_file``
   * text that is not Unicode is read as Windows-1252;
   * numbers written as text become numbers; ``iscrowd`` and ``ignore`` become 0 or 1 of ``iscrowd``;
   * annotation ids that are missing or used twice are given anew, an annotation, image or class that
-    is listed twice word for word is kept once, and annotations of images that are not listed go;
+    is listed twice word for word is kept once;
+  * image ids of annotations that are file names, or have zeros before them, are those of the one
+    image that fits; annotations of images that are not listed go, unless most are such;
   * polygons that are one flat list, lists of points (of numbers or of x and y) or a level too deep,
     and an RLE in a list, are written as COCO has them; polygons of fewer than 3 points or an odd
     count of numbers go where the object has others;
   * objects that have no mask at all go, where masks are wanted and most objects have one;
   * a missing box or area is the mask's; a box that leaves the image is cut to it, where it leaves
     by at most a pixel or agrees with the mask;
-  * missing sizes of images are their files', and file names lead to the one file that fits;
+  * missing sizes of images are their files', and file names lead to the one file that fits, where
+    no other image is in it;
   * a class 0 that nothing uses, which Roboflow writes, goes.
 """
 
@@ -26,8 +29,7 @@ from typing import Any
 import pycocotools.mask as mask_util
 
 from detection.data.checks.annotations import BOX_TOLERANCE, boxes_differ, is_id
-from detection.data.checks.file_names import files_by_name, find_file, only_file_of_name
-from detection.data.checks.images import shown_size
+from detection.data.checks.file_names import files_by_name
 from detection.data.checks.problems import Findings, Problem
 from detection.data.checks.segmentations import are_finite, as_rle, is_finite, mask_bounds
 from detection.data.checks.spellings import (
@@ -40,6 +42,7 @@ from detection.data.checks.spellings import (
     polygons_of,
 )
 from detection.data.coco_file import LISTS, no_garbage_collection, read_coco
+from detection.data.image_repair import repair_image_ids, repair_images
 from training.progress import progress
 
 GONE = "left out"
@@ -72,8 +75,7 @@ class _Repair:
     def run(self) -> None:
         for name in LISTS:
             self.tree[name] = self._listed_once(self.tree[name], name)
-        for image in progress(self.tree["images"], "repairing images", unit="image"):
-            self._image(image)
+        repair_images(self.tree["images"], self.folder, self._say)
         with no_garbage_collection():
             self._annotations()
         self._class_0()
@@ -95,42 +97,26 @@ class _Repair:
             kept.append(entry)
         return kept
 
-    def _image(self, image: dict[str, Any]) -> None:
-        where = f"image {image.get('id')}"
-        for side in ("height", "width"):
-            number = number_of(image.get(side))
-            if number is not None and isinstance(image[side], str) and number == int(number):
-                image[side] = int(number)
-                self._say(where, f"{side} is text", "made a number")
-        name = image.get("file_name")
-        if not isinstance(name, str) or not name or "\0" in name:
-            return
-        found = find_file(self.folder, name)
-        if found is not None and found.how:
-            image["file_name"] = found.name
-            self._say(f"{where} ({name})", found.how, "the name in the folder is written")
-        elif found is None and (other := only_file_of_name(self.folder, name)):
-            image["file_name"] = other
-            self._say(f"{where} ({name})", "file_name leads to no file", "the one of this name is")
-        lacks_size = any(image.get(side) in (None, 0, -1) for side in ("height", "width"))
-        if lacks_size and (size := shown_size(self.folder / image["file_name"])):
-            image["height"], image["width"] = size
-            self._say(where, "has no height or width", "its file's are written")
-
     def _annotations(self) -> None:
         images = {image["id"]: image for image in self.tree["images"] if is_id(image.get("id"))}
+        repair_image_ids(self.tree["annotations"], images, self._say)
+        lost = sum(not _is_listed(item, images) for item in self.tree["annotations"])
+        if lost * 2 > len(self.tree["annotations"]):
+            lost = 0  # an error that stays: it is the ids that are wrong, or the list of images
         kept = []
         for item in progress(self.tree["annotations"], "repairing annotations", unit="object"):
             where = f"annotation {item.get('id')} (image {item.get('image_id')})"
-            image_id = item.get("image_id")
-            if not is_id(image_id) or image_id not in images:
-                self._say(where, "its image is not listed", GONE)
+            if not _is_listed(item, images):
+                if lost:
+                    self._say(where, "its image is not listed", GONE)
+                else:
+                    kept.append(item)
                 continue
             self._objects(item, where)
             self._numbers(item, where)
             self._flags(item, where)
             self._polygons(item, where)
-            self._geometry(item, images[image_id], where)
+            self._geometry(item, images[item["image_id"]], where)
             kept.append(item)
         with_mask = sum(bool(item.get("segmentation")) for item in kept)
         if self.masks and with_mask * 2 >= len(kept):
@@ -185,6 +171,9 @@ class _Repair:
         if flag is not None and type(crowd) is not int:
             item["iscrowd"] = flag
             self._say(where, "iscrowd is not written as 0 or 1", "it is so now")
+        if FLAGS.get(str(item.get("ignore")).lower()) == 0 and item["ignore"]:
+            item["ignore"] = 0
+            self._say(where, "ignore is not written as 0 or 1", "it is so now")
         if item.get("ignore"):
             item["iscrowd"] = 1
             del item["ignore"]
@@ -203,6 +192,9 @@ class _Repair:
             return
         if not isinstance(value, list) or not value:
             return
+        if any(one is None for one in value):
+            value = item["segmentation"] = [one for one in value if one is not None]
+            self._say(where, "has polygons that are null", f"they are {GONE}")
         polygons = list(polygons_of(value))
         lengths = [len(one) if is_numbers(one) else -1 for one in value]
         is_whole = sum(map(len, polygons)) == count_of(value)
@@ -228,7 +220,9 @@ class _Repair:
             except ValueError:
                 segmentation = None  # an error that stays
         box: Any = item.get("bbox")
-        missing = box is None or box == [] or (are_finite(box) and list(box) == [0, 0, 0, 0])
+        missing = box is None or (
+            isinstance(box, list) and not any(is_finite(one) and one for one in box)
+        )  # nothing, or nothing but 0, null and NaN
         if missing and bounds is not None:
             low = [max(0, edge) for edge in bounds[:2]]
             high = [min(side, edge) for side, edge in zip((width, height), bounds[2:], strict=True)]
@@ -257,6 +251,10 @@ class _Repair:
             for category in unused:
                 name = category.get("name")
                 self._say(f"category 0 ({name})", "is a class 0 that no object has", GONE)
+
+
+def _is_listed(item: dict[str, Any], images: dict[Any, dict[str, Any]]) -> bool:
+    return is_id(item.get("image_id")) and item["image_id"] in images
 
 
 def is_box(value: Any) -> bool:

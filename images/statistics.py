@@ -215,12 +215,18 @@ def choose_statistics(
     return chosen
 
 
-def measure(samples: Images, images: int, seed: int, workers: int = 0) -> Statistics:
+def measure(
+    samples: Images, images: int, seed: int, workers: int = 0, least_share: float = 0.0
+) -> Statistics:
     """Measure over all pixels of the data set, or of ``images`` images chosen by ``seed``.
 
     Every pixel counts alike. Sums are float64; images are combined by the parallel form of
     Welford's algorithm (Chan, Golub and LeVeque, 1983), in an order that does not depend on
     ``workers``. Bad images are left out where ``samples`` skips them.
+
+    Args:
+        least_share: of the largest channel's deviation, that each channel gets at least. So a
+            channel of noise alone is not made as loud as the others.
 
     Raises:
         ImageError: for a bad image where they are not skipped.
@@ -246,6 +252,7 @@ def measure(samples: Images, images: int, seed: int, workers: int = 0) -> Statis
     if not read:
         raise ImageError(f"none of the {len(chosen)} images to measure can be used")
     std = np.sqrt(squares / count)
+    std = np.maximum(std, least_share * std.max())
     if constant := [str(channel) for channel in np.flatnonzero(std == 0)]:
         raise InputError(
             f"channel(s) {', '.join(constant)} (from 0) have the same value in all {read} images "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,13 @@ from images.plans import (
     plan_device,
     plan_iterations,
     plan_weights,
+    statistics_from_nothing,
     steps_in_time,
     timed_at_best_side,
     timed_in_memory,
     timed_on,
 )
+from images.statistics import Statistics
 from segmentation.check import Checked, check_segmentation
 from segmentation.config import load_config
 from segmentation.dataset import SegmentationDataset, load_segmentation
@@ -70,6 +72,7 @@ class Survey:
     shares: tuple[float, ...]  # of each class, of the labelled pixels
     channels: int
     depth: str
+    statistics: Statistics | None = None  # for random weights, where they are planned
 
     @cached_property
     def short(self) -> float:
@@ -97,6 +100,10 @@ def plan_segmentation(request: Request) -> tuple[Plan, Survey, Timing]:
     if errors := [error for one in checked for error in one.errors]:
         raise InputError("\n".join(errors))
     numbers = survey(sets[0], checked[0], len(sets[1].records) if sets[1:] else 0)
+    if request.encoder is None:
+        paths = [record.image for record in sets[0].records]
+        found = statistics_from_nothing(paths, numbers.channels, numbers.depth)
+        numbers = replace(numbers, statistics=found)
     with tempfile.TemporaryDirectory(prefix="plan_") as name:
         folder = Path(name)
         parts = [
@@ -152,7 +159,7 @@ def decide(request: Request, numbers: Survey, timer: Timer) -> tuple[Plan, Timin
     plan_device(plan, machine)
     plan_datasets(plan, request, images)
     plan.set("MODEL.SEM_SEG_HEAD.NUM_CLASSES", len(numbers.names), "the data set's")
-    plan_channels(plan, numbers.channels, numbers.depth, request.encoder)
+    plan_channels(plan, numbers.channels, numbers.depth, request.encoder, numbers.statistics)
     if "MODEL.CONVNEXT.ADAPT_CHANNELS" in plan.choices:
         raise InputError(
             f"the encoder takes {request.encoder and request.encoder.in_chans} channels and the "

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -21,7 +22,7 @@ from detection.plan.anchors import best_overlap, fitted_anchors
 from detection.plan.plan import base_values, decide, write_part
 from detection.plan.survey import Survey, load_sets, survey
 from detection.run import run
-from images.plans import Encoder, Request
+from images.plans import Encoder, Request, statistics_from_nothing
 from training.plans import ON_TIME, Machine, Timing, timed
 
 CPU = Machine("cpu", 2, 8192.0)
@@ -281,6 +282,22 @@ def test_grey_deep_images_are_read_as_they_are_and_measured():
     assert plan["MODEL.CONVNEXT.ADAPT_CHANNELS"] is True
 
 
+def test_random_weights_get_the_images_own_mean_and_deviation(tmp_path):
+    random = np.random.default_rng(0)
+    dark = random.integers(0, 40, (3, 16, 16, 3))
+    dark[..., 2] //= 20  # almost nothing is in the blue channel
+    for number, pixels in enumerate(dark.astype(np.uint8)):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), pixels[..., ::-1])
+    paths = [str(path) for path in sorted(tmp_path.iterdir())]
+    found = statistics_from_nothing(paths, 3, "8 bits")
+    plan, _ = planned(drawn(statistics=found))
+    assert plan["MODEL.PIXEL_MEAN"] == pytest.approx(dark.mean((0, 1, 2)), abs=0.05)
+    std = dark.std((0, 1, 2))
+    assert plan["MODEL.PIXEL_STD"] == pytest.approx([*std[:2], std.max() / 4], abs=0.05)
+    assert "measured over 3" in plan.choices["MODEL.PIXEL_MEAN"].reason
+    assert statistics_from_nothing(paths, 3, "16 bits") is None  # a training measures these itself
+
+
 def test_a_class_of_one_example_is_drawn_more_often():
     numbers = drawn(images=50, per_image=2, class_names=("usual", "rare", "never"))
     numbers.classes[7] = 1
@@ -306,7 +323,7 @@ def test_iterations_are_what_is_left_of_the_minutes():
 
 
 def test_minutes_that_are_too_few_are_refused_with_those_that_would_do():
-    with pytest.raises(InputError, match=r"too few here.*give at least 0\.7") as error:
+    with pytest.raises(InputError, match=r"too little here.*give at least 0\.7") as error:
         planned(drawn(), minutes=0.5, step=0.4)
     assert "0.5 minutes" in str(error.value)  # 32 s of start and evaluation
 
@@ -329,7 +346,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved():
     assert "memory" in plan.choices["SOLVER.IMS_PER_BATCH"].reason
     assert plan["SOLVER.BASE_LR"] == 5e-5  # the root of a fourth of 1e-4
     assert plan["ENGINE"] == "detectron2"
-    with pytest.raises(InputError, match="holds 900000 MB"):
+    with pytest.raises(InputError, match="takes 900000 MB"):
         decide(request, numbers, lambda plan: Timing(0.1, 0.1, 10, 900_000.0))
 
 

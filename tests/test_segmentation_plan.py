@@ -86,7 +86,7 @@ def test_few_minutes_take_pixels_away_and_many_add_some():
 def test_iterations_are_what_is_left_of_the_minutes():
     plan, _ = planned(drawn(images=400), minutes=10, step=0.5)
     assert plan["SOLVER.MAX_ITER"] == int((600 * ON_TIME - 30 - 2) / 0.5)
-    with pytest.raises(InputError, match="too few here"):
+    with pytest.raises(InputError, match="too little here"):
         planned(drawn(), minutes=0.5)
 
 

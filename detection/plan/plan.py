@@ -19,6 +19,7 @@ from images.plans import (
     plan_channels,
     plan_datasets,
     plan_weights,
+    statistics_from_nothing,
     steps_in_time,
     timed_at_best_side,
     timed_in_memory,
@@ -42,6 +43,10 @@ def plan_detection(request: Request, by_processor: bool = False) -> tuple[Plan, 
     """
     sets = load_sets(request.train, request.test)
     numbers = survey(sets)
+    if request.encoder is None:
+        paths = sets.train.image_paths()
+        found = statistics_from_nothing(paths, numbers.channels, numbers.depth)
+        numbers = replace(numbers, statistics=found)
     with tempfile.TemporaryDirectory(prefix="plan_") as name:
         timer = TimedPart(Path(name), sets, by_processor)
         plan, timing = decide(request, numbers, timer)
@@ -80,7 +85,7 @@ def decide(request: Request, numbers: Survey, timer: Timer) -> tuple[Plan, Timin
     plan = rules.plan_base(machine, request.encoder)
     plan_datasets(plan, request, images)
     rules.plan_classes(plan, numbers)
-    plan_channels(plan, numbers.channels, numbers.depth, request.encoder)
+    plan_channels(plan, numbers.channels, numbers.depth, request.encoder, numbers.statistics)
     plan_weights(plan, request.encoder)
     plan_loader(plan, machine)
     rules.plan_batch(plan, numbers, machine)

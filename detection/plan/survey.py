@@ -12,6 +12,7 @@ import numpy as np
 from backbones.errors import InputError
 from detection.dataset import CocoDataset, join_datasets, joined_classes, load_all
 from images.plans import channels_and_depth
+from images.statistics import Statistics
 from training.progress import progress
 
 LONGEST = 1.75  # longer side / shorter side of a sample: the quick config's 448 / 256
@@ -30,6 +31,7 @@ class Survey:
         channels: of the files, alpha left out.
         depth: of a value, in words: "8 bits".
         test_images: of all test sets, whose labels are not looked at.
+        statistics: mean and deviation for random weights, where they are planned.
     """
 
     sizes: np.ndarray
@@ -43,6 +45,7 @@ class Survey:
     channels: int = 3
     depth: str = "8 bits"
     test_images: int = 0
+    statistics: Statistics | None = None
 
     @cached_property
     def short(self) -> np.ndarray:

@@ -20,6 +20,11 @@ def listed(problems: Sequence[str], where: str) -> str:
     return "\n  ".join([f"{count} in {where}:", *problems])
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number with the thing that it counts: 1 image, 2 images."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
 def printable(text: str) -> str:
     """Text from a file without what would steer a terminal or break a line: it is escaped."""
     return "".join(

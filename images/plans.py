@@ -9,7 +9,7 @@ from pathlib import Path
 
 from backbones.checkpoint import open_encoder
 from backbones.convnext import SIZES
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from backbones.whole_files import write_text
 from images.files import EIGHT_BITS, ImageError, Reading, open_picture
 from images.statistics import ImageFiles, Statistics, measure
@@ -228,27 +228,39 @@ def timed_in_memory(
 
 
 def steps_in_time(
-    plan: Plan, request: Request, timing: Timing, images: int, test_images: int
+    plan: Plan,
+    request: Request,
+    timing: Timing,
+    samples: int,
+    test_images: int,
+    sample: str = "image",
 ) -> tuple[int, str]:
     """The number of steps that the minutes allow, and the reason in words.
 
     At most 400 epochs or 2000 steps, whichever is more: 400 epochs are the longest schedule for
     which a gain is published for detectors from random weights (COCO, arXiv 2012.07177).
 
+    Args:
+        samples: of an epoch.
+        sample: what one is: an image or a tile.
+
     Raises:
         InputError: for too little time or memory.
     """
     steps = timing.checked_iterations(request.minutes, test_images, request.machine)
-    most = max(LEAST_LONG, MOST_EPOCHS * images // plan["SOLVER.IMS_PER_BATCH"])
+    most = max(LEAST_LONG, MOST_EPOCHS * samples // plan["SOLVER.IMS_PER_BATCH"])
     if steps > most:
-        return most, f"more teaches little on {images} image{'s' * (images > 1)}"
+        return most, f"more teaches little on {counted(samples, sample)}"
     return steps, f"{request.minutes:g} minutes at {timing.step:.2f} s a step"
 
 
-def plan_iterations(plan: Plan, steps: int, images: int, reason: str, most_warmup: int) -> None:
+def plan_iterations(
+    plan: Plan, steps: int, samples: int, reason: str, most_warmup: int, sample: str = "image"
+) -> None:
     """Plan iterations, a warm-up of a fifteenth as in the quick configs, and four checkpoints."""
-    epochs = steps * plan["SOLVER.IMS_PER_BATCH"] / images
-    plan.set("SOLVER.MAX_ITER", steps, f"{reason}; {epochs:.3g} epochs of {images}")
+    epochs = steps * plan["SOLVER.IMS_PER_BATCH"] / samples
+    said = f"{epochs:.3g} epochs of {counted(samples, sample)}"
+    plan.set("SOLVER.MAX_ITER", steps, f"{reason}; {said}")
     why = f"a fifteenth, as in the quick config; {most_warmup} at most"
     plan.set("SOLVER.WARMUP_ITERS", max(1, min(most_warmup, steps // 15)), why)
     plan.set("SOLVER.CHECKPOINT_PERIOD", max(1, -(-steps // 4)), "four checkpoints")

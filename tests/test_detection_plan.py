@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tiled_coco import tiled_coco, write_tiled_coco
 from torchvision.ops import box_iou
 
 from backbones.errors import InputError
 from detection.config import load_config
 from detection.data.augmentation.geometry import resize_shortest_edge
 from detection.data.scenes import write_scenes
+from detection.data.tile_records import training_records
 from detection.plan import rules
 from detection.plan.anchors import best_overlap, fitted_anchors
 from detection.plan.plan import base_values, decide, write_part
@@ -326,6 +328,22 @@ def test_minutes_that_are_too_few_are_refused_with_those_that_would_do():
     with pytest.raises(InputError, match=r"too little here.*give at least 0\.7") as error:
         planned(drawn(), minutes=0.5, step=0.4)
     assert "0.5 minutes" in str(error.value)  # 32 s of start and evaluation
+
+
+def test_an_epoch_of_tiles_is_as_long_as_the_trainings(tmp_path):
+    """One huge image is hundreds of samples: neither a batch of one nor 2000 steps are much."""
+    name = write_tiled_coco(tmp_path, tiled_coco())
+    sets = load_sets([name], [])
+    tiles = ["INPUT.TILES.ENABLED", "True", "INPUT.TILES.SIZE", "64", "INPUT.TILES.OVERLAP", "16"]
+    config = load_config("quick/mask_rcnn_convnextv2_atto_scratch_quick.yaml", tiles)
+    records = training_records(sets.train.records.with_objects(), config)
+    assert survey(sets).tiles(64) == len(records) > 10
+    huge = drawn((20_000, 20_000), (30, 30), per_image=20_000, images=1)
+    plan, _ = planned(huge, minutes=10_000, machine=GPU)
+    samples = (20_000 // 800) ** 2
+    assert plan["SOLVER.IMS_PER_BATCH"] == 16
+    assert plan["SOLVER.MAX_ITER"] == 400 * samples // 16
+    assert plan.choices["SOLVER.MAX_ITER"].reason.endswith(f"epochs of {samples} tiles")
 
 
 def test_three_images_are_not_trained_on_for_days():

@@ -257,6 +257,14 @@ def test_a_training_that_gets_no_better_ends_and_a_resume_leaves_it_so(
     assert facts["validation"]["stopped"] == 3
     assert facts["validation"]["best"]["iteration"] == 2
     assert chosen_weights(read_run(out)).endswith("; stopped early at 3")
+    facts["validation"]["stopped"] = 5  # of 5 steps: nothing was cut off
+    (tmp_path / "last").mkdir()
+    for name, text in (
+        ("run.json", json.dumps(facts)),
+        ("config.yaml", (out / "config.yaml").read_text()),
+    ):
+        (tmp_path / "last" / name).write_text(text)
+    assert "stopped" not in chosen_weights(read_run(tmp_path / "last"))
     stopped = weights(final(out))
     three = {"SOLVER.MAX_ITER": 3, "DATASETS.VAL": (), "DATASETS.TEST": (), "TEST.EVAL_PERIOD": 0}
     run(configured(sets, tmp_path / "three", engine, three))

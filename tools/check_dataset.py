@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from detection.data.check import check_coco, training_sentence
 from detection.data.checks.problems import Problem
 from detection.data.checks.sets import check_overlap, compare_classes, duplicate_images, image_files
@@ -123,11 +123,6 @@ def print_report(
         say(f"to repair what has only one remedy, in a copy: python tools/check_dataset.py {again} "
             "--repair fixed.json")  # fmt: skip
     print(f"{counts}: {totals}")
-
-
-def counted(number: int, one: str, many: str) -> str:
-    """A number with the thing that it counts."""
-    return f"{number} {one if number == 1 else many}"
 
 
 if __name__ == "__main__":

@@ -88,13 +88,13 @@ def decide(request: Request, numbers: Survey, timer: Timer) -> tuple[Plan, Timin
     plan_channels(plan, numbers.channels, numbers.depth, request.encoder, numbers.statistics)
     plan_weights(plan, request.encoder)
     plan_loader(plan, machine)
+    is_tiled = tiles.needs_tiles(numbers, machine)
+    if is_tiled:
+        tiles.plan_tiles(plan, numbers, machine)
     rules.plan_batch(plan, numbers, machine)
     rules.plan_sampler(plan, numbers)
     rules.plan_augmentation(plan)
     rules.plan_schedule(plan, TIMED_STEPS, numbers, "timed")
-    is_tiled = tiles.needs_tiles(numbers, machine)
-    if is_tiled:
-        tiles.plan_tiles(plan, numbers, machine)
     rules.plan_counts(plan, numbers)
     rules.plan_samples(plan, numbers, machine)
 
@@ -118,7 +118,8 @@ def decide(request: Request, numbers: Survey, timer: Timer) -> tuple[Plan, Timin
     timing = timed_in_memory(
         plan, timing, machine, lambda most: rules.plan_batch(plan, numbers, machine, most), timer
     )
-    steps, why = steps_in_time(plan, request, timing, len(numbers.sizes), images)
+    samples, sample = rules.samples_of_epoch(plan, numbers)
+    steps, why = steps_in_time(plan, request, timing, samples, images, sample)
     rules.plan_schedule(plan, steps, numbers, why)
     return plan, timing
 

@@ -217,6 +217,13 @@ def rounded_up(number: float, unit: int) -> int:
     return math.ceil(number / unit) * unit
 
 
+def samples_of_epoch(plan: Plan, survey: Survey) -> tuple[int, str]:
+    """How many samples an epoch has, and what one is."""
+    if "INPUT.TILES.ENABLED" in plan.choices:
+        return survey.tiles(plan["INPUT.TILES.SIZE"]), "tile"
+    return len(survey.sizes), "image"
+
+
 def plan_batch(plan: Plan, survey: Survey, machine: Machine, most: int = COCO_BATCH + 1) -> None:
     """Images of a step, and the rate.
 
@@ -226,7 +233,7 @@ def plan_batch(plan: Plan, survey: Survey, machine: Machine, most: int = COCO_BA
     """
     why, batch = "more steps in the same time", 1
     if machine.is_gpu:
-        batch = min(COCO_BATCH, most, max(1, len(survey.sizes) // 10))
+        batch = min(COCO_BATCH, most, max(1, samples_of_epoch(plan, survey)[0] // 10))
         why = "as on COCO" if batch == COCO_BATCH else "so that an epoch has 10 steps, if it can"
         why = why if batch < most else "what fits into the memory"
     plan.set("SOLVER.IMS_PER_BATCH", batch, why)
@@ -270,6 +277,7 @@ def plan_schedule(plan: Plan, iterations: int, survey: Survey, reason: str) -> N
 
     The second fall before the end is detectron2's habit (after 96% of its 3x schedule).
     """
-    plan_iterations(plan, iterations, len(survey.sizes), reason, most_warmup=1000)
+    samples, sample = samples_of_epoch(plan, survey)
+    plan_iterations(plan, iterations, samples, reason, most_warmup=1000, sample=sample)
     steps = [max(1, round(0.8 * iterations)), max(2, round(0.95 * iterations))]
     plan.set("SOLVER.STEPS", steps, "after 80% and 95%")

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from detection.dataset import CocoDataset, join_datasets, joined_classes, load_all
 from images.plans import channels_and_depth
 from images.statistics import Statistics
@@ -28,6 +28,7 @@ class Survey:
         owners: ``[M]``, the image of each object, an index of ``sizes``.
         classes: ``[M]``, the class index of each object.
         class_names: of all classes, those without an object, too.
+        centres: ``[M, 2]``, x and y of each object; None where they are not known.
         channels: of the files, alpha left out.
         depth: of a value, in words: "8 bits".
         test_images: of all test sets, whose labels are not looked at.
@@ -46,6 +47,7 @@ class Survey:
     depth: str = "8 bits"
     test_images: int = 0
     statistics: Statistics | None = None
+    centres: np.ndarray | None = None
 
     @cached_property
     def short(self) -> np.ndarray:
@@ -81,14 +83,27 @@ class Survey:
         pairs = np.unique(np.stack([self.classes, self.owners], 1), axis=0)
         return np.bincount(pairs[:, 0], minlength=len(self.class_names))
 
+    def tiles(self, size: int) -> int:
+        """Tiles of an epoch, as :func:`detection.data.tile_records.training_records` counts them.
+
+        Where no centres are known, as many as an image has, or objects if they are fewer.
+        """
+        if self.centres is None:
+            cells = np.ceil(self.sizes / size).prod(1)
+            return int(np.minimum(self.per_image, cells).sum())
+        places = np.column_stack([self.owners, self.centres // size])
+        return len(np.unique(places, axis=0))
+
     def sentence(self) -> str:
         """What was read, in a line."""
         low, high = (np.percentile(self.short, q) for q in (5, 95))
         sides = f"{low:.0f}" if low == high else f"{low:.0f} to {high:.0f}"
         return (
-            f"{len(self.boxes)} objects of {len(self.class_names)} classes on {len(self.sizes)} "
-            f"images (shorter side {sides} pixels, at most {self.per_image.max()} objects); left "
-            f"out: {self.crowds} crowds, {self.empty} images without an object"
+            f"{counted(len(self.boxes), 'object')} of "
+            f"{counted(len(self.class_names), 'class', 'classes')} on "
+            f"{counted(len(self.sizes), 'image')} (shorter side {sides} pixels, at most "
+            f"{counted(self.per_image.max(), 'object')}); left out: {self.crowds} crowds, "
+            f"{self.empty} images without an object"
         )
 
 
@@ -142,6 +157,7 @@ def survey(sets: LoadedSets) -> Survey:
     boxes: list[list[float]] = []
     owners: list[int] = []
     labels: list[int] = []
+    centres: list[tuple[float, float]] = []
     masks = 0
     for record in progress(dataset.records, "measuring objects", len(dataset.records), "image"):
         objects = [
@@ -154,6 +170,7 @@ def survey(sets: LoadedSets) -> Survey:
         owners += [len(sizes)] * len(objects)
         sizes.append((record["height"], record["width"]))
         boxes += [item["bbox"][2:] for item in objects]
+        centres += [(x + w / 2, y + h / 2) for x, y, w, h in (item["bbox"] for item in objects)]
         labels += [item["category_id"] for item in objects]
         masks += sum("segmentation" in item for item in objects)
     if not boxes:
@@ -178,4 +195,5 @@ def survey(sets: LoadedSets) -> Survey:
         channels=channels,
         depth=depth,
         test_images=sum(len(one.records) for one in sets.tests),
+        centres=np.array(centres, float),
     )

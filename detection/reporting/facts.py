@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -142,7 +143,10 @@ def chosen_weights(run: Run) -> Cell:
     if not isinstance(found, dict) or not (best := found.get("best")):
         return "those after the last step"
     average = ", averaged" if best["weights"] == "average" else ""
-    stopped = f"; stopped early at {found['stopped']}" if found.get("stopped") else ""
+    # Patience that ends with the last step has cut nothing off.
+    last = run.config.get("SOLVER.MAX_ITER", math.inf)
+    is_early = found.get("stopped") and found["stopped"] < last
+    stopped = f"; stopped early at {found['stopped']}" if is_early else ""
     value = f"{found['metric']} {best['value']:.2f} on the validation data"
     return f"those after step {best['iteration']}{average}: {value}{stopped}"
 

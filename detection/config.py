@@ -33,7 +33,7 @@ __all__ = ["add_convnext_config", "default_config", "load_config", "to_detectron
 
 logger = logging.getLogger(__name__)
 
-LEAST_TILE = 64  # pixels: the stride of a pyramid's p6
+LEAST_TILE = 64  # pixels: the stride of the pyramid's level p6
 
 
 def default_config() -> CfgNode:
@@ -173,7 +173,7 @@ def _tile_contradictions(config: CfgNode, training: bool) -> Iterator[Contradict
         yield (
             (f"{key}.OVERLAP", f"{key}.SIZE"),
             f"{key}.OVERLAP is {tiles.OVERLAP}, but tiles of {key}.SIZE {tiles.SIZE} can share at "
-            f"most {tiles.SIZE - 1} pixels; half of SIZE is much already",
+            f"most {tiles.SIZE - 1} pixels; half of SIZE is already a large overlap",
         )
     for others, wanted, remedy in (
         ("INPUT.LSJ.ENABLED", False, "tiles keep their images' pixels: switch one of them off"),
@@ -187,11 +187,11 @@ def _tile_contradictions(config: CfgNode, training: bool) -> Iterator[Contradict
 
 
 def _validation_contradictions(config: CfgNode) -> Iterator[tuple[tuple[str, ...], str]]:
-    """What ``DATASETS.VAL``, which chooses the best weights, needs and must not be."""
+    """What contradicts ``DATASETS.VAL``, the data that choose the best weights."""
     sets, patience = config.DATASETS, config.SOLVER.EARLY_STOPPING.PATIENCE
     for other, why in (
-        ("TRAIN", "weights that know its images by heart would be called best"),
-        ("TEST", "its result would flatter, for weights were chosen by it"),
+        ("TRAIN", "the best weights would be chosen by images that they were trained on"),
+        ("TEST", "its result would be too good, because the weights were chosen by it"),
     ):
         for name in sorted(set(sets.VAL) & set(sets[other])):
             yield (
@@ -218,7 +218,7 @@ def _validation_contradictions(config: CfgNode) -> Iterator[tuple[tuple[str, ...
 
 
 def _cascade_contradictions(model: CfgNode) -> Iterator[Contradiction]:
-    """What detectron2's Cascade heads would meet by an assert."""
+    """Settings on which detectron2's Cascade heads would fail with a bare assertion."""
     name = model.ROI_HEADS.NAME
     if name not in ("CascadeROIHeads", "PerClassCascadeROIHeads"):
         return
@@ -243,7 +243,7 @@ def _cascade_contradictions(model: CfgNode) -> Iterator[Contradiction]:
         yield (
             ("MODEL.ROI_BOX_CASCADE_HEAD.IOUS", "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS"),
             f"MODEL.ROI_BOX_CASCADE_HEAD.IOUS is for {len(cascade.IOUS)} stages, "
-            f"BBOX_REG_WEIGHTS for {len(cascade.BBOX_REG_WEIGHTS)}; give one of each a stage",
+            f"BBOX_REG_WEIGHTS for {len(cascade.BBOX_REG_WEIGHTS)}; give one of each per stage",
         )
     if list(cascade.IOUS[:1]) != first:
         yield (

@@ -2,7 +2,7 @@
 
 A data set's name is ``json:ANNOTATIONS:IMAGE_FOLDER`` or one of ``REGISTERED``. Records are
 detectron2's standard dictionaries, equal to those of its ``load_coco_json`` on the same file.
-Classes of several sets are one where they have one name, whatever their ids and order.
+Classes of the same name in several sets are one class, whatever their ids and order.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class CocoDataset:
             ``width``, ``image_id``, ``annotations``: a list of ``bbox`` [x, y, width, height] in
             pixels, ``bbox_mode`` 1, ``category_id`` (the class index), ``iscrowd``, and
             ``segmentation`` where there is one (polygons or compressed RLE). Crowds are included.
-        beyond: names of classes that the file alone has: their indices follow ``class_names``'.
+        beyond: names of classes that the detector lacks; their indices follow ``class_names``'.
         tree: the checked file, kept for an evaluation, which then reads no file; None if not kept.
-        parts: the data sets that this one was joined of.
+        parts: the data sets that were joined into this one.
     """
 
     name: str
@@ -119,7 +119,7 @@ class CocoDataset:
 
 
 def _countable(names: Sequence[str]) -> list[tuple[str, int]]:
-    """Each name with how often it came before: two classes of one name stay two."""
+    """Each name with how often it came before, so that two classes of one name stay two."""
     seen: Counter[str] = Counter()
     keys = []
     for name in names:
@@ -131,8 +131,8 @@ def _countable(names: Sequence[str]) -> list[tuple[str, int]]:
 def joined_classes(datasets: Sequence[CocoDataset]) -> dict[Any, str]:
     """Category id -> name of all data sets' classes together, those of one name as one.
 
-    A class keeps the id that it has first, unless another class has it already; then it gets one of
-    its own. They are in the order of the ids, as those of one data set are.
+    A class keeps the id of the first set that has it, unless another class has that id already;
+    then it gets a new one. They are in the order of the ids, as those of one data set are.
     """
     found: dict[tuple[str, int], Any] = {}
     for dataset in datasets:
@@ -151,7 +151,7 @@ def joined_classes(datasets: Sequence[CocoDataset]) -> dict[Any, str]:
 
 
 def join_datasets(datasets: Sequence[CocoDataset], classes: dict[Any, str]) -> CocoDataset:
-    """One data set of all images, with these classes and ids, which hold those of each set."""
+    """One data set of all images; ``classes`` (id -> name) must contain those of each set."""
     names = tuple(classes.values())
     aligned = [dataset.with_classes(names) for dataset in datasets]
     first = aligned[0]
@@ -181,7 +181,7 @@ def set_labels(datasets: Sequence[CocoDataset]) -> list[str]:
 
 
 def result_parts(datasets: Sequence[CocoDataset]) -> list[str]:
-    """What stands in metrics' names and result folders for each test set: the first one's is ""."""
+    """Each test set's part of metric names and result folders; "" for the first one."""
     return ["", *set_labels(datasets)[1:]][: len(datasets)]
 
 
@@ -253,7 +253,7 @@ def load_dataset(
 
 
 def load_all(names: Sequence[str], problems: list[str], **options: Any) -> list[CocoDataset]:
-    """Load data sets (:func:`load_dataset`); what is wrong with others is added to the problems."""
+    """Load data sets by :func:`load_dataset`; errors of those that fail go to ``problems``."""
     found = []
     for name in names:
         try:
@@ -264,13 +264,13 @@ def load_all(names: Sequence[str], problems: list[str], **options: Any) -> list[
 
 
 def load_watched_sets(config: CfgNode) -> list[CocoDataset]:
-    """What a training is evaluated on: all of ``DATASETS.VAL``, else of ``TEST``, not looked at."""
+    """The sets that a training is evaluated on: ``DATASETS.VAL``, else ``TEST``; images unchecked."""
     masks, names = config.MODEL.MASK_ON, config.DATASETS.VAL or config.DATASETS.TEST
     return [load_dataset(name, masks, check_images=False, for_evaluation=True) for name in names]
 
 
 def warn_of_shared_images(train: CocoDataset, test: CocoDataset) -> None:
-    """Log a warning if images of the test set are trained on, which its results would not tell.
+    """Log a warning if the test set shares images with the training set: results would be too good.
 
     They are known by the files' bytes, and by their pixels if neither set has over 2000 images.
     """
@@ -282,7 +282,7 @@ def warn_of_shared_images(train: CocoDataset, test: CocoDataset) -> None:
     shared = shared_images(test_files, train_files, pixels=is_small)
     if shared:
         logger.warning(
-            "%d of the %d images of %s are in %s too, so the results will flatter: %s",
+            "%d of the %d images of %s are in %s too, so the results will look too good: %s",
             len(shared),
             len(test_files),
             test.name,

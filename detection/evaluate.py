@@ -57,8 +57,8 @@ METRICS: dict[str, tuple[str, float | None, str, int]] = {
     "ARl": ("recall", None, "large", 100),
 }
 
-# of these those that are told at another limit of detections, and what they are called there
-AP_AT_LIMIT = "AP_at_limit"  # what it is called beside the others, in metrics.json
+# those of METRICS that are given at another limit of detections too, and their names there
+AP_AT_LIMIT = "AP_at_limit"  # its name in metrics.json
 AT_LIMIT = {name: name for name in METRICS if name.startswith("AP")} | {"AR100": "AR"}
 
 
@@ -79,7 +79,7 @@ def coco_metrics(
         tasks: "bbox", "segm" or both. Default: what the results hold; for an empty list of results
             what the ground truth holds.
         evaluator: "pycocotools" is the reference, "hotcoco" gives the same numbers sooner.
-        max_detections: of a class and image, more than COCO's 100: measure with these, too.
+        max_detections: per class and image. Above COCO's 100: also measure with so many.
 
     Returns:
         ``{"bbox": {"AP": 41.2, "AP50": ..., ...}, "segm": {...}, "per_class": {...},
@@ -87,7 +87,7 @@ def coco_metrics(
         ``{"category_id", "instances", "crowds", "images", "bbox": {"AP", "AP50"}, "segm": ...}``.
         A metric is ``None`` where there is no ground truth to measure (no object of that size or
         class). Crowds are not counted as instances. ``counts["images_over_limit"]``: images with
-        more objects of one class than the 100 detections that COCO looks at. With
+        more objects of one class than COCO's limit of 100 detections. With
         ``max_detections`` above 100 also ``"at_limit": {"max_detections": 400, "bbox": {"AP", ...,
         "AR"}, "segm": ...}``, as detectron2's ``COCOEvaluator(max_dets_per_image=...)`` has it.
 
@@ -127,7 +127,7 @@ def metrics_of(
 
 
 def tasks_of(config: Any) -> tuple[str, ...]:
-    """What a config's detector predicts, in COCO's words."""
+    """COCO's names of what a config's detector predicts: "bbox", "segm" or both."""
     return ("bbox", "segm") if config.MODEL.MASK_ON else ("bbox",)
 
 
@@ -136,8 +136,9 @@ def evaluate_run(
 ) -> tuple[dict[str, Any], Evaluation]:
     """The metrics of a run's results file, and what they were computed from.
 
-    Beside COCO's 100 detections of a class and image it looks at ``TEST.DETECTIONS_PER_IMAGE``;
-    with ``INPUT.TILES``, where that holds for each tile, at as many as an image has.
+    Measured with COCO's 100 detections per class and image and, if that is more, with
+    ``TEST.DETECTIONS_PER_IMAGE``. With ``INPUT.TILES`` that limit is per tile: then all detections
+    of an image count.
     """
     evaluation = read_evaluation(dataset, results, tasks_of(config))
     limit = config.TEST.DETECTIONS_PER_IMAGE
@@ -148,7 +149,7 @@ def evaluate_run(
 
 
 def flat_metrics(metrics: dict[str, Any]) -> dict[str, float]:
-    """``bbox/AP`` -> value, of those that there are; with another limit, its AP, too."""
+    """Metric name such as ``bbox/AP`` -> value, for those measured; also AP at another limit."""
     found = {}
     for task in (task for task in TASKS if task in metrics):
         at_limit = metrics.get("at_limit", {}).get(task, {}).get("AP")

@@ -28,7 +28,7 @@ from training.configured import newest_weights
 from training.records.environment import git_commit, versions
 
 CALIBRATION_IMAGES = 32
-IN_FLOAT = ("cls_logits", "bbox_pred", "cls_score", "mask_fcn_logits")  # what decides: the outputs
+IN_FLOAT = ("cls_logits", "bbox_pred", "cls_score", "mask_fcn_logits")  # output layers: not int8
 LOWEST = -3.0e38  # above the -inf of an empty place, below every score
 
 
@@ -68,7 +68,7 @@ def run_export(
 def calibration_inputs(
     config: CfgNode, calibrate: str | None = None, dtype: torch.dtype = torch.uint8
 ) -> Callable[[], Iterator[Inputs]]:
-    """What ``int8`` is calibrated by: inputs of the graph, of images evenly spread over a data set.
+    """Inputs of the graph to calibrate ``int8`` by: images evenly spread over a data set.
 
     Args:
         calibrate: the data set; None for the first of ``DATASETS.TRAIN``.
@@ -81,7 +81,7 @@ def calibration_inputs(
     remedy = "name a data set of images like those to come: --calibrate json:ANNOTATIONS:IMAGES"
     if name is None:
         raise InputError(f"int8 is calibrated by images, and DATASETS.TRAIN names none: {remedy}")
-    # whoever cuts tiles runs the graph on them; those of training are cut as they will be
+    # with tiles the graph runs on each tile, so calibrate on tiles that are cut as in training
     is_tiled = config.INPUT.TILES.ENABLED
     try:
         dataset = load_dataset(name, config.MODEL.MASK_ON and is_tiled, check_images=False)
@@ -131,7 +131,7 @@ def class_facts(
     """Names and category ids of the classes: from the weights' metadata, the run, or the data sets.
 
     Raises:
-        InputError: if none of these tells.
+        InputError: if none of these names the classes.
     """
     if "class_names" in metadata:
         return json.loads(metadata["class_names"]), json.loads(metadata["category_ids"])
@@ -162,12 +162,12 @@ def detector_export(
     Args:
         config: of the detector.
         model: changed in place for ``fp16``.
-        suffix: ``.onnx`` or ``.pt2``: which operator suppresses.
+        suffix: ``.onnx`` or ``.pt2``; they differ in the operator for non-maximum suppression.
         precision: one of ``backbones.export.PRECISIONS``.
         classes: their names and category ids.
         licence: of the weights.
-        eight_bit: whether the images that it learnt from had values of 8 bits; the graph takes
-            real numbers of others.
+        eight_bit: whether the training images had 8-bit values. If not, or with ``INPUT.FORMAT``
+            raw or ``INPUT.VALUE_RANGE``, the graph takes float32 images instead of uint8.
 
     Raises:
         InputError: for a detector with soft-NMS.

@@ -68,8 +68,8 @@ def predict(
 
     Args:
         run: the ``OUTPUT_DIR`` of a training.
-        inputs: files, folders and glob patterns; what earlier predictions drew is left out.
-        output_dir: must not hold predictions, but for ``resume``.
+        inputs: files, folders and glob patterns; overlays of earlier predictions are left out.
+        output_dir: must not hold predictions yet, except with ``resume``.
         score_threshold: of overlays, annotations and counts, 0 to 1.
         every: detect on each ``every``-th frame of a video.
         frames: write a video's overlays as JPEG files instead of a video.
@@ -77,7 +77,7 @@ def predict(
         overrides: ``KEY VALUE ...`` that change the run's config.
         skip_bad_images: leave out files that do not decode, each with a warning.
         classes: names of the classes to detect; None for all.
-        resume: go on where an earlier call with the same settings ended.
+        resume: continue an earlier call that had the same settings and was interrupted.
 
     Returns:
         The numbers of ``images`` (frames counted), ``detections`` and ``shown`` detections.
@@ -85,7 +85,7 @@ def predict(
     Raises:
         InputError: for every input that cannot be read, before any prediction; for a folder that
             is not a run, holds predictions already or is written by another process; for settings
-            that cannot be, or differ from those of what is to go on.
+            that are invalid, or that differ from those of the call to resume.
         FileNotFoundError: if ``weights`` does not exist.
     """
     if not 0 <= score_threshold <= 1:
@@ -154,7 +154,7 @@ def read_run(
 
     Args:
         overrides: ``KEY VALUE ...`` that change the run's config.
-        weights: a detector instead of the run's, which may tell its own classes.
+        weights: a detector instead of the run's; it may name its own classes.
 
     Raises:
         InputError: if the folder is not a run, or its config does not fit the overrides.

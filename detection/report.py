@@ -1,7 +1,7 @@
 """The report of one detection run, or the comparison of several: an HTML page and a Markdown file.
 
-It reads files only (``detection.reporting.run``) and knows no engine. Whatever a run did not record
-is shown as "not recorded".
+It reads only files (``detection.reporting.run``) and so does not depend on the engine. Whatever a
+run did not record is shown as "not recorded".
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def write_report(
 
 
 def _completed(run: Run, test_set: tuple[Path, Path] | None) -> Run:
-    """The run with the metrics and the diagnosis that the tool which wrote its files did not."""
+    """The run with metrics and diagnosis, computed here if its folder has none."""
     if test_set and not run.fact("datasets", "test", "annotations"):
         annotations, images = map(str, test_set)
         test = {"name": annotations, "annotations": annotations, "image_root": images}

@@ -1,7 +1,7 @@
 """One detection run: check everything, train, predict, evaluate, report.
 
-All that a run leaves lies in ``OUTPUT_DIR``, in standard formats and under detectron2's names;
-evaluation and report read these files and know no engine.
+All output files lie in ``OUTPUT_DIR``, in standard formats and under detectron2's names. Evaluation
+and report read only these files, so they do not depend on the engine.
 """
 
 from __future__ import annotations
@@ -157,10 +157,10 @@ def complete(
     resume: bool,
     eval_only: bool = False,
 ) -> CfgNode:
-    """The config with what the data tell: the number of classes, tiles that are left to them.
+    """The config with the values taken from the data: number of classes, size of tiles, the seed.
 
-    Tiles are found by the objects of the first, the training set; an evaluation has none.
-    A seed that is -1 is drawn. What an earlier part of the run found stays.
+    Tiles are fitted to the objects of the training set. A seed of -1 is replaced by a drawn one.
+    Values that an earlier part of the run recorded are kept.
 
     Raises:
         InputError: if the config contradicts the data, or several processes should draw a seed.
@@ -175,7 +175,7 @@ def complete(
     if (resume or eval_only) and config.INPUT.TILES.ENABLED and earlier.is_file():
         _take_tiles(config, yaml.safe_load(earlier.read_text(encoding="utf-8")))
     config.freeze()
-    # Of what is trained on: an evaluation must not look at the labels that it is measured by.
+    # By the training set only: an evaluation must not depend on the labels of its test set.
     train_set = None if eval_only else next(iter(datasets), None)
     return resolve_tiles(config, train_set.records if train_set else Records())
 
@@ -199,7 +199,7 @@ def predict_and_evaluate(
     """Predict in all processes; the main one evaluates, those with test-time augmentation, too.
 
     Args:
-        part: of ``folder``, for test sets after the first.
+        part: subfolder of ``folder``, for test sets after the first.
 
     Returns:
         The metrics without test-time augmentation and what they were computed from; nothing in

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 def load_datasets(
     config: CfgNode, eval_only: bool
 ) -> tuple[CocoDataset | None, list[CocoDataset], list[CocoDataset]]:
-    """The checked training set, all of ``DATASETS.TRAIN`` in one, validation and test sets.
+    """The checked training set (``DATASETS.TRAIN`` joined), validation sets and test sets.
 
     Their classes are the detector's: those of all sets, joined by name; in an evaluation those that
     the detector was trained with. An evaluation has neither training nor validation sets.
@@ -78,7 +78,7 @@ def load_datasets(
 
 
 def compare_classes(test_set: CocoDataset, learnt: set[str]) -> None:
-    """Say which classes only the training or only the test set has.
+    """Warn of classes that only the training set or only the test set has.
 
     Raises:
         InputError: if they have none in common.

@@ -1,4 +1,4 @@
-"""What a run writes down about itself: ``run.json`` and the first lines of its log."""
+"""Record of a run: ``run.json`` and the first lines of its log."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def collect_facts(
     """What ``run.json`` records.
 
     Args:
-        earlier: what was recorded of the training that this command continues or evaluates: it
-            stays. Of an evaluation, ``evaluation`` tells how it was made.
+        earlier: ``run.json`` of the training that this command continues or evaluates; its facts
+            are kept. An evaluation adds its own under ``evaluation``.
     """
     facts = dict(earlier or {})
     of_training = not (eval_only and earlier)
@@ -99,7 +99,7 @@ def detector_facts(config: CfgNode, without_encoder: bool) -> dict[str, Any]:
 
 
 def dataset_facts(dataset: CocoDataset) -> dict[str, Any]:
-    """What is recorded of a data set; of one that was joined, of its parts, too."""
+    """Facts of a data set; for a joined one also those of its parts."""
     facts = {
         "name": dataset.name,
         "images": len(dataset.records),
@@ -112,12 +112,12 @@ def dataset_facts(dataset: CocoDataset) -> dict[str, Any]:
 
 
 def validation_facts(val_sets: Sequence[CocoDataset]) -> dict[str, Any]:
-    """What ``datasets`` records of ``DATASETS.VAL``."""
+    """Facts of the sets in ``DATASETS.VAL``, for ``datasets`` in ``run.json``."""
     return {"val": [dataset_facts(dataset) for dataset in val_sets]} if val_sets else {}
 
 
 def check_resumed_data(earlier: dict[str, Any], train_set: CocoDataset) -> None:
-    """Say what changed in the data since the run began that is now continued.
+    """Warn of changes in the training data since the run began that is now continued.
 
     Raises:
         InputError: if the classes changed: the detector's outputs would get other names.
@@ -147,13 +147,14 @@ def check_resumed_data(earlier: dict[str, Any], train_set: CocoDataset) -> None:
 def check_resumed_validation(
     config: CfgNode, earlier: dict[str, Any], val_sets: Sequence[CocoDataset]
 ) -> None:
-    """Refuse to choose the best of values that were not measured alike.
+    """Refuse to compare validation results that were not measured in the same way.
 
     Args:
         earlier: what ``run.json`` recorded of the run that is continued.
 
     Raises:
-        InputError: if weights were chosen by another metric, on other data, or are chosen no more.
+        InputError: if the best weights were chosen by another metric or on other data, or would no
+            longer be chosen.
     """
     record = read_record(Path(config.OUTPUT_DIR))
     if not record["evaluations"]:
@@ -175,7 +176,7 @@ def check_resumed_validation(
 
 
 def detector_tensors(config: CfgNode) -> dict[str, Tensor] | None:
-    """The detector's tensors, without memory; None if it has parts that only detectron2 has.
+    """The detector's tensors on the meta device; None if it has parts that only detectron2 has.
 
     Both engines' detectors have these, those of detectron2 without the background's rows.
     """
@@ -193,8 +194,8 @@ def detector_tensors(config: CfgNode) -> dict[str, Tensor] | None:
 def encoder_facts(config: CfgNode, total_tensors: int | None) -> dict[str, Any] | None:
     """Where the encoder's weights come from; None from scratch.
 
-    Engines load all of an encoder or fail, so what the file holds is what gets loaded; but not
-    of another form of GRN, where that is allowed.
+    Engines load all of an encoder or fail, so every tensor of the file is loaded; except GRN's
+    where the config allows another form of it.
 
     Raises:
         FileNotFoundError, ValueError: if the weights cannot be read.

@@ -117,7 +117,7 @@ def test_the_value_is_the_mean_over_the_sets_of_the_right_weights_and_task():
         ("DATASETS.VAL ('json:v:i',)", "set it to 4000, say"),
         (
             "DATASETS.VAL ('json:v:i',) DATASETS.TEST ('json:v:i',) TEST.EVAL_PERIOD 10",
-            "DATASETS.VAL and TEST both name json:v:i: its result would flatter",
+            "DATASETS.VAL and TEST both name json:v:i: its result would be too good",
         ),
         (
             "DATASETS.VAL ('json:v:i',) DATASETS.TRAIN ('json:v:i',) TEST.EVAL_PERIOD 10",
@@ -365,4 +365,4 @@ def test_images_that_choose_and_measure_are_named(tmp_path, sets, caplog, scored
     with caplog.at_level(logging.WARNING):
         run(configured(sets, tmp_path / "run", "torchvision", changes))
     assert "4 of the 4 images of" in caplog.text
-    assert "so the results will flatter" in caplog.text
+    assert "so the results will look too good" in caplog.text

@@ -1,1 +1,1 @@
-"""Tables of ratios for detection."""
+"""Speed, memory and complexity of detection, as the tables of ``tools/benchmark.py``."""

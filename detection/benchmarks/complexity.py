@@ -2,7 +2,7 @@
 
 Counted by fvcore (one multiply-add is one FLOP, as in the papers' tables) on one image of
 1280 x 800 pixels, with 1000 proposals through the box head and 100 detections through the mask
-head: so counted, base has the 486 G of its paper (arXiv 2301.00808, Table 6).
+head. Counted in this way, base has the 486 G of its paper (arXiv 2301.00808, Table 6).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ PROPOSALS, DETECTIONS = 1000, 100
 
 
 class Complexity(NamedTuple):
-    """Of the whole detector: tensor elements that are trained, and multiply-adds of an image."""
+    """Of the whole detector: the number of trained parameters, and multiply-adds per image."""
 
     parameters: int
     flops: int
 
 
 class _Layers(nn.Module):
-    """Every layer of the detector once, without selection, NMS and pooling, which count nothing."""
+    """Every layer of the detector once; selection, NMS and pooling count as 0 and are left out."""
 
     def __init__(self, detector: MaskRCNN) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class _Layers(nn.Module):
 
 
 class _CascadeLayers(nn.Module):
-    """The same of detectron2's Cascade heads, whose every stage sees every proposal."""
+    """The same for detectron2's Cascade heads, in which every stage sees every proposal."""
 
     def __init__(self, config: CfgNode) -> None:
         from detectron2.modeling import build_model
@@ -76,7 +76,7 @@ class _CascadeLayers(nn.Module):
 def complexity(config: CfgNode, width: int = WIDTH, height: int = HEIGHT) -> Complexity:
     """Count a config's detector; runs it once on a CPU (base: about 10 seconds on one thread).
 
-    ``NUM_CLASSES`` must be given. Cascade heads are counted in detectron2, which alone has them.
+    ``NUM_CLASSES`` must be given. Cascade heads need detectron2: only it has them.
     """
     is_cascade = config.MODEL.ROI_HEADS.NAME.endswith("CascadeROIHeads")
     layers = (_CascadeLayers(config) if is_cascade else _Layers(build_mask_rcnn(config))).eval()

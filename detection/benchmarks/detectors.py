@@ -1,7 +1,7 @@
-"""Detectors to measure: those of the COCO configs with fresh weights, and their inputs.
+"""Detectors to measure: those of the COCO configs, not trained, and their inputs.
 
-Images are square, of noise that shows OBJECTS ellipses each. Weights are scaled so that classes'
-logits have the spread of a trained detector's, or no box would pass the threshold and no mask be
+Images are square: noise with OBJECTS ellipses each. Weights are scaled so that the class logits
+spread as a trained detector's do; otherwise no box would pass the threshold and no mask would be
 computed. A training step is forward, backward and AdamW; inference goes from the image to boxes
 and masks in its pixels.
 """
@@ -126,7 +126,7 @@ class Detector:
             return self.model(self.inputs[:1])
 
     def mebibytes(self, run: Callable[[], Any]) -> float:
-        """The peak of ``run``, with what is held all along."""
+        """Peak memory during ``run`` in MiB, the model's own included."""
         state = [v for s in self.optimizer.state.values() for v in s.values()]
         tensors = [*self.model.parameters(), *self.model.buffers(), *state]
         held = held_bytes(t for t in tensors if isinstance(t, Tensor))
@@ -159,7 +159,7 @@ def make_samples(case: DetectorCase) -> list[dict[str, Any]]:
 
 
 def torchvision_detector(case: DetectorCase, device: torch.device) -> Detector:
-    """The torchvision engine's, with weights that detect."""
+    """The torchvision engine's detector, with weights that find objects."""
     torch.manual_seed(0)
     config = case.config()
     model = build_mask_rcnn(config)
@@ -202,10 +202,10 @@ def _spread_logits(detector: Detector) -> None:
 def detectron2_detector(
     case: DetectorCase, device: torch.device, weights: dict[str, Tensor] | None = None
 ) -> Detector:
-    """detectron2's, with the same images.
+    """detectron2's detector, with the same images.
 
     Args:
-        weights: the torchvision engine's; None for fresh ones that detect.
+        weights: the torchvision engine's; None for fresh ones that find objects.
     """
     from detectron2.modeling import build_model
     from detectron2.structures import BitMasks, Boxes, Instances

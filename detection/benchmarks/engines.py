@@ -1,4 +1,4 @@
-"""What a detector costs: the adapter, one engine against the other, each size against R50-FPN.
+"""Time and memory of detectors: adapter, engine against engine, each size against R50-FPN.
 
 Compared engines get the same weights and images. Seconds are processor time on a CPU (of all
 threads) and time on a GPU, medians over interleaved rounds. Memory is what PyTorch's allocator held
@@ -24,7 +24,7 @@ from training.records.measure import Row, device_clock, interleaved
 
 
 def adapter_case(case: DetectorCase, rounds: int, device: torch.device) -> Row:
-    """The detectron2 backbone's forward over the bare encoder's, with the same weights."""
+    """Forward time of the detectron2 backbone against the bare encoder, with the same weights."""
     from backbones.d2_adapter import D2ConvNeXt
 
     torch.manual_seed(0)
@@ -52,7 +52,7 @@ def adapter_case(case: DetectorCase, rounds: int, device: torch.device) -> Row:
 
 
 def engines_case(case: DetectorCase, rounds: int, device: torch.device) -> list[Row]:
-    """Both engines with the same weights: a row of training and one of inference."""
+    """Both engines with the same weights: a row for training and one for inference."""
     ours = torchvision_detector(case, device)
     theirs = detectron2_detector(case, device, ours.model.state_dict())
     rows = []
@@ -82,7 +82,7 @@ def engines_case(case: DetectorCase, rounds: int, device: torch.device) -> list[
 def cost_cases(
     cases: list[DetectorCase], rounds: int, device: torch.device, engine: str
 ) -> list[Row]:
-    """Training and inference of each case on one engine, against the first: R50-FPN there."""
+    """Training and inference of each case on one engine, relative to the first case: R50-FPN."""
     rows: list[Row] = []
     for case in cases:
         detector = ENGINES[engine](case, device)

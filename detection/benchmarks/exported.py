@@ -26,7 +26,7 @@ def exported_cases(case: DetectorCase, rounds: int) -> list[Row]:
     detections with masks in their boxes.
 
     The weights are random and spread, and int8 is calibrated by the image itself: times, not
-    accuracy, are what this measures.
+    accuracy, are measured here.
     """
     import onnx
 

@@ -1,10 +1,10 @@
-"""What a data set of COCO's size costs: processor time and memory of each work on it.
+"""Processor time and memory of each step of work on a data set of COCO's size.
 
 The annotations are synthetic: 118,000 images, 860,000 objects of 80 classes, 1% of them crowds in
-run lengths, the others polygons of about 26 corners, as in COCO. The objects repeat some thousand
-drawn ones, but a parser makes each anew. The images are hard links to a few JPEG files.
+run lengths, the others polygons of about 26 corners, as in COCO. SHAPES different objects are
+repeated; a parser still builds each one anew. The images are hard links to a few JPEG files.
 
-Every work runs in a fresh process. Seconds are processor time of all its threads, without imports.
+Every step runs in a fresh process. Seconds are processor time of all its threads, without imports.
 Memory is what the process itself holds at its peak, imports included.
 """
 
@@ -154,7 +154,7 @@ def _check_files(folder: Path) -> list[Row]:
 
 
 def _train(folder: Path) -> list[Row]:
-    """What a training does before and in its steps; one process, so the peaks are those so far."""
+    """What a training does before and in its steps; each peak includes the earlier ones."""
 
     def load(split: str) -> CocoDataset:
         return load_dataset(f"json:{folder / split}.json:{folder / split}")

@@ -1,10 +1,10 @@
 """Seconds and memory of ``detection.predict`` on one image, whole or by tiles.
 
 The image is read, detected on, its masks are encoded, the overlay is drawn and written. The
-detector has random weights, so that there are as many detections as asked for, all drawn, their
-masks noise: run lengths are as long as they get. Whole images are JPEG files; large ones are TIFFs
-of tiles of 512 pixels, whose pattern of squares takes little room on the disk. Every case runs in a
-fresh process; a small image is predicted first, which is not counted.
+detector has random weights: there are as many detections as asked for, all are drawn, and their
+masks are noise, so run lengths are as long as they get. Whole images are JPEG files; large ones are
+TIFFs of tiles of 512 pixels, whose pattern of squares takes little room on the disk. Every case
+runs in a fresh process; a small image is predicted first, which is not counted.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _of_tiles(folder: Path, side: int, engine: str) -> Row:
 def _measured(
     folder: Path, files: Sequence[Path], detections: int, engine: str, overrides: Sequence[str] = ()
 ) -> Row:
-    """Predict on each file; what the last one took."""
+    """Predict on each file; time and memory of the last one."""
     run, weights = write_run(folder, detections, engine), str(folder / "detector.pth")
     for file in files:
         before, began = resident_mb(), time.perf_counter()
@@ -86,7 +86,7 @@ def _measured(
 
 
 def write_run(folder: Path, detections: int, engine: str) -> Path:
-    """A run of random weights, ``folder/detector.pth``, that finds so many objects everywhere."""
+    """A run with random weights, ``folder/detector.pth``, that finds so many objects per image."""
     run = folder / "run"
     run.mkdir()
     settings = {"ENGINE": engine, "OUTPUT_DIR": run, "MODEL.ROI_HEADS.NUM_CLASSES": CLASSES}

@@ -17,7 +17,7 @@ from training.records.measure import Row
 
 PARTS = ("adapter", "engines", "cost", "evaluation", "prediction")
 ASKED = ("tiles", "exported")  # what is only measured where it is asked for: it takes long
-ADAPTER_PIXELS, ADAPTER_ROUNDS = 224, 30  # small and often: what the adapter adds is constant
+ADAPTER_PIXELS, ADAPTER_ROUNDS = 224, 30  # a small image, often: the adapter's cost is constant
 
 
 def detection_tables(
@@ -31,7 +31,7 @@ def detection_tables(
 
     Args:
         shapes: encoder, precision, images of a training step, and image side in pixels.
-        rounds: that are counted.
+        rounds: measured rounds.
         evaluation_images: of the synthetic results to evaluate; 0 for no evaluation and no
             prediction.
         parts: which of PARTS and ASKED to measure.

@@ -1,7 +1,7 @@
 """Draw boxes, masks and labels on an image, readable at any image size.
 
-Everything is drawn after the image was brought to its final size, so that a line is a line and a
-label can be read on a 200 px thumbnail and on a 4000 px photograph.
+The image is first resized to its final size, then drawn on, so that lines and labels can be read
+on a 200 px thumbnail and on a 4000 px photograph.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from detection.evaluation.results import segmentation_to_rle
 from reporting.palette import class_colour
 
 MASK_OPACITY = 0.42
-READABLE = 640, 160  # pixels of the longer and the shorter side that leave room for labels
+READABLE = 640, 160  # least pixels of the longer and the shorter side that leave room for labels
 ROWS = 64  # of a mask that are filled at once
 IN_WINDOWS = 2**26  # pixels of an image from which masks are resized within their boxes
 MOST_ENLARGED = 3200  # pixels of the longer side of what is enlarged

@@ -1,4 +1,4 @@
-"""The texts on a picture: in which font, in which size, and where they hide the least.
+"""Place labels on a picture: font, size, and the place where they hide the least.
 
 Text is set in DejaVu Sans, which matplotlib ships (OpenCV's own fonts know ASCII only), or, if it
 lacks a character, in the first font of this machine that has all of the text. Where there is
@@ -44,8 +44,9 @@ def draw_labels(
 ) -> int:
     """Draw each label where it is free, the first ones first.
 
-    A label lies inside the picture, on no other label, and hides neither the picture nor another
-    object of its own size too far. The font shrinks where objects are smaller than its letters.
+    A label lies inside the picture and on no other label. It hides at most HIDDEN_SHARE of another
+    object, and all labels together at most LABELLED_SHARE of the picture. The font shrinks where
+    objects are smaller than its letters.
 
     Args:
         labels: of all objects; one without text is an object that must not be hidden.

@@ -1,4 +1,4 @@
-"""What is wrong with a run's detections, beyond COCO's 12 numbers, from the same two files.
+"""Find what is wrong with a run's detections, from the two files that COCO's metrics need.
 
 Errors by kind and what each costs in AP (TIDE), confusion of classes, whether scores can be
 believed, the best threshold of each class, and how each image went. Everything is counted at an
@@ -110,7 +110,7 @@ def errors(matches: Matches) -> dict[str, Any]:
 
 
 def _mended(matches: Matches, wrong: np.ndarray) -> np.ndarray:
-    """Of the wrong detections those that meant an object that is free: the best score of each."""
+    """The wrong detections that mending makes right: the best one for each object not found."""
     candidates = np.flatnonzero(wrong)
     candidates = candidates[~matches.found[matches.target[candidates]]]
     candidates = candidates[np.argsort(-matches.score[candidates], kind="stable")]
@@ -223,7 +223,7 @@ def images(matches: Matches, kept: np.ndarray) -> list[dict[str, Any]]:
     """For each image ``{"id", "objects", "found", "false", "F1", "IoU", "errors"}``.
 
     Of the kept detections; F1 and the mean IoU of what was found in percent, F1 None where there is
-    neither object nor detection and IoU where nothing was found; ``errors`` counts by kind.
+    neither object nor detection and IoU where nothing was found; ``errors`` counts errors by kind.
     """
     number = len(matches.image_ids)
     kinds: list[Counter[str]] = [Counter() for _ in range(number)]

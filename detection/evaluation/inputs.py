@@ -1,7 +1,7 @@
 """The two files of an evaluation, read and checked: COCO ground truth and COCO results.
 
 The ground truth goes through the same reader and the same check as a data set to train on, so that
-what passes the check can be evaluated.
+whatever passes the check can be evaluated.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Evaluation:
     """The two files of an evaluation, read and checked once for all that is asked of them.
 
     Attributes:
-        truth: the annotations' tree; its annotations are prepared.
+        truth: the parsed annotation file; its annotations went through `prepare_annotations`.
     """
 
     truth: dict[str, Any]
@@ -102,8 +102,8 @@ def read_evaluation(
     """Read both files, choose the tasks and prepare the ground truth's annotations.
 
     Args:
-        truth: the annotations' file; or a data set, which is not read again where it was loaded for
-            an evaluation.
+        truth: the annotation file, or a data set; one loaded with ``for_evaluation`` is not read
+            again.
 
     Raises:
         FileNotFoundError: if a file does not exist.
@@ -178,8 +178,8 @@ def number_ids(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Ground truth and detections as two data sets of what evaluators read and no more.
 
-    Images and categories are numbered from 1 in the order of their ids, which hotcoco wants to be
-    integers. Evaluators treat them in that order.
+    Images and categories are numbered from 1 in the order of their ids, because hotcoco needs
+    integers and evaluators sort by them.
     """
 
     def numbers(part: str) -> dict[Any, int]:

@@ -1,9 +1,9 @@
-"""Which detection found which object, and what is wrong with the others.
+"""Match detections to objects, and name what is wrong with the other detections.
 
 Matching is COCO's at one IoU threshold: within a class, by descending score, each detection takes
-the free object that it overlaps most. What found nothing is named as in TIDE (Bolya et al., "TIDE:
-A General Toolbox for Identifying Object Detection Errors", ECCV 2020, section 3):
-``FOREGROUND_IOU`` is its t_f, ``BACKGROUND_IOU`` its t_b. Written from the paper.
+the free object that it overlaps most. A detection that found nothing is named as in TIDE (Bolya et
+al., "TIDE: A General Toolbox for Identifying Object Detection Errors", ECCV 2020, section 3):
+``FOREGROUND_IOU`` is the paper's t_f, ``BACKGROUND_IOU`` its t_b.
 
 Deliberate deviations from TIDE: crowd regions are COCO's (what lies in one is not counted); ties
 are broken as pycocotools does; only COCO's 100 best detections of a class and image count.

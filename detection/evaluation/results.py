@@ -1,7 +1,7 @@
 """COCO results, checked against the ground truth and prepared for an evaluator.
 
-What an evaluator would assert, drop or misread is said here in words instead: given an RLE whose
-runs end too early, pycocotools does not return.
+Faults that an evaluator would drop, misread or fail on get a message here. One example: given an
+RLE whose runs end too early, pycocotools never returns.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def read_results(
 
 
 def _fault(result: Any) -> str | None:
-    """What is wrong with a detection by itself."""
+    """The fault of a detection that shows without the ground truth, or None."""
     keys = ("image_id", "category_id", "score")
     if not isinstance(result, dict):
         return f"is {result!r}; an object with {', '.join(keys)} is wanted"
@@ -131,7 +131,8 @@ def segmentation_to_rle(segmentation: Any, height: int, width: int) -> dict[str,
 def _check_runs(counts: str | bytes, pixels: int) -> None:
     """Raise ValueError unless an RLE's runs sum to its pixels.
 
-    hotcoco refuses runs beyond a size, so those that it takes for one pixel less are too short.
+    hotcoco refuses runs longer than the size, so runs that it accepts for one pixel less are too
+    short.
     """
     encoded = counts.encode() if isinstance(counts, str) else counts
     if encoded and encoded[-1] - 48 & 32:  # the flag that the number goes on

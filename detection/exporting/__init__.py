@@ -1,1 +1,1 @@
-"""A detector as a graph without Python."""
+"""The torchvision engine's detector as a graph for export, and its runtimes and their AP."""

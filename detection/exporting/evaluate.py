@@ -1,4 +1,4 @@
-"""What an export costs: AP and time of ONNX files beside the PyTorch detector's."""
+"""Compare exported ONNX files with the PyTorch detector: AP, size and time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TORCH = "PyTorch"
 
 
 def torch_detector(model: MaskRCNN) -> ExportedForward:
-    """The same of the model itself."""
+    """The PyTorch model as a function of one sample, as :func:`onnx_detector` gives for a file."""
 
     @torch.no_grad()
     def detect(sample: dict[str, Any]) -> dict[str, Tensor]:
@@ -74,7 +74,8 @@ def compare(
     Args:
         files: name -> ONNX file.
         dataset: AP is measured on all of it.
-        timed_images: of it, how many are timed, all variants in turn, by processor time.
+        timed_images: how many of its images are timed. All variants run in turn on each; the time
+            is processor time.
         padded: a further row for each file and for each of these, see :func:`onnx_detector`.
         runtimes: a row for each file and for each of these, likewise.
     """

@@ -1,9 +1,9 @@
 """The torchvision engine's Mask R-CNN as one graph, without a loop over images.
 
-The detector is a program: lists of images, regions of varying number, a loop per class. Here the
-same modules run on dense tensors. Candidates have a fixed number of places, an empty place scores
--inf, and only what is costly (ROIAlign and the heads) runs on the filled places alone. So batch,
-height and width stay free, and every number is that of
+The PyTorch detector loops over images and classes, and the number of regions varies. Here the same
+modules run on dense tensors: candidates have a fixed number of places, and an empty place has the
+score -inf. Only the costly parts (ROIAlign and the heads) run on the filled places alone. Batch,
+height and width may vary from call to call, and the results equal those of
 :class:`detection.engines.torchvision.model.MaskRCNN`.
 
 Ordinary non-maximum suppression becomes one operator for all images and classes (or levels):
@@ -50,7 +50,7 @@ def suppress_by_torchvision(boxes_gn4: Tensor, scores_gn: Tensor, threshold: flo
     boxes = (boxes_gn4.double() + offset[:, None, None]).reshape(-1, 4)
     scores = scores_gn.reshape(-1).double()
     filled = torch.where(scores > EMPTY)[0]
-    # torch.export takes it that nms keeps 2 boxes: here are 2, away from all others
+    # torch.export assumes that nms keeps at least 2 boxes: add 2, far from all others
     apart = boxes.new_tensor([[-3.0, -3.0, -2.0, -2.0], [-6.0, -6.0, -5.0, -5.0]])
     places = torch.cat((filled, torch.arange(2, device=filled.device) + groups * members))
     kept = nms(
@@ -259,7 +259,8 @@ class DetectorGraph(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Regions ``[R, C, S, S]`` level after level, and the row of ``boxes_r4`` of each ``[R]``.
 
-        In this order they are pooled; what heads make of them is smaller to put back.
+        They are not put back into the order of ``boxes_r4`` here: the heads' outputs are smaller to
+        move.
         """
         levels, regions_r5 = pooler.levels(boxes_r4), regions(image, boxes_r4)
         rows_of = [torch.where(levels == index)[0] for index in range(len(pooler.strides))]

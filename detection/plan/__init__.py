@@ -1,1 +1,1 @@
-"""A training planned from the labels, the images and the minutes that one has."""
+"""Plan a detection training from the labels, the images and the time that is available."""

@@ -1,10 +1,10 @@
-"""Anchors by the objects' sizes and shapes: arithmetic on the labels, no training.
+"""Choose anchors by the sizes and shapes of the labelled objects, without any training.
 
-An anchor of the right place is as good as its shape: the overlap of an object with it is
-``min(w, w') * min(h, h') / union``. The region proposal network counts an anchor of an overlap of
-0.7 as an object (Faster R-CNN, arXiv 1506.01497, 3.1.2), and learns from the best one of each
-object where none has as much. So the sizes and ratios with the highest mean of each object's best
-overlap are taken, of a short list of those that detectors use.
+The overlap (IoU) of an object with an anchor at the same centre is ``min(w, w') * min(h, h') /
+union``. The region proposal network counts an anchor with an overlap of 0.7 as an object (Faster
+R-CNN, arXiv 1506.01497, 3.1.2), and where no anchor reaches that it learns from the best one. So,
+from a short list of usual sizes and ratios, those are taken for which the objects' best overlaps
+have the highest mean.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 LEVELS = 5
 FIRST_SIZES = (4, 6, 8, 12, 16, 24, 32)  # of the level of stride 4; twice as large on the next
 USUAL_RATIOS = (0.5, 1.0, 2.0)  # detectron2's, height / width
-QUANTILES = (10, 50, 90)  # of the objects' ratios
+QUANTILES = (10, 50, 90)  # percentiles of the objects' ratios
 WIDE_QUANTILES = (5, 25, 50, 75, 95)
-GAIN = 0.02  # of mean overlap, for which other ratios than the usual are taken
+GAIN = 0.02  # least gain of mean overlap for which other ratios than the usual are taken
 
 
 def best_overlap(boxes: np.ndarray, sizes: np.ndarray, ratios: np.ndarray) -> np.ndarray:

@@ -33,10 +33,10 @@ TIMED_IMAGES = (64, 12)  # of the training and the test set, in the steps that a
 
 
 def plan_detection(request: Request, by_processor: bool = False) -> tuple[Plan, Survey, Timing]:
-    """The plan, what it was made of, and what a training by it takes.
+    """The plan, the numbers that it was made from, and the time that a training by it takes.
 
     Args:
-        by_processor: minutes are the processor's, see :func:`training.plans.timed`.
+        by_processor: minutes are processor time, see :func:`training.plans.timed`.
 
     Raises:
         InputError: for data that a training would refuse, or minutes that are too few.
@@ -54,7 +54,7 @@ def plan_detection(request: Request, by_processor: bool = False) -> tuple[Plan, 
 
 
 class TimedPart:
-    """Times a plan's training on some of the images, and adds what loading all of them takes."""
+    """Times a plan's training on some of the images, and adds the time of loading all of them."""
 
     def __init__(self, folder: Path, sets: LoadedSets, by_processor: bool) -> None:
         self.by_processor = by_processor
@@ -76,7 +76,7 @@ class TimedPart:
 
 
 def decide(request: Request, numbers: Survey, timer: Timer) -> tuple[Plan, Timing]:
-    """Apply the rules; ``timer`` is asked, a few times, what a training by them takes.
+    """Apply the rules; ``timer`` is called a few times to time a training by them.
 
     Raises:
         InputError: for minutes or memory that are too few.
@@ -131,9 +131,9 @@ def base_values(plan: Plan) -> dict[str, Any]:
 
 
 def write_part(dataset: CocoDataset, path: Path, count: int) -> str:
-    """Write some of a data set's images, evenly spread, as a COCO file; the part's name.
+    """Write some of a data set's images, evenly spread, as a COCO file; returns its data set name.
 
-    Those with an object alone, if there are any.
+    Only images with an object are taken, if there are any.
     """
     records = dataset.records.with_objects() or dataset.records
     chosen = [records[index] for index in evenly_spread(records, count)]

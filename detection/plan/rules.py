@@ -27,14 +27,14 @@ GPU_BASES = {
 
 # Shorter sides that are planned, in pixels: multiples of the encoder's stride of 32.
 SIDES = (128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 800, 1024, 1280)
-SMALL, MIDDLE = 24, 48  # pixels of the objects' lower quarter and of their half
-LEAST_SMALL = 8  # pixels: two places of the finest map, whose stride is 4
+SMALL, MIDDLE = 24, 48  # pixels that 3/4 and 1/2 of the objects should have
+LEAST_SMALL = 8  # pixels: two cells of the finest feature map, whose stride is 4
 LARGEST_ENLARGEMENT = 2.0
 USUAL_LARGEST = 800  # detectron2's shorter side
-WANTED_STEPS = 600  # below, fewer pixels and more steps are better
-RICH_STEPS = 3000  # above, more pixels and fewer steps
+WANTED_STEPS = 600  # below this, smaller images and more steps are better
+RICH_STEPS = 3000  # above this, larger images and fewer steps are better
 
-GATHERED = 4.0  # the fullest tile has that many times the mean one's objects
+GATHERED = 4.0  # objects of the fullest tile, relative to the mean tile
 
 COCO_DETECTIONS = 100  # that COCO's AP counts
 MOST_DETECTIONS = 2000
@@ -46,8 +46,8 @@ MOST_PROPOSALS = 4000
 SMALL_ENCODERS = ("atto", "femto", "pico", "nano")
 QUICK_RATE = 5e-4
 COCO_RATE, COCO_BATCH = 1e-4, 16
-LEAST_SAMPLES, MOST_SAMPLES = 64, 256  # regions of an image that the heads learn from, on a CPU
-RARE = 0.1  # of the most frequent class's images
+LEAST_SAMPLES, MOST_SAMPLES = 64, 256  # regions per image that the heads learn from, on a CPU
+RARE = 0.1  # a class is rare on fewer images than this share of the most frequent class's
 
 
 def plan_base(machine: Machine, encoder: Encoder | None) -> Plan:
@@ -80,8 +80,8 @@ def wanted_pixels(survey: Survey) -> float:
     Three quarters of the objects get ``SMALL`` pixels or more, half of them ``MIDDLE``: COCO calls
     those below 32 small, and detectors find them half as well (RECIPES: 35.9 against 57.3 and 67.0
     AP). With 41 pixels for half of them boxes were less exact (measured). Images are enlarged to
-    twice their size at most: that shows nothing new, but puts small objects on more places of the
-    maps.
+    twice their size at most: that adds no detail, but small objects then cover more cells of the
+    feature maps.
     """
     quarter, half = np.percentile(survey.relative_sizes, [25, 50])
     most = LARGEST_ENLARGEMENT * float(np.median(survey.frames))
@@ -89,7 +89,7 @@ def wanted_pixels(survey: Survey) -> float:
 
 
 def wanted_side(survey: Survey) -> int:
-    """The nearest side that is planned; for tiny images the least, whatever they are enlarged."""
+    """The nearest of SIDES to the wanted one; for tiny images the smallest of them."""
     return nearest_side(
         wanted_pixels(survey), LARGEST_ENLARGEMENT * float(np.median(survey.frames))
     )
@@ -110,7 +110,7 @@ def nearest_side(side: float, most: float = SIDES[-1]) -> int:
 
 
 def side_for_time(wanted: int, steps: int, survey: Survey) -> int:
-    """Another side where the minutes are few or many: a step's time goes with the pixels.
+    """Another side where time is short or ample: a step's time is proportional to the pixels.
 
     Smaller where the wanted one leaves fewer than WANTED_STEPS, but not where a quarter of the
     objects would have under ``LEAST_SMALL`` pixels; and not under half of it. Larger where it
@@ -158,7 +158,7 @@ def plan_anchors(plan: Plan, survey: Survey) -> None:
 def objects_of_sample(plan: Plan, survey: Survey) -> np.ndarray:
     """``[N]``, the objects that a detector sees at once of each image.
 
-    Of a tile, ``GATHERED`` times as many as the image's mean tile has, for objects gather.
+    For tiles ``GATHERED`` times as many as the image's mean tile has, because objects cluster.
     """
     counts = survey.per_image
     if "INPUT.TILES.ENABLED" not in plan.choices:
@@ -198,9 +198,9 @@ def plan_counts(plan: Plan, survey: Survey) -> None:
 def plan_samples(plan: Plan, survey: Survey, machine: Machine) -> None:
     """Regions that the heads learn from: a quarter of them objects, as many as a mean image has.
 
-    The true boxes are among the proposals, so with fewer the boxes' regression sees little but
-    what needs no change. No fewer than the quick config has in a step, of its two images; on a GPU
-    detectron2's 512.
+    The true boxes are among the proposals. With fewer regions, the box regression would learn
+    from little but these, which need no change. No fewer than the quick config has in a step, of
+    its two images; on a GPU detectron2's 512.
     """
     if machine.is_gpu:
         return
@@ -227,9 +227,10 @@ def samples_of_epoch(plan: Plan, survey: Survey) -> tuple[int, str]:
 def plan_batch(plan: Plan, survey: Survey, machine: Machine, most: int = COCO_BATCH + 1) -> None:
     """Images of a step, and the rate.
 
-    On a CPU a step of one image takes little more than half the time of one of two, and steps are
-    what is short: one image. A GPU takes up to 16, but an epoch shall have 10 steps. The rate goes
-    with the root of the batch, as Adam's does (arXiv 2205.10287); that of one image is not lowered.
+    On a CPU a step takes one image: that takes little more than half the time of two, and more
+    steps are worth more. A GPU takes up to 16, but an epoch should have 10 steps. The rate grows
+    with the square root of the batch, as for Adam (arXiv 2205.10287); it is not lowered for one
+    image.
     """
     why, batch = "more steps in the same time", 1
     if machine.is_gpu:
@@ -275,7 +276,7 @@ def plan_augmentation(plan: Plan) -> None:
 def plan_schedule(plan: Plan, iterations: int, survey: Survey, reason: str) -> None:
     """Iterations, a warm-up, and the rate x 0.1 for the last fifth, as in the quick config.
 
-    The second fall before the end is detectron2's habit (after 96% of its 3x schedule).
+    The second reduction shortly before the end is as in detectron2 (at 96% of its 3x schedule).
     """
     samples, sample = samples_of_epoch(plan, survey)
     plan_iterations(plan, iterations, samples, reason, most_warmup=1000, sample=sample)

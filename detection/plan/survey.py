@@ -1,4 +1,4 @@
-"""What a plan is made of: the labels and images of a detection data set, in numbers."""
+"""The numbers of a detection data set that a plan is made from."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ class Survey:
 
     @cached_property
     def frames(self) -> np.ndarray:
-        """``[N]``, the shorter side of the least frame of 1 x ``LONGEST`` that holds each image.
+        """``[N]``, the shorter side of the smallest 1 x ``LONGEST`` frame that contains each image.
 
-        So that an image is resized by side / frame: a panorama more than its shorter side tells.
+        An image is resized by side / frame. A panorama shrinks more than its shorter side suggests.
         """
         return np.maximum(self.short, self.sizes.max(1) / LONGEST)
 
@@ -95,7 +95,7 @@ class Survey:
         return len(np.unique(places, axis=0))
 
     def sentence(self) -> str:
-        """What was read, in a line."""
+        """The numbers in one sentence."""
         low, high = (np.percentile(self.short, q) for q in (5, 95))
         sides = f"{low:.0f}" if low == high else f"{low:.0f} to {high:.0f}"
         return (
@@ -136,7 +136,7 @@ def load_sets(train: Sequence[str], test: Sequence[str]) -> LoadedSets:
 
 
 def unmasked(dataset: CocoDataset) -> Iterator[str]:
-    """Say how many objects have no mask, if any: a training of masks refuses them, crowds, too."""
+    """A message if objects (crowds too) have no mask: a training of masks refuses them."""
     items = (item for record in dataset.records for item in record["annotations"])
     if lacking := sum("segmentation" not in item for item in items):
         yield (
@@ -147,7 +147,7 @@ def unmasked(dataset: CocoDataset) -> Iterator[str]:
 
 
 def survey(sets: LoadedSets) -> Survey:
-    """Count what is in the data sets.
+    """Collect the numbers of the data sets.
 
     Raises:
         InputError: if there is nothing to train on, or only some objects have masks.

@@ -1,4 +1,4 @@
-"""When large images are planned in tiles, and in which: the other rules are in ``rules``."""
+"""The rules for tiles of large images: whether, and of which size. Others are in ``rules``."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from detection.plan.rules import MIDDLE, rounded_up, wanted_pixels
 from detection.plan.survey import Survey
 from training.plans import Machine, Plan
 
-LARGEST_SIDE = {False: 512, True: 1333}  # of a whole image, by whether there is a GPU; then tiles
+LARGEST_SIDE = {False: 512, True: 1333}  # is there a GPU -> longest side without tiles, pixels
 TILE = {False: 256, True: 800}
-TILE_OBJECTS = 2.0  # a tile is that much larger than all but 5% of the objects
+TILE_OBJECTS = 2.0  # side of a tile, relative to the size that 95% of the objects have at most
 
 
 def needs_tiles(survey: Survey, machine: Machine) -> bool:
     """Whether images are too large to be resized: objects would be lost, or steps would be slow.
 
-    So where what is wanted is beyond ``LARGEST_SIDE``, and objects are small in the files, too.
+    True where the wanted side is beyond ``LARGEST_SIDE`` and objects are small in the files too.
     """
     small_in_files = float(np.percentile(survey.object_sizes, 25)) <= 2 * MIDDLE
     limit = LARGEST_SIDE[machine.is_gpu]
@@ -29,7 +29,8 @@ def plan_tiles(plan: Plan, survey: Survey, machine: Machine) -> None:
     """Parts of the images, not resized, that hold twice the size of all but 5% of the objects.
 
     Tiles overlap by as much as those objects measure, so that each is whole in one of them. No
-    tile is larger than ``INPUT.TILES`` itself finds: what no tile holds is united from its parts.
+    tile is larger than ``INPUT.TILES.SIZE: 0`` would choose: an object that no tile holds whole is
+    united from its parts.
     """
     large = float(np.percentile(survey.boxes.max(1), 95))
     wanted = max(TILE[machine.is_gpu], rounded_up(TILE_OBJECTS * large, 32))

@@ -1,1 +1,1 @@
-"""What ``detection.predict`` writes."""
+"""The output files of ``detection.predict``: overlays, results and label files."""

@@ -4,10 +4,10 @@
 * ``images.json``: which file or frame each image id is, the categories, the settings;
 * ``annotations.json``: the detections from the threshold on as a COCO data set, which labelling
   tools import to start from and trainings read;
-* ``counts.csv``: of each image and class how many there are and how many pixels they cover;
-* if asked for ``labels_FORMAT/``, made of ``annotations.json``, to be corrected in other tools and
-  read back as labels to train on. Names are those of the images below their common folder, as
-  ``tools/import_dataset.py --images`` wants it.
+* ``counts.csv``: for each image and class the number of objects and the pixels that they cover;
+* if asked for, ``labels_FORMAT/``: ``annotations.json`` in another format, to be corrected in other
+  tools and imported again as labels to train on. Image names are relative to the images' common
+  folder, as ``tools/import_dataset.py --images`` needs them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The facts of runs for the report: what made them, from what, at what cost."""
+"""The report's table of facts: software, data, weights, settings and time of each run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def facts_table(named: NamedRuns) -> Table:
 
 
 def duration(seconds: Any) -> Cell:
-    """Seconds as people say them: 43 s, 7 min 32 s, 3 h 5 min."""
+    """Seconds in readable units: 43 s, 7 min 32 s, 3 h 5 min."""
     if not isinstance(seconds, int | float):
         return NOT_RECORDED
     if seconds < 60:

@@ -1,4 +1,4 @@
-"""Which images a report shows: some as they come, the worst and best, those where runs differ."""
+"""Choose the images of a report: typical ones, the worst and best, those where runs differ."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def choose_images(runs: NamedRuns) -> list[Chosen]:
 
     With several runs also what changed most since the first. F1 is that at each class's best
     threshold; of equal ones the image with more mistakes is worse, the one with more objects
-    better. Images without objects and detections are not among them.
+    better. Images that have neither objects nor detections are left out.
     """
     if not runs:
         return []

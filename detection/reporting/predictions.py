@@ -1,4 +1,4 @@
-"""The report's pictures of predictions: typical images for its head, the others as a gallery."""
+"""The report's pictures of predictions: typical images at its top, the others as a gallery."""
 
 from __future__ import annotations
 

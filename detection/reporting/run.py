@@ -1,4 +1,4 @@
-"""Read one output folder, ours or detectron2's, for the report. Every file in it may be missing."""
+"""Read a run's output folder, of either engine, for the report. Any file may be missing."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ NamedRuns = Sequence[tuple[RunName, Run]]
 
 
 def columns_of_runs(named: NamedRuns, before: int, each: int) -> list[tuple[Cell, int]]:
-    """The head over a table's columns, ``each`` of a run; none for a single run."""
+    """The heading above a table's columns, ``each`` per run; none for a single run."""
     return [("", before), *((name, each) for name, _ in named)] if len(named) > 1 else []
 
 

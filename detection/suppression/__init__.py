@@ -1,1 +1,1 @@
-"""What removes detections of the same object: soft-NMS, for both engines."""
+"""Soft-NMS for both engines: it lowers the scores of repeated detections of an object."""

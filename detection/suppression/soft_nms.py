@@ -1,10 +1,10 @@
 """Soft non-maximum suppression: overlapping detections lose score instead of being removed.
 
-Both engines call this one function behind their box heads (``MODEL.ROI_HEADS.SOFT_NMS``); neither
-detectron2 nor torchvision has one. Proposals are suppressed as always.
+Both engines call this function after their box heads (``MODEL.ROI_HEADS.SOFT_NMS``); neither
+detectron2 nor torchvision has soft-NMS. Proposals are still suppressed by ordinary NMS.
 
 The greedy loop takes the best detection of *all* classes in each step, not of one class after the
-other. The result is the same, since classes do not touch each other and a score never rises; and
+other. The result is the same, since classes do not affect each other and a score never rises; and
 the detections come out best first, so that the loop ends after as many as are wanted.
 
 References:
@@ -23,7 +23,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SoftNMS:
-    """How detections decay, as a function of theirs.
+    """How the scores of overlapping detections decay, as a function of the detections.
 
     Args:
         method: "linear" multiplies a score by 1 - IoU where the IoU with a better detection of
@@ -40,7 +40,7 @@ class SoftNMS:
 
     @classmethod
     def from_config(cls, config: Any) -> SoftNMS | None:
-        """What ``MODEL.ROI_HEADS`` of a config asks for; None for ordinary suppression."""
+        """The soft-NMS that a config asks for (``MODEL.ROI_HEADS``); None for ordinary NMS."""
         heads = config.MODEL.ROI_HEADS
         options = heads.SOFT_NMS
         if not options.ENABLED:

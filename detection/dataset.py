@@ -264,7 +264,7 @@ def load_all(names: Sequence[str], problems: list[str], **options: Any) -> list[
 
 
 def load_watched_sets(config: CfgNode) -> list[CocoDataset]:
-    """The sets that a training is evaluated on: ``DATASETS.VAL``, else ``TEST``; images unchecked."""
+    """The sets that a training is evaluated on: ``VAL``, else ``TEST``; their images unchecked."""
     masks, names = config.MODEL.MASK_ON, config.DATASETS.VAL or config.DATASETS.TEST
     return [load_dataset(name, masks, check_images=False, for_evaluation=True) for name in names]
 

@@ -1,7 +1,7 @@
 """The engines that train and run a detector: one interface, files as the only results.
 
-An engine reads a config and COCO-format data and writes files in standard formats, which the rest
-of :mod:`detection` reads without knowing the engine.
+An engine reads a config and COCO-format data and writes files in standard formats. The rest of
+:mod:`detection` reads these files and does not depend on the engine.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The classes that a trained detector has: what its weights or its run recorded of them."""
+"""The classes of a trained detector, as its weights or its run recorded them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def trained_classes(weights: str | Path | None, run: str | Path) -> dict[Any, st
         run: the ``OUTPUT_DIR`` of a training.
 
     Returns:
-        None if neither tells.
+        None if neither names them.
     """
     folders = [Path(run)]
     if weights and (file := split_key(weights)[0]).is_file():

@@ -14,7 +14,7 @@ Detect = Callable[[dict[str, Any]], list[dict[str, Any]]]
 
 
 class Engine(Protocol):
-    """What ``ENGINE: torchvision`` and ``ENGINE: detectron2`` are behind."""
+    """The interface of both engines, ``ENGINE: torchvision`` and ``ENGINE: detectron2``."""
 
     name: str
 
@@ -60,7 +60,7 @@ class Engine(Protocol):
         Returns:
             ``OUTPUT_DIR/FOLDER/coco_instances_results.json``: COCO's results format with the
             annotations' own category ids, boxes in the original images' pixels. Detections of a
-            class that the annotations do not have are left out.
+            class that the annotations lack are left out.
 
         Raises:
             ValueError: if the weights are not exactly this detector, or there are none.

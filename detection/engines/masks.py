@@ -1,4 +1,4 @@
-"""Masks as the head predicts them, in their boxes, to masks of the image: the same in both engines.
+"""From masks in their boxes, as the head predicts them, to masks of the image; for both engines.
 
 A pixel is set where the predicted mask, sampled bilinearly at the pixel's centre and 0 outside of
 its box, is at least 0.5. :func:`encode_masks` holds a part of one mask at a time, so that memory

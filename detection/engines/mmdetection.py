@@ -1,4 +1,4 @@
-"""Detectors in mmdetection's layout (2.x, 3.x, the ConvNeXt authors'), under detectron2's names.
+"""Rename detectors of mmdetection (2.x, 3.x, the ConvNeXt authors') to detectron2's names.
 
 Only names differ: rows, anchors, box deltas and the background's place (last) are detectron2's. A
 cascade has three box heads, of convolutions with a norm, and three mask heads.

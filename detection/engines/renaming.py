@@ -1,7 +1,7 @@
-"""Whole-detector weights of the two engines: one renamed into the other, exactly, both ways.
+"""Rename whole-detector weights between the two engines, in both directions, exactly.
 
-The detectors are the same function of their weights, so only names differ, and the rows of the
-predictors: detectron2 puts the background last in the classifier and gives it no box and no mask;
+Both detectors compute the same function of their weights. Only names and the predictors' rows
+differ: detectron2 puts the background last in the classifier and gives it no box and no mask;
 torchvision puts it first and gives it 4 box rows and 1 mask row, which are 0 here and never read.
 
 | detectron2                                 | torchvision                                    |
@@ -36,7 +36,8 @@ MANY_RPN_CONVS = {
 
 # detectron2 name, torchvision name, and how much larger detectron2's index {n} is ("levels": by the
 # number of the pyramid's lowest level).
-# {p} is weight or bias; a convolution is a module of its own on one side, a part on the other.
+# {p} is weight or bias. A convolution is a module of its own in one engine, part of one in the
+# other.
 RULES: tuple[tuple[str, str, Any], ...] = (
     ("backbone.bottom_up.{rest}", "backbone.body.{rest}", 0),
     ("backbone.fpn_lateral{n}.{p}", "backbone.fpn.inner_blocks.{n}.0.{p}", "levels"),

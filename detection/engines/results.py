@@ -1,8 +1,8 @@
 """Detections on an image and on a whole data set as COCO results, and their metrics in a training.
 
-The same for both engines, and whether images are taken whole or by tiles. Of a tile only its
-detections are kept, so memory depends on the tile and on the number of objects, not on the image;
-``TEST.DETECTIONS_PER_IMAGE`` holds for each tile, the joined image has as many as there are.
+The same for both engines, for whole images and for tiles. Only the detections of a tile are kept,
+so memory depends on the size of a tile and the number of objects, not on the image.
+``TEST.DETECTIONS_PER_IMAGE`` limits each tile; there is no limit for the joined image.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def detect_on_records(
 
 
 class Found(NamedTuple):
-    """What one process found: (index of the record, its results), and what became of tiles."""
+    """What one process found: (index of the record, its results), and the counts of tiles."""
 
     results: list[tuple[int, list[dict[str, Any]]]]
     counts: Counter[str]

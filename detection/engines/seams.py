@@ -1,9 +1,9 @@
 """Detections of overlapping tiles, joined across the seams: the same for both engines.
 
 Two tiles that overlap both see what lies in their overlap. Two detections of one class are one
-object where what they say there agrees: the IoU of their parts in the overlap is at least ``SAME``;
-or, of a detection that its tile's border cuts, at least ``SAME`` of its part is covered by the
-other's. (A cut object gives a tile little to go by, so that less of it may be found.) Agreeing
+object if they agree there: the IoU of their parts in the overlap is at least ``SAME``; or, for a
+detection that its tile's border cuts, the other one covers at least ``SAME`` of its part. (Of a cut
+object a tile may find less, because it sees less of it.) Agreeing
 pairs are joined, those of the most common pixels first, into one object, which has one detection of
 each tile; or several where all of these are cut and each is covered by one of another tile, as two
 arms of a U are.
@@ -55,7 +55,7 @@ class _Piece:
 
 @dataclass(frozen=True)
 class _Pair:
-    """Two detections: how far they agree, by how many pixels, and the smaller one if it is cut."""
+    """Two detections: how much they agree, on how many pixels, and the smaller one if it is cut."""
 
     agreement: float
     common: float
@@ -232,7 +232,7 @@ def _is_one_object(a: Sequence[_Piece], b: Sequence[_Piece], pair: _Pair) -> boo
 
 
 def _resolved(group: list[_Piece], counts: Counter[str]) -> Result:
-    """The detection that an object's detections stand for."""
+    """The one result of an object, made of its detections."""
     best = max(group, key=lambda piece: (not piece.is_cut, piece.result["score"]))
     if len(group) == 1:
         return best.result

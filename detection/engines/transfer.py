@@ -1,8 +1,8 @@
-"""From a detector of some classes to one of others: what is known of a class goes with its name.
+"""From a detector of some classes to one of others: weights of a class are kept by its name.
 
-All of it in detectron2's names and layout (the background is the classifier's last row), so that
-both engines start equal: the rows of classes that are new are drawn here, from the seed alone, as
-detectron2 initialises these layers.
+Everything is in detectron2's names and layout (the background is the classifier's last row), so
+that both engines start from equal weights. Rows of new classes are drawn here, from the seed alone
+and as detectron2 initialises these layers.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def parse_aliases(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def names_in(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> list[str] | None:
-    """Its classes by its metadata, or COCO's if it has 80; None if nobody knows them."""
+    """A detector's classes by its metadata, or COCO's if it has 80; None if unknown."""
     rows = next((len(t) for n, t in tensors.items() if re.search(r"cls_score\.bias$", n)), 0)
     if "class_names" in metadata:
         names = json.loads(metadata["class_names"])
@@ -76,11 +76,11 @@ def names_in(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> list
 def select_classes(
     tensors: Mapping[str, Tensor], theirs: Sequence[str] | None, classes: Classes, source: str
 ) -> dict[str, Tensor]:
-    """A detector's tensors with the rows that ``classes`` want.
+    """A detector's tensors with the rows for ``classes``.
 
     Args:
         tensors: in detectron2's names.
-        theirs: the names of its classes, None where nobody knows.
+        theirs: the names of its classes, None if unknown.
         source: the file, for messages.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Whole-detector weights: read strictly into a model of either engine, frozen in parts."""
+"""Load whole-detector weights into a model of either engine, strictly; freeze parts of it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def read_detector(
         model: untouched if an error is raised.
         classes: those that the model is to have: rows of the file's classes of these names are
             kept, the others are new. None where the file's must be the model's.
-        adapt_channels: a stem of other channels is turned into the model's.
+        adapt_channels: adapt a stem of another number of channels to the model's.
 
     Raises:
         FileNotFoundError: if the file does not exist.
@@ -98,7 +98,7 @@ def read_detector(
 def _with_classes(
     tensors: StateDict, metadata: Mapping[str, str], classes: Classes, source: str
 ) -> StateDict:
-    """The rows that ``classes`` want; tensors of the same layout, untouched where nothing changes.
+    """The tensors with the rows for ``classes``, in the same layout; unchanged rows are kept as is.
 
     Rows are chosen in detectron2's layout, which both engines' detectors have.
     """
@@ -118,7 +118,7 @@ def wanted_classes(config: Any, class_names: Sequence[str] | None) -> Classes | 
 
 
 def log_origin(model: nn.Module, encoder: LoadResult | None, prefix: str) -> None:
-    """Say which tensors came from the encoder's file and which parts are new.
+    """Log which tensors came from the encoder's file and which parts are new.
 
     Args:
         model: of either engine; ``prefix`` is what its encoder's names begin with.
@@ -155,7 +155,7 @@ def freeze_parts(model: nn.Module, parts: Sequence[str]) -> None:
 
 
 def _without_idle(path: str | Path, tensors: StateDict, wanted: StateDict) -> StateDict:
-    """Without output norms and stages that no head reads: detectors of old have them."""
+    """The tensors without output norms and stages that no head reads; older files have them."""
     part = re.compile(r"backbone\.(?:body|bottom_up)\.(out_norms|downsample_layers|stages)\.(\d*)")
 
     def stage(name: str) -> int:
@@ -176,7 +176,7 @@ def _without_idle(path: str | Path, tensors: StateDict, wanted: StateDict) -> St
 
 
 def encoder_licence(output_dir: Path) -> str | None:
-    """The licence of the encoder that a run began with, as far as ``run.json`` knows."""
+    """The licence of the encoder that a run began with, if ``run.json`` records it."""
     facts = read_facts(output_dir)
     if "encoder" not in facts:
         return None

@@ -57,7 +57,7 @@ def plan_base(machine: Machine, encoder: Encoder | None) -> Plan:
     if not machine.is_gpu:
         return plan
     if machine.has_detectron2:
-        plan.set("ENGINE", "detectron2", "the field's engine, which is installed")
+        plan.set("ENGINE", "detectron2", "detectron2 is installed, the usual engine on a GPU")
     else:
         plan.set("ENGINE", "torchvision", "detectron2 is not installed; the numbers are the same")
     if machine.device == "mps":
@@ -187,9 +187,9 @@ def plan_counts(plan: Plan, survey: Survey) -> None:
         if kept > MOST_PROPOSALS:
             kept, why = MOST_PROPOSALS, f"{said}; this is the most that is planned"
         plan.set(f"MODEL.RPN.POST_NMS_TOPK_{split}", kept, why)
-        plan.set(f"MODEL.RPN.PRE_NMS_TOPK_{split}", max(before, 2 * kept), "of a level, before NMS")
+        plan.set(f"MODEL.RPN.PRE_NMS_TOPK_{split}", max(before, 2 * kept), "per level, before NMS")
     found = max(COCO_DETECTIONS, rounded_up(4 * most / 3, 10))
-    why = f"{said}: a third more, and the {COCO_DETECTIONS} that COCO's AP counts at least"
+    why = f"{said}: a third more, but at least the {COCO_DETECTIONS} that COCO's AP counts"
     if found > MOST_DETECTIONS:
         found, why = MOST_DETECTIONS, f"{said}; this is the most that is planned"
     plan.set("TEST.DETECTIONS_PER_IMAGE", found, why)
@@ -235,7 +235,7 @@ def plan_batch(plan: Plan, survey: Survey, machine: Machine, most: int = COCO_BA
     why, batch = "more steps in the same time", 1
     if machine.is_gpu:
         batch = min(COCO_BATCH, most, max(1, samples_of_epoch(plan, survey)[0] // 10))
-        why = "as on COCO" if batch == COCO_BATCH else "so that an epoch has 10 steps, if it can"
+        why = "as on COCO" if batch == COCO_BATCH else "so that an epoch has 10 steps, if possible"
         why = why if batch < most else "what fits into the memory"
     plan.set("SOLVER.IMS_PER_BATCH", batch, why)
     size = plan.choices.get("MODEL.CONVNEXT.SIZE")
@@ -244,7 +244,7 @@ def plan_batch(plan: Plan, survey: Survey, machine: Machine, most: int = COCO_BA
         plan.set("SOLVER.BASE_LR", QUICK_RATE, "the quick config's, for small encoders and heads")
         return
     rate = float(f"{COCO_RATE * math.sqrt(batch / COCO_BATCH):.2g}")
-    why = f"the paper's {COCO_RATE:g} at {COCO_BATCH} images, times the root of the batch's share"
+    why = f"the paper's {COCO_RATE:g} at {COCO_BATCH} images, scaled by the root of the batch"
     plan.set("SOLVER.BASE_LR", rate, why)
 
 
@@ -259,7 +259,7 @@ def plan_sampler(plan: Plan, survey: Survey) -> None:
             f"the commonest one, such as {', '.join(rare[:3])}",
         )  # fmt: skip
         threshold = float(f"{limit / len(survey.sizes):.2g}")
-        plan.set("DATALOADER.REPEAT_THRESHOLD", threshold, "that share of all images")
+        plan.set("DATALOADER.REPEAT_THRESHOLD", threshold, "rare below this share of images")
     else:
         why = f"none that is labelled is on fewer than {RARE:.0%} of the commonest one's images"
         plan.set("DATALOADER.SAMPLER_TRAIN", "TrainingSampler", why)

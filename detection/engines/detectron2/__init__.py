@@ -1,1 +1,1 @@
-"""The engine that trains with detectron2, the field's library."""
+"""The engine that trains with detectron2."""

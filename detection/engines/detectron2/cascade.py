@@ -1,16 +1,16 @@
 """Cascade heads like mmdetection's: a box per class, a mask head per stage, averaged logits.
 
 detectron2's ``CascadeROIHeads`` refine one box for all classes, average the stages' probabilities
-and have one mask head. The published Cascade Mask R-CNNs of ConvNeXt do otherwise, and are another
-function under those heads:
+and have one mask head. The published Cascade Mask R-CNNs of ConvNeXt differ, and
+would compute other results with those heads:
 
 1. each stage has a box for each class; the next stage begins with that of the likeliest class;
 2. the stages' *logits* are averaged, then the softmax is taken;
 3. each stage has a mask head; their probabilities are averaged.
 
-In training the likeliest class of an object is its own, and the mask loss is the three heads'
-mean on the proposals of the first stage (mmdetection samples anew for each stage, weighs the
-stages 1, 0.5, 0.25, and takes GIoU of decoded boxes).
+In training the likeliest class of an object is its own, and the mask loss is the mean of
+the three heads on the proposals of the first stage. (mmdetection instead samples anew for each
+stage, weights the stages by 1, 0.5 and 0.25, and uses the GIoU loss of decoded boxes.)
 
 Importing this registers ``PerClassCascadeROIHeads``.
 """

@@ -1,7 +1,7 @@
-"""Checkpoints of the detectron2 engine, and its training's end by a signal.
+"""Checkpoints of the detectron2 engine, and how a signal ends its training.
 
-detectron2's checkpointer writes under the final name and reads any pickle; this one writes whole
-files or none, passes over damaged ones, and runs no code.
+detectron2's checkpointer writes under the final name and reads any pickle; this one writes a
+file whole or not at all, skips damaged ones, and never runs code from a file.
 
 References:
     detectron2 and fvcore (Apache-2.0), ``fvcore/common/checkpoint.py``.
@@ -44,7 +44,7 @@ POINTER = "last_checkpoint"
 
 
 class StrictCheckpointer(DetectionCheckpointer):
-    """Resumes the same detector or not at all, and runs no code that is in a pickle."""
+    """Resumes only the same detector, and runs no code that is in a pickle."""
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write weights and states, whole or not at all, and point to them.
@@ -85,7 +85,7 @@ class StrictCheckpointer(DetectionCheckpointer):
 
 
 def point_to_sound_checkpoint(output_dir: Path) -> bool:
-    """Let ``last_checkpoint`` name the newest sound one; damaged ones are named and passed over.
+    """Make ``last_checkpoint`` name the newest undamaged one; a warning names each damaged one.
 
     Returns:
         Whether there is one.
@@ -130,7 +130,7 @@ def _damage(path: Path) -> str | None:
 class EndingHook(HookBase):
     """Writes a checkpoint when a signal asks for it, at the end of a step, in all processes.
 
-    It comes last: the step, its averaged weights and its lines in the records are done.
+    It is the last hook: the step, its averaged weights and its log lines are done by then.
     """
 
     def __init__(self, endings: Endings) -> None:
@@ -172,7 +172,7 @@ def save_step(trainer: Any) -> None:
 
 @contextmanager
 def ended_with_checkpoint(trainer: Any) -> Iterator[tuple[Endings, StallWatch]]:
-    """Hold ending signals back while a trainer trains, and write its checkpoint before the end.
+    """Delay ending signals while a trainer trains, and write a checkpoint before it ends.
 
     Raises:
         EndedError: after a signal.

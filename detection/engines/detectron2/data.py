@@ -1,10 +1,12 @@
-"""Data of the detectron2 engine: our checked records in, batches and test images out.
+"""Data of the detectron2 engine: from this project's checked records to batches.
 
-detectron2's own mapper, structures and loader do the work. This project's are how images are read
-(``detection.data.pixels``) and changed at random (``detection.data.augmentation``, which draws what
-detectron2's augmentations draw, of any channels and depth), and the order of images and the seed of
-each sample (``training.data``): so both engines see the same samples, and a resumed run continues
-where it stopped.
+detectron2's own mapper, structures and loader do the work. Three parts are this project's, so that
+both engines see the same samples and a resumed run continues where it stopped:
+
+  * reading images (``detection.data.pixels``);
+  * changing them at random (``detection.data.augmentation``: the draws are those of detectron2's
+    augmentations, for any channels and depth);
+  * the order of images and the seed of each sample (``training.data``).
 """
 
 from __future__ import annotations
@@ -140,7 +142,7 @@ def _in_floats(item: dict[str, Any]) -> dict[str, Any]:
 
 
 class _SeededRecords(Dataset):
-    """Mapped records, every draw of a sample seeded by its key, with what is pasted onto them."""
+    """Mapped records, Copy-Paste included; the random draws of a sample are seeded by its key."""
 
     def __init__(self, records: Records, mapper: Mapper, seed: int) -> None:
         self.records, self.mapper, self.seed = records, mapper, seed
@@ -253,7 +255,7 @@ class TrainingBatches:
 
 
 def _check_trainable(cfg: Any, dataset: CocoDataset) -> None:
-    """Raise for what detectron2 would meet by an assert or in the middle of the training."""
+    """Raise for data on which detectron2 would fail by an assertion or during the training."""
     objects = int(dataset.records.objects.sum())
     if not objects:
         raise InputError(

@@ -1,7 +1,7 @@
 """The detectron2 engine: detectron2's DefaultTrainer, hooks, checkpointer and inference.
 
-Here are the processes, and what a config must be on this machine. ``detectron2.model_zoo`` is never
-imported: it fails with setuptools 81 and later.
+This file starts the processes and adapts a config to this machine. ``detectron2.model_zoo`` is
+never imported: it fails with setuptools 81 and later.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def join_process_group(on_gpu: bool) -> None:
 
 
 def prepare(config: CfgNode, dataset: CocoDataset, continues: bool = True) -> Any:
-    """The config as detectron2 wants it, checked against the data set and this machine.
+    """The config in detectron2's form, checked against the data set and this machine.
 
     Args:
         continues: whether ``OUTPUT_DIR`` holds the run that this belongs to.

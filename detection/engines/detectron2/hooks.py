@@ -24,7 +24,7 @@ class Over(Exception):
 
 
 class Evaluation(d2_hooks.EvalHook):
-    """detectron2's, which a resumed run begins with where the earlier session did not come to it.
+    """detectron2's hook; a resumed run begins with an evaluation that the earlier session missed.
 
     Of validation sets alone: their values decide what is best."""
 
@@ -38,7 +38,7 @@ class Evaluation(d2_hooks.EvalHook):
 
 
 class EarlyStopping(HookBase):
-    """Comes last: the step and all that follows it are done."""
+    """Runs last, when the step and all other hooks are done."""
 
     def after_step(self) -> None:
         if self.trainer.validation is not None and self.trainer.validation.is_over:
@@ -46,7 +46,7 @@ class EarlyStopping(HookBase):
 
 
 class Schedule(d2_hooks.LRScheduler):
-    """Records the rate of the heads, which is ``BASE_LR``'s, and keeps the config's on resume."""
+    """Records the learning rate of the heads; on resume the rates are those of the config."""
 
     def after_step(self) -> None:
         lr = self.trainer.optimizer.param_groups[-1]["lr"]
@@ -89,7 +89,7 @@ class Bar(HookBase):
 
 
 class OverlayHook(HookBase):
-    """Puts the pictures of :mod:`detection.engines.overlays` where writers find them.
+    """Stores the pictures of :mod:`detection.engines.overlays` for the writers.
 
     The main process alone does."""
 

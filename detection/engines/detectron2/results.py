@@ -1,7 +1,7 @@
 """Detections of the detectron2 engine as COCO results, with its test-time augmentation or without.
 
 detectron2 pastes each mask into a bitmap of the image. Here masks stay in their boxes until they
-are encoded one by one, to the same run lengths; a detector that somebody calls directly pastes.
+are encoded one by one, to the same run lengths. A detector that is called directly still pastes.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class InBoxes(nn.Module):
 
 
 class AugmentedInBoxes(GeneralizedRCNNWithTTA):
-    """Test-time augmentation, its masks likewise."""
+    """Test-time augmentation whose masks stay in their boxes too."""
 
     def _reduce_pred_masks(self, outputs: Any, tfms: Any) -> _BoxMasks:
         return _BoxMasks(super()._reduce_pred_masks(outputs, tfms)[:, 0])
@@ -85,8 +85,8 @@ def coco_results(instances: Instances, dataset: CocoDataset, image_id: int) -> l
     """One image's detections in COCO's results format.
 
     ``bbox`` is x, y, width, height in pixels of the original image, ``segmentation`` a compressed
-    run-length encoding, ``category_id`` the annotations' own. Classes that the annotations do not
-    have have no id there: their detections are left out.
+    run-length encoding, ``category_id`` the annotations' own. Detections of a class
+    that the annotations lack are left out, because it has no id there.
     """
     category_ids, masks = dataset.category_ids, None
     if instances.has("pred_masks") and isinstance(instances.pred_masks, _BoxMasks):
@@ -148,8 +148,8 @@ def write_augmented_predictions(
 class AugmentAny(DatasetMapperTTA):
     """detectron2's augmentations of images of any number of channels and any depth.
 
-    Its own resizing takes four channels for colours with alpha, refuses other numbers and does not
-    antialias floats. Images keep their original size before.
+    detectron2's resizing reads four channels as colours with alpha, refuses other numbers and does
+    not antialias floats. Images come in at their original size.
     """
 
     def __call__(self, dataset_dict: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What a training step of the detectron2 engine is: micro-batches, mixed precision, an average.
+"""A training step of the detectron2 engine: micro-batches, mixed precision, averaged weights.
 
 References:
     detectron2 (Apache-2.0), ``engine/train_loop.py``.
@@ -29,7 +29,7 @@ from training.guards.workers import StallWatch
 class Step(SimpleTrainer):
     """One optimizer step, of ``SOLVER.ACCUMULATE`` micro-batches, in the config's precision.
 
-    detectron2's ``AMPTrainer`` knows GPUs alone, and none of its steps accumulates.
+    detectron2's ``AMPTrainer`` runs only on GPUs, and none of its trainers accumulates gradients.
 
     Attributes:
         endings, stalls: of the training, which may end while a step waits for its data.
@@ -92,7 +92,7 @@ class Average(HookBase):
         if self.trainer.start_iter and not self.is_restored:
             raise InputError(
                 "the checkpoint to resume from has no averaged weights: the run was started with "
-                "SOLVER.EMA.ENABLED False; continue it so, or start another"
+                "SOLVER.EMA.ENABLED False; continue it with that, or start another"
             )
 
     def after_step(self) -> None:

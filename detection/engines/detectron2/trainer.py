@@ -1,8 +1,8 @@
-"""Training of the detectron2 engine: DefaultTrainer with what the recipe needs and it lacks.
+"""Training of the detectron2 engine: DefaultTrainer with the parts of the recipe that it lacks.
 
-AdamW with layer-wise decay and this project's no-decay rule, clipping of the gradients' global
-norm, accumulated gradients, bf16 and averaged weights, several processes on a CPU, weights loaded
-completely or not at all, and a resume that continues the order of the data.
+It adds AdamW with layer-wise decay and this project's no-decay rule, clipping of the gradients'
+global norm, accumulated gradients, bf16 and averaged weights, several processes on a CPU, weights
+loaded completely or not at all, and a resume that continues the order of the data.
 
 References:
     detectron2 (Apache-2.0), ``engine/defaults.py``.
@@ -254,7 +254,7 @@ def build_detector(
 def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
     """AdamW with layer-wise decay; gradients are clipped at the start of each step.
 
-    The clipping is inside of ``step`` so that mixed precision has unscaled the gradients by then.
+    Clipping happens inside ``step``, because mixed precision has unscaled the gradients by then.
     """
     clip = cfg.SOLVER.CLIP_GRADIENTS
     optimizer = build_adamw(cfg, model, ENCODER_PREFIX)

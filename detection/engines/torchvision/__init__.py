@@ -1,1 +1,1 @@
-"""The engine built on torchvision, which pip alone can install."""
+"""The engine built on torchvision, which needs no compiler to install."""

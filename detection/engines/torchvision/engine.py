@@ -198,7 +198,7 @@ def use_device(config: CfgNode) -> torch.device:
 def load_initial_weights(
     config: CfgNode, model: MaskRCNN, class_names: Sequence[str] | None = None
 ) -> None:
-    """Load ``MODEL.WEIGHTS``, else ``MODEL.CONVNEXT.WEIGHTS`` (the encoder), and say what.
+    """Load ``MODEL.WEIGHTS``, else ``MODEL.CONVNEXT.WEIGHTS`` (the encoder), and log it.
 
     Args:
         class_names: of the training data, by which a detector's rows are chosen; None where its
@@ -243,7 +243,7 @@ def warmup_schedule(solver: CfgNode) -> LrFactor:
 
 
 def is_evaluated(config: CfgNode, step: int) -> bool:
-    """Whether ``metrics.json`` holds the metrics of a step already, of which a run was resumed."""
+    """Whether ``metrics.json`` already holds the metrics of the step that a run resumes from."""
     metrics = Path(config.OUTPUT_DIR) / "metrics.json"
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     return any(line["iteration"] == step and "bbox/AP" in line for line in lines)

@@ -19,8 +19,8 @@ from backbones.pyramid import Pyramid, levels_of
 class ChannelNorm(nn.Module):
     """LayerNorm over the channels of NCHW in detectron2's arithmetic: "LN" of pyramid and heads.
 
-    torch's own LayerNorm takes the same mean and variance in another order, and its rounding moves
-    boxes by 3e-5 pixels and, once in a few images, a pixel of a mask.
+    torch's own LayerNorm computes mean and variance in another order. Its rounding moves boxes by
+    3e-5 pixels and, once in a few images, changes a pixel of a mask.
     """
 
     def __init__(self, channels: int) -> None:
@@ -45,10 +45,10 @@ NORMS: dict[str, Callable[[int], nn.Module] | None] = {
 
 
 class ConvNeXtFPN(nn.Module):
-    """An encoder under a feature pyramid, of which only the levels that are read are built.
+    """An encoder with a feature pyramid; only the levels that the heads read are built.
 
     Args:
-        norm: "", "LN" or "GN", behind each convolution of the pyramid.
+        norm: "", "LN" or "GN", after each convolution of the pyramid.
 
     Attributes:
         strides: level name (of ``p2`` to ``p5``, and the subsampled one above) -> stride.

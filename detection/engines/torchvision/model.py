@@ -1,4 +1,4 @@
-"""Mask R-CNN of torchvision's components around a ConvNeXt: the same function as detectron2's.
+"""Mask R-CNN of torchvision's components on a ConvNeXt; it computes the same as detectron2's.
 
 With equal weights (:mod:`detection.engines.renaming` renames them) boxes, scores, masks, losses and
 gradients equal those of detectron2's ``GeneralizedRCNN`` with ``backbones.d2_adapter``; the two
@@ -140,7 +140,7 @@ def build_mask_rcnn(config: CfgNode) -> MaskRCNN:
         config: as :func:`detection.config.load_config` gives it, with ``NUM_CLASSES`` above 0.
 
     Raises:
-        InputError: for values that torchvision's components cannot do.
+        InputError: for values that torchvision's components do not support.
     """
     model = config.MODEL
     if model.ROI_HEADS.NUM_CLASSES < 1:

@@ -1,6 +1,6 @@
 """torchvision's region proposal network, overridden where it differs from detectron2's.
 
-The overrides, each of which the numbers' equality needs:
+The overrides, each needed to get detectron2's numbers:
   * anchors are not rounded, are float32 under autocast, and their strides are given; torchvision
     infers a stride from image and grid sizes, wrongly at p6 when p5 has an odd side.
   * proposals are ranked and suppressed by logits; sigmoid scores saturate into ties.
@@ -166,7 +166,7 @@ class RPN(RegionProposalNetwork):
         """Objectness and box loss over the sampled anchors of all images, by a fixed divisor.
 
         Both are NaN where any prediction is not finite, sampled or not: then the training has
-        diverged, and the loop must not go on as if those proposals had never been.
+        diverged, and the loop must stop rather than ignore those proposals.
         """
         positive, negative = (torch.cat(masks).bool() for masks in self.fg_bg_sampler(labels))
         sampled = positive | negative

@@ -108,6 +108,30 @@ def test_voc_is_of_the_image_that_is_called_as_the_file_whatever_is_written_in_i
     assert pairs(read(tmp_path / "robo")[0]) == [("train/a.jpg", 5), ("valid/a.jpg", 6)]
 
 
+def test_a_bare_name_in_nested_folders_is_not_taken_for_the_image_above_them(tmp_path):
+    square = [shape("rectangle", [[1, 2], [30, 40]])]
+    for kind in ("labelme", "voc"):
+        picture(tmp_path / kind / "a.jpg")
+        for folder in "xy":
+            if kind == "voc":
+                text(tmp_path / f"voc/{folder}/a.xml", voc_text((2, 3, 30, 40)))
+            else:
+                labelme(tmp_path / "labelme" / folder, square)
+                (tmp_path / f"labelme/{folder}/a.jpg").unlink()
+        tree, notes, _ = read(tmp_path / kind)
+        assert not tree["images"]
+        assert "2 times" in notes or "a.xml, a.xml" in notes or "a.json, a.json" in notes
+    tasks = [
+        {"id": n, "data": {"image": f"s3://b/{n}/a.jpg"}, "annotations": [{"result": [region()]}]}
+        for n in range(2)
+    ]
+    picture(tmp_path / "studio/a.jpg")
+    file = text(tmp_path / "studio/export.json", json.dumps(tasks))
+    assert not read(file)[0]["images"]
+    text(file, json.dumps(tasks[:1]))
+    assert len(read(file)[0]["annotations"]) == 1
+
+
 def test_cvats_images_of_a_project_lie_in_folders_of_their_subsets(tmp_path):
     images = []
     for left, subset in ((1, "Train"), (2, "Validation")):
@@ -417,6 +441,7 @@ def test_vocs_maps_have_edges_that_are_no_object_and_classes_beside_them(tmp_pat
         tree, notes, _ = read(source, "masks", images)
         assert [item["area"] for item in tree["annotations"]] == AREAS
         assert named(tree) == ["person", "cat"]  # the 15th and the 8th of VOC
+        assert "has no labelmap.txt beside it; its classes are called as VOC's 20" in notes
         assert "has edges between objects" in notes
     text(tmp_path / "class_names.txt", "__ignore__\n_background_\n" + "x\n" * 7 + "dog\n")
     assert named(read(tmp_path)[0]) == ["object", "dog"]  # labelme2voc's: by their order
@@ -426,6 +451,9 @@ def test_vocs_maps_have_edges_that_are_no_object_and_classes_beside_them(tmp_pat
         "# label:color_rgb:parts:actions\nbackground:0,0,0::\na:b:192,128,128::\nc:64,0,0::\n",
     )
     assert named(read(tmp_path)[0]) == ["a:b", "c"]
+    names = "".join(f"{number}:::\n" for number in range(20))  # datumaro's: in VOC's colours
+    text(tmp_path / "labelmap.txt", names)
+    assert named(read(tmp_path)[0]) == ["15", "8"]
 
 
 def test_cityscapes_maps_have_classes_groups_and_regions(tmp_path):

@@ -76,5 +76,6 @@ def repair_image_ids(
         meant = names.get(value, set()) or {number} & images.keys()
         if len(meant) == 1:
             (item["image_id"],) = meant
-            where = f"annotation {item.get('id')}"
-            say(where, f"image_id is {value!r}", "the id of that image is written")
+            where = f"annotation {item.get('id')} (image {value!r})"
+            what = "image_id is a file name, or has zeros before it"
+            say(where, what, "the id of that image is written")

@@ -80,6 +80,8 @@ class ImageFinder:
     def find(self, *names: str) -> Found | None:
         """The image that one of these paths or names fits; None if there is none or more than one.
 
+        The first of the names is the whole path, as far as the labels have one.
+
         A path that leads to an image comes first, in the folder or as it stands, then the end of
         one (of another machine). Else it is the one image of that name, of several the one whose
         folders are most alike, and at last the one whose name is the same but for its ending. A
@@ -89,7 +91,8 @@ class ImageFinder:
         spelt += [unquote(name) for name in spelt if "%" in name]
         for name in spelt:
             if found := self._at(name):
-                return found
+                is_path = name == spelt[0] or "/" in name
+                return Found(found.path, found.by_path and is_path)
         wanted = [PurePosixPath(name) for name in spelt]
         images = [one for one in wanted if ending_of(one.name) in image_endings()]
         tries = [(one, self.by_name if one in images else self.by_stem, one.name) for one in wanted]

@@ -76,6 +76,8 @@ def read_masks(source: Path, images: Path | None, class_name: str = "object") ->
             "folder of the masks"
         )
     builder = Builder(root, [] if classes or any(map(_is_cityscapes, used)) else [class_name])
+    if classes and classes.are_vocs:
+        builder.note(CLASSES, "has no labelmap.txt beside it", "its classes are called as VOC's 20")
     for path in sorted(others - used):
         builder.note(builder.name(path), "is called as a picture beside its image")
     sizes = builder.sizes(files)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from detection.data.formats.files import read_text
 
+NAME_FILES = ("labelmap.txt", "class_names.txt")
 OBJECTS, CLASSES, IMAGES = "SegmentationObject", "SegmentationClass", "JPEGImages"
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -27,6 +28,7 @@ class ClassMaps:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.names = _names_of_colours(folder)
+        self.are_vocs = not any((folder / name).is_file() for name in NAME_FILES)
 
     def of_map(self, path: Path) -> np.ndarray | None:
         """The colours ``[H, W]``, as one number each, beside a map of objects."""
@@ -45,20 +47,24 @@ class ClassMaps:
 
 
 def _names_of_colours(folder: Path) -> dict[int, str]:
-    """A colour as one number -> its class."""
+    """A colour as one number -> its class; of a labelmap without colours those of VOC in turn."""
     labelmap, listed = folder / "labelmap.txt", folder / "class_names.txt"
-    found = {}
-    for line in read_text(labelmap).splitlines() if labelmap.is_file() else []:
-        name, _, rest = line.rpartition(":")[0].rpartition(":")[0].rpartition(":")
-        parts = rest.split(",")
-        if name and not line.startswith("#") and len(parts) == 3 and all(map(str.isdecimal, parts)):
-            found[sum(int(part) * 256**place for place, part in enumerate(parts))] = name
-    if found:
-        return found
+    if labelmap.is_file():
+        lines = read_text(labelmap).splitlines()
+        labels = [line.rsplit(":", 3) for line in lines if line.strip() and line[0] != "#"]
+        found = {}
+        for number, (name, *rest) in enumerate(label for label in labels if len(label) == 4):
+            parts = rest[0].split(",")
+            is_colour = len(parts) == 3 and all(part.strip().isdecimal() for part in parts)
+            colour = sum(
+                int(part) * 256**place for place, part in enumerate(parts if is_colour else ())
+            )
+            found[colour if is_colour else voc_colour(number)] = name
+        return {colour: name for colour, name in found.items() if colour}
     names = dict(enumerate(VOC_CLASSES, 1))
     if listed.is_file():
         lines = [line.strip() for line in read_text(listed).splitlines() if line.strip()]
-        first = 0 if "_background_" not in lines else -lines.index("_background_")
+        first = -lines.index("_background_") if "_background_" in lines else 0
         names = dict(enumerate(lines, first))
     return {voc_colour(number): name for number, name in names.items() if number > 0}
 

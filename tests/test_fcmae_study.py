@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from fcmae.grids.study_labels import read_labels, split_labels
 from fcmae.grids.study_plan import Arm, StudyOptions
 from fcmae.grids.study_report import write_study
 from fcmae.grids.verdicts import LOOKS, verdict
+from images.statistics import Statistics
 from training.records.intervals import estimate
 
 
@@ -211,6 +214,36 @@ def test_the_answers_say_whose_learning_rate_might_be_better_beyond_those_tried(
     text = write_study(study).with_suffix(".md").read_text(encoding="utf-8")
     (line,) = (line for line in text.splitlines() if "of those tried" in line)
     assert "learning rate of random weights, 0.3, is the highest of those tried" in line
+
+
+def test_what_starts_from_random_weights_is_normalised_by_the_images_own_statistics(tmp_path):
+    published = Arm("published", "the encoder", "timm:convnextv2_atto")
+    arms = (*ARMS, published, Arm("on", "on from it", published.weights, pretrained=True))
+    machine = Machine()
+    study = small_study(tmp_path, machine, arms=arms)
+    study.find_statistics = lambda: Statistics((0.1, 0.2, 0.3), (0.01, 0.02, 0.03), "measured")
+    run_study(study, write_study)
+    by_arm = {}
+    for command in machine.commands:
+        folder = next(Path(a) for n, a in pairwise(command) if n in ("OUTPUT_DIR", "--output-dir"))
+        arm = re.sub(r"(_(8|all)_seed_\d+|_[\d.]+)$", "", folder.name).removeprefix("pretrain_")
+        tool = "pretrain" if "pretrain_fcmae" in command[1] else "train"
+        by_arm.setdefault((arm, tool), []).append(command)
+    assert all("MODEL.PIXEL_MEAN" in c for c in by_arm["random", "train"])
+    (mean,) = {c[c.index("MODEL.PIXEL_MEAN") + 1] for c in by_arm["random", "train"]}
+    assert json.loads(mean) == pytest.approx([25.5, 51.0, 76.5])
+    for command in by_arm["fcmae", "pretrain"]:
+        at = command.index("--std")
+        assert command[at : at + 4] == ["--std", "0.01", "0.02", "0.03"]
+    for arm, tool in (
+        ("fcmae", "train"),
+        ("published", "train"),
+        ("on", "train"),
+        ("on", "pretrain"),
+    ):
+        assert not any({"MODEL.PIXEL_MEAN", "--mean"} & set(c) for c in by_arm[arm, tool])
+    again = small_study(tmp_path, machine, arms=arms)  # a study that goes on measures nothing
+    assert again.statistics == study.statistics
 
 
 def test_pairs_share_label_subsets_which_no_tuning_saw(tmp_path):

@@ -9,12 +9,14 @@ for masks:... or json:... segmenters, for a folder of class folders classifiers.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from backbones.convnext import SIZES
 from backbones.errors import InputError
+from detection.config import load_config as load_detection
 from detection.reporting.predictions import changed_detections
 from fcmae.classification.report import changed_classes
 from fcmae.grids.grid import known_flags
@@ -24,6 +26,10 @@ from fcmae.grids.study_labels import LabelSet, read_class_folders, read_labels
 from fcmae.grids.study_plan import Arm, StudyOptions
 from fcmae.grids.study_report import ChangedPictures, writer
 from fcmae.grids.study_tasks import TASKS
+from images.folders import files_of_folder
+from images.plans import channels_and_depth, statistics_from_nothing
+from images.statistics import Statistics
+from segmentation.config import load_config as load_segmentation
 from segmentation.figures import changed_maps
 from segmentation.subsets import read_class_maps
 from training.cli import ToolParser, at_least, log_to, run_tool
@@ -233,6 +239,26 @@ def options_of(arguments: argparse.Namespace) -> StudyOptions:
     )
 
 
+def statistics_of(options: StudyOptions) -> Statistics | None:
+    """Mean and deviation of the images, for starts from random weights.
+
+    So that pretraining is not compared with weights that ImageNet's statistics hold back (see
+    :func:`images.plans.statistics_from_nothing`). None if the settings say others, and where the
+    runs measure by themselves.
+    """
+    if options.task == "classification":
+        says = bool({"mean", "std"} & set(options.overrides))
+    else:
+        load = load_detection if options.task == "detection" else load_segmentation
+        settings = [text for pair in options.overrides.items() for text in pair]
+        config = load(options.config_file, settings)
+        says = bool(config.MODEL.PIXEL_MEAN) or config.INPUT.FORMAT != "RGB"
+    if says or options.in_chans != 3:
+        return None
+    files = [str(path) for path in files_of_folder(Path(options.images)).images]
+    return statistics_from_nothing(files, 3, channels_and_depth(files)[1])
+
+
 def main() -> None:
     arguments = parse()
     options = options_of(arguments)
@@ -242,7 +268,9 @@ def main() -> None:
     with held(arguments.output_dir):
         arguments.output_dir.mkdir(parents=True, exist_ok=True)
         log_to(arguments.output_dir)
-        study = Study(options, labels, split, Path(__file__).resolve().parent)
+        tools = Path(__file__).resolve().parent
+        find = partial(statistics_of, options)
+        study = Study(options, labels, split, tools, find_statistics=find)
         study.save(notes=notes)
         page = run_study(study, writer(CHANGED[options.task]))
     for line in page.with_suffix(".md").read_text(encoding="utf-8").split("\n## ")[1].splitlines():

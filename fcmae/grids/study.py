@@ -27,6 +27,7 @@ from fcmae.grids.study_labels import LabelSet, Split
 from fcmae.grids.study_plan import Arm, Measured, Plan, StudyOptions, make_plan
 from fcmae.grids.study_results import Result, StudyResults
 from fcmae.grids.study_runs import pretraining_of, training_of
+from images.statistics import Statistics
 from training.command_line.jobs import Running, Share, run_side_by_side, start_process
 from training.records.energy import EnergyShares
 from training.records.metrics import read_history
@@ -47,6 +48,8 @@ class Study(StudyResults):
         start: in place of a process of its own for each run.
         clock: seconds.
         energy: of this machine.
+        find_statistics: measures the images; called once, when a study begins. See
+            :attr:`statistics`.
     """
 
     def __init__(
@@ -58,11 +61,13 @@ class Study(StudyResults):
         start: StartCommand | None = None,
         clock: Callable[[], float] = time.monotonic,
         energy: EnergyShares | None = None,
+        find_statistics: Callable[[], Statistics | None] = lambda: None,
     ) -> None:
         super().__init__(options)
         self.labels, self.split, self.tools = labels, split, tools
         self.start, self.clock = start or start_process, clock
         self.energy = EnergyShares() if energy is None else energy
+        self.find_statistics = find_statistics
         self.folder = Path(options.output_dir)
         self.rates: dict[str, float] = {}
         self.state = begin_or_go_on(options)
@@ -76,7 +81,19 @@ class Study(StudyResults):
     def training(self, arm: Arm, folder: Path, train: Path, rate: float, seed: int,
                  **others: Any) -> GridRun:  # fmt: skip
         """See :func:`fcmae.grids.study_runs.training_of`."""
+        others["statistics"] = self.statistics
         return training_of(self.options, self.labels, arm, folder, train, rate, seed, **others)
+
+    def pretraining(self, arm: Arm, steps: int, folder: Path | None = None) -> GridRun:
+        """See :func:`fcmae.grids.study_runs.pretraining_of`."""
+        return pretraining_of(self.options, arm, steps, folder, self.statistics)
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """Mean and deviation of what starts from random weights; None for the runs' default."""
+        if not (found := self.state.get("statistics")):
+            return None
+        return Statistics(tuple(found["mean"]), tuple(found["std"]), found["origin"])
 
     def run(self, jobs: Sequence[GridRun]) -> None:
         """Run what is not finished, side by side.
@@ -130,10 +147,12 @@ class Study(StudyResults):
         if "measured" in self.state:
             return Measured(**self.state["measured"])
         folder, options = self.folder / "timing", self.options
+        found = self.find_statistics()
+        self.save(statistics=asdict(found) if found else None)
         step = 1.0
         if pretrained := [arm for arm in options.arms if arm.pretrained][: options.at_once]:
             jobs = [
-                pretraining_of(options, arm, TIMED_STEPS, folder / f"pretrain_{arm.name}")
+                self.pretraining(arm, TIMED_STEPS, folder / f"pretrain_{arm.name}")
                 for arm in pretrained
             ]
             self.run(jobs)
@@ -247,7 +266,7 @@ def run_study(study: Study, write: Callable[[Study], Path]) -> Path:
         logger.info("%s", plan.said(options))
         steps = study.state.get("pretraining_steps", plan.pretraining_steps)  # as it was begun
         study.save(pretraining_steps=steps, plan=plan.said(options))
-        study.run([pretraining_of(options, arm, steps) for arm in options.arms if arm.pretrained])
+        study.run([study.pretraining(arm, steps) for arm in options.arms if arm.pretrained])
         study.tune(plan)
         study.collect()
         page = write(study)

@@ -245,6 +245,12 @@ def _method(study: Study) -> list[Block]:
         metric = options.of_task.metrics[0]
         caption = f"Rates tried on images that no other table shows, {metric} of one run each"
         blocks.append(Table(["start", "chosen", "tried"], rows, caption, prose=True))
+    if study.statistics:
+        text = (
+            "Random weights, and FCMAE that starts from them, take the mean and standard deviation "
+            "of your images; published weights take their own."
+        )
+        blocks.append(Paragraph(text, "small"))
     if any(arm.pretrained for arm in options.arms):
         text = (
             "Each pretrained start rests on one pretraining: the intervals do not hold what "

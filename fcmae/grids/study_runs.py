@@ -8,6 +8,7 @@ from typing import Any
 from fcmae.grids.run import GridRun
 from fcmae.grids.study_labels import LabelSet
 from fcmae.grids.study_plan import Arm, StudyOptions
+from images.statistics import Statistics
 
 
 def training_of(
@@ -20,6 +21,7 @@ def training_of(
     seed: int,
     test: Path | None = None,
     steps: int = 0,
+    statistics: Statistics | None = None,
 ) -> GridRun:
     """A training of an arm.
 
@@ -27,6 +29,7 @@ def training_of(
         train: labels that :meth:`LabelSet.write` has written; ``test`` likewise, in place of the
             study's test set.
         steps: in place of the study's.
+        statistics: mean and deviation for random weights; other starts bring theirs.
     """
     task, tested = options.of_task, options.test
     if test:
@@ -39,6 +42,8 @@ def training_of(
     )
     if task.config_file:
         keys = {"config-file": options.config_file, **keys}
+    if statistics and not (arm.weights or arm.detector or arm.pretrained):
+        keys |= task.normalised_by(statistics)
     keys |= options.overrides
     keys[task.seed] = seed
     if arm.detector:
@@ -53,7 +58,11 @@ def pretraining_folder(options: StudyOptions, arm: Arm) -> Path | None:
 
 
 def pretraining_of(
-    options: StudyOptions, arm: Arm, steps: int, folder: Path | None = None
+    options: StudyOptions,
+    arm: Arm,
+    steps: int,
+    folder: Path | None = None,
+    statistics: Statistics | None = None,
 ) -> GridRun:
     """FCMAE on the study's images."""
     flags: dict[str, Any] = {
@@ -71,6 +80,8 @@ def pretraining_of(
     }
     if arm.weights:
         flags["init"] = arm.weights
+    elif statistics:
+        flags |= {"mean": list(statistics.mean), "std": list(statistics.std)}
     target = folder or pretraining_folder(options, arm)
     assert target is not None
     return GridRun("pretrain", target, flags)

@@ -34,7 +34,8 @@ from fcmae.visualize import reconstruction_panel
 from images.bad_images import BadImages
 from images.files import Reading, as_range
 from images.readers import fingerprint
-from images.statistics import Statistics, choose_statistics
+from images.statistics import IMAGENET, Statistics, choose_statistics
+from images.unlike_imagenet import warn_if_unlike
 from training.cli import is_main_process
 from training.command_line.commands import own_command
 from training.data import evenly_spread, seed_generators
@@ -277,7 +278,7 @@ def _statistics(options: PretrainOptions, samples: PretrainingSamples, resume: b
             statistics = statistics_of(stored)
             statistics.check_resumed(options.mean, options.std, options.in_chans, str(config))
             return statistics
-    return choose_statistics(
+    chosen = choose_statistics(
         samples,
         options.mean,
         options.std,
@@ -286,3 +287,6 @@ def _statistics(options: PretrainOptions, samples: PretrainingSamples, resume: b
         options.seed,
         options.workers,
     )
+    if chosen is IMAGENET and options.statistics == "auto" and options.init is None:
+        warn_if_unlike(samples, lambda _: "--statistics measure")
+    return chosen

@@ -26,7 +26,14 @@ from backbones.pyramid import Contradiction
 from backbones.weight_files import read_metadata, split_key
 from backbones.weights.sources import numbers, run_of
 from images.files import Reading, as_range
-from images.statistics import IMAGENET, ImageFiles, measure, to_pixel_scale
+from images.statistics import (
+    IMAGENET,
+    ImageFiles,
+    Statistics,
+    measure,
+    to_pixel_scale,
+)
+from images.unlike_imagenet import warn_if_unlike
 
 logger = logging.getLogger(__name__)
 
@@ -264,6 +271,14 @@ def _read_yaml(text: str) -> Mapping[str, Any]:
     return tree if isinstance(tree, dict) else {}
 
 
+def _setting(found: Statistics, input_format: str) -> str:
+    mean, std = (
+        [round(value, 1) for value in to_pixel_scale(values, input_format)]
+        for values in (found.mean, found.std)
+    )
+    return f"their own: MODEL.PIXEL_MEAN {mean} MODEL.PIXEL_STD {std}"
+
+
 def _by_default(config: CfgNode, paths: Sequence[str] | None) -> PixelStatistics:
     """ImageNet's for RGB of 8 bits, else measured.
 
@@ -272,6 +287,8 @@ def _by_default(config: CfgNode, paths: Sequence[str] | None) -> PixelStatistics
     """
     images = None if paths is None else ImageFiles(paths, reading_of(config))
     if config.INPUT.FORMAT in ("RGB", "BGR") and (images is None or images.eight_bit()):
+        if images is not None and not (config.MODEL.WEIGHTS or config.MODEL.CONVNEXT.WEIGHTS):
+            warn_if_unlike(images, lambda found: _setting(found, config.INPUT.FORMAT))
         return PixelStatistics(*known_statistics(config), [], "ImageNet")
     if images is None:
         known_statistics(config)

@@ -12,7 +12,7 @@ from backbones.convnext import SIZES
 from backbones.errors import InputError, counted
 from backbones.whole_files import write_text
 from images.files import EIGHT_BITS, ImageError, Reading, open_picture
-from images.statistics import ImageFiles, Statistics, measure
+from images.statistics import LEAST_DEVIATION, ImageFiles, Statistics, measure
 from training.command_line.commands import child_command
 from training.data import evenly_spread
 from training.devices import automatic_device
@@ -20,7 +20,6 @@ from training.plans import Machine, Plan, Timing, timed
 
 RGB = (3, "8 bits")  # channels and depth of the images that ImageNet's statistics are for
 MEASURED = 64  # images whose mean and deviation are measured
-LEAST_DEVIATION = 0.25  # of a channel, as a share of the largest; chosen
 HEADERS = 200  # number of image files whose headers are read
 MOST_EPOCHS = 400  # longest planned training, see steps_in_time
 LEAST_LONG = 2000  # but so many steps may be planned whatever the epochs

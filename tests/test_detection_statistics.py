@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -236,3 +237,25 @@ def test_an_export_of_deep_bands_takes_real_numbers():
     assert export.inputs["images"].dtype == torch.float32
     assert export.inputs["images"].shape[1] == 4
     assert json.loads(export.metadata["value_range"]) == [0, 4095]
+
+
+def test_random_weights_on_images_unlike_imagenets_are_warned_of(tmp_path, caplog):
+    """And told the setting, by the keys that the config has."""
+
+    def said(name, low, high, **changes):
+        annotations, images = write_small_coco(tmp_path / name)
+        generator = np.random.default_rng(0)
+        for image in small_coco()["images"]:
+            values = generator.integers(low, high, (image["height"], image["width"], 3))
+            Image.fromarray(values.astype(np.uint8)).save(images / image["file_name"], "png")
+        caplog.clear()
+        mean, *_, origin = statistics_of(changes, load_dataset(f"json:{annotations}:{images}"))
+        return origin, mean, caplog.text
+
+    origin, mean, text = said("dark", 0, 25)
+    assert (origin, mean) == ("ImageNet", pytest.approx(IMAGENET[0]))  # it is said, not changed
+    assert "mean is 12 12 12 and their deviation 7 7 7" in text
+    assert re.search(r"MODEL.PIXEL_MEAN \[1[12]\.\d, .*\] MODEL.PIXEL_STD \[7\.\d, ", text)
+    assert "not like ImageNet's" not in said("usual", 0, 230)[2]
+    own = {"MODEL.PIXEL_MEAN": [12.0] * 3, "MODEL.PIXEL_STD": [7.0] * 3}
+    assert "not like ImageNet's" not in said("told", 0, 25, **own)[2]

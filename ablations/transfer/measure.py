@@ -3,8 +3,8 @@
 The table has one row per training.
 
 ``detector to detector``: from a detector of drawn scenes (whole, or its encoder alone) and from
-random weights to nuclei with 8, 16 and 64 labelled images, and to fruits and nuts with 8 and with
-all 14 of theirs.
+random weights (with ImageNet's mean and deviation, or the images' own) to nuclei with 8, 16 and 64
+labelled images, and to fruits and nuts with 8 and with all 14 of theirs.
 
 ``a fourth band``: RGB is another picture, a crop of a photograph, where nothing of the nuclei is;
 without and with the nuclei's grey as a fourth band of a TIFF.
@@ -64,7 +64,8 @@ DEPTHS = {
     "their upper 8 bits": [],
 }
 FOLDERS = dict.fromkeys(("8 bits, measured statistics", "8 bits, rounded statistics"), "8 bits")
-STARTS = ("random weights", "the detector's encoder", "the detector")
+OWN = "random weights, own statistics"
+STARTS = ("random weights", OWN, "the detector's encoder", "the detector")
 FEW = {"nuclei": (8, 16, 64), "fruits_nuts": (8, 14)}
 
 logger = logging.getLogger(__name__)
@@ -176,6 +177,7 @@ def trainings(options: argparse.Namespace, seed: int) -> Iterator[Training]:
     out, source = options.output_dir, options.output_dir / "source/model_final.safetensors"
     weights = {
         "random weights": [],
+        OWN: [*RAW, "3"],
         "the detector's encoder": ["MODEL.CONVNEXT.WEIGHTS", str(source)],
         "the detector": ["MODEL.WEIGHTS", str(source)],
     }

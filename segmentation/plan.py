@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from backbones.whole_files import write_json
 from images.files import Reading
 from images.plans import (
@@ -83,8 +83,8 @@ class Survey:
         rare = min((share, name) for share, name in zip(self.shares, self.names, strict=True))
         side = np.median(self.sizes.min(1))
         return (
-            f"{self.images} images of {len(self.names)} classes (shorter side {side:.0f} "
-            f"pixels); the rarest is {rare[1]} with {rare[0]:.2%} of the pixels"
+            f"{counted(self.images, 'image')} of {len(self.names)} classes (shorter side "
+            f"{side:.0f} pixels); the rarest is {rare[1]} with {rare[0]:.2%} of the pixels"
         )
 
 

@@ -31,7 +31,7 @@ class Survey:
         centres: ``[M, 2]``, x and y of each object; None where they are not known.
         channels: of the files, alpha left out.
         depth: of a value, in words: "8 bits".
-        test_images: of all test sets, whose labels are not looked at.
+        test_images: of all test sets, whose labels decide nothing.
         statistics: mean and deviation for random weights, where they are planned.
     """
 
@@ -102,7 +102,7 @@ class Survey:
             f"{counted(len(self.boxes), 'object')} of "
             f"{counted(len(self.class_names), 'class', 'classes')} on "
             f"{counted(len(self.sizes), 'image')} (shorter side {sides} pixels, at most "
-            f"{counted(self.per_image.max(), 'object')}); left out: {self.crowds} crowds, "
+            f"{counted(int(self.per_image.max()), 'object')}); left out: {self.crowds} crowds, "
             f"{self.empty} images without an object"
         )
 

@@ -1,4 +1,4 @@
-"""Reconstructions of new images by a finished run: what its encoder and decoder make of them."""
+"""Reconstruct new images with a finished pretraining, and write pictures and losses."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def reconstruct_images(
 
 
 def covered(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
-    """``[h, w, C]`` -> the middle of it at a size that it covers, ``[C, H, W]``."""
+    """``[h, w, C]`` -> scaled until it covers ``size``, cropped at its centre: ``[C, H, W]``."""
     image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
     scale = max(wanted / given for wanted, given in zip(size, image.shape[1:], strict=True))
     sides = [
@@ -96,7 +96,7 @@ def covered(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
 
 
 def read_run(run: Path) -> tuple[PretrainOptions, Statistics]:
-    """What a pretraining was run with.
+    """The options and image statistics of a pretraining.
 
     Raises:
         InputError: for a folder that holds none.

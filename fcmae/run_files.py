@@ -24,7 +24,7 @@ CLASSIFIER = "classifier.safetensors"
 
 
 def as_yaml(values: Any) -> dict[str, Any]:
-    """A dataclass's fields as YAML knows them."""
+    """A dataclass's fields as values that YAML can write."""
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(values).items()}
     return {k: str(v) if isinstance(v, Path) else v for k, v in plain.items()}
 
@@ -49,13 +49,13 @@ def check_resumed(
     resume: bool,
     resolved: Mapping[str, Any] | None = None,
 ) -> None:
-    """Check that a resumed run learns as it began, and say what else has changed.
+    """Check that a resumed run has its old settings, and warn of permitted changes.
 
     Args:
         images: how many images there are and their fingerprint, as :func:`write_config` has them.
         free: options that may change, beside those of every training.
-        resolved: what the training made of options, under the names that :func:`write_config` has;
-            compared in the place of options of these names.
+        resolved: final values of options that the training computes, by the names of
+            :func:`write_config`; compared instead of the options.
 
     Raises:
         InputError: for others that have changed.
@@ -70,7 +70,7 @@ def check_resumed(
     for name in ("mean", "std"):  # None stands for what the run found
         if now.get(name) is None:
             now.pop(name, None)
-    may_change = {*FREE_ON_RESUME, *free, *images}  # images that were added are said
+    may_change = {*FREE_ON_RESUME, *free, *images}  # added images only give a warning
     if all(derived.get(name) == value for name, value in images.items()):
         may_change |= {"data", "val_data"}  # the same images at another place
     found = {**images, **(resolved or {})}

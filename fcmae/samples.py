@@ -1,4 +1,4 @@
-"""What samples of image files have in common, unlabelled and labelled: reading, and bad images."""
+"""Common base of labelled and unlabelled image samples: reading, and handling of bad images."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ImageSamples:
     reader: Reader
     reading: Reading  # how files become arrays; its channels are given
     skip_bad_images: bool = False  # replace images that cannot be used; otherwise they are errors
-    # index and reason of those that are known beforehand
+    # index and reason of bad images that are known beforehand
     bad: dict[int, str] = field(default_factory=dict)
 
     @property
@@ -73,9 +73,9 @@ class ImageSamples:
     def first_usable(
         self, place: int, make: Callable[[int], Value]
     ) -> tuple[int, Value, dict[int, str]]:
-        """The first candidate that can be used: its place, what ``make`` makes of it, bad ones met.
+        """The first usable candidate: its place, the result of ``make``, the bad ones before it.
 
-        The random numbers that a bad image used are given back.
+        The state of the random generators is restored after a bad image.
 
         Raises:
             ImageError: for a bad image where they are not skipped, or if there is no other.

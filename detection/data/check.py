@@ -1,4 +1,4 @@
-"""All problems of a COCO-format data set at once, before any training starts.
+"""Find all problems of a COCO-format data set at once, before any training starts.
 
 Errors stop a training; warnings do not, but a reader of the results should know of them. The rules:
 
@@ -16,7 +16,7 @@ Errors stop a training; warnings do not, but a reader of the results should know
     fills what is missing from uninitialised memory);
   * box and area of an object should be its mask's, as its points or as its pixels have it: an edge
     of the box within 2 pixels or 10%, the area within 10 pixels or 10%. What is cut by the image's
-    border is compared within it. Crowds are not held to it: COCO's own are up to 45% off;
+    border is compared within it. Crowds are not compared: COCO's own are up to 45% off;
   * crowds are not trained on, and images without objects are left out: warnings say how many;
   * an image's header must give the size that the annotations give, EXIF rotation applied, since
     that is how both engines read it; a rotation that leaves the size as it is is a warning;
@@ -68,7 +68,7 @@ def check_coco(
         decode: decode each image in full; ``None`` decodes if there are at most 2000.
 
     Returns:
-        The parsed file (empty if there is none to speak of), and the problems, errors first.
+        The parsed file (empty if it could not be read), and the problems, errors first.
     """
     findings = Findings(annotations)
     tree, _ = read_coco(annotations, findings)
@@ -210,7 +210,7 @@ def _check_image_files(
 
 
 def _compare_images(states: list[tuple[str, FileState]], findings: Findings) -> None:
-    """Say which images have other channels or another depth than most of the set."""
+    """Report images whose number of channels or depth differs from most of the set."""
     readable = [(where, state) for where, state in states if state.depth]
     depths = Counter(state.depth for _, state in readable)
     colours = Counter(state.colours for _, state in readable)
@@ -234,7 +234,7 @@ def _compare_images(states: list[tuple[str, FileState]], findings: Findings) -> 
 
 
 def training_sentence(tree: dict[str, Any]) -> str:
-    """What a training takes of a file, and what it leaves out."""
+    """A sentence: how many objects and images a training uses, and what it leaves out."""
     objects = tree["annotations"]
     shown = [item for item in objects if not item.get("iscrowd", 0)]
     images = {item["image_id"] for item in shown if is_id(item.get("image_id"))}

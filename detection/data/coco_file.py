@@ -1,9 +1,9 @@
-"""Read COCO annotation files, for the check, for training and for evaluation alike, and write them.
+"""Read COCO annotation files (for checks, training and evaluation alike), and write them.
 
-The reader takes every Unicode encoding that json has (PowerShell writes UTF-16), and other
-spellings of what COCO says, which are read as they are meant, counted and said in a warning: ids as
+The reader accepts every Unicode encoding of JSON (PowerShell writes UTF-16). It also accepts some
+other spellings, with a warning that counts them: ids as
 1.0, ids that are text in one list and numbers in the other, ``null`` for what may be absent,
-numbers for class names. A file of another format is named as what it is.
+numbers for class names. For a file of another format the message names the format.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def read_coco(path: Path, findings: Findings, any_text: bool = False) -> tuple[d
         any_text: read text that is not Unicode as Windows-1252, which is only a guess.
 
     Returns:
-        The three lists of objects with polygons as arrays of float64, or {} where it has not even
-        these; and the SHA-256 of the file's bytes, to go on with.
+        The file's three lists, with polygons as arrays of float64, or {} if it lacks them; and the
+        SHA-256 object of the file's bytes, to be updated further.
     """
     digest = hashlib.sha256()
     try:
@@ -59,7 +59,7 @@ def read_coco(path: Path, findings: Findings, any_text: bool = False) -> tuple[d
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """Looking for cycles in millions of new lists doubles the time on COCO, and none is garbage."""
+    """Switch the garbage collector off: its search for cycles doubles the time to read COCO."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -87,7 +87,7 @@ def _decode_any(data: bytes, findings: Findings) -> str:
 
 
 def _parse(text: str) -> Any:
-    """What json gives, but polygons are arrays: 8 bytes a number, of which a list takes 32."""
+    """Parse JSON, with polygons as arrays: 8 bytes per number instead of a list's 32."""
 
     def compact(entry: dict[str, Any]) -> dict[str, Any]:
         if "image_id" in entry:
@@ -111,7 +111,7 @@ def _as_array(polygon: Any) -> Any:
 
 
 def _other_bytes(data: bytes, error: Exception) -> tuple[str, str]:
-    """What a file that is no JSON is, and the remedy."""
+    """The format of a file that is not JSON, in words, and the remedy."""
     if data[:2] == b"\x1f\x8b":
         return "is packed by gzip", "unpack it by gunzip, or python -m gzip -d"
     if data[:2] == b"PK":
@@ -150,7 +150,7 @@ def _is_coco(tree: Any, findings: Findings) -> bool:
 
 
 def respell(tree: dict[str, Any], findings: Findings) -> None:
-    """Read what is spelt otherwise as it is meant, in place; each kind is one counted warning."""
+    """Correct other spellings in place; each kind gives one warning with its count."""
     known = {kind: _respell_ids(tree[kind], kind, findings) for kind in ("images", "categories")}
     for category in tree["categories"]:
         name = category.get("name")
@@ -222,7 +222,7 @@ def _same_id(value: Any, known: set[Any]) -> Any:
 
 
 def _number(text: Any) -> int | None:
-    """The whole number that a text is, in its usual spelling."""
+    """The whole number that a text is, in its usual spelling; else None."""
     if isinstance(text, str) and re.fullmatch(r"-?(0|[1-9][0-9]{0,17})(\.0)?", text):
         return int(float(text)) if "." in text else int(text)
     return None

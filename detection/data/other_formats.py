@@ -1,4 +1,4 @@
-"""Files of labels that are no COCO instances, named as what they are, with the remedy."""
+"""Recognize label files of other formats than COCO instances, and name the remedy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NUMBER = re.compile(r"-?\d*\.?\d+(e-?\d+)?", re.IGNORECASE)
 
 
 def other_format(tree: Any) -> tuple[str, str] | None:
-    """What a JSON file is that is no COCO instances, and the remedy; None if that is not known."""
+    """The format of a JSON file that is not COCO instances, in words, and the remedy; else None."""
     first = tree[0] if isinstance(tree, list) and tree else None
     if isinstance(first, dict):
         if "score" in first:
@@ -68,7 +68,7 @@ TABLES = {
 
 
 def other_text(first_line: str, ending: str) -> tuple[str, str] | None:
-    """What a text file is whose labels are read by no reader here, and the remedy.
+    """The format of a text file of labels that no reader here reads, and the remedy; else None.
 
     Args:
         ending: ".csv" or ".txt".

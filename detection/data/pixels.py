@@ -1,7 +1,7 @@
-"""The pixels of a data set's images, read as a config says; both engines and prediction use it.
+"""Read a data set's images as a config says; for both engines and for prediction.
 
-In a model's input all depths share detectron2's unit: 0 to 255. Values of 8 bits stay uint8; deeper
-ones are float32 and keep their levels between the whole numbers.
+A model's input has detectron2's range 0 to 255 for all depths. Values of 8 bits stay uint8; deeper
+ones become float32 and keep their precision.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The records of a data set in one piece of memory, as detectron2's ``DatasetFromList`` has them.
+"""The records of a data set in one block of memory, as in detectron2's ``DatasetFromList``.
 
-COCO's 860,000 objects are 45 million numbers, which take 1.4 GB as Python's and are copied into
-every process of a loader that looks at them, since looking changes their reference counts.
+COCO's 860,000 objects are 45 million numbers. As Python objects they take 1.4 GB, and every worker
+of a loader gets its own copy, because reading an object changes its reference count and so its
+memory page.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Records(Sequence[dict[str, Any]]):
         return chosen
 
     def repeated(self, counts: Sequence[int]) -> Records:
-        """Each as often as its count says, one after the other; the memory is shared."""
+        """Each record repeated by its count, in order; the memory is shared."""
         chosen = Records()
         chosen._buffer, chosen._rows = self._buffer, np.repeat(self._rows, counts, axis=0)
         return chosen
@@ -110,7 +111,7 @@ class Records(Sequence[dict[str, Any]]):
 def coco_records(
     tree: dict[str, Any], image_folder: Path, contiguous_ids: dict[Any, int]
 ) -> Iterator[dict[str, Any]]:
-    """The records one by one; what they are made of is taken out of the tree."""
+    """The records one by one; their parts are removed from the tree."""
     of_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for annotation in tree.pop("annotations"):
         of_image[annotation["image_id"]].append(annotation)

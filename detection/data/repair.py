@@ -1,4 +1,4 @@
-"""Mends what has one remedy in a COCO file; what contradicts itself stays as it is, an error.
+"""Repair faults of a COCO file that have one remedy; contradictions remain errors.
 
 Beyond the other spellings that every reader takes (``detection.data.coco_file``):
 

@@ -1,8 +1,8 @@
-"""Small synthetic scenes as a COCO-format data set: for the quickstart, without any download.
+"""Draw small synthetic scenes as a COCO-format data set, for a quickstart without any download.
 
 Textured dull backgrounds, five classes of shapes in several sizes and fills, turned and
 overlapping; each class prefers a hue, as real classes do, so that a few hundred iterations learn
-it. What is drawn later hides what lies below; masks are the visible parts. Pictures differ in
+it. Later shapes hide earlier ones; masks are the visible parts. Pictures differ in
 size, some hold nothing, and category ids have gaps, as in real data.
 """
 
@@ -22,7 +22,7 @@ from training.progress import progress
 CATEGORIES = {2: "disc", 3: "ring", 7: "triangle", 11: "star", 16: "cross"}
 HUES = {2: 5.0, 3: 45.0, 7: 110.0, 11: 205.0, 16: 285.0}  # degrees, of the typical object
 PICTURE_SIZES = ((224, 224), (224, 288), (272, 224))
-LEAST_VISIBLE = 0.6  # share of each shape that later ones leave to be seen
+LEAST_VISIBLE = 0.6  # share of each shape that later ones must leave visible
 EMPTY_PICTURES = 0.05
 
 Generator = np.random.Generator

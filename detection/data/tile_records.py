@@ -1,12 +1,14 @@
-"""Records of tiles: which are drawn to train on, and what they show of the objects.
+"""Records of tiles: draw the tiles to train on, and cut their objects.
 
-Training draws ``INPUT.TILES.BACKGROUND`` of its tiles where no annotation lies (crowds count, too)
-if ``TRIES`` places tell of such a one, and all others around an object, whole wherever it fits.
-An image counts as often in an epoch as tiles side by side would show its objects.
+A share ``INPUT.TILES.BACKGROUND`` of the training tiles is placed where no annotation lies (crowds
+count too), if one of ``TRIES`` random places is such a one. All others are placed around an object,
+which is whole wherever it fits. With the
+image cut into cells of a tile's size, an epoch has one tile for each cell that holds the centre of
+an object, and at least one.
 
-What a tile shows of an object that it cuts is its mask's pixels in the tile, and the box around
-them. An object is left out if fewer pixels of it are to be seen than ``INPUT.TILES.MIN_VISIBLE`` of
-the object's or of the tile's, whichever is less; crowds stay crowds, however little is seen.
+Of an object that a tile cuts, the mask's pixels in the tile remain, and the box around them. An
+object is left out if fewer of its pixels are visible than ``INPUT.TILES.MIN_VISIBLE`` times the
+object's or the tile's pixels, whichever is less; a crowd stays as long as one pixel is visible.
 """
 
 # ruff: noqa: NPY002 - numpy's global generator is what the loop seeds and what detectron2 draws from
@@ -28,11 +30,11 @@ from detection.data.windows import decode_window, encode_strips
 
 logger = logging.getLogger(__name__)
 
-TRIES = 20  # places where a tile of no object is looked for
+TRIES = 20  # random places that are tried for a tile without objects
 
 
 def training_records(records: Records, config: CfgNode) -> Records:
-    """Each record as often as tiles side by side would show its objects, at least once."""
+    """Each record once for every cell of a tile's size that holds an object's centre."""
     tiles = config.INPUT.TILES
     if not tiles.ENABLED:
         return records
@@ -60,7 +62,7 @@ def training_record(record: dict[str, Any], config: CfgNode) -> dict[str, Any]:
 
 
 def busiest_tile(record: dict[str, Any], config: CfgNode) -> dict[str, Any]:
-    """The record of the tile, of those of a prediction, that most annotations meet."""
+    """The record of the tile with the most annotations, of the tiles of a prediction."""
     if not config.INPUT.TILES.ENABLED:
         return record
     boxes = _boxes(record["annotations"])
@@ -137,7 +139,7 @@ def cut_record(record: dict[str, Any], tile: Tile, min_visible: float) -> dict[s
 def _cut(
     item: dict[str, Any], box: np.ndarray, tile: Tile, size: tuple[int, int], min_visible: float
 ) -> dict[str, Any] | None:
-    """An annotation in the tile's pixels; None if too little of it is to be seen."""
+    """An annotation in the tile's pixels; None if too little of it is visible."""
     x, y, width, height = tile
     segmentation = item.get("segmentation")
     is_inside = (box >= [x, y, x, y]).all() and (box <= [x + width, y + height] * 2).all()

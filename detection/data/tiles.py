@@ -1,8 +1,8 @@
-"""Tiles of large images: where they lie, how large they are, and their samples in a prediction.
+"""Tiles of large images: their places, their size, and their samples in a prediction.
 
 A tile is a part of an image at the image's own pixels: nothing is resized (``INPUT.MIN_SIZE_*`` and
-``MAX_SIZE_*`` do not act). Both engines call these functions before their own transforms, so they
-train on the same tiles from the same state of numpy's generator.
+``MAX_SIZE_*`` have no effect). Both engines call these functions before their own transforms, so
+they train on the same tiles from the same state of numpy's generator.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from images.windows import Windows
 
 logger = logging.getLogger(__name__)
 
-COUNTS_FILE = "tiles.json"  # beside results: what the tiles' detections became
-SIZE, OVERLAP = 1024, 256  # where nothing is known of the objects
-STEP = 64  # of sizes and overlaps that are found
-SIZES = 256, 1024  # that are found
-PERCENTILE = 99  # of the objects' longer sides that the overlap holds
+COUNTS_FILE = "tiles.json"  # beside results: counts of tiles' detections, joined ones among them
+SIZE, OVERLAP = 1024, 256  # pixels, where no objects are known
+STEP = 64  # pixels: sizes and overlaps that are computed are multiples of it
+SIZES = 256, 1024  # least and largest size that is computed, pixels
+PERCENTILE = 99  # of the objects' longer sides; the overlap is as long
 
 
 class Tile(NamedTuple):
@@ -71,7 +71,7 @@ def resolve_tiles(config: CfgNode, records: Records) -> CfgNode:
     overlap at most half of the size: what is larger is united from its parts.
 
     Args:
-        records: whose objects are looked at; where there is none, 1024 and 256 are taken.
+        records: their objects decide; without objects 1024 and 256 are taken.
 
     Raises:
         InputError: if the overlap, of a run that is evaluated otherwise, is not below the size.
@@ -137,7 +137,7 @@ class TileSamples(IterableDataset):
 
 
 def tiles_sentence(counts: Mapping[str, int]) -> str:
-    """What ``tiles.json`` says of an evaluation, in words."""
+    """The counts of an evaluation's ``tiles.json`` as a sentence."""
     return (
         f"{counts['tiles']} tiles of {counts['size']} pixels that share {counts['overlap']}, of "
         f"{counts['images']} images: {counts['found']} detections, of which {counts['repeated']} "

@@ -1,9 +1,9 @@
 """From a record of a data set to a sample: decode, change at random, boxes and masks.
 
-The data pipeline of the torchvision engine. It is the same function of a record and of numpy's
-generator as detectron2's ``DatasetMapper`` with the augmentations of a config, draw by draw: those
-of :mod:`detection.data.augmentation.geometry`, then
-:mod:`detection.data.augmentation.photometry`. Padding is the model's, after normalisation.
+The data pipeline of the torchvision engine. From the same record and the same state of numpy's
+generator it makes the same sample as detectron2's ``DatasetMapper``: first the augmentations of
+:mod:`detection.data.augmentation.geometry`, then those of
+:mod:`detection.data.augmentation.photometry`. The model pads, after normalisation.
 
 Deliberate deviations:
   * polygons of whole numbers are resized as real numbers; detectron2 truncates them.

@@ -1,1 +1,1 @@
-"""What an encoder's channels are: feature analysis, collapse, channel maps."""
+"""Analysis of an encoder's features: diversity and collapse, channel maps, embeddings, probes."""

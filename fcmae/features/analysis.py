@@ -1,4 +1,4 @@
-"""What a model's features are like, block by block: diversity, dead channels, rank, selectivity.
+"""Measure a model's features block by block: diversity, dead channels, rank, selectivity.
 
 The measures of ConvNeXt V2's analysis (arXiv 2301.00808, section 3.2 and Figures 3, 4 and 7), all
 accumulated in float64 from one pass over the images; no tensor of a pass is kept, and no C x C
@@ -27,15 +27,15 @@ from training.devices import to_float64
 
 logger = logging.getLogger(__name__)
 
-DEAD = 0.01  # of the mean response of the block's channels
-SATURATED = 0.1  # deviation over the sites, of the response
+DEAD = 0.01  # of the mean response of the block's channels; see dead_and_saturated
+SATURATED = 0.1  # deviation over the sites, relative to the response
 
 
 def cosine_distance(x_bnc: Tensor) -> Tensor:
     """Mean pairwise cosine distance of each image's channels: ``[B, N, C]`` -> ``[B]``, float64.
 
     (1 / C^2) * sum over i, j of (1 - cos(X_i, X_j)) / 2 (paper, section 3.2): 0 where all channels
-    have the same map but for a positive factor, 0.5 where they are unrelated. A channel that is 0
+    have the same map up to a positive factor, 0.5 where they are unrelated. A channel that is 0
     at every site has no direction: it is left out, and C counts the others; an image with no other
     channel has no distance (NaN). Computed as (1 - ||sum_i X_i / ||X_i|| ||^2 / C^2) / 2.
     """
@@ -49,7 +49,7 @@ def cosine_distance(x_bnc: Tensor) -> Tensor:
 
 
 def dead_and_saturated(x_bnc: Tensor) -> tuple[Tensor, Tensor]:
-    """Channels that say nothing about an image: ``[B, N, C]`` -> twice bool ``[B, C]``.
+    """Dead and saturated channels of each image: ``[B, N, C]`` -> two bool ``[B, C]``.
 
     A channel's response is its root mean square over the sites.
 
@@ -67,10 +67,10 @@ def dead_and_saturated(x_bnc: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def effective_rank(features_ic: Tensor) -> float:
-    """How many directions the images' features vary in: ``[I, C]`` -> 1 to min(I - 1, C).
+    """Number of directions in which the images' features vary: ``[I, C]`` -> 1 to min(I - 1, C).
 
-    exp of the entropy of the singular values, normalised to sum 1, of the features less their mean
-    over the images; 0 where they do not vary at all.
+    exp of the entropy of the singular values, normalised to sum 1, of the features minus their
+    mean over the images; 0 where they do not vary at all.
 
     References:
         Roy and Vetterli, "The effective rank", EUSIPCO 2007.
@@ -88,10 +88,11 @@ class ClassSelectivity:
 
     (m - o) / (m + o), with m the channel's largest mean activation of a class and o the mean of
     those of all other classes (Morcos et al., "On the importance of single directions for
-    generalization", ICLR 2018): 1 for a channel that answers to one class alone, 0 for one that
-    answers to all alike. It is made for activations that are not negative, so block outputs are
-    rectified, max(x, 0), before their mean over the sites. A channel that is positive for no image
-    has none (NaN). Memory: a few numbers per channel, whatever the number of classes.
+    generalization", ICLR 2018): 1 for a channel that responds to one class only, 0 for one
+    that responds to all classes equally. It is defined for activations that are not negative, so
+    block outputs are rectified, max(x, 0), before their mean over the sites. A channel that is
+    positive for no image has none (NaN). Memory: a few numbers per channel, whatever the number of
+    classes.
     """
 
     def __init__(self) -> None:
@@ -137,7 +138,7 @@ class ClassSelectivity:
 
 @dataclass(frozen=True)
 class BlockFeatures:
-    """What was measured of one block."""
+    """The measures of one block."""
 
     block: str  # its name in the model
     depth: float  # normalised layer index, 0 (first block) to 1 (last)
@@ -158,7 +159,7 @@ class BlockFeatures:
 
 
 class _BlockSums:
-    """What :func:`analyze` keeps of one block between batches."""
+    """The sums of one block that :func:`analyze` keeps between batches."""
 
     def __init__(self, block: str) -> None:
         self.block = block
@@ -211,7 +212,8 @@ def analyze(
     block in float64.
 
     Args:
-        model: see :func:`fcmae.features.taps.tap_points`; it is put into evaluation mode and back.
+        model: see :func:`fcmae.features.taps.tap_points`; its mode (training or evaluation)
+            is restored afterwards.
         batches: images as the model takes them, on its device, and their classes in ascending
             order, or None.
         tap: where features are read.

@@ -35,10 +35,10 @@ class ChannelMaps:
 
 
 def kinds_of(x_nc: Tensor, shown: Sequence[int]) -> list[str]:
-    """What is wrong with channels ``shown`` of one image's features ``[N, C]``, "" where nothing.
+    """The fault of each channel of ``shown`` in one image's features ``[N, C]``; "" for none.
 
-    A duplicate has, with another channel of the block that is neither dead nor saturated, a cosine
-    of at least 0.95; it is neither itself.
+    A duplicate is neither dead nor saturated, and its cosine with another such channel of the block
+    is at least 0.95.
     """
     dead, saturated = (kind[0] for kind in dead_and_saturated(x_nc.unsqueeze(0)))
     alive = ~(dead | saturated)
@@ -93,7 +93,7 @@ def channel_maps(model: nn.Module, image: Tensor, tap: Tap = DEFAULT_TAP) -> lis
 
 
 def draw_channel_maps(blocks: Sequence[ChannelMaps], path: Path, title: str) -> None:
-    """Each block's channels as small maps on one scale, framed by what is wrong with them."""
+    """Each block's channels as small maps on one scale; the colour of a frame shows the fault."""
     figure = Figure(figsize=(3.6 * len(blocks), 4.7), layout="constrained")
     axes = figure.subplots(1, len(blocks), squeeze=False)[0]
     for axis, block in zip(axes, blocks, strict=True):

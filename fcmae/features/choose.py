@@ -1,14 +1,15 @@
-"""Which images to label next, from their embeddings: those that cover, or those that are typical.
+"""Choose the images to label next from their embeddings, by coverage or by typicality.
 
   * k-centre greedy: each next image is the one farthest from all that are labelled or chosen
     (Sener and Savarese, "Active learning for convolutional neural networks: a core-set approach",
     ICLR 2018, Algorithm 1);
-  * typicality: as many clusters as images that are labelled and wanted; from the largest clusters
-    without a labelled image the most typical one: with the smallest mean distance to its
-    neighbours (Hacohen, Dekel and Weinshall, "Active learning on a budget", ICML 2022: TypiClust).
+  * typicality: the images are grouped into as many clusters as there are labelled and wanted
+    images; from the largest clusters without a labelled image the most typical image is taken, the
+    one with the smallest mean distance to its neighbours (Hacohen, Dekel and Weinshall, "Active
+    learning on a budget", ICML 2022: TypiClust).
 
-Distances are Euclidean between features of length 1. docs/feature_analysis.md tells what they are
-worth.
+Distances are Euclidean between features of length 1. docs/feature_analysis.md compares
+them by measurement.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def typicality(
 def random_choice(
     features: np.ndarray, number: int, labelled: Sequence[int] = (), seed: int = 0
 ) -> list[int]:
-    """Rows drawn with ``seed``: what the others are compared with."""
+    """Rows drawn with ``seed``: the baseline for the other methods."""
     free = np.setdiff1d(np.arange(len(features)), labelled)
     return np.random.default_rng(seed).choice(free, number, replace=False).tolist()
 

@@ -1,4 +1,4 @@
-"""A training's watch over its features: how far apart the channels are, and a warning.
+"""Watch the features of a training: measure the distance of channels, and warn of collapse.
 
 Without GRN, masked pretraining lets the channels of a block become copies of each other (arXiv
 2301.00808, section 3.2). So the mean pairwise cosine distance of every block's expanded channels
@@ -10,9 +10,9 @@ supervised training:
   * ``feature_dead/highest``: the largest fraction of dead channels of a block;
   * ``block_distance/stages.S.B``: of each block.
 
-Measured only where a line is written, so that an interrupted run repeats or keeps a measure with
-its line. The model runs in evaluation mode without gradients and draws no random number: a run's
-weights are the same bit by bit with or without it.
+A measure belongs to a line of ``metrics.json``, so a resumed run keeps or repeats it with its line.
+The model runs in evaluation mode without gradients and draws no random number: a run's weights are
+the same bit by bit with and without the watch.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from training.devices import to_float64
 logger = logging.getLogger(__name__)
 
 WATCHED_IMAGES = 16
-MEASURES = 50  # of a run, where the options do not tell how often
+MEASURES = 50  # of a run, by default
 LOW_DISTANCE = 0.2  # 0.5: unrelated channels; 0: copies of each other
 MANY_DEAD = 0.5
 BLOCK_KEY = "block_distance/"
@@ -146,7 +146,7 @@ class Measured:
 
 
 def measured_history(run: Path) -> list[Measured]:
-    """What the watch wrote into a run's ``metrics.json``, in the order of its steps.
+    """The measures in a run's ``metrics.json``, in the order of its steps.
 
     Raises:
         FileNotFoundError: if the folder lacks ``metrics.json`` or ``config.yaml``.

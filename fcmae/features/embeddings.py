@@ -34,13 +34,13 @@ CHUNK = 1024  # rows of a matrix of similarities at a time
 
 @dataclass(frozen=True)
 class EmbedOptions:
-    """How a folder is embedded."""
+    """Settings of an embedding."""
 
     encoder: str  # a checkpoint of any format, ``timm:NAME`` of a ConvNeXt, or ``random:NAME``
     data: str  # a source of images; folders of classes are kept as labels
     stage: str = "stage4"  # "stage1" to "stage4", whose output is pooled
     pooling: Pooling = "mean"  # over the sites: their mean, or the largest value
-    # height and width in pixels, multiples of 32; None for what the encoder tells, else 224
+    # height and width in pixels, multiples of 32; None: the size recorded with the encoder, or 224
     image_size: tuple[int, int] | None = None
     neighbours: int = 10  # how many of each image are written
     # batch_size, workers: of reading and running
@@ -73,7 +73,7 @@ def embed(
     The encoder is put into evaluation mode and back.
 
     Raises:
-        InputError: for a stage or pooling that there is not, or features that are not finite.
+        InputError: for an unknown stage or pooling, or features that are not finite.
     """
     if stage not in STAGES or pooling not in POOLINGS:
         raise InputError(
@@ -156,7 +156,7 @@ def write_embeddings(path: Path, embeddings: Embeddings, options: EmbedOptions) 
     """Write a NumPy archive: ``features``, ``names``, ``labels``, ``classes``, neighbours.
 
     ``labels`` are -1 without classes; ``neighbours`` are rows, ``similarities`` their cosines;
-    ``options`` tells in JSON how all was made. It holds no pickled object.
+    ``options`` are the settings as JSON. The archive holds no pickled object.
     """
     rows, similarities = nearest(
         embeddings.features, embeddings.features, options.neighbours, same=True

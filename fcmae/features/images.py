@@ -53,9 +53,9 @@ class View:
 
 
 def told_view(metadata: Mapping[str, str]) -> View | None:
-    """How a classifier's or a published encoder's images are evaluated; None where nobody tells.
+    """How a classifier's or a published encoder's images are evaluated; None if not recorded.
 
-    So, too, for sizes that are no multiples of 32.
+    None too for sizes that are not multiples of 32.
     """
     size = numbers(metadata, "image_size")
     if not size or "crop_pct" not in metadata or any(side % 32 for side in size):
@@ -66,10 +66,10 @@ def told_view(metadata: Mapping[str, str]) -> View | None:
 
 
 def choose_view(told: Sequence[View | None], image_size: tuple[int, int] | None) -> View:
-    """The one view of all models: of the given size, else the one that all of them tell, else 224.
+    """One view for all models: of the given size, else the recorded one if it is common, else 224.
 
     Args:
-        told: of each model, as :func:`told_view` gives it.
+        told: the recorded view of each model, from :func:`told_view`.
         image_size: height and width in pixels, multiples of 32; None if not given.
     """
     if image_size is not None:
@@ -88,8 +88,8 @@ class AnalysisImages(Dataset):
         data: see :func:`images.readers.open_images`.
         view: how.
         in_chans: channels.
-        images: at most so many, spread evenly over all in the order of their classes, so that as
-            many classes as possible are there; None for all.
+        images: largest number of images; they are spread evenly over all images in the order of
+            their classes, so that as many classes as possible occur; None for all.
         split: of sources that have several.
         value_range: the values that count as 0 and 1, see ``images.files``.
         show_bands: the channels that pictures show, likewise.

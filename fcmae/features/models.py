@@ -29,7 +29,7 @@ SOURCES = (
 
 @dataclass(frozen=True)
 class AnalysedModel:
-    """A model with what its images need."""
+    """A model, and how its images are prepared."""
 
     name: str  # for tables and plots
     source: str  # where it came from
@@ -39,7 +39,7 @@ class AnalysedModel:
     # the values that count as 0 and 1, see ``images.files``
     value_range: tuple[float, float] | None = None
     show_bands: tuple[int, ...] = ()  # the channels that pictures show, likewise
-    # how the source tells that they are resized and cropped; None where it does not
+    # how images are resized and cropped, as recorded by the source; None if it is not
     view: View | None = None
 
 

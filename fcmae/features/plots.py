@@ -20,7 +20,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 MARKERS = "osD^vP*X"
 DEPTH = "normalised layer index"
 BINS = 25
-SHOWN_BLOCKS = 4  # whose distributions of selectivity are drawn
+SHOWN_BLOCKS = 4  # blocks whose distributions of selectivity are drawn
 OTHERS = {
     "effective_rank": "effective rank",
     "dead": "fraction of dead channels",

@@ -1,8 +1,8 @@
 """Probes of frozen features: k nearest neighbours and a linear classifier, for images and patches.
 
-Both are scikit-learn's on the same features, to its solver's precision: ``KNeighborsClassifier``
-with cosine distances, and ``LogisticRegression`` (multinomial, L2) behind ``StandardScaler``. They
-are written here because two small functions do it; the tests hold them to scikit-learn.
+Both give scikit-learn's results, to the precision of its solver: ``KNeighborsClassifier`` with
+cosine distances, and ``LogisticRegression`` (multinomial, L2) after ``StandardScaler``. Two small
+functions here replace that dependency; the tests compare them with scikit-learn.
 
 Shape suffixes: I images or patches, C channels, K classes.
 """
@@ -120,10 +120,10 @@ def probe_images(
     statistics: Statistics,
     image_size: tuple[int, int],
 ) -> dict[str, float]:
-    """How well frozen features tell the classes of images: both probes' accuracy in percent.
+    """How well frozen features separate the classes of images: both probes' accuracy in percent.
 
     Args:
-        data: what the probes are fitted on, and evaluated on.
+        data: the images to fit the probes on, and those to evaluate them on.
         image_size: height and width in pixels.
 
     Returns:

@@ -1,4 +1,4 @@
-"""A feature analysis from names to files: models on the same images, runs' histories."""
+"""Run a feature analysis: models on the same images, or the history of runs; write its files."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ MEASURES = ("cosine_distance", "dead", "saturated", "effective_rank", "class_sel
 
 @dataclass(frozen=True)
 class AnalysisOptions:
-    """How models are analysed."""
+    """Settings of an analysis."""
 
     models: Mapping[str, str]  # name -> source, see ``fcmae.features.models.SOURCES``
     data: str  # a source of images; folders of classes give class selectivity too
     output_dir: Path  # where the files go
     tap: Tap = DEFAULT_TAP  # where features are read, see ``fcmae.features.taps``
-    images: int | None = 1000  # at most so many, over all classes; None for all
-    map_image: int = 0  # which of them the channel maps are of
-    # height and width in pixels; None for what all models tell, else 224
+    images: int | None = 1000  # largest number, over all classes; None for all
+    map_image: int = 0  # index of the image of the channel maps
+    # height and width in pixels; None: the size recorded with all models, or 224
     image_size: tuple[int, int] | None = None
     # batch_size, workers: of reading and running
     batch_size: int = 16
@@ -75,7 +75,7 @@ def analyze_models(options: AnalysisOptions) -> dict[str, list[BlockFeatures]]:
         for name, source in options.models.items()
     ]
     for model in models:
-        tap_points(model.model, options.tap)  # what cannot be is said before the work
+        tap_points(model.model, options.tap)  # an invalid tap fails before the work
     if len({model.in_chans for model in models}) > 1:
         raise InputError(
             "the models take images of different numbers of channels: "

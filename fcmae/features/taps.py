@@ -1,12 +1,12 @@
-"""Where a model's features are read: one place in each block, by forward hooks.
+"""Read a model's features at one place in each block (a tap), by forward hooks.
 
 The ConvNeXt V2 paper measures "the high-dimensional features" of every block without naming the
 tensor, so the place is a parameter (a *tap*):
 
   * ``dwconv``: after the depthwise convolution, C channels (ConvNeXts alone);
   * ``gelu``: the expanded channels after the activation, before GRN (of ViT: of its MLP);
-  * ``grn``: the expanded channels as the block's last layer sees them: after GRN or what stands in
-    its place; without any (V1, ViT) the same as ``gelu``;
+  * ``grn``: the expanded channels as the block's last layer sees them: after GRN or what
+    replaces it; the same as ``gelu`` in models without either (V1, ViT);
   * ``block``: the block's output, residual included.
 
 Shape suffixes: B images, N sites of an image (in any order), C channels.

@@ -1,4 +1,4 @@
-"""Grids of ablation runs: what to run, from a YAML file, checked before anything is.
+"""Grids of ablation runs: read a YAML file, and check all of it before anything runs.
 
 A grid names rows; each row is pretrained and fine-tuned once per seed, by the project's own command
 lines. A grid file::
@@ -15,15 +15,15 @@ lines. A grid file::
       l2: {paper: {top-1: 84.6}}
       l1: {paper: {top-1: 84.3}, grn: {aggregate: l1}}
 
-``grn`` goes to every stage of a row; a row's own stages are deltas to
-the grid's, or ``null`` to leave that stage out. A row without ``pretrain`` may name the
+``grn`` goes to every stage of a row. A row's own stages override single values of the grid's, or
+are ``null`` to leave that stage out. A row without ``pretrain`` may name the
 weights that it starts from (``init``, ``MODEL.CONVNEXT.WEIGHTS``). ``{seed}`` in a value is the
 run's seed, as in ``labels_{seed}.json``. ``launcher`` may replace ``python``, for instance by
 ``torchrun --nproc-per-node 8``.
 
-``_BASE_`` names another grid, beside this one or of this project, or several, each over the one
-before: what they say holds where this one is silent, key by key within a stage. ``rows`` are this
-one's whole, or the base's::
+``_BASE_`` names another grid (beside this one, or of this project) or several, where later ones
+override earlier ones. The values of a base hold wherever this file gives none, key by key within a
+stage. ``rows`` are not merged: they are this file's, or the base's if it has none::
 
     _BASE_: grn_aggregation.yaml       # the same rows, at another scale
     pretrain: {model: convnextv2_atto, data: my_images, max-steps: 2000}
@@ -58,11 +58,11 @@ GRID_KEYS = ("title", "source", "baseline", "seeds", "launcher", "rows", *STAGES
 ROW_KEYS = ("paper", "grn", *STAGES)
 SET_BY_GRID = ("output-dir", "seed", "resume", "OUTPUT_DIR", "SEED")
 SET_BY_PRETRAINING = ("init", "MODEL.CONVNEXT.WEIGHTS")
-FLAGS_APART = {  # from the fields that they set
+FLAGS_APART = {  # flags whose names differ from the fields that they set
     "pretrain": ("raw-pixels", "wandb", "grn-aggregate", "grn-normalize", "no-grn-residual"),
     "classify": ("wandb", "grn-aggregate", "grn-normalize", "no-grn-residual"),
 }
-NO_FLAGS = ("norm_pix_loss", "overrides", "trackers")  # fields that others set
+NO_FLAGS = ("norm_pix_loss", "overrides", "trackers")  # fields that other flags set
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def load_grid(path: str | Path, settings: Sequence[str] = ()) -> Grid:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A grid's tree, over those that it builds on."""
+    """A grid's tree, merged over those that it builds on."""
     problems: list[str] = []
     tree: dict[str, Any] = {}
     for _, layer in read_layers(path, problems, ABLATIONS):
@@ -138,7 +138,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _over(base: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
-    """``base`` with a tree's values, those of a stage key by key."""
+    """``base`` overridden by a tree's values; those of a stage key by key."""
     stages = {
         stage: base[stage] | tree[stage]
         for stage in STAGES
@@ -207,7 +207,7 @@ def _unknown(key: str, known: Sequence[str]) -> str:
 
 
 def _row(name: str, entry: Mapping[str, Any], tree: Mapping[str, Any]) -> Row:
-    """A row's stages: the grid's, its GRN, and its own, each a delta to the one before.
+    """A row's stages: the grid's, then its GRN, then its own, each overriding those before.
 
     Raises:
         InputError: if it has unknown keys, or nothing to do.
@@ -264,7 +264,7 @@ def known_flags(stage: str) -> list[str]:
 
 
 def _flag_problems(row: Row) -> list[str]:
-    """Misspelt flags, before hours are spent; a config's keys are checked by its task."""
+    """Problems of misspelt flags; a config's keys are checked by its task."""
     problems = []
     for stage in FLAGS_APART:
         known = known_flags(stage)

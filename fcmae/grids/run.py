@@ -1,9 +1,9 @@
 """Run a grid: every stage of every row and seed by the project's command lines, once.
 
-A run's folder is ``OUT/STAGE/ROW_seed_N``; beside it lie what it was run with (``.yaml``) and what
-it said (``.log``). Runs that are finished are skipped, interrupted ones go on from their last
-checkpoint, and rows whose pretraining is the same share one. Several may run at once; a run starts
-when the pretraining that it needs has ended.
+A run's folder is ``OUT/STAGE/ROW_seed_N``; beside it lie its arguments (``.yaml``) and its output
+(``.log``). Finished runs are skipped, interrupted ones continue from their last checkpoint, and
+rows with the same pretraining share it. Several runs may be active at once; a run starts when the
+pretraining that it needs has ended.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class GridRun:
         return (self.folder / FINISHED[self.stage]).is_file()
 
     def command(self, tools: Path, launcher: Sequence[str]) -> list[str]:
-        """What to run; every tool starts anew with ``--resume`` where there is nothing yet."""
+        """The command line; ``--resume`` starts from the beginning in an empty folder."""
         start = [*(launcher or [sys.executable]), str(tools / f"{TOOLS[self.stage]}.py")]
         if self.stage not in BY_CONFIG:
             init = ["--init", str(self.init / FINISHED["pretrain"])] if self.init else []
@@ -126,7 +126,7 @@ def shares(at_once: int, whole_machine: bool = False) -> list[dict[str, str]]:
     Args:
         at_once: how many they are. Each gets its part of the cores (where OMP_NUM_THREADS is not
             set) and one of the visible GPUs, in turn; a run alone gets all of them.
-        whole_machine: runs have a launcher of their own, which shares nothing out.
+        whole_machine: runs have a launcher of their own; the machine is not divided.
     """
     if at_once == 1 or whole_machine:
         return [{} for _ in range(at_once)]
@@ -153,7 +153,7 @@ def run_grid(
         tools: the folder of the command lines.
         rows: run these alone; all if none is named.
         at_once: how many runs there may be at a time, see :func:`shares`.
-        start_command: in place of a process of its own for each job.
+        start_command: starts a job; by default as a process of its own.
 
     Returns:
         The path of ``table.md``. Beside it: ``table.csv`` and ``runs.csv``.

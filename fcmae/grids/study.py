@@ -1,12 +1,13 @@
-"""A study: which start is best on these images and labels, by how much, how sure.
+"""A study: which start is best on given images and labels, by how much, and how certain that is.
 
-Arms are trainings that differ in their start alone. A wave is one run of every arm on the same
-label subset with the same seed; waves are run, most telling first, until the time is over or every
-question is answered (:mod:`fcmae.grids.verdicts`). Everything is a run of the project's own command
-lines in a folder of its own, so that a study can be stopped and started again at any time.
+A start is what a training begins with: random weights, an encoder, a whole model. Arms are
+trainings that differ only in their start. A wave is one run of every arm on the same label subset
+with the same seed. Waves are run, the most informative first, until the time is over or every
+question is answered (:mod:`fcmae.grids.verdicts`). Every run is a command line of the project with
+its own folder, so that a study can be stopped and continued at any time.
 
-The time is planned from a few measured steps (:mod:`fcmae.grids.study_plan`): a part of it for
-FCMAE, then the rates of each arm, tuned on images that are in no table, then waves.
+The time is planned from a few measured steps (:mod:`fcmae.grids.study_plan`): first FCMAE
+pretraining, then tuning of each arm's learning rate on images that are in no table, then waves.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Study(StudyResults):
     Args:
         labels, split: of ``options.train``.
         tools: the folder of the command lines.
-        start: in place of a process of its own for each run.
+        start: starts a run; by default as a process of its own.
         clock: seconds.
         energy: of this machine.
         find_statistics: measures the images; called once, when a study begins. See
@@ -129,14 +130,14 @@ class Study(StudyResults):
             raise InputError("\n".join(failed))
 
     def _count(self, folder: Path) -> None:
-        """Add what a run has used."""
+        """Add the energy that a run has used."""
         if (used := self.energy.end(folder)) is not None:
             key = folder.relative_to(self.folder).as_posix()
             self.state["joules"][key] = self.state["joules"].get(key, 0.0) + used
             self.save()
 
     def joules(self, folder: Path) -> float | None:
-        """What the run of a folder has used, None where that is not known."""
+        """The energy that the run of a folder has used; None if unknown."""
         return self.state["joules"].get(folder.relative_to(self.folder).as_posix())
 
     # --- the study
@@ -174,7 +175,7 @@ class Study(StudyResults):
         return measured
 
     def tune(self, plan: Plan) -> None:
-        """Choose each arm's rate on images that no table shows."""
+        """Choose each arm's learning rate on images that no table uses."""
         if "rates" in self.state:
             self.rates = dict(self.state["rates"])
             return

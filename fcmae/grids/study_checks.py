@@ -1,6 +1,6 @@
-"""What is refused before hours are spent on a study, and what its reader should know.
+"""Checks before the hours of a study, and notes for the reader of its answers.
 
-``study.json`` holds the state of a study: by it a study continues only as it was begun.
+``study.json`` holds the state of a study; a study continues only with the settings recorded there.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from images.folders import files_of_folder
 logger = logging.getLogger(__name__)
 
 STATE = "study.json"
-FREE = ("hours", "at_once", "max_seeds")  # what a study that goes on may change
+FREE = ("hours", "at_once", "max_seeds")  # settings that may change when a study continues
 
 
 def check_study(options: StudyOptions, labels: LabelSet, test: LabelSet) -> tuple[Split, list[str]]:
-    """Refuse what cannot be, all of it at once; weights of whole models are tried by a short run.
+    """Report everything that cannot work, at once. (A short run tests weights of whole models.)
 
     Returns:
-        The split of the labels, and what a reader of the answers should know.
+        The split of the labels, and notes for the reader of the answers.
 
     Raises:
         InputError: for too few labels, labelled images that are not there, an output folder among
@@ -61,7 +61,7 @@ def check_study(options: StudyOptions, labels: LabelSet, test: LabelSet) -> tupl
     if shared := [path for key, path in of_test.items() if key in trained]:
         problems.append(
             f"{len(shared)} test images are among the labelled ones, such as {shared[0]}: take "
-            "them out of --train, or the answers flatter"
+            "them out of --train, or the results look too good"
         )
     if any(arm.pretrained for arm in options.arms):
         unlabelled = digests(files_of_folder(images).images, reading)
@@ -78,7 +78,7 @@ def check_study(options: StudyOptions, labels: LabelSet, test: LabelSet) -> tupl
 
 
 def _weight_problems(arm: Arm, options: StudyOptions) -> list[str]:
-    """Why an arm's files cannot be its start, as far as that is known without a run."""
+    """Why an arm's files cannot be its start, as far as this shows without a run."""
     for file in filter(None, (arm.weights, arm.detector)):
         if not file.startswith("timm:") and not Path(file).is_file():
             return [f"{arm.name}: there is no file {file}"]
@@ -92,7 +92,7 @@ def _weight_problems(arm: Arm, options: StudyOptions) -> list[str]:
 
 
 def begin_or_go_on(options: StudyOptions) -> dict[str, Any]:
-    """What ``study.json`` holds, or a new one.
+    """The content of ``study.json``, or of a new one.
 
     Raises:
         InputError: if the study in the folder had other arguments or data.

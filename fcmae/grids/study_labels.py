@@ -1,8 +1,7 @@
-"""The labels of a study: subsets that all arms share, a split to tune on, and what leaks.
+"""The labels of a study: subsets shared by all arms, a split for tuning, and leaks between sets.
 
-COCO files are read here as what they are, lists of images, annotations and categories, and folders
-of classes as folders; whether they are faultless is for the training's own check. Segmentation's
-class maps are read by :mod:`segmentation.subsets`, as another :class:`LabelSet`.
+COCO files and folders of classes are read without checks; the training itself checks them.
+Segmentation's class maps are read by :mod:`segmentation.subsets`, as another :class:`LabelSet`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from images.folders import files_of_folder
 from images.threads import in_threads
 from training.progress import progress
 
-TUNED_ON = 0.25  # share of the labelled images that rates are tuned on, and no table shows
+TUNED_ON = 0.25  # share of the labelled images for tuning learning rates; in no table
 SMALLEST = 4  # images of either half of that split, where there is one kind of image
 
 
@@ -37,19 +36,19 @@ class LabelSet(Protocol):
     def images(self) -> Sequence[Any]: ...
 
     def key(self, image: Any) -> str:
-        """A name that stays the same, whatever else there is."""
+        """A name that does not depend on the other images."""
 
     def kind(self, image: Any) -> str | None:
         """Images of every kind are in every subset; None: it has no labels to learn from."""
 
     def file(self, image: Any) -> Path:
-        """Where its pixels are."""
+        """Its file."""
 
     def write(self, images: Sequence[Any], path: Path) -> Path:
-        """Labels of these images alone, as ``path`` or with an ending; what is there stays."""
+        """Write these images' labels to ``path``, or that with an ending; keep existing files."""
 
     def told(self, path: Path) -> str:
-        """What a training is told to read them by."""
+        """The data set name to give to a training."""
 
 
 @dataclass(frozen=True)

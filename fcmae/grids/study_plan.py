@@ -1,4 +1,4 @@
-"""What a study is asked, and what fits into its time, from a few measured steps."""
+"""The questions and options of a study, and a plan of its time from a few measured steps."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from fcmae.grids.study_tasks import TASKS, StudyTask
 from fcmae.grids.verdicts import LOOKS, verdict
 from training.command_line.tasks import Task
 
-PRETRAINING = 0.3  # share of the time that goes to FCMAE
+PRETRAINING = 0.3  # share of the time for FCMAE
 FEWEST_STEPS = 10  # of FCMAE
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A start."""
+    """A start: the weights that a training begins with."""
 
     name: str  # in tables
     said: str  # in sentences: "... gives +3 AP over random weights".
@@ -38,7 +38,7 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """What a study is made of; written to ``study.json``."""
+    """Settings of a study; written to ``study.json``."""
 
     images: str  # the folder of unlabelled images
     # train, test: the labels, as the command was given them

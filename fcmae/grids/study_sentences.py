@@ -35,7 +35,7 @@ def sentence(study: StudyResults, question: Question, found: Verdict) -> str:
 
 
 def advice(study: StudyResults) -> str:
-    """The first paragraph: what to start from, where that is shown, and what to do else."""
+    """The first paragraph: the start to use, where that is shown, and what to do otherwise."""
     found, answers = study.verdicts(), study.answers()
     first, *others = study.options.arms
     said = {arm.name: arm.said for arm in study.options.arms}

@@ -1,4 +1,4 @@
-"""``study.csv``: one line per run, with all that the page says of its start and its labels.
+"""``study.csv``: one line per run, with all numbers of the page about its start and labels.
 
 So every number of the page's sentences, tables and charts stands in this file.
 """
@@ -20,7 +20,7 @@ from training.records.metrics import read_history
 
 @dataclass(frozen=True)
 class Cost:
-    """What a start took: its pretraining, and the mean of its trainings; None: not known."""
+    """Time and energy of a start: its pretraining, and the mean of its trainings; None: unknown."""
 
     steps: int
     hours: float
@@ -31,7 +31,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Rows:
-    """What the table holds, for the page, too."""
+    """The content of the table; the page uses it too."""
 
     # titles, cells: of ``study.csv``
     titles: list[str]

@@ -1,4 +1,4 @@
-"""What a study does for each task: the tool of a run, what is measured, and its rates."""
+"""The tasks of a study: the tool of a run, its metrics, and the learning rates to try."""
 
 from __future__ import annotations
 

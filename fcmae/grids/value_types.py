@@ -21,7 +21,7 @@ def is_name(value: Any) -> bool:
 
 
 def is_argument(value: Any) -> bool:
-    """What a flag or a key of a config may be: text, a number, True or False, a list of these."""
+    """Whether a value fits a flag or config key: text, a number, True or False, a list of these."""
     if isinstance(value, list):
         return all(is_argument(item) for item in value)
     return value is None or is_name(value)

@@ -1,8 +1,8 @@
-"""Which of two starts is better, from paired runs, however often one looks.
+"""Decide which of two starts is better from paired runs, also when looking repeatedly.
 
 Runs of a pair share the label subset and the seed. Their differences are taken as draws of one
 normal distribution, so that Student's t gives an interval for the mean. Two things would make such
-an interval miss the truth too often, and are paid for by its level:
+an interval miss the true mean too often. Both are corrected by a stricter level:
 
   * several questions: each gets its part of 5% (Bonferroni);
   * looking while runs come in, and stopping when the interval leaves 0. A verdict is taken at a few
@@ -26,7 +26,7 @@ LOOKS = (3, 5, 8, 12, 20)  # numbers of pairs
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the pairs so far say about a difference."""
+    """The answer of the pairs so far about a difference."""
 
     pairs: int  # how many were looked at
     mean: float | None = None  # of the differences; None without a pair

@@ -1,1 +1,1 @@
-"""How training images are changed at random, drawn from the config."""
+"""Random changes of training images, as the config asks for them."""

@@ -5,8 +5,8 @@ arXiv 2012.07177, section 3: both images are jittered in scale and flipped, a ra
 objects of one is pasted onto the other without blending, masks below are cut, boxes are those of
 what is left, and objects that are fully covered are dropped.
 
-Deliberate deviation: where the two images differ in size, the other lies at a random place of the
-image, or the image of the other, and not both in the upper left corner.
+Deliberate deviation: where the two images differ in height or width, the smaller lies at a random
+place along the larger, instead of at the upper left corner.
 """
 
 # ruff: noqa: NPY002 - numpy's global generator is what the loop seeds
@@ -38,7 +38,9 @@ class Objects(NamedTuple):
 def copy_paste(
     options: Any, target: Objects, count: int, read: Callable[[int, float], Objects]
 ) -> Objects:
-    """Draw whether, whence, where and what, and paste; the target itself where it is not to be.
+    """Draw whether to paste, from which image, which objects and where; then paste.
+
+    Returns the target unchanged if nothing is pasted.
 
     Args:
         options: the section ``INPUT`` of a config.
@@ -66,8 +68,8 @@ def pasted(target: Objects, source: Objects, subset: Tensor, x: int, y: int) -> 
         x, y: where the source's upper left corner lies in the target, or outside of it.
 
     Returns:
-        The objects of the target, then those of the source, without those of which no pixel is to
-        be seen.
+        The objects of the target, then those of the source, without those that are fully
+        covered.
     """
     image, other = target.image, source.image
     if image.dtype != other.dtype:  # files of different depth
@@ -83,7 +85,7 @@ def pasted(target: Objects, source: Objects, subset: Tensor, x: int, y: int) -> 
 
 
 def _placed(layers: Tensor, height: int, width: int, x: int, y: int) -> Tensor:
-    """``[N, h, w]`` -> ``[N, height, width]``, its corner at (x, y), zero where it is not."""
+    """``[N, h, w]`` -> ``[N, height, width]``, its corner at (x, y), zeros elsewhere."""
     canvas = layers.new_zeros(len(layers), height, width)
     rows, columns = layers.shape[1:]
     top, left = max(y, 0), max(x, 0)

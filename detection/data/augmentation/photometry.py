@@ -1,17 +1,18 @@
 """Changes of an image's values, drawn from a config: brightness to noise, for any bands and depth.
 
-Brightness, contrast and saturation are detectron2's ``RandomBrightness``, ``RandomContrast`` and
-``RandomSaturation``, draw by draw; hue, blur and noise it does not have. All are drawn from numpy's
-global generator, one after the other in that order, after the geometry.
+Brightness, contrast and saturation equal detectron2's ``RandomBrightness``, ``RandomContrast`` and
+``RandomSaturation``, draw by draw; detectron2 has no hue, blur and noise. All are drawn from
+numpy's global generator, one after the other in that order, after the geometry.
 
 Values of 8 bits stay uint8, deeper ones float32 in 0..1. Saturation and hue are of colours (RGB and
 BGR); the others of any number of bands.
 
 Deliberate deviations from detectron2:
-  * deeper values are cut off at 0 and 1, as those of 8 bits are at 0 and 255; there they are not.
+  * deeper values are clipped to 0..1, as those of 8 bits are to 0..255; detectron2 clips only 8
+    bits.
   * the bands of ``INPUT.FORMAT raw`` keep their own means when the contrast changes: with the mean
     of all, a dark band would become bright.
-  * of BGR images the saturation is that of their colours; there it takes blue for red.
+  * BGR images are treated as BGR in saturation; detectron2 takes blue for red.
 
 References:
     detectron2 (Apache-2.0), ``data/transforms/augmentation_impl.py``.
@@ -91,7 +92,7 @@ def blurred(image: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def noisy(image: np.ndarray, sigma: float) -> np.ndarray:
-    """With Gaussian noise in each value, its deviation ``sigma`` of the range black to white."""
+    """With Gaussian noise; its deviation is ``sigma`` times the range from black to white."""
     noise = np.random.standard_normal(image.shape).astype(np.float32)
     return _as_values(image + np.float32(sigma * _white(image)) * noise, image)
 

@@ -1,1 +1,1 @@
-"""What is wrong with a COCO data set: its file, its objects, its segmentations, its images."""
+"""Checks of a COCO data set: its file, objects, segmentations and images."""

@@ -1,4 +1,4 @@
-"""What is wrong with the objects of a COCO annotation file; the rules are in ``check``."""
+"""Check the objects of a COCO annotation file by the rules that ``check`` lists."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Fault = tuple[str, str]  # what is wrong, remedy
 
 
 class Demands(NamedTuple):
-    """``masks``: each object must have one; ``training``: they are not evaluated only."""
+    """``masks``: each object must have one; ``training``: the set is not only evaluated."""
 
     masks: bool = True
     training: bool = True
@@ -70,7 +70,7 @@ def check_annotations(
 def _warn_of_unused(
     annotations: list[dict], images: dict, categories: set, findings: Findings
 ) -> None:
-    """Warn of what no training sees: crowds, classes and images without objects."""
+    """Warn of what a training does not use: crowds, classes and images without objects."""
     crowds = [item for item in annotations if item.get("iscrowd", 0)]
     objects = [item for item in annotations if not item.get("iscrowd", 0)]
     if len(crowds) > MANY_CROWDS * len(annotations):
@@ -212,7 +212,7 @@ def _compare(
 def boxes_differ(box: list[float], bounds: list[float], image: dict) -> bool:
     """Whether an edge of the mask is off the box's by over 2 pixels and over 10% of its size.
 
-    Both are compared within the image: what it cuts off is written by some tools and not by others.
+    Both are clipped to the image first: some tools write what lies outside, others do not.
     """
     x, y, width, height = box
     tolerances = 2 * [max(2.0, MASK_BOX_TOLERANCE * width), max(2.0, MASK_BOX_TOLERANCE * height)]

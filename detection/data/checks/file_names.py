@@ -1,4 +1,4 @@
-"""File names of a COCO file: what they lead to in the image folder, however they are spelt."""
+"""Find the files of a COCO file's ``file_name`` entries, also where they are spelt oddly."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _within(folder: Path, name: str) -> str:
 
 
 def is_file(folder: Path, name: str) -> bool:
-    """Whether it is one; ``Path.is_file`` raises for a name that is too long."""
+    """Whether there is such a file; ``Path.is_file`` raises for a name that is too long."""
     return os.path.isfile(os.path.join(folder, name))
 
 

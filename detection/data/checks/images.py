@@ -1,4 +1,4 @@
-"""Image files of a data set: whether they can be read, and which of them two data sets share."""
+"""Check a data set's image files, and find images that two data sets share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from training.guards.checkpoints import sha256_of
 from training.progress import progress
 
 BLOCK = 2**20  # bytes
-DIM = 4095  # of 16 bits; values up to here are those of a 12-bit camera, not stretched
+DIM = 4095  # highest value of a 12-bit camera in a file of 16 bits
 ANY = Reading(None, by_parts=True)
 # How such an image is shown; 5 to 8 swap its sides.
 ORIENTATIONS = {

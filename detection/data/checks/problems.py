@@ -1,4 +1,4 @@
-"""What is wrong with a data set, in words: which file, where in it, what, and what to do."""
+"""Problems of a data set as messages: file, place in it, fault, remedy."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class Problem:
 class Findings:
     """The problems of one annotation file as they are found.
 
-    Those of one cause are one problem with many places: the same words but for numbers and quoted
-    values, and the same remedy.
+    Messages that differ only in numbers and quoted values, with the same remedy, become one problem
+    with many places.
     """
 
     def __init__(self, file: str | Path) -> None:

@@ -1,6 +1,7 @@
-"""COCO segmentations: whether they can be used, and where they lie.
+"""Check COCO segmentations; compute their bounds and areas.
 
-pycocotools decodes a broken run-length encoding to whatever lies in memory; so it is checked here.
+pycocotools decodes a broken run-length encoding to whatever lies in memory, so encodings are
+checked here first.
 """
 
 from __future__ import annotations
@@ -68,10 +69,10 @@ def mask_bounds(segmentation: Any, height: int, width: int) -> tuple[list[float]
 
 
 def usable_segmentation(segmentation: Any, height: int, width: int) -> Any:
-    """What training and evaluation take of a segmentation that :func:`mask_bounds` accepts.
+    """The form that training and evaluation use of a segmentation that :func:`mask_bounds` accepts.
 
-    Polygons of at least 3 points as lists, or a compressed RLE. (A polygon of 4 numbers is a box to
-    pycocotools, and one that comes first makes boxes of all.)
+    Polygons of at least 3 points as lists, or a compressed RLE. (pycocotools takes a polygon of 4
+    numbers for a box, and if it comes first, all of the object's polygons.)
     """
     if isinstance(segmentation, dict):
         return compressed_rle(segmentation, height, width)

@@ -1,4 +1,4 @@
-"""What two data sets must not share (images), and what they must share (classes)."""
+"""Compare two data sets: they must share no images, and they need common classes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _labelled(tree: dict[str, Any]) -> set[str]:
 def compare_classes(
     tree: dict[str, Any], other: dict[str, Any], name: str, other_name: str
 ) -> list[Problem]:
-    """What does not fit between the classes of two data sets; they are joined by name."""
+    """Problems between the classes of two data sets; classes are matched by name."""
     findings = Findings(name)
     if not tree or not other:
         return []

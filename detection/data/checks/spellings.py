@@ -1,4 +1,4 @@
-"""Numbers and polygons that are spelt otherwise than COCO has them, and what they mean."""
+"""Read numbers and polygons that are not written in COCO's form."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from detection.data.checks.segmentations import are_finite, is_finite
 
 
 def number_of(text: Any) -> float | None:
-    """The finite number that a text is."""
+    """The finite number that a text stands for; None if none."""
     try:
         number = float(text) if isinstance(text, (str, int, float)) else float("nan")
     except (ValueError, OverflowError):
@@ -19,7 +19,7 @@ def number_of(text: Any) -> float | None:
 
 
 def holds_text(value: Any) -> bool:
-    """Whether a text that is a number is in lists of any depth."""
+    """Whether lists of any depth contain a text that is a number."""
     if isinstance(value, list):
         return any(map(holds_text, value))
     return isinstance(value, str) and number_of(value) is not None

@@ -1,1 +1,1 @@
-"""Labels of other tools, read into COCO and written back, with what changed counted."""
+"""Import labels of other tools as COCO and export them; every change is counted."""

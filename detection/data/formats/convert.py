@@ -1,4 +1,4 @@
-"""Labels of other tools to COCO and back: which format a path is, its reader and its writer."""
+"""Labels of other tools to COCO and back: find the format of a path, its reader and writer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from detection.data.formats.yolo import read_yolo, write_yolo
 from detection.data.formats.yolo_sets import DARKNET, NO_LABELS
 from detection.data.other_formats import NUMBER, other_format, other_text
 
-FILES = 50  # of a folder that are looked at, to know its format
+FILES = 50  # of a folder; read to find its format
 
 READERS: dict[str, Callable[..., dict[str, Builder]]] = {
     "yolo": read_yolo,
@@ -55,7 +55,7 @@ def read_labels(
         unpacked: a folder for images that are in label files (LabelMe's ``imageData``).
 
     Returns:
-        Split -> what was read and what was changed.
+        Split -> a :class:`Builder` with the labels that were read and the changes.
 
     Raises:
         FileNotFoundError: if ``source`` or ``images`` is not there.
@@ -75,7 +75,7 @@ def read_labels(
 
 
 def guess(source: Path) -> str:
-    """The format of a file or folder, by what it holds.
+    """The format of a file or folder, found by its content.
 
     Raises:
         InputError: if that is not known.
@@ -96,7 +96,7 @@ def guess(source: Path) -> str:
                 try:
                     if found := _of_file(file):
                         return found
-                except InputError as error:  # what no reader takes may lie beside what one does
+                except InputError as error:  # an unreadable file may lie beside a readable one
                     other = other or error
         if other:
             raise other
@@ -110,7 +110,7 @@ def _of_file(file: Path) -> str | None:
     """The format of a file that a reader here takes, else None.
 
     Raises:
-        InputError: for one of which only another export can be read.
+        InputError: for a format that no reader takes; the message names the export to use.
     """
     ending = file.suffix.lower()
     if ending in (".txt", ".csv"):

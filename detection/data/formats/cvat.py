@@ -1,9 +1,9 @@
 """CVAT for images 1.1: one XML file, boxes, polygons, masks and ellipses in pixels.
 
-Of 'CVAT for video' the shapes of each track are read frame by frame, those ``outside`` left out.
+'CVAT for video' is read too: the shapes of each track, frame by frame, without those ``outside``.
 
 Shapes of one label and one ``group_id`` above 0 are one object, as in CVAT's own COCO export.
-Brushed masks stay masks and objects: CVAT's COCO export makes crowds of them.
+Brush masks become ordinary objects; CVAT's own COCO export would make crowds of them.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _names(entry: ElementTree.Element) -> list[str]:
 
 
 def _frames(builder: Builder, tree: ElementTree.Element) -> list[ElementTree.Element]:
-    """The shapes of tracks as images are written, by frame: ``frame_000000`` and on."""
+    """The shapes of tracks as one image element per frame, named ``frame_000000`` and so on."""
     frames: dict[int, ElementTree.Element] = {}
     for track in tree.iterfind("track"):
         for shape in track:
@@ -108,7 +108,7 @@ def _read_image(builder: Builder, image: dict[str, Any], entry: ElementTree.Elem
 def _shape(
     builder: Builder, image: dict[str, Any], where: str, shape: ElementTree.Element, alone: bool
 ) -> list[list[float]]:
-    """The polygons of a shape; boxes and masks that are alone are added here, and give none.
+    """The polygons of a shape; single boxes and masks are added here, and give none.
 
     Raises:
         TypeError, ValueError: for what is not there or is no number.

@@ -1,4 +1,4 @@
-"""The files that readers of labels meet: text of any encoding, XML, JSON, and the images."""
+"""Read the files of label formats (text of any encoding, XML, JSON), and find their images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from detection.data.coco_file import decode_json
 from images.folders import ending_of, files_of_folder
 from images.formats import image_endings
 
-VOC_MASKS = {"SegmentationObject", "SegmentationClass"}  # folders of pictures that are no images
+VOC_MASKS = {"SegmentationObject", "SegmentationClass"}  # folders of masks, not of images
 
 
 def read_text(file: Path) -> str:
@@ -29,7 +29,7 @@ def read_text(file: Path) -> str:
 
 
 def read_xml(file: Path, tag: str) -> ElementTree.Element | None:
-    """The root of an XML file; None if it is no XML, or its root has another tag."""
+    """The root of an XML file; None if it is not XML, or its root has another tag."""
     data = file.read_bytes()
     declared = re.match(rb"<\?xml[^>]*encoding=[\"']([\w.:-]+)[\"'][^>]*\?>", data)
     try:
@@ -42,7 +42,7 @@ def read_xml(file: Path, tag: str) -> ElementTree.Element | None:
 
 
 def read_json(file: Path) -> Any:
-    """What a JSON file holds; None if it is none."""
+    """The content of a JSON file; None if it is not JSON."""
     try:
         return json.loads(decode_json(file.read_bytes()))
     except (ValueError, RecursionError):
@@ -55,14 +55,14 @@ def image_files(folder: Path) -> list[Path]:
 
 
 class Found(NamedTuple):
-    """An image; ``by_path`` says that the path of its labels leads to it, not its name alone."""
+    """An image; ``by_path``: found by the path in its labels, not only by its name."""
 
     path: Path
     by_path: bool
 
 
 class ImageFinder:
-    """Finds images in a folder by what a label file calls them."""
+    """Finds images in a folder by the paths or names in label files."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -63,7 +63,7 @@ def _tasks(file: Path) -> list[dict[str, Any]]:
 
 
 def _image_names(task: dict[str, Any]) -> list[str]:
-    """What the image may be called: the path in a URL, and without the prefix of uploads."""
+    """Possible names of the image: the path in a URL, also without the prefix of uploads."""
     data = task.get("data")
     values = [*(data.values() if isinstance(data, dict) else task.values())]
     values += [task.get("file_upload")]
@@ -79,7 +79,7 @@ def _image_names(task: dict[str, Any]) -> list[str]:
 
 
 def _results(builder: Builder, where: str, task: dict[str, Any]) -> list[Any] | None:
-    """What was drawn on a task's image; None if nobody has labelled it."""
+    """The labels of a task's image; None if nobody has labelled it."""
     if "data" not in task and "annotations" not in task:  # the export JSON-MIN
         lists = [value for value in task.values() if isinstance(value, list)]
         return [
@@ -187,8 +187,10 @@ def _bitmask(url: str) -> np.ndarray:
 def decode_brush(data: list[int], height: int, width: int) -> np.ndarray:
     """A brush's mask: its alpha channel, of Label Studio's run-length code of RGBA values.
 
-    32 bits: how many values; 5: bits of a value less 1; 4 x 4: bits of four lengths less 1. Then
-    runs: a bit that says whether one value is repeated, 2 bits for which of the lengths counts it.
+    The code begins with the number of values (32 bits), the bits of a value minus 1 (5 bits), and
+    four bit widths of run lengths, each minus 1 (4 bits each). Then follow runs: a bit that says
+    whether one value is repeated, 2 bits that choose the width of the run's length, the length, and
+    the value or values.
 
     Raises:
         ValueError, IndexError: if the values are not those of the image.

@@ -1,7 +1,7 @@
 """LabelMe: a JSON file for each image, shapes of points in pixels.
 
-Shapes of one label and one ``group_id`` are one object. Rectangles are boxes where a file set has
-nothing else, and polygons of four corners among others, as LabelMe's own exporter has them.
+Shapes of one label and one ``group_id`` are one object. Rectangles are boxes if all shapes of the
+files are rectangles, else polygons of four corners, as in LabelMe's own exporter.
 """
 
 from __future__ import annotations

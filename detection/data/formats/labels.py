@@ -1,6 +1,7 @@
-"""What every reader of another format fills: a COCO tree, and what was changed or left out, why.
+"""The result of a reader of another format: a COCO tree, and a note of every change.
 
-Nothing is dropped in silence: a reader says by :meth:`Builder.note` what it did to each place.
+Nothing is dropped silently: :meth:`Builder.note` records what was changed or left out, where and
+why.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ Labels = TypeVar("Labels")
 
 
 class Builder:
-    """A COCO file in the making.
+    """Collects the images and objects of a COCO file.
 
     Args:
         root: what file names will be relative to.
         classes: their names, in order; others are added as they come.
 
     Attributes:
-        read: how many labels were met.
+        read: number of labels that were found.
     """
 
     def __init__(self, root: Path, classes: Iterable[str] = ()) -> None:
@@ -56,7 +57,7 @@ class Builder:
         self.notes.warn(where, what, done)
 
     def refuse(self, where: str, what: str) -> None:
-        """Leave a label out that is read here and not by a method that adds an object."""
+        """Leave out a label; for labels that reach no method that adds an object."""
         self.read += 1
         self.note(where, what)
 
@@ -206,7 +207,7 @@ class Builder:
     ) -> None:
         """Add an object by a part of its mask, bool ``[h, w]``, that begins at x, y and has all.
 
-        A map of a thousand objects is read at the cost of their boxes, not of a thousand images.
+        So a map of a thousand objects costs the area of their boxes, not of a thousand whole masks.
         """
         self.read += 1
         rle = encode_strips([(inside, x)], y, image["height"], image["width"])
@@ -247,7 +248,7 @@ class Builder:
         }
 
     def problems(self) -> list[Problem]:
-        """What was changed or left out, each kind once."""
+        """The changes and omissions, each kind once."""
         return self.notes.problems()
 
 
@@ -263,7 +264,7 @@ def label_files(tree: dict[str, Any], ending: str) -> dict[Any, Path]:
     """Image id -> the name of its label file, in formats that have one for each image.
 
     Raises:
-        InputError: for images whose names differ by their endings alone.
+        InputError: for images whose names differ only in their endings.
     """
     files = {one["id"]: Path(one["file_name"]).with_suffix(ending) for one in tree["images"]}
     names: dict[Path, list[str]] = {}

@@ -1,8 +1,8 @@
-"""What a picture of masks says by pixel: numbers, 0 where there is no object.
+"""Read a mask picture as one number per pixel, 0 where there is no object.
 
-A palette's numbers count and not its colours, where its 0 is black; else colours count. What is
-transparent, negative or no number is no object, nor is 255 in Pascal VOC's palette, which are the
-edges between objects.
+In a picture with a palette the index is the number if index 0 is black; otherwise each colour is an
+object. Transparent, negative and NaN pixels are background, and so is 255 in Pascal VOC's palette:
+the edges between objects.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def mask_values(path: Path, note: Note) -> np.ndarray | None:
     """The numbers of a mask ``[H, W]``; None for a file that cannot be read.
 
     Args:
-        note: is told what is not read as it stands, and what is done.
+        note: called with each deviation, and with how it is read.
     """
     values = _of_pillow(path, note)
     if values is None:

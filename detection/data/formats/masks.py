@@ -1,11 +1,14 @@
 """Masks as pictures: a map of instance ids for each image, or one black-and-white mask per object.
 
-A map lies in a folder of masks under its image's name, with or without an ending such as ``_masks``
-(Cellpose); 0 is background, every other value or colour an object (``mask_values``). Masks of
-single objects lie in a folder that is called as the image, in ``masks`` beside ``images`` (Data
-Science Bowl 2018), or all in one folder under the image's name and a number, ``a_0.png``,
-``a_mask_1.png``. Cityscapes' ``*_instanceIds.png`` have classes: a value is 1000 times the class's
-number and that of the object; below 1000 are groups of a class, crowds, and regions, no objects.
+* A map has its image's name, with or without an ending such as ``_masks`` (Cellpose). 0 is
+  background, every other value or colour an object (``mask_values``).
+* Masks of single objects lie in a folder with the image's name; in ``masks`` beside ``images``
+(Data
+  Science Bowl 2018); or all in one folder, named by the image and a number: ``a_0.png``,
+  ``a_mask_1.png``.
+* Cityscapes' ``*_instanceIds.png`` have classes: a value is 1000 times the class's number plus the
+  object's. Values below 1000 are groups of a class, which become crowds, or regions, which are no
+  objects.
 """
 
 from __future__ import annotations
@@ -93,7 +96,7 @@ def read_masks(source: Path, images: Path | None, class_name: str = "object") ->
 
 
 def _told_apart(files: list[Path]) -> tuple[list[Path], set[Path]]:
-    """The images of a folder, and what beside them is called as one of them with an ending."""
+    """The images of a folder, and the files beside them with an image's name plus an ending."""
     stems = {file.with_suffix("") for file in files}
     others = {
         file
@@ -109,14 +112,14 @@ def _is_cityscapes(path: Path) -> bool:
 
 
 class _Masks(NamedTuple):
-    """The files that show an image's objects: one map of all, or one file for each."""
+    """The mask files of an image: one map of all objects, or one file for each object."""
 
     files: list[Path]
     is_map: bool
 
 
 def _masks_of(image: Path, source: Path, root: Path, images: Path | None) -> _Masks:
-    """Masks in a folder that is called as the image, or beside it; else one map."""
+    """Masks in a folder of the image's name, or beside the image; else one map."""
     home = image.parent.parent
     beside = source / image.parent.relative_to(root)  # in the same folders as the images
     folders = [beside / image.stem, source / image.stem]
@@ -248,10 +251,10 @@ def _boxes(values: np.ndarray) -> Iterator[tuple[Any, int, int, int, int]]:
 def write_masks(tree: dict[str, Any], folder: Path) -> None:
     """``masks/*.png`` of 16 bits: 0 is background, n the n-th object of its image.
 
-    Classes are not in a map, and where objects overlap the later one, in front, is seen.
+    A map has no classes, and where objects overlap it shows the later one.
 
     Raises:
-        InputError: for over 65535 objects in an image.
+        InputError: for more than 65535 objects in an image.
     """
     files = label_files(tree, ".png")
     for image, items in by_image(tree):

@@ -1,8 +1,8 @@
 """Polygons: of masks, so that they give the same mask again when they are drawn; of ellipses.
 
 A contour runs along the edges of pixels, not through their centres, so that pycocotools draws
-exactly the pixels that it encloses. Holes, and parts where a format has room for one polygon only,
-are joined by a line that is gone there and back, which encloses nothing.
+exactly the pixels that it encloses. Holes (and, where a format allows only one polygon,
+parts) are joined by a line that runs there and back and so encloses nothing.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _corners(contour: np.ndarray, x: int, y: int) -> np.ndarray:
 
 
 def _joined(outline: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Two closed lines as one, by the way between two of their points, there and back."""
+    """Two closed lines as one, joined by a line between two of their points, there and back."""
     step = max(1, len(outline) // 200)  # near is enough: any two points will do
     some = outline[::step]
     distances = ((some[:, None] - other[None, :: max(1, len(other) // 200)]) ** 2).sum(-1)

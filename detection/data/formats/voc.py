@@ -1,8 +1,8 @@
 """Pascal VOC: an XML file for each image, boxes, and masks where ``SegmentationObject`` has them.
 
 Corners count pixels from 1 and the last one is inside, as in VOC's devkit and in detectron2's
-loader: x = xmin - 1, width = xmax - xmin + 1. Where a corner of any file is at 0, or most lie
-between pixels, another tool wrote them all, which counts from 0: x = xmin, width = xmax - xmin
+loader: x = xmin - 1, width = xmax - xmin + 1. If a corner in any file is at 0, or most corners
+are fractions, the files are by another tool that counts from 0: x = xmin, width = xmax - xmin
 (labelformat, Roboflow; CVAT and datumaro write fractions). Objects that are ``difficult`` become
 crowds, which are neither trained on nor counted. Where an object has a ``polygon`` (supervision,
 Roboflow: x1, y1, x2, y2, ...; LabelMe's older XML: pt/x, pt/y) it is the object's mask.
@@ -87,15 +87,16 @@ def read_voc(source: Path, images: Path | None) -> dict[str, Builder]:
 
 
 def _stems(file: Path, folder: Path) -> list[str]:
-    """What the image of an XML file is called but for its ending, as in the devkit.
+    """Possible names of an XML file's image, without the ending, as in the devkit.
 
-    ``filename`` is only asked where there is none: copies of a file often keep that of the first.
+    The name of the XML file comes first; ``filename`` is used only if no image has that name,
+    because copies of a file often keep the first one's ``filename``.
     """
     return [file.relative_to(folder).with_suffix("").as_posix(), file.stem]
 
 
 def _first_pixel(builder: Builder, trees: list[ElementTree.Element]) -> int:
-    """The number of the first pixel, which is said where it is not VOC's 1."""
+    """The number of the first pixel; a note is made if it is not VOC's 1."""
     corners = [
         value
         for tree in trees

@@ -1,4 +1,4 @@
-"""The classes of Pascal VOC's ``SegmentationObject``: ``SegmentationClass`` beside it has them.
+"""The classes of the objects in Pascal VOC's ``SegmentationObject``, from ``SegmentationClass``.
 
 CVAT writes them as 'Segmentation mask' with ``labelmap.txt`` (name:r,g,b:parts:actions),
 labelme2voc with ``class_names.txt``; VOC's own are the devkit's 20, by the numbers of its palette.
@@ -23,7 +23,7 @@ VOC_CLASSES = (
 
 
 class ClassMaps:
-    """What the objects of a folder's maps are; nothing where it has no ``SegmentationClass``."""
+    """The classes of the objects in a folder's maps; none if it has no ``SegmentationClass``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -41,7 +41,7 @@ class ClassMaps:
         return colours @ (1, 256, 65536)
 
     def name(self, colours: np.ndarray) -> str | None:
-        """The class of most of an object's pixels ``[N]``; None for a colour that is no class's."""
+        """The class of most of an object's pixels ``[N]``; None if that colour is no class."""
         found, counts = np.unique(colours, return_counts=True)
         return self.names.get(int(found[counts.argmax()]))
 

@@ -1,4 +1,4 @@
-"""YOLO: a text file for each image, a line for each object, coordinates as parts of the image.
+"""YOLO: a text file per image, a line per object, coordinates from 0 to 1.
 
 ``class x y width height`` is a box by its centre, ``class x y x y x y ...`` a polygon.
 Four points (YOLO OBB) are a polygon, too. ``yolo_sets`` finds the images, the labels and the names.
@@ -36,14 +36,14 @@ BOX, SCORED_BOX = 5, 6  # numbers of a line
 
 
 def read_yolo(source: Path, images: Path | None) -> dict[str, Builder]:
-    """Split -> what was read; one split ``annotations`` where no ``data.yaml`` names any.
+    """Split -> the labels that were read; one split ``annotations`` if no ``data.yaml`` names any.
 
     Args:
         source: ``data.yaml``, or the folder of a data set.
         images: a folder of images whose labels ``source`` holds, where they lie apart.
 
     Raises:
-        InputError: for a ``data.yaml`` that is none, or where no label file is found.
+        InputError: for a ``data.yaml`` that is invalid, or if no label file is found.
     """
     config = config_file(source)
     if config is None and source.name == "labels":  # what names the classes lies beside it
@@ -175,7 +175,7 @@ def _read_line(
 
 
 def _are_keypoints(values: list[float]) -> bool:
-    """Whether numbers after a box are x, y and visibility (0, 1, 2) in turn, said by no kpt_shape.
+    """Whether numbers after a box are x, y, visibility (0, 1, 2) in turn, without a kpt_shape.
 
     One point with the visibility 0 or 1 may be a polygon with a confidence as well.
     """

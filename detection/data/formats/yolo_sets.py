@@ -24,7 +24,7 @@ DARKNET = "obj.data"
 NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "labels/classes.txt")
 NO_LABELS = ("classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt")
 NOTHING = (None, "", "~", "null", "Null", "None")  # of a data.yaml that is read as text
-MOST_CLASSES = 100_000  # a number beyond is no class
+MOST_CLASSES = 100_000  # a larger number is not a class
 
 
 def labels_folder(source: Path) -> Path:
@@ -57,7 +57,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def class_names(settings: dict[str, Any], root: Path) -> list[str | None]:
-    """The names by their numbers; None for a number that ``data.yaml`` passes over."""
+    """The class names by number; None for a number that ``data.yaml`` leaves out."""
     names = settings.get("names")
     if isinstance(names, dict):
         numbered = {str(key): str(name) for key, name in names.items()}
@@ -81,7 +81,7 @@ def class_names(settings: dict[str, Any], root: Path) -> list[str | None]:
 
 
 def keypoint_numbers(shape: Any) -> int:
-    """How many numbers of a line are keypoints', by ``kpt_shape``."""
+    """How many numbers of a line belong to keypoints, by ``kpt_shape``."""
     if shape in (None, ""):
         return 0
     two_numbers = isinstance(shape, list) and len(shape) == 2

@@ -82,10 +82,10 @@ class ImageFinder:
 
         The first of the names is the whole path, as far as the labels have one.
 
-        A path that leads to an image comes first, in the folder or as it stands, then the end of
-        one (of another machine). Else it is the one image of that name, of several the one whose
-        folders are most alike, and at last the one whose name is the same but for its ending. A
-        name without the ending of an image is that of a label file.
+        Tried in this order: the path, in the folder or as it stands; the end of the path (for a
+        path of another machine); the one image of that name, or of several the one whose folders
+        agree most; the one whose name differs only in its ending. A name without an image's ending
+        is that of a label file.
         """
         spelt = [name.replace("\\", "/") for name in names if name and "\0" not in name]
         spelt += [unquote(name) for name in spelt if "%" in name]

@@ -212,6 +212,18 @@ def test_yolo_turned_boxes_and_keypoints_are_not_taken_for_other_shapes(tmp_path
     assert "line 3: has 9 numbers: neither a box nor one with its keypoints" in notes
 
 
+def test_yolo_tracks_are_boxes_and_no_triangles(tmp_path):
+    lines = [f"0 {BOX} 0.9 1", f"0 {BOX[:-1]}6 0.8 2", "0 0.1 0.1 0.5 0.1 0.5 0.5"]
+    file = yolo(tmp_path, "[cat]", lines, train="images/train")
+    tree, notes = split_of(read_labels(file), "train")
+    assert [item["bbox"] for item in tree["annotations"][:2]] == [
+        [30, 15, 20, 30],
+        [30, 12, 20, 36],
+    ]
+    assert tree["annotations"][2]["segmentation"] == [[8, 6, 40, 6, 40, 30]]
+    assert "has the number of a track; the number is left out" in notes
+
+
 def test_yolo_folders_of_several_sets_without_a_data_yaml_are_said_to_be_joined(tmp_path):
     yolo(tmp_path, "[cat]").unlink()
     text(tmp_path / "args.yaml", "epochs: 3")
@@ -323,6 +335,9 @@ def test_label_studios_regions_of_turned_or_other_pictures_are_not_laid_on_this_
     for words in ("result 2: was drawn on a picture that was turned", "result 3: is a keypoint"):
         assert words in notes
     assert "result 4: is a turned box; a polygon of its corners" in notes
+    brushed = {"original_width": WIDTH + 1, "original_height": HEIGHT, "value": {"rle": [1]}}
+    brushed["value"]["brushlabels"] = ["cat"]
+    assert "brushed on a picture of another size" in read(studio(tmp_path, [brushed]))[1]
     choice = {"type": "choices", "to_name": "text", "value": {"choices": ["good"]}}
     assert len(read(studio(tmp_path, [region(), choice]))[0]["annotations"]) == 1
     tree, notes, _ = read(studio(tmp_path, [region("left"), region("right")]))

@@ -472,6 +472,7 @@ def test_two_images_are_not_led_to_the_one_file_of_their_name(tmp_path):
     ]
     assert not changes
     assert errors
+    assert "finds it by its name" not in "".join(errors)
 
 
 def test_ignore_that_says_no_makes_no_crowd_and_null_polygons_and_boxes_go(tmp_path):

@@ -181,7 +181,7 @@ def _check_image_files(
         return
     if len(images) > 1 and not any(os.path.isfile(folder / image["file_name"]) for image in images):
         remedy = "give the folder that the file names are relative to"
-        if all(only_file_of_name(folder, image["file_name"]) for image in images):
+        if len(_led_by_name(images, folder)) == len(images):
             remedy += f", or find them by their names: {REPAIR}"
         findings.error(
             f"images {images[0]['file_name']} ... {images[-1]['file_name']}",
@@ -190,6 +190,7 @@ def _check_image_files(
             file=str(folder),
         )
         return
+    by_name = _led_by_name(images, folder)
     bar = progress(text=f"checking {folder.name}", total=len(images), unit="image")
     states: list[tuple[str, FileState]] = []
     with bar:
@@ -200,13 +201,22 @@ def _check_image_files(
             for fault in state.faults:
                 if fault.severity == "error":
                     path, remedy = os.path.join(folder, image["file_name"]), fault.remedy
-                    if not os.path.isfile(path) and only_file_of_name(folder, image["file_name"]):
+                    if image["file_name"] in by_name:
                         remedy += f"; {REPAIR} finds it by its name"
                     findings.error(f"image {image['id']}", fault.message, remedy, file=path)
                 else:
                     findings.warn(where, fault.message, fault.remedy)
             states.append((where, state))
     _compare_images(states, findings)
+
+
+def _led_by_name(images: list[dict], folder: Path) -> set[str]:
+    """The file names that lead nowhere, but for their last part to one file of no other image."""
+    paths = {image["file_name"]: os.path.join(folder, image["file_name"]) for image in images}
+    lost = [name for name, path in paths.items() if not os.path.isfile(path)]
+    led = {name: only_file_of_name(folder, name) for name in lost}
+    counts = Counter(led.values())
+    return {name for name, file in led.items() if file and counts[file] == 1 and file not in paths}
 
 
 def _compare_images(states: list[tuple[str, FileState]], findings: Findings) -> None:

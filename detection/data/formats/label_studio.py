@@ -142,7 +142,9 @@ def _read_result(
         builder.note(where, "has several labels", "the first is taken")
     name, scale = str(labels[0]), np.array([image["width"], image["height"]]) / 100
     try:
-        if "rle" in value:
+        if "rle" in value and _other_size(result, image):
+            builder.refuse(where, "was brushed on a picture of another size")
+        elif "rle" in value:
             mask = decode_brush(value["rle"], image["height"], image["width"])
             builder.mask(image, where, name, mask)
         elif "imageDataURL" in value:
@@ -170,6 +172,15 @@ def _read_result(
                 builder.box(image, where, name, [*corner, *sides])
     except (KeyError, TypeError, ValueError, IndexError, OverflowError, OSError):
         builder.refuse(where, "is no shape that is known, or lacks its numbers")
+
+
+def _other_size(result: dict[str, Any], image: dict[str, Any]) -> bool:
+    """Whether a result states the size of a picture that is not the image's."""
+    places = (result, result["value"])  # the latter in JSON-MIN
+    stated = [
+        tuple(place.get(f"original_{side}") for side in ("height", "width")) for place in places
+    ]
+    return any(None not in one and one != (image["height"], image["width"]) for one in stated)
 
 
 def _bitmask(url: str) -> np.ndarray:

@@ -107,18 +107,30 @@ def _read_split(
             )
             continue
         seen = set()
-        lines = read_text(text).split("\n")
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
+        lines = [line.split() for line in read_text(text).split("\n")]
+        has_tracks = any(_track_of(words) > 1 for words in lines)
+        for number, words in enumerate(lines, 1):
+            if not words:
                 continue
             where = f"{builder.name(text)}, line {number}"
-            if line.strip() in seen:
+            if tuple(words) in seen:
                 builder.refuse(where, "repeats another line")
                 continue
-            seen.add(line.strip())
-            _read_line(builder, image, where, line.split(), names, points)
+            seen.add(tuple(words))
+            if has_tracks and _track_of(words) >= 0:
+                builder.note(where, "has the number of a track", f"the number is {GONE}")
+                words = words[:-1]
+            _read_line(builder, image, where, words, names, points)
     if labels is not None or files:
         _unused(builder, files, labels, images)
+
+
+def _track_of(words: list[str]) -> int:
+    """The last of 7 numbers, where it is whole: a track behind a box and its confidence; else -1.
+
+    Beyond 1 it is none of a polygon's, whose last may be 0 or 1.
+    """
+    return int(words[6]) if len(words) == 7 and words[6].isdecimal() else -1
 
 
 def _unused(builder: Builder, files: list[Path], labels: Path | None, images: Path) -> None:

@@ -1,4 +1,4 @@
-"""The error for a user's mistakes, which commands show as one message."""
+"""The error for a user's mistakes, which commands show as one message, and counts in messages."""
 
 from __future__ import annotations
 
@@ -16,13 +16,22 @@ class InputError(ValueError):
 
 def listed(problems: Sequence[str], where: str) -> str:
     """``2 problems in WHERE:``, and under it a line for each."""
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return "\n  ".join([f"{count} in {where}:", *problems])
+    return "\n  ".join([f"{counted(len(problems), 'problem')} in {where}:", *problems])
 
 
 def counted(number: int, one: str, many: str = "") -> str:
-    """A number with the thing that it counts: 1 image, 2 images."""
-    return f"{number} {one if number == 1 else many or one + 's'}"
+    """A number with the thing that it counts: 1 image, 2 images, 0 classes.
+
+    Args:
+        many: of a noun whose plural is not made by s, es or ies.
+    """
+    if number == 1:
+        return f"1 {one}"
+    if not many and one.endswith(("s", "x", "ch", "sh")):
+        many = f"{one}es"
+    if not many and one.endswith("y") and one[-2] not in "aeo":
+        many = f"{one[:-1]}ies"
+    return f"{number} {many or one + 's'}"
 
 
 def printable(text: str) -> str:

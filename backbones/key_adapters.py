@@ -23,7 +23,7 @@ from functools import cache
 
 from torch import Tensor
 
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from backbones.weights.layouts import to_our_layout, to_sparse_layout, to_timm_layout
 from backbones.weights.structure import (
     ENCODER,
@@ -171,8 +171,9 @@ def recognise(names: Iterable[str]) -> tuple[str, str]:
     if not found:
         raise InputError(
             "no ConvNeXt encoder in it: no stem convolution under any known name; it holds "
-            f"{len(names)} tensors: {', '.join(sorted(names)[:5])}{', ...' * (len(names) > 5)}; "
-            "give weights of a ConvNeXt (docs/weights.md lists what is read)"
+            f"{counted(len(names), 'tensor')}: "
+            f"{', '.join(sorted(names)[:5])}{', ...' * (len(names) > 5)}; give weights of a "
+            "ConvNeXt (docs/weights.md lists what is read)"
         )
     if len(found) > 1:
         places = ", ".join(sorted(repr(prefix) for prefix, _ in found))

@@ -59,7 +59,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), training: bool 
     """
     config = read_config(path, overrides, SCHEMA, partial(_contradictions, training=training))
     late = [step for step in config.SOLVER.STEPS if step >= config.SOLVER.MAX_ITER]
-    if late:
+    if late and training:
         logger.warning("SOLVER.STEPS %s lie behind MAX_ITER %d", late, config.SOLVER.MAX_ITER)
     return config
 

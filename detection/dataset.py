@@ -20,7 +20,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from detection.data.check import DECODED_UP_TO, check_tree
 from detection.data.checks.images import ANY, ImageFile, shared_images
 from detection.data.checks.problems import Findings, describe, shorten
@@ -247,8 +247,9 @@ def load_dataset(
         tree=kept,
         _digest=digest,
     )
-    counts = len(dataset.records), dataset.num_instances, len(categories)
-    logger.info("%s: %d images, %d objects of %d classes", name, *counts)
+    found, of = len(dataset.records), dataset.num_instances
+    objects = f"{counted(of, 'object')} of {counted(len(categories), 'class')}"
+    logger.info("%s: %s, %s", name, counted(found, "image"), objects)
     return dataset
 
 

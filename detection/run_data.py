@@ -58,7 +58,7 @@ def load_datasets(
         if not dataset.records.objects.sum()
     ]
     if problems:
-        raise InputError("\n".join(problems))
+        raise InputError("\n".join(dict.fromkeys(problems)))  # a set may stand in two keys
     trained = trained_classes(config.MODEL.WEIGHTS, config.OUTPUT_DIR) if eval_only else None
     classes = trained or joined_classes([*train_parts, *val_sets, *test_sets])
     learnt = {name for part in train_parts for name in part.class_names} or set(classes.values())

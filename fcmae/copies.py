@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from backbones.whole_files import write_atomically, write_json
 from images.files import ImageError, Reading
 from images.readers import Reader
@@ -132,9 +132,9 @@ class ShrunkCopies:
             fitting.append(index)
         if len(fitting) < len(missing):
             logger.warning(
-                "%s is full: %d images are read without a copy. Allow more by --cache-gb (%g), or "
+                "%s is full: %s without a copy. Allow more by --cache-gb (%g), or "
                 "remove the folder, which may hold copies of other runs",
-                self.folder, len(missing) - len(fitting), self.gigabytes,
+                self.folder, counted(len(missing) - len(fitting), "image"), self.gigabytes,
             )  # fmt: skip
         # each process starts at another image, and skips copies that others have made
         first = int(os.environ.get("RANK", 0)) * len(fitting) // process_count()

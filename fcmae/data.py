@@ -22,6 +22,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
+from backbones.errors import counted
 from fcmae.copies import Header, KnownHeaders, ShrunkCopies
 from fcmae.masking import PATCH, draw_mask, grid_size
 from fcmae.packed_mask import PackedMask
@@ -240,7 +241,7 @@ def pretraining_samples(
     bad = samples.bad = find_bad_headers(reader, reading, known=known)
     if bad and (not samples.skip_bad_images or 2 * len(bad) > len(reader)):
         refuse_bad(reader, bad)
-    logger.info("%d images from %s, %d of them bad", len(reader), name, len(bad))
+    logger.info("%s from %s, %d of them bad", counted(len(reader), "image"), name, len(bad))
     if copies:
         copies.make(known.header, [index for index in range(len(reader)) if index not in bad])
         samples.copies = copies

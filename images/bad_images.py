@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
+from backbones.errors import counted
 from images.files import ImageError
 from images.readers import Reader
 
@@ -22,7 +23,7 @@ def refuse_bad(reader: Reader, bad: Mapping[int, str]) -> NoReturn:
     if len(bad) > SHOWN:
         lines.append(f"and {len(bad) - SHOWN} more")
     raise ImageError(
-        f"{len(bad)} of {len(reader)} images cannot be used"
+        f"{len(bad)} of {counted(len(reader), 'image')} cannot be used"
         + (", more than half" if 2 * len(bad) > len(reader) else "")
         + ":\n  "
         + "\n  ".join(lines)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from backbones.errors import InputError, listed
+from backbones.errors import InputError, counted, listed
 from images.files import ImageError, Reading, read_image
 from images.folders import files_of_folder, words_of
 from images.formats import image_endings
@@ -63,7 +63,7 @@ def files_to_predict(
         if not files:
             raise InputError("there is no image among the inputs, and videos are not predicted on")
         if len(files) < len(found):
-            logger.warning("left out: %d videos", len(found) - len(files))
+            logger.warning("left out: %s", counted(len(found) - len(files), "video"))
     left = journal.left(files)
     if not journal.is_finished:
         return readable_files(left, skip_bad, reading, at_least=not journal.done)
@@ -71,8 +71,9 @@ def files_to_predict(
         left = readable_files(left, True, reading, at_least=0)
     if left:
         raise InputError(
-            f"{journal.folder} holds finished predictions, and {len(left)} of {len(files)} files "
-            f"are not among them, such as {left[0]}: choose another folder for these"
+            f"{journal.folder} holds finished predictions, and {len(left)} of "
+            f"{counted(len(files), 'file')} are not among them, such as {left[0]}: choose another "
+            "folder for these"
         )
     return []
 
@@ -122,7 +123,9 @@ def readable_files(
     for fault in bad.values():
         logger.warning("left out: %s", fault)
     if bad:
-        logger.warning("%d of %d files do not decode and are left out", len(bad), len(files))
+        logger.warning(
+            "%d of %s do not decode and are left out", len(bad), counted(len(files), "file")
+        )
     return [file for file in files if file not in bad]
 
 

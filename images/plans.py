@@ -66,7 +66,11 @@ class Request:
 
 def plan_datasets(plan: Plan, request: Request, test_images: int) -> None:
     plan.set("DATASETS.TRAIN", list(request.train), "as given")
-    why = f"{test_images} images, as given" if request.test else "no --test: nothing is evaluated"
+    why = (
+        f"{counted(test_images, 'image')}, as given"
+        if request.test
+        else "no --test: nothing is evaluated"
+    )
     plan.set("DATASETS.TEST", list(request.test), why)
 
 
@@ -155,7 +159,8 @@ def plan_channels(
         why = f"as MODEL.PIXEL_MEAN; each channel has at least {LEAST_DEVIATION} of the largest"
         plan.set("MODEL.PIXEL_STD", std, why)
     if encoder is not None and encoder.in_chans != channels:
-        why = f"the encoder has {encoder.in_chans} channels: timm's rule (docs/transfer.md)"
+        theirs = counted(encoder.in_chans, "channel")
+        why = f"the encoder has {theirs}: timm's rule (docs/transfer.md)"
         plan.set("MODEL.CONVNEXT.ADAPT_CHANNELS", True, why)
 
 

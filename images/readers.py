@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from images.folders import FolderFiles, files_of_folder, is_passed_over
 from images.formats import image_endings
 from images.shards import ShardReader, existing_shards, expand_braces, shards_of_split
@@ -63,7 +63,7 @@ class FolderReader:
     def __init__(self, folder: Path, found: FolderFiles) -> None:
         self._folder, self._paths = folder, found.images
         if said := found.words():
-            logger.info("%s: %d images; left out: %s", folder, len(found.images), said)
+            logger.info("%s: %s; left out: %s", folder, counted(len(found.images), "image"), said)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -142,8 +142,8 @@ class HuggingFaceReader:
         kinds = {c: f for c, f in features.items() if type(f).__name__ == "ClassLabel"}
         if len(kinds) != 1:
             raise InputError(
-                f"{self._name} has {len(kinds)} columns of classes (ClassLabel), not one; its "
-                f"columns: {', '.join(features)}"
+                f"{self._name} has {counted(len(kinds), 'column')} of classes (ClassLabel), not "
+                f"one; its columns: {', '.join(features)}"
             )
         ((column, feature),) = kinds.items()
         return [feature.int2str(number) for number in self._all_rows[column]]
@@ -195,7 +195,7 @@ def open_images(name: str, split: str = "train") -> Reader:
     if shards and not found.images:
         return ShardReader(shards_of_split(path, split) or shards, webdataset)
     if shards:
-        logger.warning("%s holds images and %d tars: the tars are not read", path, len(shards))
+        logger.warning("%s holds images and %s, not read", path, counted(len(shards), "tar"))
     if not found.images:
         there = f"it holds {found.words()}" if found.left_out else "it is empty"
         raise InputError(

@@ -21,7 +21,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from images.folders import HIDDEN, ending_of, is_passed_over, words_of
 from images.formats import image_endings
 from training.progress import progress
@@ -89,10 +89,10 @@ class ShardReader:
                 f"{', '.join(sorted(endings))}"
             )
         logger.info(
-            "%d images and %d other files in %d shard(s)%s",
-            len(self.members),
-            left_out.total(),
-            len(shards),
+            "%s and %s in %s%s",
+            counted(len(self.members), "image"),
+            counted(left_out.total(), "other file"),
+            counted(len(shards), "shard"),
             f": {words_of(left_out)}" if left_out else "",
         )
 
@@ -184,8 +184,8 @@ def existing_shards(names: list[str]) -> list[Path]:
     missing = [name for name in names if not os.path.isfile(name)]
     if missing:
         raise FileNotFoundError(
-            f"{len(missing)} of {len(names)} shards do not exist: {', '.join(missing[:10])}"
-            + (", ..." if len(missing) > 10 else "")
+            f"{len(missing)} of {counted(len(names), 'shard')} do not exist: "
+            f"{', '.join(missing[:10])}" + (", ..." if len(missing) > 10 else "")
         )
     return [Path(name) for name in names]
 

@@ -17,7 +17,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from images.files import EIGHT_BITS, ImageError, Reading, open_picture, read_image
 from images.windows import open_windows
 from training.data import guarded_loader
@@ -251,16 +251,19 @@ def measure(
         squares = squares + its_squares + difference**2 * (before * pixels / count)
         read += 1
     if not read:
-        raise ImageError(f"none of the {len(chosen)} images to measure can be used")
+        raise ImageError(f"none of the {counted(len(chosen), 'image')} to measure can be used")
     std = np.sqrt(squares / count)
     std = np.maximum(std, least_share * std.max())
     if constant := [str(channel) for channel in np.flatnonzero(std == 0)]:
         raise InputError(
-            f"channel(s) {', '.join(constant)} (from 0) have the same value in all {read} images "
-            "measured and cannot be normalised; leave them out of the files, or give --mean, --std"
+            f"channel(s) {', '.join(constant)} (from 0) have the same value in all "
+            f"{counted(read, 'image')} measured and cannot be normalised; leave them out of the "
+            "files, or give --mean, --std"
         )
     return Statistics(
-        tuple(mean.tolist()), tuple(std.tolist()), f"measured over {read} of {total} images"
+        tuple(mean.tolist()),
+        tuple(std.tolist()),
+        f"measured over {read} of {counted(total, 'image')}",
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from backbones.errors import counted
 from reporting.blocks import NOT_RECORDED, Block, Details, Paragraph
 from training.config_files import flatten
 from training.records.metrics import read_history
@@ -37,7 +38,7 @@ class RunFiles:
         else:
             blocks.append(Paragraph(f"Full configuration{of_run}: {NOT_RECORDED}."))
         if self.log:
-            shown = f"last {min(LOG_LINES, len(self.log))} of {len(self.log)} lines"
+            shown = f"last {min(LOG_LINES, len(self.log))} of {counted(len(self.log), 'line')}"
             blocks.append(Details(f"Log{of_run}, {shown}", "\n".join(self.log[-LOG_LINES:])))
         return blocks
 
@@ -47,7 +48,7 @@ def read_run_files(folder: Path) -> RunFiles:
     config_text = read_text(folder / "config.yaml")
     history, unreadable = read_history(folder / "metrics.json")
     if unreadable:
-        problems.append(f"metrics.json: {unreadable} lines are not JSON with an iteration")
+        problems.append(f"metrics.json: {counted(unreadable, 'line')} without JSON of an iteration")
     return RunFiles(
         config_text=config_text,
         config=_read_config(config_text, problems),

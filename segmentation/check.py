@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from backbones.errors import InputError, listed
+from backbones.errors import InputError, counted, listed
 from images.files import Reading, pixel_digest, read_image
 from images.threads import in_threads
 from segmentation.dataset import Record, SegmentationDataset
@@ -186,10 +186,13 @@ def checked_or_refused(
     Raises:
         InputError: listing every problem of all of them.
     """
-    results = {role: check_segmentation(item, reading) for role, item in datasets.items()}
+    results: dict[str, Checked] = {}
     problems: list[str] = []
-    for role, checked in results.items():
-        dataset = datasets[role]
+    for role, dataset in datasets.items():
+        if same := [other for other in results if datasets[other] == dataset]:
+            results[role] = results[same[0]]  # a set that stands in TRAIN and in TEST
+            continue
+        checked = results[role] = check_segmentation(dataset, reading)
         errors = list(checked.errors)
         if remedy := two_valued(dataset, checked):
             errors.append(remedy)
@@ -198,10 +201,10 @@ def checked_or_refused(
             logger.warning("%s: %s", dataset.name, line)
         total = checked.pixels.sum() + checked.ignored
         logger.info(
-            "%s: %d images, %d classes; %s; %.1f%% of the pixels are ignored",
+            "%s: %s, %s; %s; %.1f%% of the pixels are ignored",
             dataset.name,
-            len(dataset.records),
-            len(dataset.classes.names),
+            counted(len(dataset.records), "image"),
+            counted(len(dataset.classes.names), "class"),
             dataset.classes.said() or "values are class numbers",
             100 * checked.ignored / total if total else 0,
         )

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle_codec
 
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from segmentation.upernet import IGNORED
 
 BACKGROUND = "background"
@@ -115,8 +115,8 @@ def refuse_too_many(path: Path, names: Sequence[str]) -> None:
     """Raise InputError if there are more classes than a class map of 8 bits can hold."""
     if len(names) > IGNORED:
         raise InputError(
-            f"{path} has {len(names)} classes; a model has at most {IGNORED}, because {IGNORED} is "
-            "the index of pixels without a class: leave out the rarest, or join some"
+            f"{path} has {counted(len(names), 'class')}; a model has at most {IGNORED}, because "
+            f"{IGNORED} is the index of pixels without a class: leave out the rarest, or join some"
         )
 
 
@@ -136,8 +136,8 @@ def read_label_file(path: str | Path) -> np.ndarray:
         raise InputError(f"{path} does not decode ({type(error).__name__}: {error})") from error
     if values.ndim != 2:
         raise InputError(
-            f"{path} has {values.shape[2]} channels; a class map has one value per pixel (a grey "
-            "or palette PNG): convert its colours to class numbers"
+            f"{path} has {counted(values.shape[2], 'channel')}; a class map has one value per "
+            "pixel (a grey or palette PNG): convert its colours to class numbers"
         )
     if values.dtype.kind not in "bui" or values.min() < 0 or values.max() >= VALUES:
         raise InputError(f"{path} holds values of {values.dtype} beyond 0 to {VALUES - 1}")

@@ -83,7 +83,7 @@ class Survey:
         rare = min((share, name) for share, name in zip(self.shares, self.names, strict=True))
         side = np.median(self.sizes.min(1))
         return (
-            f"{counted(self.images, 'image')} of {len(self.names)} classes (shorter side "
+            f"{counted(self.images, 'image')} of {counted(len(self.names), 'class')} (shorter side "
             f"{side:.0f} pixels); the rarest is {rare[1]} with {rare[0]:.2%} of the pixels"
         )
 

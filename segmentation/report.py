@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from backbones.whole_files import write_files
 from reporting.blocks import (
     NOT_RECORDED,
@@ -125,7 +125,7 @@ Named = Sequence[tuple[RunName, Run]]
 
 def _set_sentence(run: Run) -> str:
     test = run.facts.get("datasets", {}).get("test")
-    return f"{test['images']} images of {test['name']}" if test else ""
+    return f"{counted(test['images'], 'image')} of {test['name']}" if test else ""
 
 
 def _headline(named: Named) -> list[Block]:
@@ -268,7 +268,10 @@ def _facts(named: Named) -> list[Block]:
         rows.append(
             [
                 f"{role} set",
-                *(f"{s['images']} images, {s['name']}" if s else NOT_RECORDED for s in sets),
+                *(
+                    f"{counted(s['images'], 'image')}, {s['name']}" if s else NOT_RECORDED
+                    for s in sets
+                ),
             ]
         )
         rows.append([f"its values ({role})", *((s and s["values"]) or NOT_RECORDED for s in sets)])

@@ -115,15 +115,16 @@ def load_datasets(config: CfgNode, eval_only: bool) -> dict[str, SegmentationDat
     if not config.DATASETS[needed]:
         raise InputError(f"DATASETS.{needed} is empty: give DATASETS.{needed} masks:IMAGES:LABELS")
     options = config.INPUT.IGNORE_LABEL, config.INPUT.REDUCE_ZERO_LABEL
-    found, problems = {}, []
+    found: dict[str, SegmentationDataset] = {}
+    problems: dict[str, list[str]] = {}  # what is wrong -> the keys of the sets that it is of
     for role, key in (("train", "TRAIN"), ("test", "TEST")):
         if config.DATASETS[key] and not (eval_only and role == "train"):
             try:
                 found[role] = load_segmentation(config.DATASETS[key][0], *options)
             except (InputError, FileNotFoundError) as error:
-                problems.append(f"DATASETS.{key}: {error}")
+                problems.setdefault(str(error), []).append(f"DATASETS.{key}")
     if problems:
-        raise InputError("\n".join(problems))
+        raise InputError("\n".join(f"{', '.join(keys)}: {e}" for e, keys in problems.items()))
     return found
 
 

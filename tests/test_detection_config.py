@@ -245,6 +245,9 @@ def test_steps_behind_the_end_are_said(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         load_config(write(tmp_path), ["SOLVER.MAX_ITER", "100"])
     assert "SOLVER.STEPS [30000] lie behind MAX_ITER 100" in caplog.text
+    caplog.clear()
+    load_config(write(tmp_path), ["SOLVER.MAX_ITER", "100"], training=False)
+    assert not caplog.text  # of no use to who predicts
 
 
 def test_number_of_classes_comes_from_the_annotations(tmp_path):

@@ -153,7 +153,7 @@ def test_a_missing_area_is_taken_from_the_mask_or_else_the_box(tmp_path, caplog)
     results = [detection([0, 0, 40, 40], 0.9)]
     bbox = evaluate(tmp_path, truth, results)["bbox"]
     assert (bbox["APs"], bbox["APm"]) == (None, pytest.approx(100))
-    assert "1 annotations have no area" in caplog.text
+    assert "1 annotation without area" in caplog.text
     truth["annotations"][0]["segmentation"] = [[0, 0, 40, 40, 0, 40]]
     bbox = evaluate(tmp_path, truth, results)["bbox"]
     assert (bbox["APs"], bbox["APm"]) == (pytest.approx(100), None)

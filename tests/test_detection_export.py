@@ -452,7 +452,7 @@ def test_int8_without_calibration_images_is_refused_with_the_remedy(tmp_path: Pa
 
 def test_a_missing_runtime_is_refused_with_its_extra(onnx_file: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(InputError, match=r'not installed: pip install -e "\.\[openvino\]"'):
+    with pytest.raises(InputError, match=r"not installed: pip install openvino \("):
         onnx_detector(onnx_file, runtime="openvino")
 
 

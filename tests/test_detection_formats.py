@@ -483,7 +483,7 @@ def test_the_tool_writes_coco_that_passes_the_check(tmp_path, run_tool):
     done = run_tool("import_dataset", tmp_path / "set", "--output-dir", tmp_path / "coco")
     assert done.code == 0, done.err
     assert "other.json: is no file of LabelMe" in done.out
-    assert "1 labels read; written: 1 objects on 1 images, classes: cat" in done.out
+    assert "1 label read; written: 1 object on 1 image, classes: cat" in done.out
     path = tmp_path / "coco/annotations.json"
     assert done.out.splitlines()[-1] == f"json:{path}:{(tmp_path / 'set').resolve()}"
     assert check_coco(path, tmp_path / "set")[1] == []

@@ -526,7 +526,7 @@ def test_an_import_that_keeps_nothing_writes_nothing_and_says_why(tmp_path, run_
     done = run_tool("import_dataset", tmp_path, "--output-dir", tmp_path / "coco")
     assert done.code == 1
     assert "has no box in numbers" in done.out
-    assert "no object is left of 1 labels" in done.err
+    assert "no object is left of 1 label " in done.err
     assert not (tmp_path / "coco").exists()
 
 

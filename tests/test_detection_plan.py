@@ -111,7 +111,7 @@ def test_a_survey_counts_objects_crowds_and_classes(data):
     assert found.images_of_class.tolist() == [2, 2]
     assert found.per_image.max() == 2
     assert (found.channels, found.depth) == (3, "8 bits")
-    assert "1 crowds, 1 images without an object" in found.sentence()
+    assert "1 crowd, 1 image without an object" in found.sentence()
 
 
 def test_everything_wrong_with_the_data_comes_at_once(tmp_path, data):

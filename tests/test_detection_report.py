@@ -441,7 +441,7 @@ def test_a_folder_without_a_run_is_refused_with_what_was_looked_for(tmp_path):
 
 def test_names_and_output_that_do_not_fit_are_refused(tmp_path, material):
     runs = [material / "scratch", material / "fcmae"]
-    with pytest.raises(ValueError, match="1 names for 2 runs"):
+    with pytest.raises(ValueError, match="1 name for 2 runs"):
         write(runs, tmp_path, names=["a"])
     with pytest.raises(ValueError, match="same name"):
         write(runs, tmp_path, names=["a", "a"])
@@ -483,7 +483,7 @@ def test_unreadable_files_are_said_and_not_fatal(tmp_path, one_run):
     (one_run / "inference" / "metrics_summary.json").write_text('{"bbox": 5}')
     (one_run / "inference" / "diagnosis.json").write_text("[")
     page = write([one_run], tmp_path)
-    assert "metrics.json: 1 lines are not JSON" in page.text
+    assert "metrics.json: 1 line without JSON" in page.text
     assert "run.json is not JSON" in page.text
     assert "config.yaml is not plain YAML" in page.text
     assert "metrics_summary.json has not the form" in page.text

@@ -146,7 +146,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path):
 
     rows = {**GRID["rows"], "ratio": {"pretrain": {"mask-ratio": 0.5}}}
     grid = load_grid(write_grid(tmp_path, GRID, rows=rows))
-    with pytest.raises(ValueError, match=r"1 runs failed:\n.*both_seed_0: exit code 1, see .*log"):
+    with pytest.raises(ValueError, match=r"1 run failed:\n.*both_seed_0: exit code 1, see .*log"):
         run_grid(grid, tmp_path / "out", TOOLS, start_command=run)
     with (tmp_path / "out/table.csv").open() as file:
         counts = {r["row"]: r["runs"] for r in csv.DictReader(file) if r["metric"] == "top-1"}

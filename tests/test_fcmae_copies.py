@@ -103,7 +103,7 @@ def test_small_images_have_no_copy_and_a_full_folder_is_said(tmp_path, caplog):
     one = (HEIGHT // 6) * (WIDTH // 6) * 3 / 1e9
     with caplog.at_level(logging.WARNING):
         samples = samples_of(folder, cache, cache_gb=2.5 * one)
-    assert "1 images are read without a copy" in caplog.text
+    assert "1 image without a copy" in caplog.text
     assert [samples.copies.open(index) is not None for index in range(4)] == [True, True] + [
         False
     ] * 2

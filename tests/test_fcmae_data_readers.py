@@ -156,7 +156,7 @@ def test_streams_are_refused_with_what_to_do(name):
 def test_tars_beside_images_are_said_not_to_be_read(image_folder, caplog):
     write_tar(image_folder / "more.tar", {"a.png": png(1)})
     assert len(open_images(str(image_folder))) == 12
-    assert "holds images and 1 tars: the tars are not read" in caplog.text
+    assert "holds images and 1 tar, not read" in caplog.text
 
 
 def test_folder_without_images_is_refused(tmp_path):

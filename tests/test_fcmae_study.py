@@ -306,6 +306,10 @@ def test_the_command_refuses_leaks_and_unknown_names(tmp_path, run_tool):
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
     basic = ["--images", tmp_path, "--train", train, "--test", test]
     basic += ["--output-dir", tmp_path / "out", "--labels", 8]
+    found = run_tool("study", *basic, "MODEL.MASK_ON", "False")
+    assert found.code == 2
+    assert "'MODEL.MASK_ON' is no number of images; give 2 or more, or all; KEY VALUE" in found.err
+    assert "settings stand before all flags" in found.err
     found = run_tool("study", *basic)
     assert found.code == 1
     assert "5 test images are among the labelled ones" in found.err

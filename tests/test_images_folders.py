@@ -54,7 +54,7 @@ def test_what_is_left_out_is_counted_by_ending_with_what_would_read_it(tmp_path,
     assert words_of(Counter({".heic": 1})) == "1 .heic (pip install pillow-heif reads them)"
     caplog.set_level("INFO")
     open_images(str(tmp_path))
-    assert "1 images; left out: 2 .txt, " in caplog.text
+    assert "1 image; left out: 2 .txt, " in caplog.text
     (tmp_path / "a.png").unlink()
     with pytest.raises(ValueError, match=r"no images in .*: it holds 2 \.txt, .*\.jfif"):
         open_images(str(tmp_path))
@@ -87,7 +87,7 @@ def test_names_that_are_not_utf_8_are_read_hashed_and_listed(tmp_path):
     assert reader.open(0).read() == PNG
     assert len(fingerprint(reader)) == 16
     for _ in range(2):
-        with pytest.raises(ValueError, match="1 of 1 images cannot be used"):
+        with pytest.raises(ValueError, match="1 of 1 image cannot be used"):
             BadImages(tmp_path, reader).add({0: "is empty"})
     assert (tmp_path / "bad_images.txt").read_bytes().count(b"stra\xdfe.png\tis empty\n") == 1
 

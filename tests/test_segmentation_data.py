@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from fvcore.common.config import CfgNode
 from PIL import Image
 from segmentation_scenes import NAMES, write_scenes
 
@@ -20,6 +21,7 @@ from segmentation.label_maps import (
     read_classes,
     read_label_file,
 )
+from segmentation.run import load_datasets
 from segmentation.upernet import IGNORED
 
 RGB = Reading()
@@ -242,6 +244,19 @@ def test_every_problem_is_told_at_once(tmp_path):
     assert "REDUCE_ZERO_LABEL" in said
     assert "02.png" in said
     assert dataset.without_partner == (f"{tmp_path / 'images/lonely.png'} has no class map",)
+
+
+def test_a_set_that_is_trained_and_tested_on_is_checked_and_said_once(tmp_path):
+    name = write_scenes(tmp_path)
+    config = CfgNode({"DATASETS": {"TRAIN": (name,), "TEST": (name,)}})
+    config.INPUT = CfgNode({"IGNORE_LABEL": 255, "REDUCE_ZERO_LABEL": False})
+    (tmp_path / "images/02.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"^1 problem in the data:"):
+        checked_or_refused(load_datasets(config, eval_only=False), RGB)
+    (tmp_path / "images").rename(tmp_path / "gone")
+    with pytest.raises(InputError, match=r"^DATASETS.TRAIN, DATASETS.TEST: .*images") as found:
+        load_datasets(config, eval_only=False)
+    assert "\n" not in str(found.value)
 
 
 def test_a_map_of_0_and_255_is_recognised_and_explained(tmp_path):

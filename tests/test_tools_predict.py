@@ -135,7 +135,7 @@ def test_overlays_show_what_is_above_the_threshold_enlarged_to_be_read(trained, 
     arguments = ["predict", "--run", run, "--input", images / "3.png", "--output-dir"]
     assert run_tool(*arguments, tmp_path / "none", "--score-threshold", "1").code == 0
     done = run_tool(*arguments, tmp_path / "all", "--score-threshold", "0")
-    assert "5 detections on 1 images, 5 of them drawn" in done.out
+    assert "5 detections on 1 image, 5 of them drawn" in done.out
     plain, drawn = (
         np.asarray(Image.open(tmp_path / name / "overlays/3.png")) for name in ("none", "all")
     )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from backbones.errors import InputError
+from backbones.errors import InputError, counted, listed
 from fcmae.classification.options import FinetuneOptions
 from fcmae.pretrain_options import PretrainOptions
 from training.cli import OptionsParser, ToolParser, log_to, run_tool
@@ -33,6 +33,16 @@ def test_a_damaged_image_is_its_own_sentence_also_from_a_loaders_worker(capsys, 
     code = run_tool(lambda: list(DataLoader(Damaged(), num_workers=workers)) and 0)
     assert code == 1
     assert capsys.readouterr().err == "error: images/7.png does not decode;\nreplace it\n"
+
+
+def test_one_of_a_kind_has_no_plural():
+    words = [
+        counted(n, noun) for noun in ("image", "class", "box", "label size") for n in (0, 1, 2)
+    ]
+    assert words[:3] == ["0 images", "1 image", "2 images"]
+    assert words[3:] == ["0 classes", "1 class", "2 classes", "0 boxes", "1 box", "2 boxes",
+                         "0 label sizes", "1 label size", "2 label sizes"]  # fmt: skip
+    assert listed(["a"], "b").startswith("1 problem in b")
 
 
 def test_exit_codes(capsys):

@@ -175,7 +175,7 @@ def test_a_second_signal_ends_at_once_and_says_what_is_lost(tmp_path):
     os.kill(process.pid, signal.SIGTERM)
     assert ended(process, 5) == 143
     said = (tmp_path / "run/said.txt").read_text()
-    assert re.search(r"a second signal.*lost: 1 steps after .*step_00000004", said)
+    assert re.search(r"a second signal.*lost: 1 step after .*step_00000004", said)
     assert steps_saved(tmp_path / "run") == 4
 
 

@@ -97,6 +97,6 @@ def test_a_classifier_in_two_processes_is_one_run_with_the_weights_of_one(
     tool = "tools/finetune_classifier.py"
     done = run(tool, *arguments, tmp_path / "two", "--num-gpus", 2)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "2 process(es)" in (tmp_path / "two" / "log.txt").read_text()
+    assert "2 processes" in (tmp_path / "two" / "log.txt").read_text()
     one, two = (tmp_path / run / "classifier.safetensors" for run in ("one", "two"))
     assert largest_difference(one, two) < 1e-5

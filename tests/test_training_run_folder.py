@@ -169,5 +169,5 @@ def test_schedules_that_cannot_teach_are_said(caplog):
     assert [m.partition(":")[0].partition(",")[0] for m in caplog.messages] == [
         "the warm-up of 1000 steps does not end within the run of 6",
         "the learning rate drops at step 20",
-        "the warm-up of 1 steps does not end within the run of 1",
+        "the warm-up of 1 step does not end within the run of 1",
     ]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from backbones.checkpoint import EncoderFile, recognised_file, save_ours
 from backbones.convnext import ConvNeXt, GRNOptions
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from backbones.key_adapters import FORMATS, from_ours
 from backbones.weight_files import save_pickle, save_safetensors
 from backbones.weights.huggingface import write_huggingface_files
@@ -135,8 +135,8 @@ def main() -> None:
     if in_chans != file.in_chans:
         if not arguments.adapt_channels:
             raise InputError(
-                f"{file.source} takes images of {file.in_chans} channels, not {in_chans}: "
-                f"add --adapt-channels to convert its stem"
+                f"{file.source} takes images of {counted(file.in_chans, 'channel')}, not "
+                f"{in_chans}: add --adapt-channels to convert its stem"
             )
         file = file.with_channels(in_chans)
         stem = "downsample_layers.0.0.weight"  # whatever precedes it in a detector
@@ -177,12 +177,12 @@ def main() -> None:
     bar.close()
     size = size_name(guess_size(file.tensors))
     form = file.recognised.format
-    print(f"read    {arguments.input}: {size}, {form} format, {len(state_dict)} tensors")
-    print(f"wrote   {output}: {target} format, {len(converted)} tensors")
+    print(f"read    {arguments.input}: {size}, {form} format, {counted(len(state_dict), 'tensor')}")
+    print(f"wrote   {output}: {target} format, {counted(len(converted), 'tensor')}")
     for path in written[1:]:
         print(f"wrote   {path}")
     if dropped:
-        print(f"not carried over, {len(dropped)} tensors: {', '.join(dropped)}")
+        print(f"not carried over, {counted(len(dropped), 'tensor')}: {', '.join(dropped)}")
     if file.recognised.head_problem:
         print(f"the classifier's head was left out: {file.recognised.head_problem}")
     if lost := sorted(metadata.keys() - kept.keys()):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from backbones.compiling import COMPILE_HELP, compiled_encoders
 from backbones.convnext import STAGES
+from backbones.errors import counted
 from backbones.whole_files import try_writing
 from fcmae.features.choose import CHOICES
 from fcmae.features.embeddings import POOLINGS, EmbedOptions, embed_folder, write_embeddings
@@ -109,7 +110,7 @@ def main() -> None:
     with compiled_encoders(arguments.compile):
         embeddings = embed_folder(options)
     write_embeddings(arguments.output, embeddings, options)
-    print(f"{len(embeddings.names)} images: {arguments.output}")
+    print(f"{counted(len(embeddings.names), 'image')}: {arguments.output}")
     if arguments.probe:
         found = probe_classes(embeddings)
         print("accuracy (%) " + ", ".join(f"{name} {value:.1f}" for name, value in found.items()))

@@ -27,7 +27,7 @@ EXAMPLES = """examples:
 
   # AP on DATASETS.TEST and time of exported files beside PyTorch's, as a table
   python tools/export.py --run runs/mine --evaluate mine.onnx mine_int8.onnx
-  # the same files by OpenVINO as well: pip install -e ".[openvino]"
+  # the same files by OpenVINO as well: pip install openvino
   python tools/export.py --run runs/mine --evaluate mine.onnx mine_int8.onnx \\
       --runtimes onnxruntime openvino
 """

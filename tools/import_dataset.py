@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from detection.data.coco_file import write_coco
 from detection.data.formats.convert import READERS, read_labels
 from detection.data.formats.labels import Builder
@@ -68,7 +68,8 @@ def main() -> None:
             say("\n".join(map(str, builder.problems())))
         read = sum(builder.read for builder in found.values())
         raise InputError(
-            f"{options.source}: no object is left of {read} labels (see above); nothing is written"
+            f"{options.source}: no object is left of {counted(read, 'label')} (see above); "
+            "nothing is written"
         )
     for split, builder in found.items():
         write_coco(builder.tree(), paths[split])
@@ -82,8 +83,8 @@ def report(split: str, builder: Builder, path: Path) -> None:
     objects = len(builder.annotations)
     without = sum("segmentation" not in item for item in builder.annotations)
     print(
-        f"{split}: {builder.read} labels read; written: {objects} objects on "
-        f"{len(builder.images)} images, classes: {', '.join(builder.classes) or 'none'}"
+        f"{split}: {counted(builder.read, 'label')} read; written: {counted(objects, 'object')} on "
+        f"{counted(len(builder.images), 'image')}, classes: {', '.join(builder.classes) or 'none'}"
     )
     if without and without < objects:
         say(

@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 from backbones.compiling import COMPILE_HELP, compiled_encoders
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from detection.data.formats.convert import WRITERS
 from detection.predict import predict
 from detection.prediction.outputs import write_labels
@@ -164,7 +164,7 @@ def segment(arguments: argparse.Namespace) -> None:
         arguments.skip_bad_images,
         arguments.resume,
     )
-    print(f"class maps of {counts['images']} images: {arguments.output_dir}")
+    print(f"class maps of {counted(counts['images'], 'image')}: {arguments.output_dir}")
 
 
 def classify(arguments: argparse.Namespace) -> None:
@@ -184,7 +184,7 @@ def classify(arguments: argparse.Namespace) -> None:
         show_bands=arguments.show_bands,
     )
     print(
-        f"{counts['images']} images, {counts['classes']} classes found: "
+        f"{counted(counts['images'], 'image')}, {counted(counts['classes'], 'class')} found: "
         f"{arguments.output_dir / 'predictions.csv'}"
     )
 
@@ -215,8 +215,8 @@ def detect(arguments: argparse.Namespace) -> None:
     )
     write_labels(arguments.output_dir, arguments.format)
     print(
-        f"{counts['detections']} detections on {counts['images']} images, {counts['shown']} of "
-        f"them drawn: {arguments.output_dir}"
+        f"{counted(counts['detections'], 'detection')} on {counted(counts['images'], 'image')}, "
+        f"{counts['shown']} of them drawn: {arguments.output_dir}"
     )
 
 

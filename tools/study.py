@@ -70,7 +70,9 @@ def label_size(text: str) -> int | None:
     if text == "all":
         return None
     if not text.isdigit() or int(text) < 2:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of images; give 2 or more, or all")
+        settings = "; KEY VALUE settings stand before all flags" if text[:1].isalpha() else ""
+        said = f"{text!r} is no number of images; give 2 or more, or all{settings}"
+        raise argparse.ArgumentTypeError(said)
     return int(text)
 
 

@@ -31,7 +31,7 @@ from accelerate.utils import ProjectConfiguration
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from training.data import Samples
 from training.devices import find_device
 from training.guards.endings import (
@@ -142,9 +142,11 @@ def train(
     start = run.restore()
     batches = run.batches(start, collate)
     logger.info(
-        "training %d steps of %d images on %s, %d process(es)",
-        *(options.max_steps - start, options.batch_size),
-        *(device_name(accelerator.device), accelerator.num_processes),
+        "training %s of %s on %s, %s",
+        counted(options.max_steps - start, "step"),
+        counted(options.batch_size, "image"),
+        device_name(accelerator.device),
+        counted(accelerator.num_processes, "process"),
     )
     if accelerator.is_main_process:
         warn_of_slow_bf16(options.precision, accelerator.device)

@@ -25,7 +25,7 @@ import psutil
 import torch
 import yaml
 
-from backbones.errors import InputError, printable
+from backbones.errors import InputError, counted, printable
 from training.cli import MEMORY as USED_UP
 from training.command_line.jobs import usable_cores
 from training.command_line.tasks import read_facts
@@ -186,8 +186,8 @@ class Timing:
             least = self.minutes(LEAST_STEPS, images) / ON_TIME
             raise InputError(
                 f"--minutes {minutes:g} is too little here: start, checks, report and evaluation "
-                f"of {images} images take {self.minutes(0, images):.1f} minutes, and a step "
-                f"{self.step:.2f} seconds; give at least {least:.1f}"
+                f"of {counted(images, 'image')} take {self.minutes(0, images):.1f} minutes, and a "
+                f"step {self.step:.2f} seconds; give at least {least:.1f}"
             )
         return steps
 

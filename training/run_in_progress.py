@@ -18,7 +18,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from training.data import BatchOrder, Samples, build_loader, seed_generators, to_device
 from training.guards.checkpoints import (
     CheckpointError,
@@ -208,7 +208,7 @@ class TrainingRun:
         """A message: what is lost if the process ends now."""
         newest = list_checkpoints(self.options.output_dir)
         where = f"after {newest[-1]}" if newest else "of the whole run"
-        return f"{self.done - self.saved} steps {where}"
+        return f"{counted(self.done - self.saved, 'step')} {where}"
 
     def finish(self, steps: tqdm, alone: bool = False) -> None:
         """Write the last metrics and weights, if they are not written yet.

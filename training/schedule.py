@@ -6,6 +6,8 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 
+from backbones.errors import counted
+
 logger = logging.getLogger(__name__)
 
 LrFactor = Callable[[int], float]
@@ -40,15 +42,15 @@ def warn_of_schedule(
     """
     if warmup >= steps and warmup:
         logger.warning(
-            "the warm-up of %d steps does not end within the run of %d: the learning rate never "
+            "the warm-up of %s does not end within the run of %d: the learning rate never "
             "reaches its value; shorten the warm-up or train longer",
-            *(warmup, steps),
+            *(counted(warmup, "step"), steps),
         )
     if steps == 1 and warmup and first_factor == 0:
         logger.warning("this run of one step has a learning rate of 0: it learns nothing")
     if early := [step for step in drops if step <= warmup]:
         logger.warning(
-            "the learning rate drops at step %s, within the warm-up of %d steps, before it has "
+            "the learning rate drops at step %s, within the warm-up of %s, before it has "
             "reached its value; shorten the warm-up or let it drop later",
-            *(", ".join(map(str, early)), warmup),
+            *(", ".join(map(str, early)), counted(warmup, "step")),
         )

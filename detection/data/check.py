@@ -35,6 +35,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from backbones.errors import counted
 from detection.data.checks.annotations import REPAIR, Demands, check_annotations, index_by_id, is_id
 from detection.data.checks.file_names import find_file, leaves_folder, only_file_of_name
 from detection.data.checks.images import (
@@ -185,7 +186,7 @@ def _check_image_files(
             remedy += f", or find them by their names: {REPAIR}"
         findings.error(
             f"images {images[0]['file_name']} ... {images[-1]['file_name']}",
-            f"none of the {len(images)} images is there",
+            f"none of the {counted(len(images), 'image')} is there",
             remedy,
             file=str(folder),
         )
@@ -251,8 +252,9 @@ def training_sentence(tree: dict[str, Any]) -> str:
     flat = sum(min(item["bbox"][2:]) <= 0 for item in shown)
     boxes = f", {flat} boxes without area" if flat else ""
     return (
-        f"training uses {len(shown) - flat} of {len(objects)} objects on {len(images)} of "
-        f"{len(tree['images'])} images; it leaves out {len(objects) - len(shown)} crowds{boxes} "
-        f"and {len(tree['images']) - len(images)} images without an object "
+        f"training uses {len(shown) - flat} of {counted(len(objects), 'object')} on {len(images)} "
+        f"of {counted(len(tree['images']), 'image')}; it leaves out "
+        f"{counted(len(objects) - len(shown), 'crowd')}{boxes} and "
+        f"{counted(len(tree['images']) - len(images), 'image')} without an object "
         "(DATALOADER.FILTER_EMPTY_ANNOTATIONS)"
     )

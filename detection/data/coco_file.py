@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from backbones.errors import counted
 from backbones.whole_files import write_atomically
 from detection.data.checks.problems import Findings
 from detection.data.other_formats import FORM, IMPORT, other_format
@@ -144,7 +145,9 @@ def _is_coco(tree: Any, findings: Findings) -> bool:
             findings.error("", f"is not COCO: {key!r} is a {kind}, not a list", FORM)
         elif wrong := [i for i, item in enumerate(tree[key]) if not isinstance(item, dict)]:
             findings.error(
-                f"{key}[{wrong[0]}]", f"is not an object, nor are {len(wrong) - 1} others", FORM
+                f"{key}[{wrong[0]}]",
+                f"is not an object, nor are {counted(len(wrong) - 1, 'other')}",
+                FORM,
             )
     return len(findings.errors) == before
 

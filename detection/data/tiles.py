@@ -16,7 +16,7 @@ import numpy as np
 from fvcore.common.config import CfgNode
 from torch.utils.data import IterableDataset, get_worker_info
 
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from detection.data.pixels import open_record, to_tensor
 from detection.data.records import Records
 from images.configured import in_order
@@ -139,8 +139,9 @@ class TileSamples(IterableDataset):
 def tiles_sentence(counts: Mapping[str, int]) -> str:
     """The counts of an evaluation's ``tiles.json`` as a sentence."""
     return (
-        f"{counts['tiles']} tiles of {counts['size']} pixels that share {counts['overlap']}, of "
-        f"{counts['images']} images: {counts['found']} detections, of which {counts['repeated']} "
-        f"show what another tile shows, and {counts['parts']} are parts of {counts['united']} "
-        "objects that every tile cuts"
+        f"{counted(counts['tiles'], 'tile')} of {counts['size']} pixels that share "
+        f"{counts['overlap']}, of {counted(counts['images'], 'image')}: "
+        f"{counted(counts['found'], 'detection')}, of which {counts['repeated']} show what "
+        f"another tile shows, and {counts['parts']} are parts of {counts['united']} objects that "
+        "every tile cuts"
     )

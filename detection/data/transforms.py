@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from detection.data.augmentation.copy_paste import Objects, copy_paste, tight_boxes
 from detection.data.augmentation.geometry import Transform, draw_transforms, recomputes_boxes
 from detection.data.augmentation.photometry import change_values
@@ -74,8 +74,9 @@ class DetectionSamples(Dataset):
                 )
         if not self.records:
             raise InputError(
-                f"{dataset.annotations}: none of its {len(dataset.records)} images shows an object "
-                "to train on (crowds do not count); annotate some, or train on another file"
+                f"{dataset.annotations}: none of its {counted(len(dataset.records), 'image')} "
+                "shows an object to train on (crowds do not count); annotate some, or train on "
+                "another file"
             )
         if training:
             self.records = training_records(self.records, config)

@@ -23,7 +23,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from backbones.key_adapters import to_ours
 
 P = r"(weight|bias)"
@@ -80,8 +80,8 @@ def mmdetection_to_detectron2(state_dict: dict[str, Tensor]) -> dict[str, Tensor
             renamed[new] = tensor
     if unknown:
         raise InputError(
-            f"{len(unknown)} of {len(detector)} tensors are not of mmdetection's Mask R-CNN or "
-            f"Cascade Mask R-CNN of a ConvNeXt: {', '.join(unknown)}"
+            f"{len(unknown)} of {counted(len(detector), 'tensor')} are not of mmdetection's Mask "
+            f"R-CNN or Cascade Mask R-CNN of a ConvNeXt: {', '.join(unknown)}"
         )
     return renamed
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 
 StateDict = dict[str, Tensor]
 
@@ -124,7 +124,8 @@ def _check_heads(state_dict: StateDict) -> None:
         found = len(state_dict.get(f"{prefix}bias", ()))
         if classes > 0 and found and found != rows * classes:
             raise InputError(
-                f"these heads predict {found // rows} {what} for {classes} classes, {remedy}"
+                f"these heads predict {found // rows} {what} for {counted(classes, 'class')}, "
+                f"{remedy}"
             )
 
 
@@ -145,7 +146,7 @@ def _rename(state_dict: StateDict, source: int, target: int) -> StateDict:
             renamed[new_name] = value
     if unknown:
         raise InputError(
-            f"{len(unknown)} of {len(state_dict)} tensors are not a "
+            f"{len(unknown)} of {counted(len(state_dict), 'tensor')} are not a "
             f"{('detectron2', 'torchvision')[source]} ConvNeXt Mask R-CNN's: {', '.join(unknown)}"
         )
     return renamed

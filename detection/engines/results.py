@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from fvcore.common.config import CfgNode
 from torch import nn
 
+from backbones.errors import counted
 from backbones.whole_files import write_json
 from detection.data.records import Records
 from detection.data.tiles import COUNTS_FILE, Tile, TileSamples, tile_sample, tiles_of
@@ -123,7 +124,8 @@ def write_results(config: CfgNode, folder: str, gathered: Sequence[Found]) -> No
         write_json(
             path.with_name(COUNTS_FILE), {"size": tiles.SIZE, "overlap": tiles.OVERLAP} | counts
         )
-    logger.info("%d detections on %d images: %s", len(results), len(pairs), path)
+    found, on = counted(len(results), "detection"), counted(len(pairs), "image")
+    logger.info("%s on %s: %s", found, on, path)
 
 
 def results_path(config: CfgNode, folder: str) -> Path:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 
 logger = logging.getLogger(__name__)
 
@@ -92,9 +92,10 @@ def select_classes(
         if rows in (0, len(classes.names) + 1):
             return dict(tensors)
         raise InputError(
-            f"{source} is a detector of {rows - 1} classes that does not name them, and the data "
-            f"have {len(classes.names)}: its rows cannot be matched. Convert the file that its "
-            "training wrote, which names them, or begin with its encoder (MODEL.CONVNEXT.WEIGHTS)"
+            f"{source} is a detector of {counted(rows - 1, 'class')} that does not name them, and "
+            f"the data have {len(classes.names)}: its rows cannot be matched. Convert the file "
+            "that its training wrote, which names them, or begin with its encoder "
+            "(MODEL.CONVNEXT.WEIGHTS)"
         )
     found = _matches(theirs, classes, source)
     if list(theirs) == list(classes.names) and found == list(range(len(theirs))):

@@ -12,7 +12,7 @@ from torch import nn
 
 from backbones.checkpoint import OWN_WEIGHTS, LoadResult
 from backbones.convnext import ConvNeXt
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from backbones.weights.fitting import differences
 from backbones.weights.layouts import adapt_stem
 from backbones.weights.sources import read_source
@@ -65,8 +65,8 @@ def read_detector(
     )
     if not any(STEM in name for name in tensors):
         raise InputError(
-            f"{path} is of another architecture: it has no ConvNeXt, but {len(tensors)} tensors "
-            f"such as {', '.join(list(tensors)[:3])}. {remedy}"
+            f"{path} is of another architecture: it has no ConvNeXt, but "
+            f"{counted(len(tensors), 'tensor')} such as {', '.join(list(tensors)[:3])}. {remedy}"
         )
     try:
         if is_mmdetection(tensors):

@@ -16,7 +16,7 @@ from typing import Any
 
 from pycocotools import mask as rle_codec
 
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from detection.data.check import check_tree
 from detection.data.checks.annotations import is_id
 from detection.data.checks.problems import Findings, describe, shorten
@@ -169,7 +169,8 @@ def prepare_annotations(
             area = float(rle_codec.area(entry["segmentation"]))
         prepared.append({"area": area} | entry)
     if without := sum("area" not in annotation for annotation in annotations):
-        logger.warning("%s: %d annotations have no area: taken from mask or box", path, without)
+        areas = counted(without, "annotation")
+        logger.warning("%s: %s without area: taken from mask or box", path, areas)
     return prepared
 
 

@@ -76,7 +76,7 @@ def _by_openvino(path: str) -> Graph:
         import openvino
     except ImportError as error:
         raise InputError(
-            f'the runtime openvino is not installed: pip install -e ".[openvino]" ({error})'
+            f"the runtime openvino is not installed: pip install openvino ({error})"
         ) from None
     options: dict[str, Any] = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),

@@ -14,6 +14,7 @@ import math
 
 import numpy as np
 
+from backbones.errors import counted
 from detection.plan.anchors import GAIN, USUAL_RATIOS, fitted_anchors
 from detection.plan.survey import LONGEST, Survey
 from images.plans import Encoder, plan_device, plan_iterations
@@ -70,7 +71,7 @@ def plan_classes(plan: Plan, survey: Survey) -> None:
     names = survey.class_names
     shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
     plan.set("MODEL.ROI_HEADS.NUM_CLASSES", len(names), f"the labels': {shown}")
-    have = f"{survey.with_masks} of {len(survey.boxes)} objects have a mask"
+    have = f"{survey.with_masks} of {counted(len(survey.boxes), 'object')} have a mask"
     plan.set("MODEL.MASK_ON", survey.with_masks > 0, have)
 
 
@@ -176,7 +177,7 @@ def plan_counts(plan: Plan, survey: Survey) -> None:
     """
     most = int(objects_of_sample(plan, survey).max())
     in_tiles = "INPUT.TILES.ENABLED" in plan.choices
-    said = f"the fullest {'tile may have' if in_tiles else 'image has'} {most} objects"
+    said = f"the fullest {'tile may have' if in_tiles else 'image has'} {counted(most, 'object')}"
     on_gpu = plan.base != CPU_BASE
     for split, low, before in (
         ("TRAIN", 1000 if on_gpu else 200, 2000 if on_gpu else 500),

@@ -102,8 +102,8 @@ class Survey:
             f"{counted(len(self.boxes), 'object')} of "
             f"{counted(len(self.class_names), 'class', 'classes')} on "
             f"{counted(len(self.sizes), 'image')} (shorter side {sides} pixels, at most "
-            f"{counted(int(self.per_image.max()), 'object')}); left out: {self.crowds} crowds, "
-            f"{self.empty} images without an object"
+            f"{counted(int(self.per_image.max()), 'object')}); left out: "
+            f"{counted(self.crowds, 'crowd')}, {counted(self.empty, 'image')} without an object"
         )
 
 
@@ -175,8 +175,8 @@ def survey(sets: LoadedSets) -> Survey:
         masks += sum("segmentation" in item for item in objects)
     if not boxes:
         raise InputError(
-            f"{dataset.name}: none of {len(dataset.records)} images shows an object to train "
-            "on (crowds do not count): annotate some"
+            f"{dataset.name}: none of {counted(len(dataset.records), 'image')} shows an object to "
+            "train on (crowds do not count): annotate some"
         )
     if masks and (problems := [one for each in [dataset, *sets.tests] for one in unmasked(each)]):
         raise InputError("\n".join(problems))

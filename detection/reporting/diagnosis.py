@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from backbones.errors import counted
 from detection.reporting.run import NamedRuns, Run, columns_of_runs
 from reporting.blocks import (
     NOT_RECORDED,
@@ -195,7 +196,7 @@ def _confusion_table(name: RunName | None, run: Run, task: str) -> Table:
             sum(counts[i][j] + counts[j][i] for j in range(number + 1) if j != i) for i in chosen
         ]
         chosen = sorted(sorted(chosen, key=lambda i: -mistakes[i])[:MATRIX_CLASSES])
-        left_out = f", the {MATRIX_CLASSES} of {number} classes with most mistakes"
+        left_out = f", the {MATRIX_CLASSES} of {counted(number, 'class')} with most mistakes"
     places = [*chosen, number]
     rows: list[list[Cell]] = []
     for i in places:

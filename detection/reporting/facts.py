@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from backbones.errors import counted
 from detection.data.tiles import tiles_sentence
 from detection.reporting.run import NamedRuns, Run
 from reporting.blocks import NOT_RECORDED, Cell, Code, Number, Table
@@ -134,7 +135,9 @@ def _augmentation(run: Run) -> Cell:
 
 def _validation_data(run: Run) -> Cell:
     sets = run.fact("datasets", "val") or []
-    return "; ".join(f"{each['name']}: {each['images']} images" for each in sets) or "none"
+    return (
+        "; ".join(f"{each['name']}: {counted(each['images'], 'image')}" for each in sets) or "none"
+    )
 
 
 def chosen_weights(run: Run) -> Cell:

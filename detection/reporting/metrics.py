@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from backbones.errors import counted
 from detection.reporting.diagnosis import TASKS
 from detection.reporting.facts import data_mismatch, duration, encoder_sentence
 from detection.reporting.run import NamedRuns, Run, columns_of_runs
@@ -115,8 +116,8 @@ def metrics_blocks(named: NamedRuns) -> list[Block]:
     )
     if over := counts.get("images_over_limit"):
         sentence = (
-            f"{over} of {counts['images']} images hold more than 100 objects of one class, COCO's "
-            "limit of detections: their recall cannot reach 100."
+            f"{over} of {counted(counts['images'], 'image')} hold more than 100 objects of one "
+            "class, COCO's limit of detections: their recall cannot reach 100."
         )
         blocks.append(Paragraph(sentence, "warning"))
     return blocks + _limit_blocks(named)
@@ -133,8 +134,8 @@ def _limit_blocks(named: NamedRuns) -> list[Block]:
                 if isinstance(limit.get(task), dict) and limit[task].get("AP") is not None
             ]
             sentence = (
-                f"{run.name} with {limit['max_detections']} detections of a class and image "
-                f"(TEST.DETECTIONS_PER_IMAGE) in place of COCO's 100: {', '.join(found)}."
+                f"{run.name} with {counted(limit['max_detections'], 'detection')} of a class and "
+                f"image (TEST.DETECTIONS_PER_IMAGE) in place of COCO's 100: {', '.join(found)}."
             )
             blocks.append(Paragraph(sentence, "small"))
     return blocks
@@ -149,9 +150,9 @@ def class_blocks(named: NamedRuns) -> list[Block]:
     if not classes:
         return [Paragraph(f"Metrics by class: {NOT_RECORDED}.")]
     rows: list[list[Cell]] = []
-    for name, counted in sorted(classes.items(), key=lambda item: -item[1].get("instances", 0)):
+    for name, found in sorted(classes.items(), key=lambda item: -item[1].get("instances", 0)):
         row: list[Cell] = [name]
-        row += [Number(counted.get(key, 0), digits=0) for key in ("instances", "images")]
+        row += [Number(found.get(key, 0), digits=0) for key in ("instances", "images")]
         for _, run in named:
             measured = run.metrics.get("per_class", {}).get(name, {})
             for task in TASKS:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from detection.evaluation.inputs import Evaluation
 from reporting.blocks import Cell, RunName
 from reporting.run_files import RunFiles, read_object, read_run_files
@@ -110,7 +110,10 @@ def read_runs(folders: Sequence[Path], names: Sequence[str] | None = None) -> li
     if not folders:
         raise InputError("a report needs at least one run's folder")
     if names is not None and len(names) != len(folders):
-        raise InputError(f"{len(names)} names for {len(folders)} runs: one name each is wanted")
+        raise InputError(
+            f"{counted(len(names), 'name')} for {counted(len(folders), 'run')}: one name each is "
+            "wanted"
+        )
     if names is None:
         names = [folder.resolve().name for folder in folders]
         if len(set(names)) < len(names):

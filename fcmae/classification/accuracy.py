@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from backbones.kernels import use_kernels
 from backbones.whole_files import write_json
 from fcmae.classification.evaluation import evaluate
@@ -97,7 +97,8 @@ def _evaluate(options: FinetuneOptions) -> dict[str, Any]:
         title = f"Evaluation of {options.init}"
         write_report(output_dir / PAGE, title, classes, val, evaluation, result)
     logger.info(
-        "top-1 %.2f  top-5 %.2f  of %d images", figures["top1"], figures["top5"], result["images"]
+        "top-1 %.2f  top-5 %.2f  of %s",
+        *(figures["top1"], figures["top5"], counted(result["images"], "image")),
     )
     return result
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones.convnext import ConvNeXt
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from backbones.export import Export
 from backbones.weights.structure import size_name
 from fcmae.classification.head import build_classifier, read_classifier
@@ -74,8 +74,8 @@ def load_classifier(source: str | Path) -> Classifier:
         statistics = Statistics(mean, std, str(source))
     elif in_chans != 3:
         raise InputError(
-            f"{source} has {in_chans} channels and does not say their mean and std; give a "
-            "classifier of this project, which does"
+            f"{source} has {counted(in_chans, 'channel')} and does not say their mean and std; "
+            "give a classifier of this project, which does"
         )
     height, width = (int(side) for side in found.numbers("image_size") or DEFAULT_SIZE)
     crop_pct = json.loads(found.metadata.get("crop_pct", "null"))

@@ -21,7 +21,7 @@ import torch
 from timm.utils.misc import natural_key
 from torch import Tensor
 
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from fcmae.data import find_bad_headers
 from fcmae.samples import ImageSamples
 from images.bad_images import refuse_bad
@@ -127,8 +127,8 @@ class _Source:
         names = [self.labels.classes[index] for index in good]
         if lacking := [index for index, name in zip(good, names, strict=True) if not name]:
             raise InputError(
-                f"{len(lacking)} of {len(good)} images have no label (the folder that an image "
-                "lies in, or webdataset's .cls): "
+                f"{len(lacking)} of {counted(len(good), 'image')} have no label (the folder that "
+                "an image lies in, or webdataset's .cls): "
                 + ", ".join(os.path.basename(self.reader.name(index)) for index in lacking[:10])
             )
         if classes is None:
@@ -220,8 +220,8 @@ def labelled_data(
         train, val = train.subset(rest), replace(train.subset(sorted(chosen)), bad={})
         words = f"{val_fraction:g} of each class, set apart with split seed {split_seed}"
     logger.info(
-        "%d classes, %d images to train on, %d to evaluate (%s)",
-        *(len(classes), len(train), len(val), words),
+        "%s, %s to train on, %d to evaluate (%s)",
+        *(counted(len(classes), "class"), counted(len(train), "image"), len(val), words),
     )
     return LabelledData(classes, train, val, words)
 

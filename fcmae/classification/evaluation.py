@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import Dataset, Subset
 
+from backbones.errors import counted
 from fcmae.classification.data import LabelledSamples, Sample, collate
 from images.files import ImageError
 from training.data import guarded_loader
@@ -73,7 +74,7 @@ def evaluate(
     # Every process runs equally many batches, because FSDP gathers weights in each; the last one
     # may count no image.
     places = [place % total for place in range(rank, -(-total // world) * world, world)]
-    counted = len(range(rank, total, world))
+    own = len(range(rank, total, world))
     mine = Subset(_Dataset(samples), places)
     loader = guarded_loader(mine, workers, batch_size=batch_size, collate_fn=collate)
     device = next(model.parameters()).device
@@ -94,7 +95,7 @@ def evaluate(
             (best == truth[:, None]).any(-1),
         )
         batch = zip(places[seen : seen + len(truth)], *(c.tolist() for c in columns), strict=True)
-        rows += [row for row in list(batch)[: max(0, counted - seen)] if row[1] >= 0]
+        rows += [row for row in list(batch)[: max(0, own - seen)] if row[1] >= 0]
         seen += len(truth)
         bad |= met
     model.train(was_training)
@@ -105,7 +106,7 @@ def evaluate(
         torch.distributed.all_gather_object(shares, rows)
         rows = [row for share in shares for row in share]
     if not rows:
-        raise ImageError(f"none of the {total} images to evaluate can be used")
+        raise ImageError(f"none of the {counted(total, 'image')} to evaluate can be used")
     by_column: Any = [list(column) for column in zip(*sorted(rows), strict=True)]
     return Evaluation(total - len(rows), *by_column)
 

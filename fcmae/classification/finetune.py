@@ -27,6 +27,7 @@ from torch import nn
 
 from backbones.checkpoint import save_ours
 from backbones.convnext import SIZES, ConvNeXt, GRNOptions
+from backbones.errors import counted
 from backbones.kernels import use_kernels
 from backbones.param_groups import parameter_groups
 from backbones.whole_files import write_json
@@ -197,7 +198,12 @@ def _finetune(options: FinetuneOptions, resume: bool) -> Path:
     for name, figures in evaluations.figures().items():
         facts[f"top-1 of {name} weights"] = figures["top1"]
     write_report(
-        *(output_dir / REPORT, f"Classifier of {len(classes)} classes", classes, data.val),
+        *(
+            output_dir / REPORT,
+            f"Classifier of {counted(len(classes), 'class')}",
+            classes,
+            data.val,
+        ),
         *(evaluated, facts, data.train.labels),
     )
     logger.info("wrote %s", path)

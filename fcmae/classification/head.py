@@ -19,7 +19,7 @@ from torch import Tensor
 
 from backbones.checkpoint import OWN_WEIGHTS, EncoderFile, load_encoder, open_encoder
 from backbones.convnext import SIZES, ConvNeXt, GRNOptions, build_convnext
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from backbones.weights.sources import numbers
 from backbones.weights.structure import HEAD, check_head
 
@@ -192,7 +192,9 @@ def _rows_of_list(source: Source, classes: Sequence[str], path: Path) -> list[in
         )
     problems = []
     if len(lines) != len(classes):
-        problems.append(f"it has {len(lines)} lines for {len(classes)} classes of the data")
+        problems.append(
+            f"it has {counted(len(lines), 'line')} for {counted(len(classes), 'class')} of the data"
+        )
     known = {name: row for row, name in enumerate(source.classes or ())}
     rows = [known.get(line, int(line) if line.isdecimal() else -1) for line in lines]
     wrong = [

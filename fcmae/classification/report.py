@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from backbones.errors import counted
 from backbones.whole_files import write_files
 from fcmae.classification.data import LabelledSamples
 from fcmae.classification.evaluation import TOP, Evaluation
@@ -78,7 +79,11 @@ def write_report(
     }
     sections = [Section(key, name, found) for key, (name, found) in blocks.items() if found]
     figures = evaluation.figures()
-    page = Page(title, f"top-1 {figures['top1']:.1f} % of {len(evaluation.truth)} images", sections)
+    page = Page(
+        title,
+        f"top-1 {figures['top1']:.1f} % of {counted(len(evaluation.truth), 'image')}",
+        sections,
+    )
     write_files({path: render_html(page), **markdown_files(page, path.with_suffix(".md"))})
     logger.info("wrote %s", path)
     return path
@@ -105,9 +110,13 @@ def _headline(classes: Sequence[str], evaluation: Evaluation) -> list[Block]:
     ]
     found: list[Block] = [Cards(cards)]
     if without := len(classes) - len(recalls):
-        found.append(Paragraph(f"{without} of {len(classes)} classes have no image here.", "note"))
+        found.append(
+            Paragraph(f"{without} of {counted(len(classes), 'class')} have no image here.", "note")
+        )
     if evaluation.left_out:
-        found.append(Paragraph(f"{evaluation.left_out} images could not be used.", "warning"))
+        found.append(
+            Paragraph(f"{counted(evaluation.left_out, 'image')} could not be used.", "warning")
+        )
     return found
 
 
@@ -151,7 +160,7 @@ def _confusion(classes: Sequence[str], evaluation: Evaluation) -> list[Block]:
             [classes[a], classes[b], Number(n, 0)]
             for (a, b), n in wrong.most_common(MATRIX_CLASSES)
         ]
-        caption = f"The most frequent confusions of {len(met)} classes"
+        caption = f"The most frequent confusions of {counted(len(met), 'class')}"
         return [Table(["is", "predicted as", "images"], rows, caption)] if rows else []
     images = Counter(evaluation.truth)
     matrix: list[list[Cell]] = [

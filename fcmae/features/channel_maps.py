@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor, nn
 
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from backbones.whole_files import write_atomically
 from fcmae.features.analysis import dead_and_saturated
 from fcmae.features.taps import DEFAULT_TAP, Tap, run_features, tap_points, tapped
@@ -113,7 +113,7 @@ def draw_channel_maps(blocks: Sequence[ChannelMaps], path: Path, title: str) -> 
         axis.set_axis_off()
         counts = ", ".join(f"{block.kinds.count(k)} {k}" for k in FRAMES if k in block.kinds)
         axis.set_title(
-            f"{block.block}: {len(block.maps)} of {block.channels} channels\n"
+            f"{block.block}: {len(block.maps)} of {counted(block.channels, 'channel')}\n"
             f"{counts or 'none dead, saturated or duplicate'}",
             fontsize=9,
         )

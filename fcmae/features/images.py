@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from backbones.weights.sources import numbers
 from fcmae.classification.transforms import (
     BICUBIC,
@@ -141,7 +141,9 @@ class AnalysisImages(Dataset):
             "%d of %d images, %s",
             wanted,
             len(order),
-            f"{len(self.classes)} classes" if self.labels else "no classes: no class selectivity",
+            counted(len(self.classes), "class")
+            if self.labels
+            else "no classes: no class selectivity",
         )
 
     def __len__(self) -> int:

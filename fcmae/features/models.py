@@ -12,7 +12,7 @@ from torch import nn
 
 from backbones.checkpoint import EncoderFile, build_encoder, open_encoder
 from backbones.convnext import SIZES, ConvNeXt, build_convnext
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from backbones.weight_files import read_state_dict
 from backbones.weights.sources import timm_evaluation
 from fcmae.features.images import View, told_view
@@ -126,6 +126,6 @@ def _statistics(file: EncoderFile) -> Statistics:
     if file.in_chans == 3:
         return IMAGENET
     raise InputError(
-        f"{file.source} takes {file.in_chans} channels and does not tell their mean and std; give "
-        "the encoder.safetensors that pretraining wrote, which does"
+        f"{file.source} takes {counted(file.in_chans, 'channel')} and does not tell their mean "
+        "and std; give the encoder.safetensors that pretraining wrote, which does"
     )

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from backbones.whole_files import write_files
 from fcmae.classification.data import set_apart
 from fcmae.features.choose import choose
@@ -51,7 +51,9 @@ def write_next(
     rows = choose(by, embeddings.features, number, done, seed)
     names = [embeddings.names[row] for row in rows]
     pictures = [_thumbnail(embeddings, row, rank) for rank, row in enumerate(rows, 1)]
-    words = f"{number} of {len(embeddings.names) - len(done)} images without labels, by {by}"
+    words = (
+        f"{number} of {counted(len(embeddings.names) - len(done), 'image')} without labels, by {by}"
+    )
     sections = [
         Section("next", "In this order", [Pictures("", pictures)]),
         Section("list", "As a list", [Paragraph(name) for name in names]),

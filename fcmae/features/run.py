@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from backbones.whole_files import write_text
 from fcmae.features.analysis import BlockFeatures, analyze
 from fcmae.features.channel_maps import channel_maps, draw_channel_maps
@@ -97,7 +97,7 @@ def analyze_models(options: AnalysisOptions) -> dict[str, list[BlockFeatures]]:
     if not 0 <= options.map_image < len(images):
         raise InputError(f"the image of the maps is {options.map_image} of {len(images)}, from 0")
     results = {}
-    title = f"{len(images)} images, tap {options.tap}"
+    title = f"{counted(len(images), 'image')}, tap {options.tap}"
     for model in models:
         network = model.model.to(device)
         batches = images.batches(model.statistics, options.batch_size, options.workers, device)
@@ -119,7 +119,8 @@ def analyze_models(options: AnalysisOptions) -> dict[str, list[BlockFeatures]]:
     draw_cosine_distance(results, options.output_dir / "cosine_distance.png", title)
     draw_other_measures(results, options.output_dir / "measures.png", title)
     if images.labels:
-        words = f"{len(images)} images of {len(images.classes)} classes, block outputs"
+        classes = counted(len(images.classes), "class")
+        words = f"{counted(len(images), 'image')} of {classes}, block outputs"
         draw_selectivity(results, options.output_dir / "class_selectivity.png", words)
     return results
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import yaml
 
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from backbones.whole_files import write_text
 from fcmae.grids.grid import BY_CONFIG, STAGES, Grid, Row, file_name
 from fcmae.grids.table import Results, write_tables
@@ -166,7 +166,7 @@ def run_grid(
     if unknown := [name for name in rows if name not in names]:
         raise InputError(f"no row is named {', '.join(unknown)}; the rows are {', '.join(names)}")
     if at_once < 1:
-        raise InputError(f"{at_once} runs at once; give at least 1")
+        raise InputError(f"{counted(at_once, 'run')} at once; give at least 1")
     jobs = plan(grid, output_dir)
     chosen = {key: value for key, value in jobs.items() if not rows or key[0] in rows}
     _refuse_other_arguments(chosen)
@@ -201,7 +201,7 @@ def run_grid(
         )
     bar.close()
     if failures:
-        raise InputError("\n  ".join([f"{len(failures)} runs failed:", *failures]))
+        raise InputError("\n  ".join([f"{counted(len(failures), 'run')} failed:", *failures]))
     return output_dir / "table.md"
 
 

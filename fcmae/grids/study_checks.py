@@ -13,7 +13,7 @@ from typing import Any
 
 from backbones.checkpoint import load_encoder
 from backbones.convnext import build_convnext
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from backbones.whole_files import write_json
 from fcmae.grids.study_labels import LabelSet, Split, content_of, digests, split_labels
 from fcmae.grids.study_plan import Arm, StudyOptions
@@ -51,9 +51,9 @@ def check_study(options: StudyOptions, labels: LabelSet, test: LabelSet) -> tupl
     for flag, part in (("--train", labels), ("--test", test)):
         if missing := [file for file in map(part.file, part.images) if not file.is_file()]:
             problems.append(
-                f"{len(missing)} of the {len(part.images)} images of {flag} are not there, such as "
-                f"{missing[0]}: give the folder that the file names are relative to by "
-                f"{flag}-images, or by --images"
+                f"{len(missing)} of the {counted(len(part.images), 'image')} of {flag} are not "
+                f"there, such as {missing[0]}: give the folder that the file names are relative "
+                f"to by {flag}-images, or by --images"
             )
     reading = Reading(channels=None)
     of_test = digests(map(test.file, test.images), reading)

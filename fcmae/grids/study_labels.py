@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from backbones.whole_files import linked_folder, write_json
 from images.files import Reading, pixel_digest, read_image
 from images.folders import files_of_folder
@@ -138,7 +138,11 @@ def read_class_folders(path: Path) -> ClassFolders:
     """
     names = [file.relative_to(path).as_posix() for file in files_of_folder(path).images]
     if not names or (lonely := [name for name in names if "/" not in name]):
-        what = f"{len(lonely)} images that lie in no class's folder" if names else "no images"
+        what = (
+            f"{counted(len(lonely), 'image')} that lie in no class's folder"
+            if names
+            else "no images"
+        )
         raise InputError(f"{path} has {what}: a classifier needs one folder of images per class")
     return ClassFolders(path, names)
 
@@ -183,7 +187,9 @@ def split_labels(labels: LabelSet, sizes: Sequence[int | None]) -> Split:
         least = 2 * SMALLEST if len(by_kind) == 1 else 2
         apart = max(least, round(TUNED_ON * len(order)))
         if len(by_kind) > 1 and len(order) <= apart:
-            problems.append(f"class {kind} has {len(order)} images; {apart + 1} are needed")
+            problems.append(
+                f"class {kind} has {counted(len(order), 'image')}; {apart + 1} are needed"
+            )
         tune_train += order[: apart // 2]
         tune_test += order[apart // 2 : apart]
         pool += [(kind, image) for image in order[apart:]]
@@ -192,14 +198,14 @@ def split_labels(labels: LabelSet, sizes: Sequence[int | None]) -> Split:
     largest, smallest = (pick((s for s in sizes if s), default=1) for pick in (max, min))
     if len(pool) < largest or len(pool) < SMALLEST:
         problems.append(
-            f"{labels.path} has {found} images with labels; {apart} of them are set apart to "
-            f"tune rates, which leaves {len(pool)}, fewer than the {max(largest, SMALLEST)} of "
-            "--labels: ask for fewer, or label more"
+            f"{labels.path} has {counted(found, 'image')} with labels; {apart} of them are set "
+            f"apart to tune rates, which leaves {len(pool)}, fewer than the "
+            f"{max(largest, SMALLEST)} of --labels: ask for fewer, or label more"
         )
     if smallest < len(by_kind) and any(sizes):
         problems.append(
-            f"--labels {smallest} cannot hold an image of each of {len(by_kind)} classes: give at "
-            f"least {len(by_kind)}"
+            f"--labels {smallest} cannot hold an image of each of "
+            f"{counted(len(by_kind), 'class')}: give at least {len(by_kind)}"
         )
     if problems:
         raise InputError("\n".join(problems))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from fcmae.grids.study_tasks import TASKS, StudyTask
 from fcmae.grids.verdicts import LOOKS, verdict
 from training.command_line.tasks import Task
@@ -123,9 +123,10 @@ class Plan:
         )
         return (
             f"{options.hours:g} hours: {pretraining:.0f} minutes of FCMAE "
-            f"({self.pretraining_steps} steps), {tuning:.0f} minutes for the rates, then "
-            f"{self.waves} waves of {len(options.arms)} runs, {wave:.1f} minutes each: about "
-            f"{pairs} pairs for each of {len(options.labels)} label sizes, and {expected}"
+            f"({counted(self.pretraining_steps, 'step')}), {tuning:.0f} minutes for the rates, "
+            f"then {counted(self.waves, 'wave')} of {counted(len(options.arms), 'run')}, "
+            f"{wave:.1f} minutes each: about {counted(pairs, 'pair')} for each of "
+            f"{counted(len(options.labels), 'label size')}, and {expected}"
         )
 
 
@@ -169,7 +170,7 @@ def make_plan(options: StudyOptions, measured: Measured) -> Plan:
     if waves < sizes or (pretrained and steps < FEWEST_STEPS):
         raise InputError(
             f"--hours {options.hours:g} is too little for one pair of runs at each of "
-            f"{sizes} label sizes: that takes about {needed / 3600:.2g} hours here. Give more, or "
-            "fewer --labels, arms or --iterations"
+            f"{counted(sizes, 'label size')}: that takes about {needed / 3600:.2g} hours here. "
+            "Give more, or fewer --labels, arms or --iterations"
         )
     return Plan(steps, tried, waves, (pretraining, tuning, wave))

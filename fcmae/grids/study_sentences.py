@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from backbones.errors import counted
 from fcmae.grids.study_plan import Question
 from fcmae.grids.study_results import StudyResults
 from fcmae.grids.verdicts import LOOKS, Verdict
 
 
 def sized(size: int | None) -> str:
-    return "all labels" if size is None else f"{size} labels"
+    return "all labels" if size is None else f"{counted(size, 'label')}"
 
 
 def signed(value: float) -> str:
@@ -25,7 +26,7 @@ def sentence(study: StudyResults, question: Question, found: Verdict) -> str:
     if found.low is None or found.high is None or found.mean is None:
         pairs = f"{found.pairs} pair{'s' * (found.pairs != 1)}"
         return f"{start} against {base}: cannot tell yet, with {pairs}; {LOOKS[0]} are needed."
-    interval = f"(95%: {signed(found.low)} to {signed(found.high)}, {found.pairs} pairs)"
+    interval = f"(95%: {signed(found.low)} to {signed(found.high)}, {counted(found.pairs, 'pair')})"
     if found.answer == "cannot tell":
         return f"{start} against {base}: cannot tell, {signed(found.mean)} {unit} {interval}."
     verb = "gives" if found.answer == "better" else "costs"

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from backbones.errors import counted
 from images.decoders.pillow_formats import open_pillow
 from images.decoders.tiff_segments import Window, tiff_window
 from images.picture import (
@@ -141,8 +142,8 @@ def _image_of(file: BinaryIO) -> Any:
     if others:
         sizes = "; ".join(f"{list(s.shape)} of {s.dtype}" for s in [first, *others][:4])
         raise ImageError(
-            f"cannot be read: a TIFF of {1 + len(others)} images ({sizes}), of which one alone "
-            "would be read; save each as a file, or bands as pages of one size and type"
+            f"cannot be read: a TIFF of {counted(1 + len(others), 'image')} ({sizes}), of which "
+            "one alone would be read; save each as a file, or bands as pages of one size and type"
         )
     return first
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import nn
 
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from backbones.whole_files import remove_unfinished
 from training.cli import is_main_process
 from training.guards.checkpoints import checkpoint_step, list_checkpoints
@@ -75,8 +75,8 @@ def refuse_fewer_steps(output_dir: Path, steps: int, done: int | None = None) ->
         done = checkpoint_step(checkpoints[-1]) if checkpoints else 0
     if done > steps:
         raise InputError(
-            f"{output_dir} holds a run of {done} steps, which cannot be continued to {steps}: "
-            f"give {done} or more, or choose another output folder"
+            f"{output_dir} holds a run of {counted(done, 'step')}, which cannot be continued to "
+            f"{steps}: give {done} or more, or choose another output folder"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from backbones.errors import counted
 from detection.data.checks.problems import Findings, shorten
 from detection.data.checks.segmentations import (
     are_finite,
@@ -76,8 +77,8 @@ def _warn_of_unused(
     if len(crowds) > MANY_CROWDS * len(annotations):
         findings.warn(
             "annotations",
-            f"{len(crowds)} of {len(annotations)} objects are crowds (iscrowd 1) and are not "
-            "trained on",
+            f"{len(crowds)} of {counted(len(annotations), 'object')} are crowds (iscrowd 1) and "
+            "are not trained on",
             "set iscrowd 0 for objects that were drawn one by one (CVAT writes brush masks as 1)",
         )
     for name, kind, every, for_crowds, for_none in (

@@ -24,7 +24,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from backbones.weight_files import read_pickle, save_stream
 from backbones.whole_files import REMEDIES, write_atomically, write_text
 from training.guards.checkpoints import CheckpointError
@@ -183,7 +183,11 @@ def ended_with_checkpoint(trainer: Any) -> Iterator[tuple[Endings, StallWatch]]:
         newest = trainer.checkpointer.get_checkpoint_file()
         saved = os.path.basename(newest)[6:-4]
         steps = trainer.done - (int(saved) + 1 if saved.isdigit() else 0)
-        return f"{steps} steps after {newest}" if newest else f"{steps} steps of the whole run"
+        return (
+            f"{counted(steps, 'step')} after {newest}"
+            if newest
+            else f"{counted(steps, 'step')} of the whole run"
+        )
 
     hold_dead_workers_back()
     endings = Endings(lost, patience=0.0 if comm.is_main_process() else PATIENCE)

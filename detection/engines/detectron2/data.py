@@ -30,7 +30,7 @@ from detectron2.utils import comm
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from backbones.errors import InputError
+from backbones.errors import InputError, counted
 from detection.data.augmentation.checks import augmentation_words
 from detection.data.augmentation.copy_paste import Objects, copy_paste, tight_boxes
 from detection.data.augmentation.geometry import (
@@ -259,8 +259,8 @@ def _check_trainable(cfg: Any, dataset: CocoDataset) -> None:
     objects = int(dataset.records.objects.sum())
     if not objects:
         raise InputError(
-            f"{dataset.annotations}: none of its {len(dataset.records)} images shows an object "
-            "to train on (crowds do not count); annotate some, or train on another file"
+            f"{dataset.annotations}: none of its {counted(len(dataset.records), 'image')} shows "
+            "an object to train on (crowds do not count); annotate some, or train on another file"
         )
     if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon":
         options = cfg.INPUT
@@ -278,7 +278,7 @@ def _check_trainable(cfg: Any, dataset: CocoDataset) -> None:
         )
         if encoded:
             raise InputError(
-                f"INPUT.MASK_FORMAT is polygon, but {encoded} of {objects} objects in "
+                f"INPUT.MASK_FORMAT is polygon, but {encoded} of {counted(objects, 'object')} in "
                 f"{dataset.annotations} are run-length encoded: set INPUT.MASK_FORMAT to bitmask"
             )
 

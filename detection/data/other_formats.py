@@ -20,12 +20,12 @@ def other_format(tree: Any) -> tuple[str, str] | None:
         if "data" in first and {"annotations", "completions", "predictions"} & first.keys():
             what = "is not COCO: it is an export of Label Studio"
             return what, f"{IMPORT} FILE --from labelstudio"
-        others = {
+        keys_of = {
             "CreateML": {"annotations", "image"},
             "Labelbox": {"data_row", "projects"},
             "BDD100K or Scalabel": {"name", "labels"},
         }
-        if name := next((name for name, keys in others.items() if keys <= first.keys()), None):
+        if name := next((name for name, keys in keys_of.items() if keys <= first.keys()), None):
             return f"is not COCO: it looks like {name}", f"export COCO instead; {FORM}"
     if not isinstance(tree, dict):
         return None

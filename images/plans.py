@@ -12,7 +12,8 @@ from backbones.convnext import SIZES
 from backbones.errors import InputError, counted
 from backbones.whole_files import write_text
 from images.files import EIGHT_BITS, ImageError, Reading, open_picture
-from images.statistics import LEAST_DEVIATION, ImageFiles, Statistics, measure
+from images.statistics import ImageFiles, Statistics
+from images.unlike_imagenet import LEAST_DEVIATION, unlike_imagenet
 from training.command_line.commands import child_command
 from training.data import evenly_spread
 from training.devices import automatic_device
@@ -106,20 +107,16 @@ def channels_and_depth(paths: Sequence[str]) -> tuple[int, str]:
 
 
 def statistics_from_nothing(paths: Sequence[str], channels: int, depth: str) -> Statistics | None:
-    """Mean and deviation of images on which random weights are trained.
+    """Mean and deviation for random weights; None where the training finds those that do.
 
-    A training takes ImageNet's for RGB of 8 bits. From random weights these cost 14 box AP on dark
-    images of nuclei (docs/transfer.md), so those of the images themselves are measured. None where
-    the training measures by itself, or all images are of one colour.
+    A training measures those of its images, but for RGB of 8 bits, which get ImageNet's: here their
+    own, if :func:`images.unlike_imagenet.unlike_imagenet` says so.
     """
     if (channels, depth) != RGB:
         return None
     images = ImageFiles(paths, Reading(channels, by_parts=True))
     images.skip_bad_images = True  # the check reports them
-    try:
-        return measure(images, MEASURED, 0, least_share=LEAST_DEVIATION)
-    except InputError:
-        return None
+    return unlike_imagenet(images, MEASURED)
 
 
 def plan_channels(
@@ -152,9 +149,7 @@ def plan_channels(
         mean, std = (
             [round(EIGHT_BITS * v, 1) for v in vs] for vs in (statistics.mean, statistics.std)
         )
-        why = (
-            f"{statistics.origin}: from random weights ImageNet's may cost much (docs/transfer.md)"
-        )
+        why = f"{statistics.origin}, which are not like ImageNet's (docs/transfer.md)"
         plan.set("MODEL.PIXEL_MEAN", mean, why)
         why = f"as MODEL.PIXEL_MEAN; each channel has at least {LEAST_DEVIATION} of the largest"
         plan.set("MODEL.PIXEL_STD", std, why)

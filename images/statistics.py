@@ -26,7 +26,6 @@ from training.progress import progress
 logger = logging.getLogger(__name__)
 
 FAINT = 0.1
-LEAST_DEVIATION = 0.25  # of a channel, as a share of the largest, where it is for random weights
 ROWS = 512
 
 

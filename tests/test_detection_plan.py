@@ -284,7 +284,7 @@ def test_grey_deep_images_are_read_as_they_are_and_measured():
     assert plan["MODEL.CONVNEXT.ADAPT_CHANNELS"] is True
 
 
-def test_random_weights_get_the_images_own_mean_and_deviation(tmp_path):
+def test_random_weights_get_the_own_mean_and_deviation_of_images_unlike_imagenets(tmp_path):
     random = np.random.default_rng(0)
     dark = random.integers(0, 40, (3, 16, 16, 3))
     dark[..., 2] //= 20  # almost nothing is in the blue channel
@@ -298,6 +298,10 @@ def test_random_weights_get_the_images_own_mean_and_deviation(tmp_path):
     assert plan["MODEL.PIXEL_STD"] == pytest.approx([*std[:2], std.max() / 4], abs=0.05)
     assert "measured over 3" in plan.choices["MODEL.PIXEL_MEAN"].reason
     assert statistics_from_nothing(paths, 3, "16 bits") is None  # a training measures these itself
+    for path in paths:
+        usual = random.integers(0, 230, (16, 16, 3)).astype(np.uint8)
+        cv2.imwrite(path, usual)
+    assert statistics_from_nothing(paths, 3, "8 bits") is None  # ImageNet's will do
 
 
 def test_a_class_of_one_example_is_drawn_more_often():

@@ -94,6 +94,10 @@ def pretrain(options: PretrainOptions, resume: bool = False) -> Path:
 
 def _pretrain(options: PretrainOptions, resume: bool) -> Path:
     output_dir = Path(options.output_dir)
+    probed = None
+    if options.probe:
+        reading = Reading(options.in_chans, value_range=as_range(options.value_range))
+        probed = labelled_data(options.probe, val_fraction=PROBE_HELD_OUT, reading=reading)
     samples = pretraining_samples(
         options.data,
         options.image_size,
@@ -153,10 +157,6 @@ def _pretrain(options: PretrainOptions, resume: bool) -> Path:
     bad_images.add(samples.bad)
     every = options.panel_every or max(1, steps // 10)
     shown, shown_masks = _fixed_batch(samples, bad_images, PANEL_IMAGES)
-    probed = None
-    if options.probe:
-        reading = Reading(options.in_chans, value_range=as_range(options.value_range))
-        probed = labelled_data(options.probe, val_fraction=PROBE_HELD_OUT, reading=reading)
 
     def after_step(step: int, model: nn.Module) -> dict[str, Any]:
         """At some steps: pictures of fixed images and masks, and the accuracy of probes."""

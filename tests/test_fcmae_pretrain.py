@@ -145,6 +145,14 @@ def test_bad_images_of_a_run_are_counted_and_listed(image_folder, tmp_path, capl
     assert "2 of 12 images could not be used" in caplog.text
 
 
+@pytest.mark.parametrize("wrong", ["probe", "init"])
+def test_what_is_refused_leaves_no_run_behind(image_folder, tmp_path, wrong):
+    run = tmp_path / "run"
+    with pytest.raises((InputError, OSError)):
+        pretrain(options(image_folder, run, **{wrong: str(tmp_path / "nowhere")}))
+    pretrain(options(image_folder, run))  # the right command is not told that a run is there
+
+
 def test_resume_refuses_and_names_what_changes_the_learning_and_says_what_does_not(
     image_folder, tmp_path, caplog
 ):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import zipfile
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -227,11 +226,9 @@ def _is_safetensors(path: Path) -> bool:
 
 def _arrays_of_npz(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a file that ``numpy.savez`` wrote; {} of any other file."""
-    if not zipfile.is_zipfile(path):
+    members = pickles.zip_members(path)
+    if members is None or not all(name.endswith(".npy") for name in members):
         return {}
-    with zipfile.ZipFile(path) as archive:
-        if not all(name.endswith(".npy") for name in archive.namelist()):
-            return {}
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)

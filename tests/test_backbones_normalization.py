@@ -214,7 +214,7 @@ def test_weights_that_do_not_say_their_grn_have_the_papers(tmp_path):
 @pytest.mark.parametrize("kind", ["none", "se", "affine"])
 def test_other_formats_cannot_hold_what_replaces_grn(kind):
     if kind != "affine":  # whose names are GRN's: the command line knows it by the metadata
-        with pytest.raises(ValueError, match="which timm cannot express"):
+        with pytest.raises(ValueError, match="which timm cannot store"):
             from_ours(small(kind).state_dict(), "timm")
     for target in ("ours", "detectron2"):
         assert len(from_ours(small(kind).state_dict(), target)[0]) == len(small(kind).state_dict())

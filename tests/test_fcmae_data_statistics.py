@@ -92,7 +92,7 @@ def test_given_statistics_must_be_on_the_scale_of_0_to_1(image_folder):
     samples = samples_of(image_folder, 3)
     given = chosen(samples, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
     assert given == Statistics((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "given")
-    with pytest.raises(ValueError, match=r"--mean 123\.7 .* are to be divided by 255"):
+    with pytest.raises(ValueError, match=r"--mean 123\.7 .* divide values of 8 bits by 255"):
         chosen(samples, [123.7, 116.3, 103.5], [58.4, 57.1, 57.4])
 
 
@@ -127,7 +127,10 @@ def test_faint_images_are_shown_with_their_contrast():
             {"in_chans": 0, "batch_size": 0, "image_size": (100, 64), "mask_ratio": 1.5},
             ["in_chans is 0", "batch_size is 0", "image height is 100", "mask ratio is 1.5"],
         ),
-        ({"precision": "fp16", "device": "cpu", "epochs": 0}, ["fp16 needs a GPU", "epochs is 0"]),
+        (
+            {"precision": "fp16", "device": "cpu", "epochs": 0},
+            ["fp16 needs an NVIDIA GPU", "epochs is 0"],
+        ),
     ],
 )
 def test_all_contradicting_options_are_named_at_once(options, messages):

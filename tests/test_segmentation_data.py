@@ -124,7 +124,7 @@ def test_coco_objects_become_a_data_set_with_a_background(tmp_path):
     assert dataset.classes.names == ("background", "dog", "cat")
     assert dataset.class_map(dataset.records[0])[1, 1] == 2
     (tmp_path / "x.json").write_text("[]", encoding="utf-8")
-    with pytest.raises(InputError, match="is no COCO file"):
+    with pytest.raises(InputError, match="is not a COCO file"):
         load_segmentation(f"json:{tmp_path / 'x.json'}:{tmp_path}")
 
 

@@ -47,7 +47,7 @@ def test_boxes_without_area_are_not_counted_as_trained_on(tmp_path, run):
     tree["annotations"][0]["bbox"][2] = 0
     annotations, images = write_small_coco(tmp_path, tree)
     result = run(annotations, "--images", images)
-    assert "training uses 3 of 5 objects on 3 of 4 images; it leaves out 1 crowds, 1 boxes" in (
+    assert "training uses 3 of 5 objects on 3 of 4 images; it leaves out 1 crowd, 1 box" in (
         result.out
     )
 

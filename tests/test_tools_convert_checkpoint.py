@@ -451,7 +451,7 @@ def test_a_broken_head_is_refused_and_one_of_another_kind_left_out(convert, tmp_
     torch.save(tensors | {"head.bias": torch.ones(4)}, tmp_path / "x.pth")
     code, _, err = convert(tmp_path / "x.pth", tmp_path / "y.pth", "--to", "timm")
     assert code == 1
-    assert "classifier is not whole" in err
+    assert "classifier is not complete" in err
     theirs = from_ours(tensors, "timm")[0] | {"head.pre_logits.fc.weight": torch.ones(2, 2)}
     torch.save(theirs, tmp_path / "mlp.pth")
     output = tmp_path / "hf" / "model.safetensors"

@@ -402,7 +402,7 @@ def test_bf16_is_not_warned_of_where_nothing_is_known_of_it(monkeypatch):
     [
         ({"steps": 0}, "max_steps is 0"),
         ({"precision": "fp8"}, "precision is 'fp8'; allowed: no, bf16, fp16"),
-        ({"precision": "fp16"}, "fp16 needs a GPU"),
+        ({"precision": "fp16"}, "fp16 needs an NVIDIA GPU"),
         ({"accumulate": 3}, r"batch size 4 is not divisible by 1 process\(es\) x 3"),
     ],
 )

@@ -162,13 +162,22 @@ def read_pickle(path: Path) -> Any:
     return content
 
 
+def zip_members(path: Path) -> list[str] | None:
+    """The names in a zip archive; None for other files and damaged archives."""
+    if not zipfile.is_zipfile(path):
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return None  # whoever reads it says that it is damaged
+
+
 def _another_archive(path: Path) -> str:
     """What an archive is that holds no pickled weights, with the remedy; "" for other files."""
     if tarfile.is_tarfile(path):
         return "is a tar archive: unpack it and give the file of the weights"
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            members = archive.namelist()
+    if (members := zip_members(path)) is not None:
         if any(name.endswith("/constants.pkl") for name in members):
             return f"is TorchScript, a program: load it by torch.jit.load, and save {STATE_DICT}"
         if not any(name.endswith("/data.pkl") for name in members):

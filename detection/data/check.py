@@ -250,7 +250,7 @@ def training_sentence(tree: dict[str, Any]) -> str:
     shown = [item for item in objects if not item.get("iscrowd", 0)]
     images = {item["image_id"] for item in shown if is_id(item.get("image_id"))}
     flat = sum(min(item["bbox"][2:]) <= 0 for item in shown)
-    boxes = f", {flat} boxes without area" if flat else ""
+    boxes = f", {counted(flat, 'box')} without area" if flat else ""
     return (
         f"training uses {len(shown) - flat} of {counted(len(objects), 'object')} on {len(images)} "
         f"of {counted(len(tree['images']), 'image')}; it leaves out "

@@ -29,7 +29,6 @@ from images.files import Reading, as_range
 from images.statistics import (
     IMAGENET,
     ImageFiles,
-    Statistics,
     measure,
     to_pixel_scale,
 )
@@ -166,8 +165,7 @@ def known_statistics(config: CfgNode) -> tuple[list[float], list[float]]:
             f"{config.MODEL.CONVNEXT.IN_CHANS} of MODEL.CONVNEXT.IN_CHANS: give PIXEL_MEAN and "
             "PIXEL_STD (a training would measure them)"
         )
-    mean, std = (to_pixel_scale(v, config.INPUT.FORMAT) for v in (IMAGENET.mean, IMAGENET.std))
-    return mean, std
+    return IMAGENET.of_pixels(config.INPUT.FORMAT)
 
 
 def shared_contradictions(config: CfgNode) -> Iterator[Contradiction]:
@@ -271,14 +269,6 @@ def _read_yaml(text: str) -> Mapping[str, Any]:
     return tree if isinstance(tree, dict) else {}
 
 
-def _setting(found: Statistics, input_format: str) -> str:
-    mean, std = (
-        [round(value, 1) for value in to_pixel_scale(values, input_format)]
-        for values in (found.mean, found.std)
-    )
-    return f"their own: MODEL.PIXEL_MEAN {mean} MODEL.PIXEL_STD {std}"
-
-
 def _by_default(config: CfgNode, paths: Sequence[str] | None) -> PixelStatistics:
     """ImageNet's for RGB of 8 bits, else measured.
 
@@ -288,7 +278,12 @@ def _by_default(config: CfgNode, paths: Sequence[str] | None) -> PixelStatistics
     images = None if paths is None else ImageFiles(paths, reading_of(config))
     if config.INPUT.FORMAT in ("RGB", "BGR") and (images is None or images.eight_bit()):
         if images is not None and not (config.MODEL.WEIGHTS or config.MODEL.CONVNEXT.WEIGHTS):
-            warn_if_unlike(images, lambda found: _setting(found, config.INPUT.FORMAT))
+            warn_if_unlike(
+                images,
+                lambda found: "their own: MODEL.PIXEL_MEAN {} MODEL.PIXEL_STD {}".format(
+                    *found.of_pixels_rounded(config.INPUT.FORMAT)
+                ),
+            )
         return PixelStatistics(*known_statistics(config), [], "ImageNet")
     if images is None:
         known_statistics(config)
@@ -298,5 +293,4 @@ def _by_default(config: CfgNode, paths: Sequence[str] | None) -> PixelStatistics
         "PIXEL_STD would save this"
     )
     found = measure(images, MEASURED_IMAGES, config.SEED, config.DATALOADER.NUM_WORKERS)
-    mean, std = (to_pixel_scale(values, config.INPUT.FORMAT) for values in (found.mean, found.std))
-    return PixelStatistics(mean, std, [], found.origin)
+    return PixelStatistics(*found.of_pixels(config.INPUT.FORMAT), [], found.origin)

@@ -11,7 +11,7 @@ from backbones.checkpoint import open_encoder
 from backbones.convnext import SIZES
 from backbones.errors import InputError, counted
 from backbones.whole_files import write_text
-from images.files import EIGHT_BITS, ImageError, Reading, open_picture
+from images.files import ImageError, Reading, open_picture
 from images.statistics import ImageFiles, Statistics
 from images.unlike_imagenet import LEAST_DEVIATION, unlike_imagenet
 from training.command_line.commands import child_command
@@ -131,7 +131,7 @@ def plan_channels(
     Args:
         statistics: those of :func:`statistics_from_nothing`.
     """
-    files = f"the files have {channels} channel{'s' * (channels > 1)} of {depth}"
+    files = f"the files have {counted(channels, 'channel')} of {depth}"
     if channels == 1 and encoder is not None and encoder.in_chans == 3:
         channels, files = 3, f"{files}, the encoder takes 3: grey is repeated"
     plan.set("INPUT.FORMAT", {3: "RGB", 1: "L"}.get(channels, "raw"), files)
@@ -146,9 +146,7 @@ def plan_channels(
         plan.set("MODEL.PIXEL_MEAN", [], source)
         plan.set("MODEL.PIXEL_STD", [], "as MODEL.PIXEL_MEAN")
     else:
-        mean, std = (
-            [round(EIGHT_BITS * v, 1) for v in vs] for vs in (statistics.mean, statistics.std)
-        )
+        mean, std = statistics.of_pixels_rounded()
         why = f"{statistics.origin}, which are not like ImageNet's (docs/transfer.md)"
         plan.set("MODEL.PIXEL_MEAN", mean, why)
         why = f"as MODEL.PIXEL_MEAN; each channel has at least {LEAST_DEVIATION} of the largest"

@@ -50,6 +50,15 @@ class Statistics:
         std = torch.tensor(self.std, device=images.device).view(shape) * scale
         return images.to(torch.float32, copy=True).sub_(mean).div_(std)
 
+    def of_pixels(self, input_format: str = "RGB") -> tuple[list[float], list[float]]:
+        """Mean and std of 0 to 255, in the order of ``INPUT.FORMAT``: the values of a config."""
+        return to_pixel_scale(self.mean, input_format), to_pixel_scale(self.std, input_format)
+
+    def of_pixels_rounded(self, input_format: str = "RGB") -> tuple[list[float], list[float]]:
+        """The same to a tenth, for people to read."""
+        mean, std = self.of_pixels(input_format)
+        return [round(value, 1) for value in mean], [round(value, 1) for value in std]
+
     def shown(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and std by which normalised images are turned into pictures to look at.
 

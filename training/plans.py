@@ -274,7 +274,7 @@ class Machine:
         return self.device != "cpu"
 
     def __str__(self) -> str:
-        cores = f"{self.cores} core{'s' * (self.cores > 1)}"
+        cores = f"{counted(self.cores, 'core')}"
         return f"{cores if not self.is_gpu else self.device}, {self.memory_mb / 2**10:.0f} GiB"
 
 
@@ -306,5 +306,5 @@ def memory_mb() -> float:
 
 def plan_loader(plan: Plan, machine: Machine) -> None:
     workers = min(8 if machine.is_gpu else 1, machine.cores - 1)
-    why = f"of {machine.cores} core{'s' * (machine.cores > 1)}, beside the training's own"
+    why = f"of {counted(machine.cores, 'core')}, beside the training's own"
     plan.set("DATALOADER.NUM_WORKERS", workers, why)

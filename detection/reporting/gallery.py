@@ -23,6 +23,7 @@ class Chosen:
     groups: Sequence[str]
     errors: Sequence[str]
     why: str
+    change: float = 0.0  # of F1 since the first run
 
 
 def choose_images(runs: NamedRuns) -> list[Chosen]:
@@ -54,20 +55,25 @@ def choose_images(runs: NamedRuns) -> list[Chosen]:
         for image in members:
             of_image.setdefault(image, []).append(group)
     return [
-        Chosen(image, held, list(rows[image]["errors"]) or ["none"], _why(rows[image], changes))
+        Chosen(
+            image,
+            held,
+            list(rows[image]["errors"]) or ["none"],
+            _why(rows[image], changes),
+            changes.get(image, 0.0),
+        )
         for image, held in of_image.items()
     ]
 
 
 def changed_most(runs: NamedRuns) -> list[Chosen]:
     """The images that lost most and gained most since the first run, by F1; most changed first."""
-    changes = _changes(runs)
     chosen = [
         replace(each, groups=[group for group in each.groups if group in (LOST, GAINED)])
         for each in choose_images(runs)
     ]
     changed = [each for each in chosen if each.groups]
-    return sorted(changed, key=lambda each: -abs(changes[each.image_id]))
+    return sorted(changed, key=lambda each: -abs(each.change))
 
 
 def _changes(runs: NamedRuns) -> dict[Any, float]:

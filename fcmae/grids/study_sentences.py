@@ -24,7 +24,7 @@ def sentence(study: StudyResults, question: Question, found: Verdict) -> str:
     unit, base = study.options.of_task.unit, said[question.against]
     start = f"With {sized(question.size)}, {said[question.arm]}"
     if found.low is None or found.high is None or found.mean is None:
-        pairs = f"{found.pairs} pair{'s' * (found.pairs != 1)}"
+        pairs = f"{counted(found.pairs, 'pair')}"
         return f"{start} against {base}: cannot tell yet, with {pairs}; {LOOKS[0]} are needed."
     interval = f"(95%: {signed(found.low)} to {signed(found.high)}, {counted(found.pairs, 'pair')})"
     if found.answer == "cannot tell":

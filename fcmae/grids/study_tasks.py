@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fcmae.grids.run import FINISHED
-from images.statistics import Statistics, to_pixel_scale
+from images.statistics import Statistics
 from training.command_line.tasks import Task, read_facts
 from training.records.metrics import train_seconds
 
@@ -56,11 +56,10 @@ class StudyTask:
 
     def normalised_by(self, statistics: Statistics) -> dict[str, Any]:
         """Flags or keys of a run whose images have this mean and deviation."""
-        values = (list(statistics.mean), list(statistics.std))
         if self.stage == "classify":
-            return dict(zip(("mean", "std"), values, strict=True))
-        scaled = [str(to_pixel_scale(of_channels, "RGB")) for of_channels in values]
-        return dict(zip(("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"), scaled, strict=True))
+            return {"mean": list(statistics.mean), "std": list(statistics.std)}
+        mean, std = statistics.of_pixels()
+        return {"MODEL.PIXEL_MEAN": str(mean), "MODEL.PIXEL_STD": str(std)}
 
     @property
     def has_steps(self) -> bool:

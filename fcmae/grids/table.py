@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from backbones.errors import counted
 from backbones.whole_files import write_text
 from fcmae.grids.grid import METRICS, Grid
 from reporting.tables import by_column, csv_text, markdown_table
@@ -68,11 +69,10 @@ def _markdown(grid: Grid, rows: list[dict[str, Any]]) -> str:
     paragraphs = [f"# {grid.title}"]
     if grid.source:
         paragraphs.append(f"The paper's figures: {grid.source}.")
-    seeds = "1 seed" if len(grid.seeds) == 1 else f"{len(grid.seeds)} seeds"
     paragraphs.append(
-        f"Mean ± half of its 95% confidence interval over {seeds}, and the "
-        f"standard deviation of the runs. Differences from *{grid.baseline}* are paired by seed; "
-        "a single run has no interval."
+        f"Mean ± half of its 95% confidence interval over {counted(len(grid.seeds), 'seed')}, "
+        f"and the standard deviation of the runs. Differences from *{grid.baseline}* are paired by "
+        "seed; a single run has no interval."
     )
     for metric in METRICS:
         if not (of_metric := [row for row in rows if row["metric"] == metric]):
